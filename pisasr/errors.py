@@ -1,0 +1,17 @@
+"""What pisasr says when it can't go on. Each message is one line: what was wanted, what came, what to do."""
+
+
+class PisasrError(Exception):
+    """Something the user can put right; a command prints the message alone, without a traceback."""
+
+
+class ImageError(PisasrError):
+    """A picture that can't be read, or can't be worked on."""
+
+
+class CheckpointError(PisasrError):
+    """A file of weights that is broken, incomplete, or not what it says it is."""
+
+
+class ModelError(PisasrError):
+    """A base model that is missing, or is of another kind than the adapters were made for."""
