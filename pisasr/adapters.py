@@ -1,0 +1,203 @@
+"""Two LoRAs, "pix" and "sem", on one UNet: put on, switched, frozen, filled, merged. The only file that knows peft."""
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pisasr.errors import CheckpointError, ModelError
+
+if TYPE_CHECKING:
+    from pisasr.weights import Adapter
+
+# Which layers learn, as published (PiSA-SR 9c76e12): every convolution and every attention or feed-forward projection.
+TARGETS = ("to_k", "to_q", "to_v", "to_out.0", "conv", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+
+
+def target_modules(unet: nn.Module) -> list[str]:
+    """Name the layers that carry an adapter, by the published rule.
+
+    A layer is one if the name of its weight holds one of TARGETS and neither "norm" nor "bias"; the timestep's layers
+    are therefore none. On a UNet that already carries adapters the answer is the same.
+    """
+    weights = (name for name, _ in unet.named_parameters() if name.endswith(".weight") and ".lora_" not in name)
+    names = (name.removesuffix(".weight").removesuffix(".base_layer") for name in weights)
+    return [name for name in names if "norm" not in name and "bias" not in name and any(t in name for t in TARGETS)]
+
+
+def attach(unet: nn.Module, name: str, rank: int, alpha: float) -> None:
+    """Add a fresh adapter that changes nothing yet: A is drawn from N(0, 1/rank), B is zero.
+
+    Its tensors are float32, whatever the base is held in. What was active stays active (on a bare UNet: nothing), and
+    no other tensor's requires_grad moves.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    if any(name in layer.lora_A for layer in _layers(unet)):
+        raise ModelError(f"this UNet already has an adapter {name!r}; give the new one another name.")
+    wanted = target_modules(unet)
+    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=wanted)
+    found = _state(unet)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(config, unet, adapter_name=name)
+    for parameter in parameters_of(unet, name).values():
+        parameter.data = parameter.data.float()
+    _restore(unet, found)
+
+
+@contextmanager
+def active(unet: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Run the block with exactly these adapters on (none of them: the base), then leave the UNet as it was found.
+
+    peft ties "active" to "learns": switching an adapter on asks for its gradients. Here requires_grad is nobody's
+    business: it stays as found inside the block and after it, also after an exception.
+    With gradient checkpointing, call backward() inside the block: it runs the UNet again.
+    """
+    _check_known(unet, names)
+    found = _state(unet)
+    try:
+        _switch(unet, list(names))
+        _restore_flags(found[1])
+        yield
+    finally:
+        _restore(unet, found)
+
+
+def train_only(unet: nn.Module, name: str) -> None:
+    """Let this adapter learn and nothing else in the UNet. Stays so through every `active` block."""
+    _check_known(unet, [name])
+    unet.requires_grad_(False)
+    for parameter in parameters_of(unet, name).values():
+        parameter.requires_grad_(True)
+
+
+def parameters_of(unet: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """The live tensors of one adapter, keyed "MODULE.lora_A.weight" / "MODULE.lora_B.weight" as in the file."""
+    _check_known(unet, [name])
+    ending = f".{name}.weight"
+    return {
+        key.removesuffix(ending) + ".weight": parameter
+        for key, parameter in unet.named_parameters()
+        if key.endswith((f".lora_A{ending}", f".lora_B{ending}"))
+    }
+
+
+@torch.no_grad()
+def load_into(unet: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Fill an attached adapter. Every key and shape must fit: CheckpointError otherwise, and nothing was changed."""
+    parameters = parameters_of(unet, name)
+    _check_same(f"adapter {name!r}", {k: p.shape for k, p in parameters.items()}, tensors)
+    for key, parameter in parameters.items():
+        parameter.copy_(tensors[key])
+
+
+def merged(unet: nn.Module, adapters: Sequence["Adapter"], dtype: torch.dtype | None = None) -> nn.Module:
+    """A new UNet whose weights are W + sum of (alpha / rank) B A; the given one is untouched.
+
+    Each sum is made in float32 and cast once, to `dtype` (None: as the base). Needs no second full float32 set: the
+    copy is made tensor by tensor in its final dtype.
+    """
+    deltas = _deltas(unet, adapters)
+    memo = {}
+    for name, parameter in unet.named_parameters():
+        weight = _plus(parameter, deltas.get(name, ()), dtype or parameter.dtype)
+        memo[id(parameter)] = nn.Parameter(weight, requires_grad=False)
+    return copy.deepcopy(unet, memo)
+
+
+def merge_in_place(unet: nn.Module, adapters: Sequence["Adapter"], dtype: torch.dtype | None = None) -> nn.Module:
+    """Like `merged`, but the base is given up for it: its weights are replaced one by one. Returns the same UNet."""
+    deltas = _deltas(unet, adapters)
+    for name, parameter in unet.named_parameters():
+        parameter.data = _plus(parameter, deltas.get(name, ()), dtype or parameter.dtype)
+        parameter.requires_grad_(False)
+    return unet
+
+
+def _plus(weight: Tensor, deltas: Iterable[tuple[float, Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+    """W + (alpha / rank) B A, in float32, as a tensor of its own. A convolution's A has its kernel, its B is 1 x 1."""
+    total = weight.detach().to(torch.float32, copy=True)
+    for scale, A, B in deltas:
+        total += scale * (B.flatten(1).to(total) @ A.flatten(1).to(total)).view_as(total)
+    return total.to(dtype)
+
+
+def _deltas(unet: nn.Module, adapters: Sequence["Adapter"]) -> dict[str, list[tuple[float, Tensor, Tensor]]]:
+    """What is added to each weight, after checking that every adapter fits this UNet by name and shape."""
+    if any(True for _ in _layers(unet)):
+        raise ModelError("merging wants a bare UNet, this one carries live adapters; load the base anew.")
+    deltas: dict[str, list[tuple[float, Tensor, Tensor]]] = {}
+    for adapter in adapters:
+        _check_same(f"adapter {adapter.name!r}", adapter_shapes(unet, adapter.rank), adapter.tensors)
+        for module in target_modules(unet):
+            A, B = (adapter.tensors[f"{module}.lora_{side}.weight"] for side in "AB")
+            deltas.setdefault(f"{module}.weight", []).append((adapter.alpha / adapter.rank, A, B))
+    return deltas
+
+
+def adapter_shapes(unet: nn.Module, rank: int) -> dict[str, torch.Size]:
+    """The keys and shapes an adapter of this rank must have to fit this bare UNet."""
+    shapes = {}
+    for name in target_modules(unet):
+        out, *inner = unet.get_parameter(f"{name}.weight").shape
+        shapes[f"{name}.lora_A.weight"] = torch.Size([rank, *inner])
+        shapes[f"{name}.lora_B.weight"] = torch.Size([out, rank] + [1] * (len(inner) - 1))
+    return shapes
+
+
+def _check_same(what: str, wanted: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    if missing or extra:
+        example = f"lacks {missing[0]}" if missing else f"has the unknown {extra[0]}"
+        raise CheckpointError(
+            f"{what} does not fit this UNet: {len(missing)} tensors missing, {len(extra)} too many ({example}); "
+            "use the base it was trained on."
+        )
+    for key, shape in wanted.items():
+        if tensors[key].shape != shape:
+            raise CheckpointError(
+                f"{what} does not fit this UNet: {key} is {list(tensors[key].shape)}, wanted {list(shape)}; "
+                "use the base and the rank it was trained with."
+            )
+
+
+def _layers(unet: nn.Module) -> Iterator[nn.Module]:
+    return (module for module in unet.modules() if hasattr(module, "base_layer") and hasattr(module, "lora_A"))
+
+
+def _check_known(unet: nn.Module, names: Sequence[str]) -> None:
+    known = {name for layer in _layers(unet) for name in layer.lora_A}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ModelError(f"no adapter {unknown[0]!r} on this UNet, it has {sorted(known)}; attach it first.")
+
+
+def _switch(unet: nn.Module, names: list[str]) -> None:
+    """Turn on exactly these adapters. Moves requires_grad about, as peft does: restore the flags afterwards."""
+    for layer in _layers(unet):
+        if names:
+            layer.set_adapter(names)
+        layer.enable_adapters(bool(names))
+
+
+def _state(unet: nn.Module) -> tuple[list[str], list[tuple[nn.Parameter, bool]]]:
+    """(adapters that are on, requires_grad of every tensor). All layers agree, since only `_switch` moves them."""
+    layer = next(_layers(unet), None)
+    names = [] if layer is None or layer.disable_adapters else list(layer.active_adapters)
+    return names, [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
+
+
+def _restore(unet: nn.Module, state: tuple[list[str], list[tuple[nn.Parameter, bool]]]) -> None:
+    names, flags = state
+    _switch(unet, names)
+    _restore_flags(flags)
+
+
+def _restore_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)

@@ -1,0 +1,88 @@
+"""Tensors in, tensors out: the three steps that training and inference share. Images to latents, latents to what is
+wrong with them, latents to images."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pisasr.text import PromptEncoder
+
+ONE_STEP = 1  # the only timestep the UNet is asked at: z_L counts as almost clean (published as `timesteps1`)
+
+
+def vae_factor(vae: nn.Module) -> int:
+    """Image pixels per latent pixel along each side: 8 for Stable Diffusion's VAE."""
+    return getattr(vae, "downscale", None) or 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def predict(unet: nn.Module, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP) -> Tensor:
+    """What the UNet would remove from z [B, c, h, w]; same shape and dtype as z.
+
+    prompt_embeds [B or 1, tokens, d]. h and w may be anything: the UNet's own down- and upsampling agrees with itself
+    only at multiples of its depth, which diffusers handles for odd sizes too.
+    """
+    dtype = unet.conv_in.weight.dtype
+    embeds = prompt_embeds.to(z.device, dtype).expand(len(z), -1, -1)
+    return unet(z.to(dtype), timestep, encoder_hidden_states=embeds).sample.to(z.dtype)
+
+
+class PiSASR:
+    """A UNet, a VAE and their way with words, as three verbs. Only holds them: switches and grad mode are the caller's.
+
+    x [B, 3, H, W] in [-1, 1], H and W multiples of `factor`; z [B, c, H/factor, W/factor], scaled as the UNet knows it.
+    All sizes come from the parts' own configs.
+    """
+
+    def __init__(self, unet: nn.Module, vae: nn.Module, prompt_encoder: PromptEncoder | None = None):
+        self.unet, self.vae, self.prompt_encoder = unet, vae, prompt_encoder
+        self.factor = vae_factor(vae)
+
+    def encode(
+        self,
+        x: Tensor,
+        posterior: Literal["mean", "sample"] = "mean",
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """x -> z, scaled. "mean" leaves nothing to chance; "sample" adds std * N(0, 1) as training does.
+
+        noise, shaped like z, takes the place of the generator's draw. Results have x's dtype.
+        """
+        distribution = self.vae.encode(x.to(self._vae_dtype)).latent_dist
+        z = distribution.mean
+        if posterior == "sample":
+            if noise is None:
+                noise = draw_noise(z, generator)
+            z = z + distribution.std * noise.to(z)
+        return self.scale(z).to(x.dtype)
+
+    def predict(self, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP) -> Tensor:
+        """What this model's UNet would remove from z, with whatever adapters are on: see `predict`."""
+        return predict(self.unet, z, prompt_embeds, timestep)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z -> x, not clamped: values a little outside [-1, 1] are the VAE's own. Results have z's dtype."""
+        return self.vae.decode(self.unscale(z).to(self._vae_dtype)).sample.to(z.dtype)
+
+    def scale(self, latent: Tensor) -> Tensor:
+        """The VAE's latent, as the UNet knows it (near unit variance)."""
+        return (latent - self._shift) * self.vae.config.scaling_factor
+
+    def unscale(self, z: Tensor) -> Tensor:
+        """The inverse of `scale`."""
+        return z / self.vae.config.scaling_factor + self._shift
+
+    @property
+    def _shift(self) -> float:
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
+
+    @property
+    def _vae_dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
+
+def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """N(0, 1) shaped like a tensor, drawn where the generator lives: a CPU generator gives the same on every device."""
+    device = generator.device if generator is not None else like.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like)

@@ -1,0 +1,41 @@
+"""Words to embeddings. The published method runs on the empty prompt, so one embedding serves every picture."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+REMEMBERED = 64  # embeddings kept; SD-2.1's weigh 0.3 MB each, and captions of a training set rarely come back
+
+
+class PromptEncoder:
+    """Turn prompts into the text encoder's last hidden states (after its final norm), [B, tokens, d].
+
+    Each prompt is padded or cut to the tokenizer's length (77 for CLIP) and encoded once: the latest ones are kept.
+    Nothing flows back into the text encoder. Move or cast the text encoder freely, this follows.
+    """
+
+    def __init__(self, tokenizer, text_encoder: nn.Module):
+        self.tokenizer, self.text_encoder = tokenizer, text_encoder
+        self._known: OrderedDict[tuple, Tensor] = OrderedDict()
+
+    def __call__(self, prompts: str | Sequence[str]) -> Tensor:
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return torch.cat([self._embed(prompt) for prompt in prompts])
+
+    def _embed(self, prompt: str) -> Tensor:
+        weight = next(self.text_encoder.parameters())
+        key = (prompt, weight.device, weight.dtype)
+        if key not in self._known:
+            self._known[key] = self._encode(prompt, weight.device)
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    @torch.no_grad()
+    def _encode(self, prompt: str, device: torch.device) -> Tensor:
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return self.text_encoder(tokens.input_ids.to(device)).last_hidden_state
