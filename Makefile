@@ -1,0 +1,48 @@
+# make demo   repair the example photos with the embedded model; pictures land in results/demo
+# make test   run the tests        make slow   run the long ones        make lint   run ruff
+#
+# Each makes .venv by itself, from the pinned versions in configs/constraints.txt. Which build of PyTorch comes is for
+# one variable to say; without it, pip takes what it finds (on Linux from PyPI: the CUDA build, several GB):
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu       CPU only
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cu130     CUDA 13
+# PYTHON=python3.12 chooses the interpreter (3.11 or newer). `make clean` removes .venv, to choose again.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c configs/constraints.txt
+PINS := pyproject.toml configs/constraints.txt
+EXAMPLES := pisasr/demo/examples
+RESULTS := results/demo
+
+.PHONY: demo test slow lint clean
+
+demo: $(VENV)/.base
+	$(VENV)/bin/python scripts/infer.py --input $(EXAMPLES) --output $(RESULTS) --lambda_pix 1.0 --lambda_sem 1.0
+	$(VENV)/bin/python scripts/infer.py --input $(firstword $(wildcard $(EXAMPLES)/*.png $(EXAMPLES)/*.jpg)) \
+	    --output $(RESULTS)/grid --lambda_grid "0,0.5,1,1.5" "0,0.5,1,1.5"
+	@echo "The repaired photos are in $(RESULTS), the lambda grid is in $(RESULTS)/grid:"
+	@find $(RESULTS) -name '*.png' | sort
+
+test: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -q -m "not slow"
+
+slow: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -q -m slow
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+
+$(VENV)/.base: $(PINS)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pisasr wants Python 3.11 or newer, this is " + sys.version.split()[0] + "; say make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)
