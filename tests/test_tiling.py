@@ -1,0 +1,116 @@
+"""Latent tiling keeps its promises: it covers everything once, changes nothing by itself, and plans as published."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from pisasr.tiling import blend_tiles, gaussian_weight, needs_tiling, tile_grid, tile_starts
+
+PARITY = Path(os.environ.get("PISASR_PARITY", Path(__file__).parents[2] / "shared" / "parity"))
+needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason=f"no parity data at {PARITY} (set PISASR_PARITY)")
+
+
+@st.composite
+def plans(draw):
+    tile = draw(st.integers(1, 9))
+    return draw(st.integers(1, 30)), draw(st.integers(1, 30)), tile, draw(st.integers(0, tile - 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans())
+def test_identity_in_identity_out_at_any_size(plan):
+    h, w, tile, overlap = plan
+    z = torch.randn(1, 2, h, w, generator=torch.Generator().manual_seed(h * w))
+    torch.testing.assert_close(blend_tiles(lambda crop: crop, z, tile, overlap), z, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plans())
+def test_tiles_cover_every_position_and_stay_inside(plan):
+    h, w, tile, overlap = plan
+    seen = torch.zeros(h, w)
+    grid = tile_grid(h, w, tile, overlap)
+    for place in grid:
+        assert place.crop(seen).shape == (min(tile, h), min(tile, w))
+        place.crop(seen).add_(1)
+    assert seen.min() >= 1
+    assert len(set(grid)) == len(grid)
+
+
+def test_each_tile_is_computed_once_for_all_predictions():
+    crops = []
+
+    def predict(crop):
+        crops.append(crop.shape)
+        return crop, -crop
+
+    z = torch.randn(1, 4, 24, 20)
+    plus, minus = blend_tiles(predict, z, 16, 4)
+    assert crops == [(1, 4, 16, 16)] * 4
+    torch.testing.assert_close(plus, z)
+    torch.testing.assert_close(minus, -z)
+
+
+def test_one_tile_is_no_tiling():
+    z = torch.randn(2, 4, 8, 100)
+    assert not needs_tiling(8, 100, 32)
+    assert blend_tiles(lambda crop: crop, z, 32, 8) is z
+
+
+@pytest.mark.parametrize(("h", "w", "tiles"), [(1, 200, 17), (200, 1, 17), (3, 40, 3), (5, 120, 10)])
+def test_thin_maps_take_the_short_side_whole(h, w, tiles):
+    # Tile 16, overlap 4: short sides of 1, 3 and 5 lie below the tile, some below the overlap too.
+    z = torch.randn(1, 1, h, w)
+    if needs_tiling(h, w, 8):
+        torch.testing.assert_close(blend_tiles(lambda crop: crop, z, 8, 4), z)
+    grid = tile_grid(h, w, 16, 4)
+    assert len(grid) == tiles
+    assert {min(place.height, place.width) for place in grid} == {min(h, w)}
+
+
+def test_last_tile_is_pulled_back():
+    assert tile_starts(36, 16, 4) == [0, 12, 20]
+    assert tile_starts(28, 16, 4) == [0, 12]
+    assert tile_starts(29, 16, 4) == [0, 12, 13]
+    assert tile_starts(16, 16, 15) == tile_starts(3, 16, 15) == [0]
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(8, 8), (8, 9), (0, 0), (-4, -8), (8, -1)])
+def test_plans_that_never_end_are_refused_in_one_line(tile, overlap):
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        blend_tiles(lambda crop: crop, torch.zeros(1, 1, 4, 4), tile, overlap)
+
+
+def test_a_prediction_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="as big as its crop, 4 x 4; got 3 x 4"):
+        blend_tiles(lambda crop: crop[..., 1:, :], torch.zeros(1, 1, 8, 8), 4, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_result_has_the_dtype_of_the_predictions(dtype):
+    z = torch.rand(1, 1, 12, 30).to(dtype)
+    blended = blend_tiles(lambda crop: crop, z, 8, 3)
+    assert blended.dtype == dtype
+    torch.testing.assert_close(blended, z)
+
+
+@needs_parity
+def test_weights_are_the_published_ones():
+    for name, published in load_file(PARITY / "tensors" / "tile_weights.safetensors").items():
+        side = int(name.removeprefix("w"))
+        torch.testing.assert_close(gaussian_weight(side, side).to(published), published, rtol=1e-6, atol=0)
+
+
+@needs_parity
+def test_plan_has_as_many_tiles_as_published():
+    for case in json.loads((PARITY / "index.json").read_text())["eval_cases"]:
+        (h, w), options = case["latent_hw"], case["options"]
+        tile, overlap = options["latent_tiled_size"], options["latent_tiled_overlap"]
+        tiles = len(tile_grid(h, w, tile, overlap)) if needs_tiling(h, w, tile) else 1
+        assert tiles * (1 if options["default"] else 2) == case["unet_calls"], case["name"]
