@@ -1,0 +1,28 @@
+"""Where the files that scorers need are looked for. Nothing is downloaded here and nothing found is imported."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from pisasr.errors import PisasrError
+
+
+class MetricUnavailable(PisasrError):
+    """A scorer lacks a package or a file. One line that says what to install or where to put it."""
+
+
+def find_weights(pattern: str, folder: Path | None, packages: dict[str, str], advice: str) -> Path:
+    """The file matching `pattern` in `folder` or else inside an installed package.
+
+    packages maps an import name to the folder inside it. The package is located, not imported: basicsr and iqa cannot
+    be imported without a working torchvision, and reading one file of theirs needs no code.
+    """
+    places = [folder] if folder else []
+    for package, inside in packages.items():
+        spec = find_spec(package)
+        places += [Path(place) / inside for place in (spec.submodule_search_locations or [])] if spec else []
+    for place in places:
+        if found := sorted(place.glob(pattern)):
+            return found[0]
+    raise MetricUnavailable(f"{pattern} not found: {advice}, or put the file into a folder and give --weights FOLDER")

@@ -1,0 +1,84 @@
+"""NIQE: the published mean where data and parameters are at hand, its own sense everywhere."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pisasr.evaluation import niqe as niqe_module
+from pisasr.evaluation.niqe import PristineStatistics, find_parameters, load_parameters, niqe
+from pisasr.evaluation.weights import MetricUnavailable
+
+REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).parents[2] / "shared" / "realsr"))
+
+
+def parameters_or_skip() -> PristineStatistics:
+    folder = os.environ.get("PISASR_WEIGHTS")
+    try:
+        return load_parameters(find_parameters(Path(folder) if folder else None))
+    except MetricUnavailable as missing:
+        pytest.skip(f"NIQE's parameters are not installed: {missing}")
+
+
+def standin() -> PristineStatistics:
+    """Statistics of no photograph: enough to follow the arithmetic without the published file."""
+    window = np.exp(-(np.arange(-3, 4) ** 2) / (2 * (7 / 6) ** 2))
+    return PristineStatistics(np.zeros(36), np.eye(36), window / window.sum())
+
+
+def noise_picture(height: int = 200, width: int = 300) -> np.ndarray:
+    return np.random.default_rng(0).normal(128, 20, (height, width, 3)).clip(0, 255).astype(np.uint8)
+
+
+def test_halving_keeps_flat_areas_and_shrinks_a_ramp_to_its_own_means():
+    assert np.allclose(niqe_module._halve(np.full((96, 96), 7.0)), 7)
+    ramp = np.tile(np.arange(96.0), (96, 1))
+    assert np.allclose(niqe_module._halve(ramp)[4:-4, 4:-4], (np.arange(48) * 2 + 0.5)[4:-4])
+
+
+def test_gaussian_values_are_recognised_as_gaussian():
+    blocks = np.random.default_rng(1).normal(0, 3, (2, 200, 200))
+    alpha, left, right = niqe_module._fit_asymmetric_gaussian(blocks)
+    assert alpha == pytest.approx([2, 2], abs=0.05)
+    assert left == pytest.approx(right, rel=0.02)
+
+
+def test_pixels_beyond_the_last_whole_block_do_not_count():
+    picture = noise_picture()
+    assert niqe(picture, standin()) == niqe(picture[:192, :288], standin())
+
+
+@pytest.mark.parametrize(
+    "picture", [np.full((200, 200, 3), 9, np.uint8), noise_picture(95, 300), noise_picture(100, 100)]
+)
+def test_flat_or_too_small_pictures_are_nan(picture):
+    assert math.isnan(niqe(picture, standin()))
+
+
+def test_parameters_are_found_in_a_named_folder_and_their_absence_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("pisasr.evaluation.weights.find_spec", lambda package: None)
+    with pytest.raises(MetricUnavailable, match="iqa-torch") as missing:
+        find_parameters(tmp_path)
+    assert "\n" not in str(missing.value)
+    window = np.outer(standin().window, standin().window)
+    np.savez(
+        tmp_path / "niqe_pris_params.npz",
+        mu_pris_param=np.zeros((1, 36)),
+        cov_pris_param=np.eye(36),
+        gaussian_window=window,
+    )
+    assert niqe(noise_picture(), load_parameters(find_parameters(tmp_path))) == pytest.approx(
+        niqe(noise_picture(), standin())
+    )
+
+
+@pytest.mark.skipif(not REALSR.is_dir(), reason="no RealSR pairs beside this checkout, nor in PISASR_REALSR")
+def test_mean_over_a_published_set():
+    pristine = parameters_or_skip()
+    pictures = sorted((REALSR / "osediff").glob("*.png"))
+    values = [niqe(np.asarray(Image.open(path).convert("RGB")), pristine) for path in pictures]
+    assert len(values) == 100
+    assert np.mean(values) == pytest.approx(5.6476, abs=0.01)
