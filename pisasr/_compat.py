@@ -2,7 +2,7 @@
 
 torchvision's wheels from PyPI are linked against CUDA libraries. Beside a CPU-only torch its operators don't load, and
 then `import torchvision` fails on the first operator that its Python code registers. transformers, diffusers and peft
-fail with it, although they need no torchvision at all.
+fail with it, although they can do without torchvision.
 """
 
 from __future__ import annotations
@@ -16,51 +16,56 @@ SCHEMAS = (  # the two operators that torchvision's Python code takes for grante
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 
-_state: str | None = None
+_report: str | None = None
 _stubs = None  # torch forgets the operators when their Library is collected
 
 
 def repair_torchvision() -> str:
-    """Make an installed torchvision importable; say "absent", "native" or "stubbed".
+    """Make an installed torchvision importable and say what was found: "absent", "native" or "stubbed".
 
-    "native": its own operators load, nothing was changed. "stubbed": they don't, so `nms` and `qnms` were declared
-    without an implementation: models, transforms and lpips work, `torchvision.ops.nms` raises. Asking again costs
-    nothing and gives the same answer. Without torchvision, torch isn't imported either.
+    "native": nothing was changed, because its own operators load. "stubbed": they don't, so `nms` and `qnms` were
+    declared without an implementation: its models and transforms work, `torchvision.ops.nms` raises. Asking again
+    costs nothing and gives the same answer. Without a torchvision, torch isn't imported either.
     """
-    global _state
-    if _state is None:
-        _state = _repair()
-    return _state
+    global _report
+    if _report is None:
+        _report = _repair()
+    return _report
 
 
 def repair_on_first_import() -> None:
-    """Have `repair_torchvision` run just before whoever comes first imports torchvision; costs nothing until then."""
-    if "torchvision" not in sys.modules and not any(isinstance(f, _Repairer) for f in sys.meta_path):
+    """Have `repair_torchvision` run just before torchvision is first imported, by whomever; costs nothing until then.
+
+    This is why no module of pisasr has to mind the order of its imports.
+    """
+    if not any(isinstance(finder, _Repairer) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Repairer())
 
 
 class _Repairer:
-    """Sits in `sys.meta_path`, finds nothing itself, and leaves when torchvision is asked for."""
+    """Stands first in `sys.meta_path` and finds nothing itself: being asked for torchvision is its cue."""
+
+    called = False  # the repair looks for torchvision too, and so asks here again
 
     def find_spec(self, name, path=None, target=None):
-        if name == "torchvision":
-            sys.meta_path.remove(self)
+        if name == "torchvision" and not self.called:
+            self.called = True
             repair_torchvision()
         return None
 
 
 def _repair() -> str:
     global _stubs
-    if "torchvision" in sys.modules:  # imported already, so its operators are there
-        return "native"
     spec = find_spec("torchvision")
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None:
         return "absent"
 
     import torch
 
-    libraries = [so for folder in spec.submodule_search_locations for so in sorted(Path(folder).glob("_C*.so"))]
-    if any(_loads(torch, so) for so in libraries):
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    libraries = [so for folder in folders for so in sorted(folder.glob("_C*.so"))]
+    declared = hasattr(torch.ops.torchvision, "nms")  # torchvision was imported before us, or somebody else repaired it
+    if declared or not libraries or any(_loads(torch, so) for so in libraries):
         return "native"
     _stubs = torch.library.Library("torchvision", "DEF")
     for schema in SCHEMAS:

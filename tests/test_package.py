@@ -1,0 +1,70 @@
+"""What an installation promises: a light door, a base install that infers, pins that fit the ranges."""
+
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import pisasr
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_pisasr_imports_no_library():
+    code = "import sys, pisasr; print(*({'torch', 'numpy', 'PIL', 'diffusers', 'omegaconf'} & set(sys.modules)))"
+    assert run(code) == ""
+
+
+def test_the_door_opens_to_what_it_names():
+    from pisasr.config import load_config
+    from pisasr.pipeline import PiSASRPipeline
+
+    assert pisasr.PiSASRPipeline is PiSASRPipeline
+    assert pisasr.load_config is load_config
+    assert set(pisasr.__all__) <= set(dir(pisasr))
+
+
+def test_the_door_refuses_other_names():
+    with pytest.raises(AttributeError, match="no attribute 'PiSASPipeline'"):
+        _ = pisasr.PiSASPipeline
+
+
+def test_inference_needs_nothing_from_the_extras():
+    extras = ("torchvision", "lpips", "omegaconf", "scipy", "tensorboard")
+    block = f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
+    assert run(block + "import pisasr.pipeline, pisasr.cli; print('imported')") == "imported"
+
+
+def test_the_pins_fit_the_ranges():
+    lines = (ROOT / "configs/constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if not line.startswith("#")}
+    optional = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *optional["train"], *optional["eval"], *optional["dev"]]
+    for requirement in map(Requirement, wanted):
+        if requirement.name != "pisasr":
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_one_version_everywhere():
+    try:
+        installed = importlib.metadata.version("pisasr")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("pisasr is not installed in this environment")
+    assert installed == pisasr.__version__
+
+
+def test_the_embedded_default_is_small_enough_to_ship():
+    files = [path for path in (ROOT / "pisasr/demo").rglob("*") if path.is_file()]
+    assert 0 < sum(path.stat().st_size for path in files) <= 24 * 2**20
