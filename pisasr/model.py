@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pisasr.text import PromptEncoder
+from pisasr.vae_tiling import decode_tiled, encode_tiled
 
 ONE_STEP = 1  # the only timestep the UNet is asked at: z_L counts as almost clean (published as `timesteps1`)
 
@@ -19,8 +20,7 @@ def vae_factor(vae: nn.Module) -> int:
 def predict(unet: nn.Module, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP) -> Tensor:
     """What the UNet would remove from z [B, c, h, w]; same shape and dtype as z.
 
-    prompt_embeds [B or 1, tokens, d]. h and w may be anything: the UNet's own down- and upsampling agrees with itself
-    only at multiples of its depth, which diffusers handles for odd sizes too.
+    prompt_embeds [B or 1, tokens, d]; h and w may be anything. Computed in the UNet's own dtype.
     """
     dtype = unet.conv_in.weight.dtype
     embeds = prompt_embeds.to(z.device, dtype).expand(len(z), -1, -1)
@@ -44,12 +44,15 @@ class PiSASR:
         posterior: Literal["mean", "sample"] = "mean",
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
+        tile_px: int | None = None,
     ) -> Tensor:
         """x -> z, scaled. "mean" leaves nothing to chance; "sample" adds std * N(0, 1) as training does.
 
-        noise, shaped like z, takes the place of the generator's draw. Results have x's dtype.
+        noise, shaped like z, takes the place of the generator's draw. Pictures beyond tile_px * tile_px image pixels
+        are encoded in pieces, to the same result, without gradients (None: always whole). Results have x's dtype.
         """
-        distribution = self.vae.encode(x.to(self._vae_dtype)).latent_dist
+        x_vae = x.to(self._vae_dtype)
+        distribution = self.vae.encode(x_vae).latent_dist if tile_px is None else encode_tiled(self.vae, x_vae, tile_px)
         z = distribution.mean
         if posterior == "sample":
             if noise is None:
@@ -57,13 +60,18 @@ class PiSASR:
             z = z + distribution.std * noise.to(z)
         return self.scale(z).to(x.dtype)
 
-    def predict(self, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP) -> Tensor:
-        """What this model's UNet would remove from z, with whatever adapters are on: see `predict`."""
-        return predict(self.unet, z, prompt_embeds, timestep)
+    def predict(
+        self, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP, unet: nn.Module | None = None
+    ) -> Tensor:
+        """What the UNet (this model's, or another) would remove from z, with whatever adapters are on: `predict`."""
+        return predict(self.unet if unet is None else unet, z, prompt_embeds, timestep)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """z -> x, not clamped: values a little outside [-1, 1] are the VAE's own. Results have z's dtype."""
-        return self.vae.decode(self.unscale(z).to(self._vae_dtype)).sample.to(z.dtype)
+    def decode(self, z: Tensor, tile_px: int | None = None) -> Tensor:
+        """z -> x, not clamped: values a little outside [-1, 1] are the VAE's own. tile_px as for `encode`."""
+        latent = self.unscale(z).to(self._vae_dtype)
+        if tile_px is None:
+            return self.vae.decode(latent).sample.to(z.dtype)
+        return decode_tiled(self.vae, latent, max(tile_px // self.factor, 1)).to(z.dtype)
 
     def scale(self, latent: Tensor) -> Tensor:
         """The VAE's latent, as the UNet knows it (near unit variance)."""

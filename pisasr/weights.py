@@ -1,0 +1,246 @@
+"""Adapters on disk: one safetensors file each, that says what it is. Also reads the published .pkl."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pisasr.errors import CheckpointError
+
+FORMAT, VERSION = "pisasr-adapter", 1
+PUBLISHED_ALPHA = 8.0  # peft's default of the time; the published file does not hold it
+PUBLISHED_TIMESTEP = 1
+KINDS = ("pix", "sem")
+OTHER_SIDE = {"A": "B", "B": "A"}
+
+_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_PUBLISHED_KEY = re.compile(r"(.+\.lora_[AB])\.default_(encoder|decoder|others)_(pix|sem)\.weight")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One LoRA: W grows by (alpha / rank) B A.
+
+    tensors: "MODULE.lora_A.weight" [rank, in, ...] and "MODULE.lora_B.weight" [out, rank, ...], float32.
+    base: facts about the UNet it was trained on (`base_facts`), for refusing another by name.
+    timestep: the one step it was trained at.
+    """
+
+    name: Literal["pix", "sem"]
+    rank: int
+    alpha: float
+    tensors: dict[str, Tensor] = field(repr=False)
+    base: dict[str, Any] = field(default_factory=dict)
+    timestep: int = PUBLISHED_TIMESTEP
+
+    @property
+    def targets(self) -> list[str]:
+        """The layers it changes."""
+        return sorted({key.rsplit(".lora_", 1)[0] for key in self.tensors})
+
+
+def base_facts(unet_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells one base from another, out of a UNet's config."""
+    return {key: unet_config[key] for key in ("in_channels", "cross_attention_dim", "block_out_channels")}
+
+
+def save_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
+    """Write one adapter; the file appears whole or not at all."""
+    _check(adapter, str(path))
+    tensors = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in adapter.tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "kind": adapter.name,
+        "rank": str(adapter.rank),
+        "alpha": str(adapter.alpha),
+        "base": json.dumps(adapter.base, sort_keys=True),
+        "timestep": str(adapter.timestep),
+        "targets": json.dumps(adapter.targets),
+        "sha256": _digest(tensors),
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, unfinished, metadata)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load_adapter(path: str | os.PathLike) -> Adapter:
+    """Read one adapter. CheckpointError if it is missing, damaged (to the bit), too new for us, or inconsistent."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no adapter at {path}; give the folder that holds pix.safetensors and sem.safetensors.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({_one_line(error)}); get it again.") from error
+    adapter = _from_metadata(path, metadata, tensors)
+    if _digest(tensors) != metadata.get("sha256"):
+        raise CheckpointError(f"{path} is damaged: its numbers differ from those that were saved; get it again.")
+    _check(adapter, str(path))
+    return adapter
+
+
+def load_adapters(source: str | os.PathLike, **hub: Any) -> tuple[Adapter, Adapter | None]:
+    """(pix, sem) from a folder, a hub id, or the published .pkl. sem is None where only the pixel stage was trained."""
+    path = Path(source).expanduser()
+    if path.suffix in (".pkl", ".pt", ".pth", ".bin"):
+        return convert_release(path)
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; give the folder with pix.safetensors and sem.safetensors, or a .pkl.")
+    if not path.is_dir():
+        path = _fetch_adapters(str(source), hub)
+    adapters = [_load_kind(path, kind) for kind in KINDS if kind == "pix" or (path / f"{kind}.safetensors").exists()]
+    return adapters[0], adapters[1] if len(adapters) > 1 else None
+
+
+def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
+    """(pix, sem) out of the published checkpoint.
+
+    Read with torch's weights-only unpickler, which runs no code. A plain dict is expected, with six lists of layers,
+    two ranks and the tensors, named MODULE.lora_{A,B}.default_{encoder,decoder,others}_{pix,sem}.weight; anything else
+    is refused. The three groups are put together again: they tell layers apart that the names tell apart already.
+    """
+    path = Path(path)
+    content = _unpickle(path)
+    lists = [f"unet_lora_{group}_modules_{kind}" for kind in KINDS for group in ("encoder", "decoder", "others")]
+    wanted = {*lists, *(f"lora_rank_unet_{kind}" for kind in KINDS), "state_dict_unet"}
+    if not isinstance(content, dict) or content.keys() != wanted:
+        raise CheckpointError(f"{path} is no PiSA-SR checkpoint: wanted a dict of {sorted(wanted)}; get pisa_sr.pkl.")
+    if not isinstance(content["state_dict_unet"], dict):
+        raise CheckpointError(f"{path}: state_dict_unet is no dict of tensors; get pisa_sr.pkl again.")
+
+    tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+    for key, tensor in content["state_dict_unet"].items():
+        match = _PUBLISHED_KEY.fullmatch(str(key))
+        if match is None or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: {key!r} is not an entry of the published layout; get pisa_sr.pkl again.")
+        tensors[match[3]][f"{match[1]}.weight"] = tensor.float()
+    pix, sem = (_published(path, kind, content, tensors[kind]) for kind in KINDS)
+    return pix, sem
+
+
+def looks_like_hub_id(name: str) -> bool:
+    """OWNER/NAME, where nothing of the kind lies on this disk. Everything else is a path and never asked for online."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.exists()
+
+
+def _published(path: Path, kind: Literal["pix", "sem"], content: dict, tensors: dict[str, Tensor]) -> Adapter:
+    rank = content[f"lora_rank_unet_{kind}"]
+    listed = [m for group in ("encoder", "decoder", "others") for m in content[f"unet_lora_{group}_modules_{kind}"]]
+    if not isinstance(rank, int) or rank < 1:
+        raise CheckpointError(f"{path}: the rank of {kind} is {rank!r}, wanted a positive integer; get it again.")
+    adapter = Adapter(kind, rank, PUBLISHED_ALPHA, tensors, _facts_from(tensors), PUBLISHED_TIMESTEP)
+    if sorted(listed) != adapter.targets:
+        raise CheckpointError(f"{path}: the layers listed for {kind} are not those that have tensors; get it again.")
+    _check(adapter, str(path))
+    return adapter
+
+
+def _facts_from(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the tensors themselves tell about the base they were trained on."""
+    facts = {}
+    if "conv_in.lora_A.weight" in tensors:
+        facts["in_channels"] = tensors["conv_in.lora_A.weight"].shape[1]
+    widths = {tensor.shape[1] for key, tensor in tensors.items() if key.endswith("attn2.to_k.lora_A.weight")}
+    if len(widths) == 1:
+        facts["cross_attention_dim"] = widths.pop()
+    return facts
+
+
+def _unpickle(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; give the path of pisa_sr.pkl.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file makes torch raise whatever it likes
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        raise CheckpointError(f"{path} can't be read as plain weights ({reason}); get pisa_sr.pkl again.") from error
+
+
+def _from_metadata(path: Path, metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Adapter:
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was not written by pisasr; convert pisa_sr.pkl with scripts/convert.py.")
+    try:
+        if int(metadata["version"]) > VERSION:
+            version = metadata["version"]
+            raise CheckpointError(f"{path} is of format version {version}, this pisasr reads {VERSION}; update it.")
+        adapter = Adapter(
+            name=metadata["kind"],
+            rank=int(metadata["rank"]),
+            alpha=float(metadata["alpha"]),
+            tensors=tensors,
+            base=json.loads(metadata["base"]),
+            timestep=int(metadata["timestep"]),
+        )
+        targets = json.loads(metadata["targets"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} has an unreadable header ({_one_line(error)}); get it again.") from error
+    if targets != adapter.targets:
+        raise CheckpointError(f"{path}: the layers its header names are not those that have tensors; get it again.")
+    return adapter
+
+
+def _check(adapter: Adapter, where: str) -> None:
+    """A LoRA of the stated rank, whole and finite."""
+    if adapter.name not in KINDS:
+        raise CheckpointError(f"{where}: an adapter is 'pix' or 'sem', not {adapter.name!r}.")
+    if not adapter.tensors:
+        raise CheckpointError(f"{where}: the {adapter.name} adapter holds no tensors; get it again.")
+    for key, tensor in adapter.tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None or f"{match['module']}.lora_{OTHER_SIDE[match['side']]}.weight" not in adapter.tensors:
+            raise CheckpointError(f"{where}: {key!r} has no counterpart; a LoRA is pairs of lora_A and lora_B.")
+        rank = tensor.shape[0 if match["side"] == "A" else 1] if tensor.ndim in (2, 4) else None
+        if rank != adapter.rank:
+            raise CheckpointError(f"{where}: {key} is {list(tensor.shape)}, which is not of rank {adapter.rank}.")
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise CheckpointError(f"{where}: {key} holds values that are no finite numbers; get or train it again.")
+
+
+def _load_kind(folder: Path, kind: str) -> Adapter:
+    adapter = load_adapter(folder / f"{kind}.safetensors")
+    if adapter.name != kind:
+        found = adapter.name
+        raise CheckpointError(f"{folder}/{kind}.safetensors holds the {found} adapter; were the two files swapped?")
+    return adapter
+
+
+def _fetch_adapters(name: str, hub: Mapping[str, Any]) -> Path:
+    if not looks_like_hub_id(name):
+        raise CheckpointError(f"no adapters at {name}; give a folder with pix.safetensors, a .pkl, or OWNER/NAME.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[f"{kind}.safetensors" for kind in KINDS], **hub))
+    except Exception as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
+        reason = _one_line(error)
+        raise CheckpointError(f"no adapters from hub id {name} ({reason}); download them, give the folder.") from error
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for key in sorted(tensors):
+        sha.update(key.encode())
+        sha.update(tensors[key].contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
