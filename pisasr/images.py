@@ -63,7 +63,7 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
     try:
         with _our_pixel_cap(), Image.open(path, formats=READABLE) as image:
             _check_pixels(image, max_pixels)
-            notices = _oddities(image)
+            notices = _oddities(path, image)
             image.load()
             is_png, icc = image.format == "PNG", image.info.get("icc_profile")
             image = _orient(image, notices)
@@ -119,9 +119,12 @@ def _our_pixel_cap() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = pillow_cap
 
 
-def _oddities(image: Image.Image) -> list[str]:
+def _oddities(path: Path, image: Image.Image) -> list[str]:
     """What is not taken over as it is, seen from the header."""
     notices = []
+    named = SAVE_OPTIONS.get(path.suffix.lower(), (None,))[0]
+    if named and named != image.format.replace("MPO", "JPEG"):
+        notices.append(f"a {image.format} picture, despite its name")
     # A phone's JPEG may carry a second picture for depth (MPO): not an animation, nothing to report.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         notices.append(f"{image.n_frames} frames, only the first is used")

@@ -1,0 +1,350 @@
+"""Many files through one model: find the inputs, name the outputs, restore one picture after another, report each.
+
+Nothing here knows the model. `restore_files` is given a function from a picture to its results, and no file, however
+bad, ends the batch. torch is not needed before the first picture is read.
+"""
+
+import errno
+import glob
+import json
+import os
+import stat
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pisasr.errors import PisasrError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+REPORT_NAME = "report.jsonl"
+TEMPORARY_PREFIX = ".pisasr-"
+
+Existing = Literal["overwrite", "skip", "error"]
+Restore = Callable[["Image.Image", int], Sequence["Image.Image"]]
+
+
+class OverlapError(PisasrError):
+    """An output would be written over an input."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One input: where it is, its name below the folder or glob it came from, and why it can't be read, if known."""
+
+    path: Path
+    name: Path
+    status: Literal["ready", "skipped", "failed"] = "ready"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and the files it becomes; the last of `targets` is the one that the report names."""
+
+    found: Found
+    targets: tuple[Path, ...]
+
+
+# --- what to read ----------------------------------------------------------------------------------------------------
+
+
+def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) -> list[Found]:
+    """The pictures that files, folders and globs stand for, in the order given, each once.
+
+    Of a folder, names ending like a picture are taken, hidden ones are not, its sub-folders only if `recursive`; links
+    to folders are not followed, so there are no loops. What lies in the output folder is never an input unless it is
+    named itself. Pipes, devices and dead links come as "skipped", named files that don't exist as "failed".
+    """
+    output = output.resolve()
+    found: dict[str, Found] = {}
+    for pattern in map(os.path.expanduser, patterns):
+        path = Path(pattern)
+        named = False
+        if os.path.isdir(pattern):
+            files = _list_folder(path, output, recursive)
+        elif os.path.lexists(pattern) or not glob.has_magic(pattern):
+            files, named = [(path, Path(path.name))], True
+        else:
+            files = _match(pattern, output)
+        for file, name in files:
+            found.setdefault(os.path.abspath(file), _examine(file, name, named))
+    return list(found.values())
+
+
+def _list_folder(folder: Path, output: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
+    if folder.resolve() == output:
+        raise OverlapError(f"{shown(folder)} is the input and the output; choose another --output")
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        folders[:] = [name for name in folders if (here / name).resolve() != output]
+        pictures = (here / name for name in sorted(files) if _is_named_like_a_picture(name))
+        yield from ((file, file.relative_to(folder)) for file in pictures)
+
+
+def _match(pattern: str, output: Path) -> Iterator[tuple[Path, Path]]:
+    fixed = Path(pattern)
+    while glob.has_magic(str(fixed)):
+        fixed = fixed.parent
+    outputs_below = fixed.resolve() in output.parents
+    for file in map(Path, sorted(glob.glob(pattern, recursive=True))):
+        ours = outputs_below and output in file.resolve().parents
+        if not ours and not file.is_dir() and _is_named_like_a_picture(file.name):
+            yield file, file.relative_to(fixed)
+
+
+def _is_named_like_a_picture(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+
+
+def _examine(file: Path, name: Path, named: bool) -> Found:
+    try:
+        regular = stat.S_ISREG(file.stat().st_mode)
+        reason = "" if regular else "not a regular file"
+    except FileNotFoundError:
+        reason = "a link to nothing" if file.is_symlink() else "no such file or folder"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    return Found(file, name, ("failed" if named else "skipped") if reason else "ready", reason)
+
+
+# --- what to write ---------------------------------------------------------------------------------------------------
+
+
+def plan_jobs(inputs: Sequence[Found], output: Path, variants: Sequence[str] = ()) -> list[Job]:
+    """Give every input its own place below `output`: NAME.png, or a folder NAME with one file for each of `variants`.
+
+    Sub-folders stay. Inputs that would meet keep their extension (photo.jpg.png beside photo.png.png); of inputs with
+    one and the same name all but the first are numbered. OverlapError if an output would be written over an input.
+    """
+    stems = Counter(_key(found.name.with_suffix("")) for found in inputs)
+    names = Counter(_key(found.name) for found in inputs)
+    taken: set[str] = set()
+    jobs = []
+    for found in inputs:
+        stem = found.name.with_suffix("")
+        meets_another = stems[_key(stem)] > names[_key(found.name)]
+        place = output / _free(found.name if meets_another else stem, taken)
+        targets = [place / f"{variant}.png" for variant in variants] or [place.with_name(place.name + ".png")]
+        jobs.append(Job(found, tuple(targets)))
+    _check_apart(jobs)
+    return jobs
+
+
+def _key(path: Path) -> str:
+    return str(path).casefold()  # some file systems don't tell A.png from a.png
+
+
+def _free(stem: Path, taken: set[str]) -> Path:
+    candidate, number = stem, 1
+    while _key(candidate) in taken:
+        number += 1
+        candidate = stem.with_name(f"{stem.name}-{number}")
+    taken.add(_key(candidate))
+    return candidate
+
+
+def _check_apart(jobs: Sequence[Job]) -> None:
+    inputs = {job.found.path.resolve() for job in jobs if job.found.status == "ready"}
+    for target in (target for job in jobs for target in job.targets):
+        if target.resolve() in inputs:
+            raise OverlapError(f"{shown(target)} is an input and would be written over; choose another --output")
+
+
+def check_output(folder: Path) -> None:
+    """Make the output folder and be sure that files can be made in it. PisasrError if not."""
+    probe = folder / f"{TEMPORARY_PREFIX}{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise PisasrError(f"cannot write to {shown(folder)}: {reason}; choose another --output") from None
+
+
+def remove_leftovers(jobs: Iterable[Job]) -> None:
+    """Delete the temporary files that a killed run left where this one will write; those of a living run stay."""
+    for folder in {target.parent for job in jobs for target in job.targets}:
+        for file in folder.glob(f"{TEMPORARY_PREFIX}*.tmp"):
+            owner = file.name.removeprefix(TEMPORARY_PREFIX).split("-")[0].removesuffix(".tmp")
+            if not (owner.isdigit() and _is_alive(int(owner))):
+                file.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid() or os.name == "nt":  # there, signal 0 would end the process
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+# --- the journey -----------------------------------------------------------------------------------------------------
+
+
+def restore_files(
+    jobs: Sequence[Job],
+    restore: Restore,
+    report: "Report",
+    existing: Existing = "overwrite",
+    seed: int = 0,
+    max_pixels: int | None = None,
+    debug: bool = False,
+) -> None:
+    """Take every job from its file to its targets, and write a row for it whatever happens.
+
+    `restore(picture, seed)` gives one picture for each target. The seed comes from `seed` and the input's name, so
+    that neither the order nor the company of the inputs changes a result. Stops early only when the disk is full.
+    """
+    for number, job in enumerate(jobs):
+        start = time.perf_counter()
+        full = False
+        try:
+            status, reason = _restore_file(job, restore, existing, picture_seed(seed, job.found.name), max_pixels)
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            status, reason = "failed", explain(error)
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        report.add(job, status, reason, time.perf_counter() - start)
+        if full:
+            for waiting in jobs[number + 1 :]:
+                report.add(waiting, "failed", "not started: the disk is full", 0.0)
+            return
+
+
+def _restore_file(
+    job: Job, restore: Restore, existing: Existing, seed: int, max_pixels: int | None
+) -> tuple[str, str]:
+    from pisasr.images import MAX_PIXELS, open_image, save_image
+
+    if job.found.status != "ready":
+        return job.found.status, job.found.reason
+    if existing == "skip" and all(_is_picture(target) for target in job.targets):
+        return "skipped", "the output exists"
+    if existing == "error" and any(target.exists() for target in job.targets):
+        return "failed", "the output exists, and --existing is error"
+    image = open_image(job.found.path, max_pixels or MAX_PIXELS)
+    pictures = restore(image, seed)
+    for picture, target in zip(pictures, job.targets, strict=True):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_image(picture, target)
+    return "ok", "; ".join(image.info["notices"])
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether `path` holds a whole picture: what a killed or full disk left behind is made again."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception:
+        return False
+    return True
+
+
+def picture_seed(seed: int, name: Path) -> int:
+    """63 bits that belong to this seed and this name alone."""
+    text = f"{seed}/{name.as_posix()}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(sha256(text).digest()[:8], "big") >> 1
+
+
+def explain(error: BaseException) -> str:
+    """An exception as one line for the user."""
+    text = " ".join(str(error).split())
+    if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
+        return "out of memory; try a smaller --tile_size and --vae_tile_size"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, (PisasrError, ValueError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# --- what happened ---------------------------------------------------------------------------------------------------
+
+
+class Report:
+    """Rows of OUTPUT/report.jsonl, one for every input as soon as it is done, and the same for the person watching.
+
+    A row holds input, output (null if there is none), status ok | skipped | failed, reason ("" or what was noticed) and
+    seconds. On a terminal a bar shows the time left; elsewhere every picture has a line. `quiet` leaves the failures.
+    """
+
+    def __init__(self, folder: Path, total: int, quiet: bool = False) -> None:
+        self.path = folder / REPORT_NAME
+        self.counts: Counter[str] = Counter()
+        self._total, self._quiet = total, quiet
+        self._started = time.perf_counter()
+        self._file = self._bar = None
+
+    def __enter__(self) -> "Report":
+        self._file = self.path.open("w", encoding="utf-8")
+        if sys.stderr.isatty() and not self._quiet:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total, unit="picture")
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        with suppress(OSError):  # a full disk has been told already
+            self._file.close()
+        if not self._quiet:
+            print(self.summary(), flush=True)
+
+    def add(self, job: Job, status: str, reason: str, seconds: float) -> None:
+        """Record how a job ended."""
+        self.counts[status] += 1
+        output = None if status == "failed" or job.found.status != "ready" else str(job.targets[-1])
+        row = {"input": str(job.found.path), "output": output, "status": status, "reason": reason}
+        with suppress(OSError):
+            self._file.write(json.dumps({**row, "seconds": round(seconds, 3)}) + "\n")
+            self._file.flush()
+        self._tell(job, status, reason, seconds)
+
+    def _tell(self, job: Job, status: str, reason: str, seconds: float) -> None:
+        name = shown(job.found.path)
+        if status == "failed":
+            self._print(f"{name}: {shown(reason)}", sys.stderr)
+        elif not self._quiet and (reason or self._bar is None):
+            note = f" ({shown(reason)})" if reason else ""
+            done = f"{name} -> {shown(job.targets[-1])}  {seconds:.1f} s" if status == "ok" else f"{name}: skipped"
+            self._print(f"[{self.counts.total()}/{self._total}] {done}{note}", sys.stdout)
+        if self._bar is not None:
+            self._bar.update()
+
+    def _print(self, line: str, stream) -> None:
+        if self._bar is not None:
+            self._bar.write(line, file=stream)
+        else:
+            print(line, file=stream, flush=True)
+
+    def summary(self) -> str:
+        """`3 restored, 1 failed in 4.2 s; report: results/report.jsonl`."""
+        words = {"ok": "restored", "skipped": "skipped", "failed": "failed"}
+        parts = [f"{self.counts[status]} {word}" for status, word in words.items() if self.counts[status]]
+        spent = time.perf_counter() - self._started
+        return f"{', '.join(parts) or 'nothing done'} in {spent:.1f} s; report: {shown(self.path)}"
+
+
+def shown(text: object) -> str:
+    """A name for one line of a terminal: what can't be printed (newlines, escape codes, broken bytes) is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
