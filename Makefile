@@ -34,7 +34,9 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 
 $(VENV)/.base: $(PINS)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pisasr wants Python 3.11 or newer, this is " + sys.version.split()[0] + "; say make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "pisasr wants Python 3.11 or newer, $(PYTHON) is older: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@echo "Making $(VENV): a minute or two ..."
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
 	$(PIP) -e .
