@@ -101,7 +101,7 @@ def read_convolutions(param: Path, binary: Path, convs: list[nn.Conv2d]) -> None
     sizes = [_fields(line)["6"] for line in lines if line[0] == "Convolution"]
     wanted = [str(conv.weight.numel()) for conv in convs]
     if sizes != wanted:
-        raise MetricUnavailable(f"{param.name} lists {len(sizes)} convolutions that are not the {len(wanted)} of x4plus")
+        raise MetricUnavailable(f"{param.name}: its {len(sizes)} convolutions are not the {len(wanted)} of x4plus")
     data, at = binary.read_bytes(), 0
     for conv in convs:
         count = conv.weight.numel()
