@@ -1,0 +1,411 @@
+"""From a good photo x_H to what a bad camera and two trips through the internet would have left of it.
+
+Order, odds and ranges are Real-ESRGAN's second-order degradation (arXiv:2107.10833) with the numbers of the published
+PiSA-SR training; all of them live in `DegradationRecipe`. Everything runs on one CPU thread next to the training.
+"""
+
+import io
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Generator, Tensor
+
+from . import kernels
+
+KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
+MODES = ("area", "bilinear", "bicubic")
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601 weights with the digits of torchvision's rgb_to_grayscale
+
+
+def _list(*values: Any) -> Any:
+    return field(default_factory=lambda: list(values))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What can be chosen. Ranges are [low, high], drawn uniformly; odds are weights in the order their docstring names.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BlurRecipe:
+    """One random blur kernel."""
+
+    prob: float = 1.0
+    """Chance that there is a blur at all."""
+    size: list[int] = _list(7, 21)
+    """Kernel sides: every odd number in the range is equally likely."""
+    kinds: list[str] = _list(*KINDS)
+    """Shapes to choose from; `iso` ones are round, `aniso` ones are stretched and turned any way."""
+    odds: list[float] = _list(0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    """One weight for each of `kinds`."""
+    sigma: list[float] = _list(0.2, 3.0)
+    """Width in pixels, drawn once for `iso` and twice for `aniso` kinds."""
+    beta_generalized: list[float] = _list(0.5, 4.0)
+    """Exponent of the generalized kinds: half of the time from below one, half from above."""
+    beta_plateau: list[float] = _list(1.0, 2.0)
+    """The same for the plateau kinds."""
+    prob_sinc: float = 0.1
+    """Chance that a sinc takes the place of the kinds above."""
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, "size", "sigma", "beta_generalized", "beta_plateau")
+        _check_odds(self, "odds", len(self.kinds))
+        _check_names("blur.kinds", self.kinds, KINDS)
+        _check_chances(self, "prob", "prob_sinc")
+        if not any(size % 2 for size in range(self.size[0], self.size[1] + 1)):
+            raise ValueError(f"blur.size has to hold an odd number; got {list(self.size)}; write e.g. [7, 21]")
+
+
+@dataclass(frozen=True)
+class ResizeRecipe:
+    """One random change of size."""
+
+    odds: list[float] = _list(0.2, 0.7, 0.1)
+    """Weights of enlarging, reducing, keeping the size."""
+    up: list[float] = _list(1.0, 1.5)
+    """Factor when enlarging."""
+    down: list[float] = _list(0.3, 1.0)
+    """Factor when reducing."""
+    modes: list[str] = _list(*MODES)
+    """Interpolations, equally likely. Neither bilinear nor bicubic filters before it reduces: aliasing is wanted."""
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, "up", "down")
+        _check_odds(self, "odds", 3)
+        _check_names("resize.modes", self.modes, MODES)
+
+
+@dataclass(frozen=True)
+class NoiseRecipe:
+    """Gaussian noise (electronics) or Poisson noise (few photons); always one of the two."""
+
+    prob_gaussian: float = 0.5
+    """Chance of Gaussian noise; Poisson noise otherwise."""
+    sigma: list[float] = _list(1.0, 15.0)
+    """Standard deviation of the Gaussian noise, in grey levels of 255. [0, 0] is none."""
+    poisson: list[float] = _list(0.05, 2.0)
+    """Strength of the Poisson noise; one is what counting about 256 photons at white would give."""
+    prob_gray: float = 0.4
+    """Chance that red, green and blue get the same noise."""
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, "sigma", "poisson")
+        _check_chances(self, "prob_gaussian", "prob_gray")
+
+
+@dataclass(frozen=True)
+class PassRecipe:
+    """One trip: blur, resize, noise, JPEG."""
+
+    blur: BlurRecipe = field(default_factory=BlurRecipe)
+    resize: ResizeRecipe = field(default_factory=ResizeRecipe)
+    noise: NoiseRecipe = field(default_factory=NoiseRecipe)
+    jpeg: list[float] = _list(60.0, 95.0)
+    """JPEG quality, 1 to 100; rounded to whole numbers after the draw."""
+
+    def __post_init__(self) -> None:
+        _check_ranges(self, "jpeg")
+        if not (1 <= self.jpeg[0] and self.jpeg[1] <= 100):
+            raise ValueError(f"jpeg is a quality between 1 and 100; got {list(self.jpeg)}; write e.g. [60, 95]")
+
+
+def published_second_pass() -> PassRecipe:
+    """Milder than the first: blurs half of the time, and its factors count from the size of x_L, not from its input."""
+    return PassRecipe(
+        blur=BlurRecipe(prob=0.5, sigma=[0.2, 1.5]),
+        resize=ResizeRecipe(odds=[0.3, 0.4, 0.3], up=[1.0, 1.2], down=[0.6, 1.0]),
+        noise=NoiseRecipe(sigma=[1.0, 12.0], poisson=[0.05, 1.0]),
+        jpeg=[60.0, 100.0],
+    )
+
+
+@dataclass(frozen=True)
+class DegradationRecipe:
+    """Every number of the degradation. The defaults are the published ones; the last three fields are ours."""
+
+    scale: int = 4
+    """x_L has 1 / scale of x_H's height and width, rounded down."""
+    first: PassRecipe = field(default_factory=PassRecipe)
+    second: PassRecipe = field(default_factory=published_second_pass)
+    prob_final_sinc: float = 0.8
+    """Chance of a last sinc, the ringing of oversharpened pictures. Its size comes from second.blur.size."""
+    prob_jpeg_last: float = 0.5
+    """Chance that the last JPEG comes after the reduction to x_L's size and the sinc; before them otherwise."""
+    prob_first: float = 1.0
+    """Chance that the first pass happens. Zero leaves one mild camera: the second pass alone."""
+    prob_clean: float = 0.0
+    """Chance that x_L is only x_H, reduced by antialiased bicubic."""
+    prob_antialias: float = 0.0
+    """Chance that the second pass and the last step reduce with antialiasing, as cameras and browsers do."""
+
+    def __post_init__(self) -> None:
+        _check_chances(self, "prob_final_sinc", "prob_jpeg_last", "prob_first", "prob_clean", "prob_antialias")
+        if self.scale < 1:
+            raise ValueError(f"scale is a whole number from 1 up; got {self.scale}")
+
+
+def _check_ranges(recipe: Any, *names: str) -> None:
+    for name in names:
+        values = list(getattr(recipe, name))
+        if len(values) != 2 or not 0 <= values[0] <= values[1] < math.inf:
+            raise ValueError(f"{type(recipe).__name__}.{name} is a range [low, high], low >= 0; got {values}")
+
+
+def _check_odds(recipe: Any, name: str, count: int) -> None:
+    values = list(getattr(recipe, name))
+    if len(values) != count or not all(0 <= value < math.inf for value in values) or sum(values) == 0:
+        raise ValueError(f"{type(recipe).__name__}.{name} wants {count} weights, not negative, not all 0; got {values}")
+
+
+def _check_chances(recipe: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(recipe, name) <= 1:
+            raise ValueError(f"{type(recipe).__name__}.{name} is a chance from 0 to 1; got {getattr(recipe, name)}")
+
+
+def _check_names(where: str, names: list[str], known: tuple[str, ...]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(f"{where} wants some of {', '.join(known)}; got {', '.join(unknown) or 'none'}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chance. Every draw comes from the generator given.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> Generator:
+    """The chance of one training sample: the same three numbers give the same pixels, in any worker and any order.
+
+    All three whole numbers >= 0. They are hashed: the neighbours of a seed share nothing with it.
+    """
+    if min(seed, epoch, index) < 0:
+        raise ValueError(f"seed, epoch and index can't be negative; got {seed}, {epoch}, {index}")
+    # 32 bits, because torch's CPU generator looks at no more of its seed.
+    mixed = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint32)[0]
+    return Generator().manual_seed(int(mixed))
+
+
+def uniform(bounds: list[float] | tuple[float, float], generator: Generator) -> float:
+    """A number from [low, high)."""
+    low, high = bounds
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def chance(probability: float, generator: Generator) -> bool:
+    """True with this probability. Always one draw, so that a probability changes nothing but its own step."""
+    return uniform((0.0, 1.0), generator) < probability
+
+
+def choose(options: list[Any] | tuple[Any, ...], generator: Generator, odds: list[float] | None = None) -> Any:
+    """One of the options, equally likely or by weight."""
+    weights = np.cumsum(odds if odds is not None else [1.0] * len(options))
+    return options[int(np.searchsorted(weights, uniform((0.0, float(weights[-1])), generator), side="right"))]
+
+
+def draw_size(bounds: list[int], generator: Generator) -> int:
+    """An odd kernel size within bounds."""
+    return choose([size for size in range(bounds[0], bounds[1] + 1) if size % 2], generator)
+
+
+def draw_beta(bounds: list[float], generator: Generator) -> float:
+    """An exponent: a fair coin says below or above one, so that flat and spiky kernels are equally frequent."""
+    low, high = bounds
+    return uniform((low, 1.0), generator) if chance(0.5, generator) else uniform((1.0, high), generator)
+
+
+def draw_kernel(recipe: BlurRecipe, generator: Generator) -> Tensor:
+    """A random blur kernel [k, k], float64."""
+    size = draw_size(recipe.size, generator)
+    if chance(recipe.prob_sinc, generator):
+        return kernels.sinc(size, uniform((math.pi / 3 if size < 13 else math.pi / 5, math.pi), generator))
+    kind = choose(recipe.kinds, generator, recipe.odds)
+    sigma_x = sigma_y = uniform(recipe.sigma, generator)
+    angle = 0.0
+    if kind.endswith("aniso"):
+        sigma_y = uniform(recipe.sigma, generator)
+        angle = uniform((-math.pi, math.pi), generator)
+    if kind.startswith("plateau"):
+        return kernels.plateau(size, sigma_x, sigma_y, angle, draw_beta(recipe.beta_plateau, generator))
+    beta = draw_beta(recipe.beta_generalized, generator) if kind.startswith("generalized") else 1.0
+    return kernels.gaussian(size, sigma_x, sigma_y, angle, beta)
+
+
+def draw_factor(recipe: ResizeRecipe, generator: Generator) -> float:
+    """By how much to change the size: above one enlarges."""
+    direction = choose(("up", "down", "keep"), generator, recipe.odds)
+    return 1.0 if direction == "keep" else uniform(recipe.up if direction == "up" else recipe.down, generator)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What happens to a picture x [3, h, w].
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def blur(x: Tensor, kernel: Tensor) -> Tensor:
+    """Filter each channel with a kernel [k, k], the border mirrored. May leave [0, 1] where the kernel is negative."""
+    r = kernel.shape[-1] // 2
+    # A mirror can't show more than there is; pictures that small repeat their border instead.
+    mode = "reflect" if min(x.shape[-2:]) > r else "replicate"
+    padded = F.pad(x[None], (r, r, r, r), mode=mode)
+    return F.conv2d(padded, kernel.to(x.dtype).expand(3, 1, -1, -1), groups=3)[0]
+
+
+def resize(x: Tensor, size: tuple[int, int], mode: str, antialias: bool = False) -> Tensor:
+    """Change to size (height, width). `area` averages whatever falls into a pixel and needs no antialiasing."""
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x[None], size=size, mode=mode, antialias=antialias and mode != "area")[0]
+
+
+def resize_by(x: Tensor, factor: float, mode: str) -> Tensor:
+    """Change the size by a factor, which also places the samples: that is not quite `resize` to the rounded size."""
+    h, w = x.shape[-2:]
+    if min(int(h * factor), int(w * factor)) < 1:
+        return resize(x, (max(1, int(h * factor)), max(1, int(w * factor))), mode)
+    return F.interpolate(x[None], scale_factor=factor, mode=mode)[0]
+
+
+def add_gaussian_noise(x: Tensor, sigma: float, gray: bool, generator: Generator) -> Tensor:
+    """Noise of standard deviation sigma / 255, the same in all channels when gray; the result cut to [0, 1]."""
+    shape = (1, *x.shape[-2:]) if gray else x.shape
+    return (x + torch.randn(shape, generator=generator) * (sigma / 255)).clamp_(0, 1)
+
+
+def add_poisson_noise(x: Tensor, strength: float, gray: bool, generator: Generator) -> Tensor:
+    """Noise of light counted in photons: its variance grows with brightness; the result cut to [0, 1].
+
+    White is as many photons as the picture has different levels, rounded up to a power of two: a picture of few
+    levels is a noisy one (scikit-image's rule, kept by Real-ESRGAN).
+    """
+    source = (x * x.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True) if gray else x
+    source = round_to_levels(source)
+    levels = np.count_nonzero(np.bincount((source * 255).round().to(torch.uint8).numpy().ravel()))
+    photons = 2 ** math.ceil(math.log2(levels))
+    noise = torch.poisson(source * photons, generator=generator) / photons - source
+    return (x + noise * strength).clamp_(0, 1)
+
+
+def compress_jpeg(x: Tensor, quality: int) -> Tensor:
+    """Save as JPEG in memory and read it back: [0, 1] in, the 256 levels of [0, 1] out.
+
+    libjpeg through Pillow, chroma halved (4:2:0). It is what made the pictures people have, it is exact where a
+    differentiable imitation approximates, and no gradient is needed here. Against the published imitation (DiffJPEG):
+    whole-number qualities and tables, chroma enlarged smoothly instead of by repetition.
+    """
+    levels = (x.clamp(0, 1) * 255).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    with Image.open(file) as image:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).to(x.dtype).div_(255)
+
+
+def round_to_levels(x: Tensor) -> Tensor:
+    """The nearest of the 256 levels that a PNG can hold, in [0, 1]."""
+    return (x * 255).round_().clamp_(0, 255).div_(255)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The journey.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_random_noise(x: Tensor, recipe: NoiseRecipe, generator: Generator) -> Tensor:
+    """Gaussian or Poisson noise of random strength."""
+    gray = chance(recipe.prob_gray, generator)
+    if chance(recipe.prob_gaussian, generator):
+        return add_gaussian_noise(x, uniform(recipe.sigma, generator), gray, generator)
+    return add_poisson_noise(x, uniform(recipe.poisson, generator), gray, generator)
+
+
+def compress_randomly(x: Tensor, quality: list[float], generator: Generator) -> Tensor:
+    """JPEG of random quality."""
+    return compress_jpeg(x, round(uniform(quality, generator)))
+
+
+def pass_first(x: Tensor, recipe: PassRecipe, generator: Generator) -> Tensor:
+    """Blur, resize, noise, JPEG; the size that comes out is random."""
+    if chance(recipe.blur.prob, generator):
+        x = blur(x, draw_kernel(recipe.blur, generator))
+    x = resize_by(x, draw_factor(recipe.resize, generator), choose(recipe.resize.modes, generator))
+    x = add_random_noise(x, recipe.noise, generator)
+    return compress_randomly(x, recipe.jpeg, generator)
+
+
+def pass_second(x: Tensor, size: tuple[float, float], recipe: DegradationRecipe, generator: Generator) -> Tensor:
+    """Blur, resize to about x_L's size, noise; then JPEG before or after the reduction to `size` and the last sinc.
+
+    `size` is (H, W) / scale as fractions: resize factors multiply it before anything is rounded.
+    """
+    second = recipe.second
+    antialias = chance(recipe.prob_antialias, generator)
+    if chance(second.blur.prob, generator):
+        x = blur(x, draw_kernel(second.blur, generator))
+    factor = draw_factor(second.resize, generator)
+    x = resize(x, whole_size(size, factor), choose(second.resize.modes, generator), antialias)
+    x = add_random_noise(x, second.noise, generator)
+    jpeg_last = chance(recipe.prob_jpeg_last, generator)
+    if not jpeg_last:
+        x = compress_randomly(x, second.jpeg, generator)
+    x = resize_to_lq(x, size, choose(second.resize.modes, generator), antialias)
+    if chance(recipe.prob_final_sinc, generator):
+        x = blur(x, kernels.sinc(draw_size(second.blur.size, generator), uniform((math.pi / 3, math.pi), generator)))
+    return compress_randomly(x, second.jpeg, generator) if jpeg_last else x
+
+
+def whole_size(size: tuple[float, float], factor: float = 1.0) -> tuple[int, int]:
+    """Whole pixels, rounded down, never none."""
+    return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
+
+
+def resize_to_lq(x: Tensor, size: tuple[float, float], mode: str, antialias: bool) -> Tensor:
+    """Reach x_L's size: the last change of size there is.
+
+    The published training goes one step further and enlarges back to x_H's size in a random mode. Here x_L stays small
+    and the caller enlarges it by bicubic, which is what inference does to every picture it is given.
+    """
+    return resize(x, whole_size(size), mode, antialias)
+
+
+@torch.no_grad()
+def degrade_one(x_H: Tensor, recipe: DegradationRecipe, generator: Generator) -> Tensor:
+    """`degrade` for one picture [3, H, W]; a data set calls it with its sample's own `sample_generator`."""
+    _check_photo(x_H, 3)
+    size = (x_H.shape[-2] / recipe.scale, x_H.shape[-1] / recipe.scale)
+    if chance(recipe.prob_clean, generator):
+        return round_to_levels(resize_to_lq(x_H, size, "bicubic", antialias=True))
+    x = x_H
+    if chance(recipe.prob_first, generator):
+        x = pass_first(x, recipe.first, generator)
+    return round_to_levels(pass_second(x, size, recipe, generator))
+
+
+def degrade(x_H: Tensor, recipe: DegradationRecipe, generator: Generator) -> Tensor:
+    """Make the photo a bad camera and two trips through the internet would have made.
+
+    Blur, resize, noise, JPEG, twice; the second pass adds the ringing of oversharpening.
+    Order, ranges and odds follow Real-ESRGAN (arXiv:2107.10833) and live in `recipe`.
+
+    x_H [B, 3, H, W] in [0, 1], float, on the CPU  ->  x_L [B, 3, H // scale, W // scale] (at least 1 x 1), rounded to
+    the 256 levels a PNG can hold. Enlarge it by bicubic to get the model's input.
+    All chance comes from `generator`: the same seed gives the same pixels. Each sample has its own draws, one sample
+    after the other, so a sample's pixels depend on those before it; `degrade_one` has no such memory.
+    """
+    _check_photo(x_H, 4)
+    return torch.stack([degrade_one(x, recipe, generator) for x in x_H])
+
+
+def _check_photo(x_H: Tensor, dimensions: int) -> None:
+    if x_H.ndim != dimensions or x_H.shape[-3] != 3 or x_H.numel() == 0:
+        wanted = "[3, H, W]" if dimensions == 3 else "[B, 3, H, W]"
+        raise ValueError(f"x_H is {wanted}; got {list(x_H.shape)}")
+    if not x_H.is_floating_point() or x_H.device.type != "cpu":
+        raise ValueError(f"x_H is a float tensor on the CPU; got {x_H.dtype} on {x_H.device}; call .float().cpu()")
+    low, high = (bound.item() for bound in torch.aminmax(x_H))
+    if not (low >= 0 and high <= 1):  # written this way round, it also catches nan
+        raise ValueError(f"x_H lies in [0, 1]; got [{low:.3g}, {high:.3g}]; from [-1, 1], pass (x + 1) / 2")
