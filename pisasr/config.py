@@ -1,0 +1,181 @@
+"""What can be set. One dataclass per concern, one docstring per field's doubt, defaults written once: here.
+
+Precedence: `key=value` on the command line, then the YAML file, then the defaults below. Unknown keys are refused.
+"""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from pisasr.data.degradation import DegradationRecipe
+from pisasr.errors import PisasrError
+
+NEGATIVE_PROMPT = (  # as published
+    "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, 3D render, "
+    "unreal engine, blurring, dirty, messy, worst quality, low quality, frames, watermark, signature, "
+    "jpeg artifacts, deformed, lowres, over-smooth"
+)
+
+
+class ConfigError(PisasrError):
+    """The configuration can't be used: which key, what was wanted, what came."""
+
+
+@dataclass
+class ModelConfig:
+    """The frozen base and the size of the adapters on it."""
+
+    pretrained_model: str | None = "sd-2.1-base"  # a folder, a hub id, sd-2.1-base; null is the embedded default
+    rank_pix: int = 4
+    rank_sem: int = 4
+    alpha: float = 8.0  # a layer's change is alpha / rank * B A; the published checkpoints mean 8
+    gradient_checkpointing: bool = False  # of the UNet: less memory, a third more time
+
+
+@dataclass
+class DataConfig:
+    """High-quality photos; their low-quality versions are made while training runs."""
+
+    photos: list[str] = MISSING  # folders (searched recursively) or text files with one path a line
+    crop_px: int = 512
+    caption: str = ""  # for photos without a sidecar PHOTO.txt
+    null_text_ratio: float = 0.5  # how often the UNet sees no caption; distillation always sees it
+    workers: int = 4
+    keep_in_memory: bool = False  # decoded photos stay in memory: for a small set of tiles
+
+
+@dataclass
+class StageConfig:
+    """One stage: how long it learns and what it is scored by. A loss of weight 0 is not computed."""
+
+    steps: int = 0  # 0 leaves the stage out
+    batch_size: int = 16  # over all processes and accumulated steps together
+    lr: float = 5e-5
+    lr_schedule: str = "constant"  # or "cosine": down to zero at the last step
+    warmup_steps: int = 0
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    weight_l2: float = 1.0
+    weight_lpips: float = 0.0
+    weight_csd: float = 0.0
+    init_from: str | None = None  # an adapter file to start from; sem: the pixel adapter to stand on
+
+
+@dataclass
+class PerceptualConfig:
+    """The backbone of the perceptual loss."""
+
+    net: str = "vgg"  # vgg, alex, squeeze (LPIPS) or hed
+    weights: str | None = None  # hed only: the .h5 file
+
+
+@dataclass
+class CsdConfig:
+    """Classifier score distillation."""
+
+    cfg: float = 7.5
+    t_min: int = 20
+    t_max: int = 500  # t is drawn from [t_min, t_max)
+    prompt: str = ""  # added to the caption
+    negative_prompt: str = NEGATIVE_PROMPT
+
+
+@dataclass
+class RunConfig:
+    """Where, how often, how precise."""
+
+    output: str = MISSING
+    seed: int = 123
+    mixed_precision: str = "no"  # no, fp16 or bf16
+    accumulation: int = 1  # steps whose gradients are added up to one batch
+    checkpoint_every: int = 500
+    log_every: int = 10
+
+
+@dataclass
+class TrainConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    degradation: DegradationRecipe = field(default_factory=DegradationRecipe)
+    pix: StageConfig = field(default_factory=lambda: StageConfig(steps=4000))
+    sem: StageConfig = field(default_factory=lambda: StageConfig(steps=8500, weight_lpips=2.0, weight_csd=1.0))
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    csd: CsdConfig = field(default_factory=CsdConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Read a YAML file over the defaults, then `section.key=value` strings over that; types and names are checked.
+
+    Raises ConfigError in one line: a key that doesn't exist (with the nearest one that does), a value of another type,
+    a required key that nobody gave.
+    """
+    config = _merge(TrainConfig, path, overrides or [])
+    _check(config)
+    return config
+
+
+def load_recipe(path: str | Path) -> DegradationRecipe:
+    """Read a degradation recipe (YAML) over the published one."""
+    return _merge(DegradationRecipe, path, [])
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write the configuration as it was resolved: every key, so that it can be run again as it stands."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _merge(schema: type, path: str | Path, overrides: list[str]) -> Any:
+    if not Path(path).is_file():
+        raise ConfigError(f"{path} is no file; wanted a YAML configuration, like configs/pisasr.yaml.")
+    if bare := [text for text in overrides if "=" not in text]:
+        raise ConfigError(f"{bare[0]!r} is no override; wanted section.key=value, like run.output=runs/a.")
+    base = OmegaConf.structured(schema)
+    try:
+        given = OmegaConf.load(path)
+        if isinstance(degradation := given.get("degradation"), str):
+            given.degradation = OmegaConf.load(Path(path).parent / degradation)
+        return OmegaConf.to_object(OmegaConf.merge(base, given, OmegaConf.from_dotlist(overrides)))
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or str(error)
+        raise ConfigError(f"{key} is not set; give it in {path} or as {key}=VALUE.") from error
+    except ConfigKeyError as error:
+        raise ConfigError(f"{path}: no setting {error.full_key!r}{_suggestion(error.full_key, base)}") from error
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path}: {getattr(error, 'full_key', None) or 'unreadable'}: {reason}") from error
+
+
+def _suggestion(key: str, base: Any) -> str:
+    close = difflib.get_close_matches(key, list(_keys(base)), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "; see pisasr/config.py for all of them."
+
+
+def _keys(node: Any, prefix: str = ""):
+    for key in node:
+        yield prefix + key
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
+            yield from _keys(node[key], f"{prefix}{key}.")
+
+
+def _check(config: TrainConfig) -> None:
+    allowed = {
+        "pix.lr_schedule": ("constant", "cosine"),
+        "sem.lr_schedule": ("constant", "cosine"),
+        "perceptual.net": ("vgg", "alex", "squeeze", "hed"),
+        "run.mixed_precision": ("no", "fp16", "bf16"),
+    }
+    for key, values in allowed.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value not in values:
+            raise ConfigError(f"{key} is {value!r}; wanted one of {', '.join(values)}.")
+    if not 0 <= config.csd.t_min < config.csd.t_max <= 1000:
+        raise ConfigError(f"csd.t_min={config.csd.t_min}, csd.t_max={config.csd.t_max}; wanted 0 <= t_min < t_max <= 1000.")
+    for name in ("pix", "sem"):
+        if getattr(config, name).batch_size % config.run.accumulation:
+            raise ConfigError(f"{name}.batch_size must be a multiple of run.accumulation={config.run.accumulation}.")

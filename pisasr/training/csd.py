@@ -1,0 +1,55 @@
+"""Classifier score distillation: what the frozen base thinks z_H lacks, as a gradient."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Teacher = Callable[[Tensor, Tensor, Tensor], Tensor]  # (z_t, t [B], prompt_embeds) -> eps; the frozen base
+
+
+@dataclass(frozen=True)
+class ClassifierScoreDistillation:
+    """Move z_H toward what the base expects of its caption (arXiv:2310.19415, as PiSA-SR uses it).
+
+    Noise z_H to a random t and let the frozen UNet guess the clean latent twice: x0(e_cfg), guided by the caption at
+    strength `cfg`, and x0(e_neg), from the negative prompt alone. The direction between the guesses is the gradient:
+
+        z_t  = sqrt(a_t) z_H + sqrt(1 - a_t) n
+        e_cfg = e_neg + cfg * (e_pos - e_neg)
+        x0(e) = (z_t - sqrt(1 - a_t) e) / sqrt(a_t)
+        g    = (x0(e_neg) - x0(e_cfg)) / mean|z_H - x0(e_cfg)|        the mean over each sample's [c, h, w]
+        loss = mean(g^2),   d loss / d z_H = 2 g / numel
+
+    The sign may surprise: in terms of clean latents, descending g moves z_H from the negative guess to the guided one.
+    Nothing flows back through the teacher; the loss is a handle for backward(): watch the pictures, not the number.
+    """
+
+    alphas_cumprod: Tensor
+    cfg: float = 7.5
+    t_min: int = 20
+    t_max: int = 500
+
+    def draw(self, z_H: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(t [B] uniform in [t_min, t_max), n shaped like z_H), drawn on the CPU: the same on every device."""
+        t = torch.randint(self.t_min, self.t_max, (len(z_H),), generator=generator)
+        noise = torch.randn(z_H.shape, generator=generator)
+        return t.to(z_H.device), noise.to(z_H.device)
+
+    def __call__(
+        self, z_H: Tensor, teacher: Teacher, pos_embeds: Tensor, neg_embeds: Tensor, t: Tensor, noise: Tensor
+    ) -> Tensor:
+        """The loss, differentiable in z_H [B, c, h, w]. Embeddings are [B, tokens, d], t is [B] integers."""
+        z = z_H.detach().float()
+        alpha = self.alphas_cumprod.to(z)[t].view(-1, 1, 1, 1)
+        with torch.no_grad():
+            z_t = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
+            both = teacher(z_t.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([neg_embeds, pos_embeds]))
+            e_neg, e_pos = both.float().chunk(2)
+            e_cfg = e_neg + self.cfg * (e_pos - e_neg)
+            x0_neg, x0_cfg = ((z_t - (1 - alpha).sqrt() * e) / alpha.sqrt() for e in (e_neg, e_cfg))
+            distance = (z - x0_cfg).abs().mean((1, 2, 3), keepdim=True)
+            g = (x0_neg - x0_cfg) / distance.clamp_min(1e-8)
+            target = z - g
+        return torch.nn.functional.mse_loss(z_H.float(), target)

