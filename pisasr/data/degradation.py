@@ -182,12 +182,12 @@ def _check_names(where: str, names: list[str], known: tuple[str, ...]) -> None:
 def sample_generator(seed: int, epoch: int, index: int) -> Generator:
     """The chance of one training sample: the same three numbers give the same pixels, in any worker and any order.
 
-    All three whole numbers >= 0. They are hashed: the neighbours of a seed share nothing with it.
+    Any three whole numbers within 64 bits; negative ones are free for other uses than samples. They are hashed: the
+    neighbours of a seed share nothing with it.
     """
-    if min(seed, epoch, index) < 0:
-        raise ValueError(f"seed, epoch and index can't be negative; got {seed}, {epoch}, {index}")
+    words = [number % 2**64 for number in (seed, epoch, index)]  # SeedSequence takes no negative ones
     # 32 bits, because torch's CPU generator looks at no more of its seed.
-    mixed = np.random.SeedSequence((seed, epoch, index)).generate_state(1, np.uint32)[0]
+    mixed = np.random.SeedSequence(words).generate_state(1, np.uint32)[0]
     return Generator().manual_seed(int(mixed))
 
 
@@ -407,5 +407,5 @@ def _check_photo(x_H: Tensor, dimensions: int) -> None:
     if not x_H.is_floating_point() or x_H.device.type != "cpu":
         raise ValueError(f"x_H is a float tensor on the CPU; got {x_H.dtype} on {x_H.device}; call .float().cpu()")
     low, high = (bound.item() for bound in torch.aminmax(x_H))
-    if not (low >= 0 and high <= 1):  # written this way round, it also catches nan
+    if not (low > -1e-3 and high < 1.001):  # room for rounding; written this way round, it also catches nan
         raise ValueError(f"x_H lies in [0, 1]; got [{low:.3g}, {high:.3g}]; from [-1, 1], pass (x + 1) / 2")
