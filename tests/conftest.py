@@ -1,0 +1,56 @@
+import os
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from pisasr.weights import save_adapter
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+PARITY = Path(os.environ.get("PISASR_PARITY", Path(__file__).resolve().parents[2] / "shared" / "parity"))
+
+
+@pytest.fixture(scope="session")
+def parity() -> Path:
+    """The folder of outputs of the published implementation, which is not part of this repository."""
+    if not (PARITY / "index.json").is_file():
+        pytest.skip(f"no parity data at {PARITY} (set PISASR_PARITY)")
+    return PARITY
+
+
+@pytest.fixture
+def unet():
+    return tiny.make_unet()
+
+
+@pytest.fixture
+def vae():
+    return tiny.make_vae()
+
+
+@pytest.fixture
+def pix(unet):
+    return tiny.make_adapter(unet, "pix", rank=4)
+
+
+@pytest.fixture
+def sem(unet):
+    return tiny.make_adapter(unet, "sem", rank=2)
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory) -> Path:
+    """A tiny base with its adapters beside it, as the embedded default has them."""
+    folder = tiny.write_base(tmp_path_factory.mktemp("base"))
+    for name, rank in (("pix", 4), ("sem", 2)):
+        save_adapter(folder / "adapters" / f"{name}.safetensors", tiny.make_adapter(tiny.make_unet(), name, rank))
+    return folder
+
+
+@pytest.fixture
+def pipe(base_folder):
+    from pisasr import PiSASRPipeline
+
+    return PiSASRPipeline.from_pretrained(base_folder)

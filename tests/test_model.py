@@ -1,0 +1,119 @@
+"""Encode, predict, decode: what training and inference share."""
+
+import pytest
+import tiny
+import torch
+from golden import FILE, LAMBDAS
+from safetensors.torch import load_file
+
+from pisasr import model as model_module
+from pisasr.adapters import merged
+from pisasr.autoencoder import LappedAutoencoder
+from pisasr.model import PiSASR, predict, vae_factor
+from pisasr.residual import mix_residuals, remove_residual
+from pisasr.text import PromptEncoder
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(FILE)
+
+
+@pytest.fixture
+def model(unet, vae):
+    return PiSASR(unet, vae)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    return PromptEncoder(tiny.make_tokenizer(tmp_path / "tokenizer"), tiny.make_text_encoder())
+
+
+@torch.no_grad()
+def test_every_step_gives_the_stored_numbers(golden, unet, vae, pix, sem, prompts):
+    def assert_near(value, name):
+        torch.testing.assert_close(value, golden[name], atol=1e-4, rtol=0, msg=lambda text: f"{name}: {text}")
+
+    embeds, model = prompts(""), PiSASR(unet, vae)
+    assert_near(embeds[:, :4], "embeds")
+    z_L = model.encode(golden["x_L"])
+    assert_near(z_L, "z_L")
+    assert_near(model.encode(golden["x_L"], "sample", noise=golden["noise"]), "z_L_sampled")
+    eps_pix = predict(merged(unet, [pix]), z_L, embeds)
+    assert_near(eps_pix, "eps_pix")
+    eps_pisa = predict(merged(unet, [pix, sem]), z_L, embeds)
+    assert_near(eps_pisa, "eps_pisa")
+    z_H = remove_residual(z_L, mix_residuals(eps_pix, eps_pisa, *LAMBDAS))
+    assert_near(z_H, "z_H")
+    assert_near(model.decode(z_H), "x_H")
+
+
+def test_the_mean_leaves_nothing_to_chance_and_a_seed_repeats_itself(model, golden):
+    x = golden["x_L"]
+    assert torch.equal(model.encode(x), model.encode(x))
+    first, again, other = (model.encode(x, "sample", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_unscale_undoes_scale_also_with_a_shift(model):
+    model.vae.register_to_config(shift_factor=0.3)
+    latent = tiny.wave((1, 4, 3, 3), 1.0)
+    torch.testing.assert_close(model.unscale(model.scale(latent)), latent)
+    torch.testing.assert_close(model.scale(latent), (latent - 0.3) * 0.18215)
+
+
+def test_sizes_come_from_the_configs(vae):
+    assert vae_factor(vae) == 4
+    lapped = LappedAutoencoder(latent_channels=12)
+    model = PiSASR(tiny.make_unet(12), lapped)
+    x = tiny.wave((1, 3, 20, 28), 1.0)
+    z = model.encode(x)
+    assert model.factor == 4 and z.shape == (1, 12, 5, 7)
+    assert model.predict(z, torch.zeros(1, 77, tiny.CROSS)).shape == z.shape
+    assert model.decode(z).shape == x.shape
+
+
+def test_tiled_coding_gives_the_same_tensors(model):
+    x = tiny.wave((1, 3, 48, 40), 1.0)
+    torch.testing.assert_close(model.encode(x, tile_px=16), model.encode(x), atol=1e-5, rtol=0)
+    z = model.encode(x)
+    torch.testing.assert_close(model.decode(z, tile_px=16), model.decode(z), atol=1e-4, rtol=0)
+
+
+def test_the_unet_computes_in_its_own_dtype_and_answers_in_the_latents(model, golden):
+    z, embeds = golden["z_L"], torch.zeros(1, 77, tiny.CROSS)
+    exact = model.predict(z, embeds)
+    model.unet.to(torch.bfloat16)
+    rounded = model.predict(z, embeds)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.1
+
+
+def test_one_embedding_serves_a_batch(model, golden):
+    z, embeds = golden["z_L"], tiny.wave((1, 77, tiny.CROSS), 2.0)
+    both = model.predict(torch.cat([z, -z]), embeds)
+    torch.testing.assert_close(both[1:], model.predict(-z, embeds), atol=1e-5, rtol=0)
+
+
+def test_each_prompt_is_encoded_once(prompts):
+    calls = []
+    prompts.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    first = prompts(["", "a sharp photo"])
+    assert torch.equal(prompts(["a sharp photo", ""]), first.flip(0))
+    assert first.shape == (2, 77, tiny.CROSS) and len(calls) == 2
+    prompts.text_encoder.to(torch.float64)
+    assert prompts("").dtype == torch.float64
+
+
+def test_the_prompt_store_has_a_bound(prompts, monkeypatch):
+    monkeypatch.setattr("pisasr.text.REMEMBERED", 2)
+    for prompt in "abc":
+        prompts(prompt)
+    assert [key[0] for key in prompts._known] == ["b", "c"]
+
+
+def test_noise_is_drawn_where_the_generator_lives():
+    like = torch.zeros(1, 2, 3, 3, dtype=torch.bfloat16)
+    drawn = model_module.draw_noise(like, torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.bfloat16
+    assert torch.equal(drawn, torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16))

