@@ -200,11 +200,9 @@ def _plan(args: argparse.Namespace, variants: list[str]) -> list[Job]:
 def _check_inputs(asked: list[str], inputs: list[Found]) -> None:
     if any(found.status == "ready" for found in inputs):
         return
-    if inputs:
-        found = inputs[0]
-        more = f" (and {len(inputs) - 1} more)" if len(inputs) > 1 else ""
-        raise PisasrError(f"no picture to read: {found.path}: {found.reason}{more}")
-    raise PisasrError(f"no images in {', '.join(asked)} (looked for png, jpg, webp, tif, bmp; --recursive goes deeper)")
+    reasons = [f"{found.path}: {found.reason}" for found in inputs[:3]]
+    reasons = reasons or ["looked for png, jpg, webp, tif, bmp; --recursive goes deeper"]
+    raise PisasrError(f"no images in {', '.join(asked)} ({'; '.join(reasons)}{'; ...' if len(inputs) > 3 else ''})")
 
 
 def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":

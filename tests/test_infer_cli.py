@@ -1,0 +1,524 @@
+"""Promises of `pisasr infer`: published commands run, no file ends a batch, no result is lost, mistakes cost one line.
+
+Most tests put a stub in place of the model; the last ones run a tiny one.
+"""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pisasr import batch, cli, images
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class StubPipeline:
+    """Enlarges by PIL, remembers what it was asked, and colours one pixel by its seed."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, image, lambda_pix, lambda_sem, generator, **settings):
+        self.calls.append(SimpleNamespace(pair=(lambda_pix, lambda_sem), seed=generator, **settings))
+        size = round(settings["upscale"] * image.width), round(settings["upscale"] * image.height)
+        result = image.resize(size)
+        result.putpixel((0, 0), (generator % 256,) * len(image.getbands()) if image.mode != "L" else generator % 256)
+        return SimpleNamespace(images=[result])
+
+    def sweep(self, image, pairs, **options):
+        return [self(image, *pair, **options).images[0] for pair in pairs]
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    pipe = StubPipeline()
+    monkeypatch.setattr(cli, "load_pipeline", lambda args: pipe)
+    return pipe
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder with an empty folder `in`."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    return tmp_path
+
+
+def draw(name: str | Path, color=(200, 100, 50), size=(6, 5)) -> Path:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+    return path
+
+
+def infer(*words) -> int:
+    return cli.main(["infer", *map(str, words)])
+
+
+def rows(folder: str = "out") -> list[dict]:
+    return [json.loads(line) for line in Path(folder, "report.jsonl").read_text().splitlines()]
+
+
+def outputs(folder: str = "out") -> list[str]:
+    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != batch.REPORT_NAME)
+    return sorted(str(path.relative_to(folder)) for path in files)
+
+
+def usage_error(capsys, *words) -> str:
+    with pytest.raises(SystemExit) as caught:
+        infer(*words)
+    assert caught.value.code == cli.WRONG_USAGE
+    return capsys.readouterr().err
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_published_command_runs_unchanged(here, stub):
+    draw("in/a.png")
+    command = (
+        "--pretrained_model_path preset/models/stable-diffusion-2-1-base --pretrained_path preset/models/pisa_sr.pkl "
+        "--process_size 64 --upscale 4 --input_image in --output_dir experiments/test --align_method nofix "
+        "--lambda_pix 1.0 --lambda_sem 1.0 --latent_tiled_size 96 --latent_tiled_overlap 32 --seed 42 "
+        "--vae_encoder_tiled_size 1024 --vae_decoder_tiled_size 224 --mixed_precision fp16 --default"
+    )
+    assert infer(*command.split()) == cli.OK
+    assert outputs("experiments/test") == ["a.png"]
+    (call,) = stub.calls
+    assert (call.process_size, call.upscale, call.color_fix) == (64, 4, "none")
+    assert (call.tile_size, call.tile_overlap, call.vae_tile_size) == (96, 32, 1024)
+
+
+def test_aliases_mean_the_same():
+    parser = cli.infer_parser()
+    ours = "--input a --output b --pretrained_model m --adapters k --color_fix wavelet --tile_size 9 --tile_overlap 2"
+    theirs = (
+        "-i a -o b --pretrained_model_path m --pretrained_path k --align_method wavelet --latent_tiled_size 9"
+        " --latent_tiled_overlap 2"
+    )
+    assert parser.parse_args(ours.split()) == parser.parse_args(theirs.split())
+
+
+def test_hyphens_and_negative_numbers_are_understood(here, stub):
+    draw("in/-a.png")
+    strengths = ["--lambda-pix", "-0.5", "--lambda-sem=-1e-3"]
+    assert infer("--input=in/-a.png", "-o", "out", *strengths, "--color-fix", "none") == 0
+    assert stub.calls[0].pair == (-0.5, -0.001)
+    assert infer("-i", "in", "-o", "out", "--lambda-grid", "-0.5,0", "-1") == 0
+    assert [call.pair for call in stub.calls[1:]] == [(-0.5, -1.0), (0.0, -1.0)]
+
+
+def test_default_is_one_one(here, stub):
+    draw("in/a.png")
+    assert infer("-i", "in", "-o", "out", "--lambda_pix", "0.3", "--default") == 0
+    assert stub.calls[0].pair == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--lambda_pix", "nan"],
+        ["--lambda_sem", "inf"],
+        ["--lambda_sem", "1,0"],
+        ["--lambda_pix", ""],
+        ["--lambda_grid", "0,1", "0,x"],
+        ["--lambda_grid", "0,1"],
+        ["--upscale", "0.5"],
+        ["--upscale", "nan"],
+        ["--process_size", "0"],
+        ["--tile_size", "0"],
+        ["--tile_size", "8", "--tile_overlap", "8"],
+        ["--tile_overlap", "-1"],
+        ["--color_fix", "rainbow"],
+        ["--dtype", "int8"],
+        ["--existing", "maybe"],
+        ["--seed", "x"],
+        ["--default", "--lambda_grid", "0,1", "0,1"],
+        ["--unknown"],
+    ],
+)
+def test_wrong_usage_names_the_option(here, stub, capsys, words):
+    draw("in/a.png")
+    assert words[0] in usage_error(capsys, "-i", "in", "-o", "out", *words)
+    assert not stub.calls and not Path("out").exists()
+
+
+@pytest.mark.parametrize("words", ["--help", "infer --help", "infer --lambda_pix nan", "infer -i none", "convert -h"])
+def test_quick_answers_do_not_wait_for_torch(words):
+    code = (
+        "import sys, pisasr.cli\n"
+        "try: pisasr.cli.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    took = []
+    for _ in range(3):  # the fastest of three: the machine may be busy
+        start = time.perf_counter()
+        result = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=ROOT, capture_output=True, text=True)
+        took.append(time.perf_counter() - start)
+        assert result.returncode == 0, result.stderr
+    assert min(took) < 1
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_files_folders_and_globs(here, stub):
+    for name in ("in/a.png", "in/b.JPG", "in/deep/c.webp", "in/.hid.png", "more/x1.tif", "more/x2.bmp", "more/y.png"):
+        draw(name)
+    Path("in/notes.txt").write_text("no picture")
+    Path("in/folder.png").mkdir()
+    assert infer("-i", "in", "more/x*", "-o", "out") == 0
+    assert outputs() == ["a.png", "b.png", "x1.png", "x2.png"]
+    assert {row["status"] for row in rows()} == {"ok"} and len(rows()) == 4
+
+
+def test_recursive_keeps_the_tree(here, stub):
+    for name in ("in/a.png", "in/one/a.png", "in/two/a.jpg", "in/two/a.png", "in/folder.png/a.png"):
+        draw(name)
+    assert infer("-i", "in", "-o", "out", "--recursive") == 0
+    assert outputs() == ["a.png", "folder.png/a.png", "one/a.png", "two/a.jpg.png", "two/a.png.png"]
+
+
+def test_globs_keep_the_tree_below_their_fixed_part(here, stub):
+    draw("in/one/a.png"), draw("in/two/a.png")
+    assert infer("-i", "in/**/*.png", "-o", "out") == 0
+    assert outputs() == ["one/a.png", "two/a.png"]
+
+
+def test_same_names_do_not_overwrite_each_other(here, stub):
+    colors = {"in/a.png": (255, 0, 0), "in/A.jpg": (0, 255, 0), "b/a.png": (0, 0, 255), "c/a.png": (9, 9, 9)}
+    for name, color in colors.items():
+        draw(name, color)
+    assert infer("-i", *colors, "-o", "out") == 0
+    assert len(outputs()) == 4
+    for row in rows():
+        wanted = Image.open(row["input"]).getpixel((3, 3))
+        assert np.abs(np.subtract(Image.open(row["output"]).getpixel((9, 9)), wanted)).max() <= 2
+
+
+def test_one_file_named_twice_is_restored_once(here, stub):
+    draw("in/a.png")
+    assert infer("-i", "in", "in/a.png", "./in/*.png", "-o", "out") == 0
+    assert len(stub.calls) == 1
+
+
+def test_output_inside_input_is_not_read_again(here, stub):
+    draw("in/a.png")
+    for _ in range(2):
+        assert infer("-i", "in", "-o", "in/out", "--recursive") == 0
+        assert infer("-i", "in/**/*.png", "-o", "in/out") == 0
+        assert outputs("in/out") == ["a.png"]
+
+
+def test_inputs_are_never_written_over(here, stub, capsys):
+    path = draw("in/a.png")
+    before = path.read_bytes()
+    for words in (["-i", "in", "-o", "in"], ["-i", path, "-o", "in"], ["-i", "in/*.png", "-o", "in"]):
+        assert infer(*words) == cli.WRONG_USAGE
+        assert "choose another --output" in capsys.readouterr().err
+    draw("in/b.jpg")
+    assert infer("-i", "in/*.jpg", "-o", "in") == 0  # b.png is nobody's input
+    assert path.read_bytes() == before and not stub.calls[1:]
+
+
+def test_pipes_loops_and_devices_are_skipped(here, stub):
+    draw("in/a.png")
+    os.mkfifo("in/pipe.png")
+    Path("in/loop.png").symlink_to("loop.png")
+    Path("in/dead.png").symlink_to("nowhere.png")
+    Path("in/zero.png").symlink_to("/dev/zero")
+    Path("in/again").symlink_to("..")
+    assert infer("-i", "in", "-o", "out", "--recursive") == 0
+    assert outputs() == ["a.png"]
+    assert sorted(row["status"] for row in rows()) == ["ok"] + ["skipped"] * 4
+    assert all(row["reason"] and row["output"] is None for row in rows() if row["status"] == "skipped")
+
+
+@pytest.mark.parametrize("words", [["nowhere"], ["in"], ["in/*.png"], ["nowhere.png", "in"], ["in/pipe.png"]])
+def test_nothing_to_do_is_told_before_anything_loads(here, monkeypatch, capsys, words):
+    monkeypatch.setattr(cli, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
+    os.mkfifo("in/pipe.png")
+    Path("in/notes.txt").touch()
+    assert infer("-i", *words, "-o", "out") == cli.NOTHING_STARTED
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words[0] in error
+
+
+ODD_NAMES = ["späce ünï.png", "😀.png", "-a.png", "[red].png", "new\nline.png", "x" * 251 + ".png", "a.b.png"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names(here, stub, capsys, name):
+    draw(Path("in") / name)
+    assert infer("-i", "in", "-o", "out") == 0
+    assert outputs() == [name]
+    assert capsys.readouterr().out.count("\n") == 2
+
+
+def test_undecodable_names(here, stub):
+    draw("a.png").rename(os.fsdecode(b"in/\xff\xfe.png"))
+    assert infer("-i", "in", "-o", "out") == 0
+    assert os.listdir(b"out") and rows()[0]["status"] == "ok"
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+
+def test_bad_files_cost_one_line_each(here, stub, capsys):
+    for number in range(7):
+        draw(f"in/good{number}.png")
+    Path("in/empty.png").touch()
+    Path("in/text.jpg").write_text("not a picture")
+    Path("in/cut.png").write_bytes(draw("whole.png", size=(90, 90)).read_bytes()[:150])
+    assert infer("-i", "in", "in/gone.png", "-o", "out") == cli.SOME_FAILED
+    report = {Path(row["input"]).name: row for row in rows()}
+    assert len(report) == 11 and len(outputs()) == 7
+    failed = {name for name, row in report.items() if row["status"] == "failed"}
+    assert failed == {"empty.png", "text.jpg", "cut.png", "gone.png"}
+    assert all(report[name]["reason"] and report[name]["output"] is None for name in failed)
+    assert set(report["good0.png"]) == {"input", "output", "status", "reason", "seconds"}
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 4 and "7 restored, 4 failed" in shown.out
+
+
+def test_a_failing_model_costs_one_picture(here, stub, monkeypatch, capsys):
+    draw("in/a.png"), draw("in/b.png")
+
+    def explode(image, seed, pipe=stub):
+        raise MemoryError if not stub.calls.append(0) and len(stub.calls) == 1 else RuntimeError("two\nlines")
+
+    monkeypatch.setattr(cli, "_restorer", lambda *_: explode)
+    assert infer("-i", "in", "-o", "out") == cli.SOME_FAILED
+    assert [row["reason"] for row in rows()] == [
+        "out of memory; try a smaller --tile_size and --vae_tile_size",
+        "RuntimeError: two lines",
+    ]
+    assert not outputs() and "Traceback" not in capsys.readouterr().err
+    assert infer("-i", "in", "-o", "out", "--debug") == cli.SOME_FAILED
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_pixel_cap(here, stub):
+    draw("in/a.png", size=(6, 5)), draw("in/b.png", size=(7, 5))
+    assert infer("-i", "in", "-o", "out", "--max_input_pixels", 30) == cli.SOME_FAILED
+    assert outputs() == ["a.png"]
+
+
+def test_existing_outputs(here, stub, capsys):
+    draw("in/a.png"), draw("in/b.png"), draw("in/c.png")
+    assert infer("-i", "in/a.png", "in/b.png", "-o", "out") == 0
+    Path("out/b.png").write_bytes(Path("out/b.png").read_bytes()[:60])  # as a full disk leaves it
+    kept = os.stat("out/a.png").st_mtime_ns
+    assert infer("-i", "in", "-o", "out", "--existing", "skip") == 0
+    assert [row["status"] for row in rows()] == ["skipped", "ok", "ok"]
+    assert rows()[0]["output"] == str(Path("out/a.png")) and os.stat("out/a.png").st_mtime_ns == kept
+    assert infer("-i", "in", "-o", "out", "--existing", "error") == cli.SOME_FAILED
+    assert {row["status"] for row in rows()} == {"failed"} and os.stat("out/a.png").st_mtime_ns == kept
+    assert infer("-i", "in", "-o", "out") == 0
+    assert os.stat("out/a.png").st_mtime_ns != kept
+
+
+@pytest.mark.parametrize("output", ["file", "file/below"])
+def test_output_that_cannot_be_is_told_before_the_model_loads(here, monkeypatch, capsys, output):
+    monkeypatch.setattr(cli, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
+    draw("in/a.png")
+    Path("file").touch()
+    assert infer("-i", "in", "-o", output) == cli.NOTHING_STARTED
+    assert "--output" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_load_is_one_line(here, monkeypatch, capsys):
+    def refuse(args):
+        raise batch.PisasrError("no model folder at x")
+
+    monkeypatch.setattr(cli, "load_pipeline", refuse)
+    draw("in/a.png")
+    assert infer("-i", "in", "-o", "out") == cli.NOTHING_STARTED
+    assert capsys.readouterr().err == "pisasr: no model folder at x\n"
+
+
+def test_a_full_disk_ends_the_batch(here, stub, monkeypatch):
+    for name in "abc":
+        draw(f"in/{name}.png")
+
+    def save(image, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(images, "save_image", save)
+    assert infer("-i", "in", "-o", "out") == cli.SOME_FAILED
+    assert len(stub.calls) == 1 and [row["status"] for row in rows()] == ["failed"] * 3
+
+
+def test_interrupting_keeps_what_is_done(here, stub, monkeypatch):
+    draw("in/a.png"), draw("in/b.png")
+
+    def interrupted(image, seed):
+        if stub.calls:
+            raise KeyboardInterrupt
+        return stub(image, 1, 1, generator=seed, upscale=1).images
+
+    monkeypatch.setattr(cli, "_restorer", lambda *_: interrupted)
+    assert infer("-i", "in", "-o", "out") == cli.INTERRUPTED
+    assert outputs() == ["a.png"] and [row["status"] for row in rows()] == ["ok"]
+
+
+def test_leftovers_of_dead_runs_are_removed(here, stub):
+    draw("in/a.png")
+    Path("out").mkdir()
+    for owner in (2**30, os.getppid()):
+        Path(f"out/.pisasr-{owner}-0badcafe.tmp").touch()
+    assert infer("-i", "in", "-o", "out") == 0
+    assert outputs() == [f".pisasr-{os.getppid()}-0badcafe.tmp", "a.png"]
+
+
+def test_results_do_not_depend_on_company_or_place(here, stub):
+    draw("in/a.png"), draw("in/b.png"), draw("elsewhere/b.png")
+    assert infer("-i", "in", "-o", "out") == 0
+    assert infer("-i", "elsewhere/b.png", "-o", "alone") == 0
+    assert infer("-i", "elsewhere/b.png", "-o", "other", "--seed", 7) == 0
+    assert Path("out/b.png").read_bytes() == Path("alone/b.png").read_bytes()
+    assert len({call.seed for call in stub.calls}) == 3 and stub.calls[1].seed == stub.calls[2].seed
+
+
+def test_quiet_says_only_what_failed(here, stub, capsys):
+    draw("in/a.png")
+    Path("in/b.png").touch()
+    assert infer("-i", "in", "-o", "out", "--quiet") == cli.SOME_FAILED
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("\n") == 1
+
+
+def test_notices_reach_the_report(here, stub):
+    draw("in/a.jpg").rename("in/a.png")
+    assert infer("-i", "in", "-o", "out") == 0
+    assert "JPEG" in rows()[0]["reason"] and rows()[0]["status"] == "ok"
+
+
+# --- the lambda grid -------------------------------------------------------------------------------------------------
+
+
+def test_lambda_grid_writes_every_picture_and_a_sheet(here, stub):
+    draw("in/a.png"), draw("in/b.jpg")
+    assert infer("-i", "in", "-o", "out", "--lambda_grid", "0,0.5,1.0,1", "0,1.5") == 0
+    names = [f"pix{pix}_sem{sem}.png" for pix in ("0", "0.5", "1") for sem in ("0", "1.5")]
+    assert outputs() == sorted(f"{stem}/{name}" for stem in "ab" for name in [*names, "grid.png"])
+    assert [call.pair for call in stub.calls[:6]] == [(p, s) for p in (0.0, 0.5, 1.0) for s in (0.0, 1.5)]
+    assert [row["output"] for row in rows()] == [str(Path("out/a/grid.png")), str(Path("out/b/grid.png"))]
+
+
+def test_the_sheet_has_rows_for_pix_and_columns_for_sem():
+    from pisasr.grid import INK, draw_sheet
+
+    pictures = [Image.new("RGB", (200, 100), (10 * row, 10 * column, 255)) for row in range(3) for column in range(2)]
+    sheet = draw_sheet(pictures, [0, 0.5, 1], [0, 1])
+    pixels = np.asarray(sheet).astype(int)
+    centres = {}
+    for row in range(3):
+        for column in range(2):
+            y, x = np.where((pixels == (10 * row, 10 * column, 255)).all(-1))
+            assert len(y) == 200 * 100
+            centres[row, column] = y.mean(), x.mean()
+    assert centres[0, 0][0] < centres[1, 0][0] < centres[2, 0][0] and centres[0, 0][1] < centres[0, 1][1]
+    assert (pixels == INK).all(-1).any()
+
+
+def test_the_sheet_takes_grey_and_transparent_pictures_and_stays_small():
+    from pisasr.grid import draw_sheet
+
+    assert draw_sheet([Image.new("LA", (9, 3000))], [1], [1]).size[1] <= 4200
+    assert draw_sheet([Image.new("L", (2, 2))] * 4, [0, 1], [0, 1]).mode == "RGB"
+    with pytest.raises(ValueError, match="came"):
+        draw_sheet([], [0], [0])
+
+
+# --- with a model ----------------------------------------------------------------------------------------------------
+
+
+def run(*words) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / "infer.py"), *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_script_from_file_to_file(here, base_folder):
+    draw("in/a.png", size=(13, 9))
+    Image.new("LA", (5, 8), (90, 120)).save("in/b.png")
+    Path("in/c.png").touch()
+    words = ["-i", "in", "--pretrained_model", base_folder, "--process_size", 32, "--upscale", 2.5, "--dtype", "fp16"]
+    result = run(*words, "-o", "out", "--device", "cpu")
+    assert result.returncode == cli.SOME_FAILED, result.stderr
+    assert [(row["status"]) for row in rows()] == ["ok", "ok", "failed"]
+    assert Image.open("out/a.png").size == (round(2.5 * 13), round(2.5 * 9))
+    assert (Image.open("out/b.png").mode, Image.open("out/b.png").size) == ("LA", (round(2.5 * 5), 20))
+    assert "fp32" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_runs_are_byte_identical_sampled_or_not(here, base_folder):
+    draw("in/a.png", size=(12, 12)), draw("in/b.png", (10, 200, 30), (12, 10))
+    common = ["--pretrained_model", base_folder, "--process_size", 16, "--upscale", 2, "--device", "cpu"]
+    for extra in ([], ["--posterior", "sample", "--seed", "5"]):
+        assert infer("-i", "in/a.png", "in/b.png", "-o", "one", *common, *extra) == 0
+        assert infer("-i", "in/b.png", "in/a.png", "-o", "two", *common, *extra) == 0
+        for name in ("a.png", "b.png"):
+            assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
+
+
+def test_grid_pictures_are_those_of_single_runs(here, base_folder):
+    draw("in/a.png", size=(12, 12))
+    common = ["-i", "in", "--pretrained_model", base_folder, "--process_size", 16, "--upscale", 2, "--device", "cpu"]
+    assert infer(*common, "-o", "grid", "--lambda_grid", "0,1", "0,0.5") == 0
+    assert infer(*common, "-o", "one", "--lambda_pix", 1, "--lambda_sem", 0.5) == 0
+    a, b = (np.asarray(Image.open(path)).astype(int) for path in ("grid/a/pix1_sem0.5.png", "one/a.png"))
+    assert np.abs(a - b).max() <= 1
+
+
+def test_what_only_the_model_can_refuse_is_still_usage(here, base_folder, capsys):
+    import torch
+
+    draw("in/a.png")
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    for words, said in [(["--tile_overlap", "500"], "overlap"), (["--device", absent], "--device")]:
+        assert infer("-i", "in", "-o", "out", "--pretrained_model", base_folder, *words) == cli.WRONG_USAGE
+        assert said in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(here, capsys):
+    draw("in/a.png")
+    assert infer("-i", "in", "-o", "out", "--pretrained_model", "./nowhere") == cli.NOTHING_STARTED
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_published_commands_give_the_published_pictures(here, parity):
+    """Every case with the posterior mean whose published sizes need no squeezing; truncated there, rounded here."""
+    index = json.loads((parity / "index.json").read_text())
+    chosen = ["default_adain", "adjust_p0.5_s1.5_wavelet", "tile_wide_adjust_adain"]
+    for case in (case for case in index["eval_cases"] if case["name"] in chosen):
+        options = dict(case["options"])
+        words = ["--default"] if options.pop("default") else []
+        words += [word for name, value in options.items() for word in (f"--{name}", value)]
+        published = ["--pretrained_model_path", parity / "pipeline", "--pretrained_path", parity / "pisa_sr.pkl"]
+        words += ["--mixed_precision", "no", "--device", "cpu"]
+        assert infer("--input_image", parity / case["input"], "--output_dir", case["name"], *published, *words) == 0
+        (output,) = outputs(case["name"])
+        pictures = (Image.open(path) for path in (Path(case["name"], output), parity / case["expected_png"]))
+        ours, theirs = (np.asarray(picture).astype(int) for picture in pictures)
+        assert np.abs(ours - theirs).max() <= 3 and np.abs(ours - theirs).mean() <= 0.6
+
+
+def test_convert_writes_two_adapters(here, parity, capsys):
+    assert cli.main(["convert", str(parity / "pisa_sr.pkl"), "adapters"]) == 0
+    assert outputs("adapters") == ["pix.safetensors", "sem.safetensors"]
+    Path("bad.pkl").write_text("no checkpoint")
+    assert cli.main(["convert", "bad.pkl", "adapters"]) == cli.NOTHING_STARTED
+    assert capsys.readouterr().err.count("\n") == 1
