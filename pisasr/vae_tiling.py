@@ -153,12 +153,10 @@ def _heads(tokens: Tensor, heads: int) -> Tensor:
     return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _conv(x: Tensor, conv: nn.Conv2d, bands: Bands, **prepare) -> Tensor:
+def _conv(x: Tensor, conv: nn.Conv2d, bands: Bands, norm: nn.GroupNorm | None = None, **geometry) -> Tensor:
     """The whole map of `_conv_bands`, as a new tensor."""
-    out = None
-    for start, stop, band in _conv_bands(x, conv, bands, **prepare):
-        if out is None:
-            out = band.new_empty(_output_shape(x, conv, **prepare))
+    out = x.new_empty(_output_shape(x, conv, **geometry))
+    for start, stop, band in _conv_bands(x, conv, bands, norm, **geometry):
         bands.cut(out, start, stop).copy_(band)
     return out
 
@@ -195,7 +193,7 @@ def _conv_bands(
         along, across = (inside[0] - first, last - inside[1]), (before, after)
         return F.pad(piece, (*across, *along) if bands.dim == 2 else (*along, *across))
 
-    places = bands.along(_output_shape(x, conv, norm, scale, pad_after)[bands.dim])
+    places = bands.along(_output_shape(x, conv, scale, pad_after)[bands.dim])
     piece = read(*places[0])
     for place, following in zip(places, [*places[1:], None], strict=True):
         band = F.conv2d(piece, conv.weight, conv.bias, conv.stride)
@@ -207,7 +205,7 @@ def _padding(conv: nn.Conv2d, pad_after: int | None) -> tuple[int, int]:
     return (conv.padding[0], conv.padding[0]) if pad_after is None else (0, pad_after)
 
 
-def _output_shape(x: Tensor, conv: nn.Conv2d, norm=None, scale: int = 1, pad_after: int | None = None) -> list[int]:
+def _output_shape(x: Tensor, conv: nn.Conv2d, scale: int = 1, pad_after: int | None = None) -> list[int]:
     reach = sum(_padding(conv, pad_after)) - conv.kernel_size[0]
     return [len(x), conv.out_channels, *((scale * side + reach) // conv.stride[0] + 1 for side in x.shape[-2:])]
 

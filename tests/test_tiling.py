@@ -1,8 +1,6 @@
 """Latent tiling keeps its promises: it covers everything once, changes nothing by itself, and plans as published."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +9,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from pisasr.tiling import blend_tiles, gaussian_weight, needs_tiling, tile_grid, tile_starts
-
-PARITY = Path(os.environ.get("PISASR_PARITY", Path(__file__).parents[2] / "shared" / "parity"))
-needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason=f"no parity data at {PARITY} (set PISASR_PARITY)")
 
 
 @st.composite
@@ -100,16 +95,14 @@ def test_result_has_the_dtype_of_the_predictions(dtype):
     torch.testing.assert_close(blended, z)
 
 
-@needs_parity
-def test_weights_are_the_published_ones():
-    for name, published in load_file(PARITY / "tensors" / "tile_weights.safetensors").items():
+def test_weights_are_the_published_ones(parity):
+    for name, published in load_file(parity / "tensors" / "tile_weights.safetensors").items():
         side = int(name.removeprefix("w"))
         torch.testing.assert_close(gaussian_weight(side, side).to(published), published, rtol=1e-6, atol=0)
 
 
-@needs_parity
-def test_plan_has_as_many_tiles_as_published():
-    for case in json.loads((PARITY / "index.json").read_text())["eval_cases"]:
+def test_plan_has_as_many_tiles_as_published(parity):
+    for case in json.loads((parity / "index.json").read_text())["eval_cases"]:
         (h, w), options = case["latent_hw"], case["options"]
         tile, overlap = options["latent_tiled_size"], options["latent_tiled_overlap"]
         tiles = len(tile_grid(h, w, tile, overlap)) if needs_tiling(h, w, tile) else 1
