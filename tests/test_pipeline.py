@@ -12,8 +12,8 @@ from PIL import Image
 
 from pisasr import PiSASRPipeline
 from pisasr.autoencoder import LappedAutoencoder
+from pisasr.bases import SD21_MIRRORS, load_base
 from pisasr.errors import CheckpointError, ModelError, PisasrError
-from pisasr.pipeline import SD21_MIRRORS
 from pisasr.weights import load_adapter, save_adapter
 
 SMALL = {"upscale": 2, "process_size": 16}
@@ -156,6 +156,16 @@ def test_what_is_saved_loads_and_gives_equal_pictures(pipe, tmp_path):
     assert all(map(equal, again.sweep(photo(), pairs, **SMALL), pipe.sweep(photo(), pairs, **SMALL)))
     with pytest.raises(ModelError, match="has its adapters merged already"):
         PiSASRPipeline.from_pretrained(tmp_path / "saved", adapters=tmp_path)
+    with pytest.raises(ModelError, match="training wants the bare base"):
+        load_base(tmp_path / "saved")
+
+
+def test_the_bare_base_for_training_is_whole_frozen_and_float32(base_folder):
+    base = load_base(base_folder)
+    assert base.keys() == {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
+    for part in ("unet", "vae", "text_encoder"):
+        assert not base[part].training
+        assert {(p.dtype, p.requires_grad) for p in base[part].parameters()} == {(torch.float32, False)}
 
 
 def test_to_moves_every_part_and_half_precision_stays_near(base_folder, pipe):

