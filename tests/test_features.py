@@ -1,4 +1,4 @@
-"""The offline perceptual distance: zero for equals, growing with damage, and with the published weights as published."""
+"""The offline perceptual distance: zero for equal pictures, growing with damage, each picture by itself."""
 
 import os
 from pathlib import Path

@@ -69,7 +69,7 @@ def cut_border(picture: np.ndarray, border: int) -> np.ndarray:
 
 
 def psnr_y(sr: np.ndarray, hq: np.ndarray, border: int = 0) -> float:
-    """Peak signal-to-noise ratio of Y in dB, 10 log10(1 / (mse + 1e-8)): 80 for equal pictures, NaN if all is border."""
+    """Peak signal-to-noise ratio of Y in dB, 10 log10(1 / (mse + 1e-8)); 80 for equals, NaN if all is border."""
     difference = cut_border(luma(sr) - luma(hq), border)
     if difference.size == 0:
         return float("nan")

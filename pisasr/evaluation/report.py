@@ -110,6 +110,7 @@ def _seconds(columns: dict) -> str:
 def _notes(summary: dict) -> Iterable[str]:
     protocol = summary["protocol"]
     yield f"{summary['pictures']} pictures, paired by name; means of the per-picture scores."
+    yield from (f"{what}: {words}." for what, words in summary.get("made_by", {}).items())
     if protocol["border_applies_to"]:
         yield f"PSNR and SSIM leave out a border of {protocol['border_px']} px."
     for name, recipe in protocol["metrics"].items():

@@ -1,0 +1,295 @@
+"""The README's table: degrade good photos, repair them with every method, time it, score it, show it.
+
+python scripts/compare.py --hq photos --crop 512 --output results/compare
+python scripts/compare.py --hq crops --lq degraded_crops --methods bicubic 1,0 1,1 --output results/compare
+
+Without --lq, each photo is degraded by the project's own pipeline; its chance comes from --seed and the photo's name,
+so adding photos changes none of the others. Enlargement is fourfold. OUTPUT gets hq/, lq/, a folder per method,
+per_image.csv, summary.json, table.md and comparison.png. Seconds are the median over the pictures, with the model
+loaded and one picture done before the clock starts.
+
+Exit code: 0 done, 1 nothing could start, 2 usage, 3 a method's pictures do not fit.
+"""
+
+import argparse
+import math
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from zlib import crc32
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+
+from PIL import Image  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from pisasr.errors import PisasrError  # noqa: E402
+from pisasr.evaluation.folders import list_pictures, match_names, pair_folders, read_picture  # noqa: E402
+from pisasr.evaluation.metrics import METRICS  # noqa: E402
+from pisasr.evaluation.report import render_table, score_examples, summarise, write_report  # noqa: E402
+from pisasr.evaluation.scorers import load_scorers, score_folders  # noqa: E402
+from pisasr.evaluation.weights import MetricUnavailable  # noqa: E402
+
+SCALE = 4
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+X4PLUS = "Real-ESRGAN x4plus"
+
+# LQ picture -> picture four times as large
+Upscaler = Callable[[Image.Image], Image.Image]
+Strengths = tuple[float, float]
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        hq, lq = args.output / "hq", args.output / "lq"
+        names = collect_pairs(args, hq, lq) if args.lq else degrade_photos(args, hq, lq)
+        refuse_strangers(hq, names)
+        results, seconds, absent = run_methods(args, lq, names)
+        return report(args, hq, lq, results, seconds, absent)
+    except PisasrError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--hq", type=Path, required=True, metavar="DIR", help="good photos, or crops of them")
+    add("--lq", type=Path, metavar="DIR", help="their low-quality versions, a fourth as large, paired by name")
+    add("--crop", type=int, metavar="PX", help="take this much from the middle of each photo")
+    add("--recipe", type=Path, metavar="YAML", help="degradation recipe instead of the published one")
+    add("--seed", type=int, default=0, help="of the degradation (default 0)")
+    add(
+        "--methods",
+        nargs="+",
+        type=parse_method,
+        default=["bicubic", "x4plus", (0, 0), (1, 0), (1, 1)],
+        metavar="METHOD",
+        help="bicubic, lanczos, x4plus, or strengths LAMBDA_PIX,LAMBDA_SEM (default: bicubic x4plus 0,0 1,0 1,1)",
+    )
+    add("--pretrained_model", metavar="MODEL", help="folder or hub id (default: the embedded model)")
+    add("--adapters", metavar="PATH", help="folder, hub id or .pkl (default: those beside the model)")
+    add("--device", default="cpu", help="torch device (default cpu)")
+    add("--metrics", nargs="+", choices=METRICS, default=["psnr", "ssim", "niqe", "featdist"], metavar="METRIC")
+    add("--border", type=int, default=4, help="px that PSNR and SSIM leave out at each side (default 4)")
+    add("--weights", type=Path, default=os.environ.get("PISASR_WEIGHTS"), metavar="DIR", help="files that scorers need")
+    add("--show", nargs="+", metavar="NAME", help="photos for comparison.png (default: four, spread over the set)")
+    add("--output", type=Path, required=True, metavar="DIR")
+    args = parser.parse_args(argv)
+    if args.lq and (args.crop or args.recipe):
+        parser.error("--lq brings its own pictures; --crop and --recipe only go with photos that are degraded here")
+    if args.crop is not None and args.crop < SCALE:
+        parser.error(f"--crop {args.crop}: it must be at least {SCALE}")
+    if args.border < 0:
+        parser.error(f"--border {args.border}: it must be 0 or more")
+    return args
+
+
+def parse_method(word: str) -> str | Strengths:
+    if word in (*FILTERS, "x4plus"):
+        return word
+    try:
+        lambda_pix, lambda_sem = (float(part) for part in word.split(","))
+    except ValueError:
+        lambda_pix = lambda_sem = math.nan
+    if not (math.isfinite(lambda_pix) and math.isfinite(lambda_sem)):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither {', '.join(FILTERS)}, x4plus nor strengths such as 1,0")
+    return lambda_pix, lambda_sem
+
+
+def name_method(method: str | Strengths) -> str:
+    if isinstance(method, tuple):
+        return f"ours ({method[0]:g}, {method[1]:g})"
+    return X4PLUS if method == "x4plus" else method
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def degrade_photos(args: argparse.Namespace, hq_folder: Path, lq_folder: Path) -> list[str]:
+    """Write each photo's crop and its degraded version, both as PNG; returns their names."""
+    import torch
+
+    from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
+
+    recipe = DegradationRecipe()
+    if args.recipe:
+        from pisasr.config import load_recipe
+
+        recipe = load_recipe(args.recipe)
+    if recipe.scale != SCALE:
+        raise PisasrError(f"{args.recipe} reduces by {recipe.scale}, this comparison needs scale: {SCALE}")
+    names = []
+    for stem, path in list_pictures(args.hq).items():
+        photo = cut_middle(Image.fromarray(read_picture(path)), args.crop)
+        x_H = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8)
+        x_H = x_H.reshape(photo.height, photo.width, 3).permute(2, 0, 1) / 255
+        x_L = degrade_one(x_H, recipe, sample_generator(args.seed, 0, crc32(stem.encode())))
+        low = Image.fromarray((x_L * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+        names.append(f"{stem}.png")
+        save(photo, hq_folder / names[-1])
+        save(low, lq_folder / names[-1])
+    return names
+
+
+def collect_pairs(args: argparse.Namespace, hq_folder: Path, lq_folder: Path) -> list[str]:
+    """Write the given pairs under one name each; returns their names."""
+    hq, lq = list_pictures(args.hq), list_pictures(args.lq)
+    matches = match_names(hq, lq)
+    if len(matches) < max(len(hq), len(lq)):
+        alone = [hq[stem].name for stem in hq.keys() - matches]
+        alone += [lq[stem].name for stem in lq.keys() - set(matches.values())]
+        counts = f"--hq has {len(hq)} pictures, --lq has {len(lq)}"
+        raise PisasrError(f"{counts}; without a partner: {', '.join(sorted(alone))}")
+    names = []
+    for stem, path in hq.items():
+        high, low = (Image.fromarray(read_picture(p)) for p in (path, lq[matches[stem]]))
+        if high.size != (low.width * SCALE, low.height * SCALE):
+            sizes = f"{high.width}x{high.height} and its --lq {low.width}x{low.height}"
+            raise PisasrError(f"{path.name} is {sizes}; wanted sides {SCALE} to 1")
+        names.append(f"{stem}.png")
+        save(high, hq_folder / names[-1])
+        save(low, lq_folder / names[-1])
+    return names
+
+
+def cut_middle(photo: Image.Image, side: int | None) -> Image.Image:
+    """The middle `side` px of a photo, or nearly all of it: sides must divide by the scale."""
+    width, height = (min(length, side or length) // SCALE * SCALE for length in photo.size)
+    if side and (width, height) != (side // SCALE * SCALE,) * 2:
+        raise PisasrError(f"a photo of {photo.width}x{photo.height} has no room for --crop {side}")
+    left, top = (photo.width - width) // 2, (photo.height - height) // 2
+    return photo.crop((left, top, left + width, top + height))
+
+
+def refuse_strangers(folder: Path, names: list[str]) -> None:
+    """Pictures of an earlier run would be scored along with this one's."""
+    if strangers := sorted(path.name for path in list_pictures(folder).values() if path.name not in names):
+        raise PisasrError(
+            f"{folder} holds pictures of another run ({', '.join(strangers)}); empty {folder.parent} or choose another"
+            " --output"
+        )
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+
+
+def run_methods(
+    args: argparse.Namespace, lq_folder: Path, names: list[str]
+) -> tuple[dict[str, Path], dict[str, float], list[str]]:
+    """Write every method's pictures. Returns its folder, its median seconds, and lines about methods that can't run."""
+    folders, seconds, absent = {}, {}, []
+    pipeline = load_pipeline(args) if any(isinstance(method, tuple) for method in args.methods) else None
+    for method in dict.fromkeys(args.methods):
+        name = name_method(method)
+        try:
+            upscaler = load_upscaler(method, args, pipeline)
+        except MetricUnavailable as reason:
+            absent.append(f"{name}: {reason}")
+            print(absent[-1], file=sys.stderr)
+            continue
+        folders[name] = args.output / re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_")
+        seconds[name] = run(name, upscaler, lq_folder, folders[name], names)
+    return folders, seconds, absent
+
+
+def load_pipeline(args: argparse.Namespace):
+    from pisasr import PiSASRPipeline
+
+    return PiSASRPipeline.from_pretrained(args.pretrained_model, args.adapters).to(args.device)
+
+
+def load_upscaler(method: str | Strengths, args: argparse.Namespace, pipeline) -> Upscaler:
+    if isinstance(method, tuple):
+        lambda_pix, lambda_sem = method
+        return lambda lq: pipeline(lq, lambda_pix=lambda_pix, lambda_sem=lambda_sem, upscale=SCALE).images[0]
+    if method == "x4plus":
+        from pisasr.evaluation.realesrgan import load_x4plus, upscale
+
+        network = load_x4plus(args.weights).to(args.device)
+        return lambda lq: upscale(lq, network)
+    return lambda lq: lq.resize((lq.width * SCALE, lq.height * SCALE), FILTERS[method])
+
+
+def run(name: str, upscaler: Upscaler, lq_folder: Path, folder: Path, names: list[str]) -> float:
+    """Write one method's pictures; returns the median seconds of one, reading and writing not counted."""
+    times = []
+    upscaler(Image.open(lq_folder / names[0]).convert("RGB"))  # what is slow only once is done before the clock starts
+    for picture in tqdm(names, name, disable=None):
+        lq = Image.open(lq_folder / picture).convert("RGB")
+        start = time.perf_counter()
+        sr = upscaler(lq)
+        times.append(time.perf_counter() - start)
+        save(sr, folder / picture)
+    return statistics.median(times)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def report(
+    args: argparse.Namespace,
+    hq_folder: Path,
+    lq_folder: Path,
+    folders: dict[str, Path],
+    seconds: dict[str, float],
+    absent: list[str],
+) -> int:
+    """Score, tabulate and draw."""
+    pairing = pair_folders(folders, hq_folder, lq_folder)
+    if pairing.problems:
+        print("\n".join(pairing.problems), file=sys.stderr)
+        return 3
+    metrics = list(dict.fromkeys(args.metrics))
+    scorers, missing = load_scorers(metrics, args.border, args.weights)
+    rows = score_examples(tqdm(pairing.examples, "scoring", disable=None), scorers)
+    whole, missing_too = score_folders(metrics, folders, hq_folder, has_gaps=False)
+    summary = summarise(rows, metrics, args.border, absent, missing | missing_too, whole)
+    for name, median in seconds.items():
+        summary["methods"][name]["seconds"] = median
+    summary["made_by"] = describe(args)
+    write_report(args.output, rows, summary)
+    draw_figure(args, hq_folder, folders, [example.name for example in pairing.examples])
+    print(render_table(summary), end="")
+    print(f"\nWritten to {args.output}: table.md, summary.json, per_image.csv, comparison.png and the pictures")
+    return 0
+
+
+def describe(args: argparse.Namespace) -> dict:
+    """What made the pictures and the seconds, in words for the table's notes."""
+    import torch
+
+    recipe = f"recipe {args.recipe.name}" if args.recipe else "the published recipe"
+    made = f"degraded by {recipe}, seed {args.seed}, {f'{args.crop} px crops' if args.crop else 'whole'}" if not args.lq else "pairs as given"
+    return {
+        "Pictures": made,
+        "Model": args.pretrained_model or "embedded",
+        "Seconds": f"median per picture on {args.device}, {torch.get_num_threads()} threads, model loaded",
+    }
+
+
+def draw_figure(args: argparse.Namespace, hq_folder: Path, folders: dict[str, Path], names: list[str]) -> None:
+    from pisasr.evaluation.figure import draw_comparison
+
+    spread = [names[round(k * (len(names) - 1) / 3)] for k in range(4)]
+    chosen = [name for name in names if Path(name).stem in {Path(n).stem for n in args.show or spread}]
+    columns = {**folders, "true picture": hq_folder}
+    rows = [{label: Image.open(folder / name).convert("RGB") for label, folder in columns.items()} for name in chosen]
+    if rows:
+        save(draw_comparison(rows), args.output / "comparison.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

