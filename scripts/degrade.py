@@ -1,0 +1,156 @@
+"""Make low-quality pictures of good photos, the way training does.
+
+python scripts/degrade.py --input photos --output results/lq --seed 7
+python scripts/degrade.py --input photos --output results/lq --hq_output results/hq --crop 512 --recipe camera.yaml
+
+Every photo's chance comes from --seed and from its name below --input, without extension: adding photos changes none of
+the others, and the same command writes the same pixels. Photos are cut to a multiple of the scale first; --hq_output
+keeps what the low-quality picture was made of. OUTPUT/manifest.json holds the recipe, the sizes and the SHA-256 of
+every file read and written.
+
+Exit code: 0 all fine, 1 nothing could start, 2 usage, 3 some photos failed.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+
+from pisasr.batch import Found, find_inputs  # noqa: E402
+from pisasr.errors import ImageError, PisasrError  # noqa: E402
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pisasr.data.degradation import DegradationRecipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        recipe = read_recipe(args.recipe, args.scale)
+        photos = find_photos(args)
+        entries, failed = [], 0
+        for photo in photos:
+            try:
+                entries.append(degrade_photo(photo, recipe, args))
+                print(f"{photo.path}: {entries[-1]['lq']['size']}")
+            except ImageError as error:
+                failed += 1
+                print(f"{photo.path}: {error}", file=sys.stderr)
+        write_manifest(args, recipe, entries)
+    except (PisasrError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 3 if failed else 0
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--input", required=True, help="folder of photos, searched recursively, or one photo")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the low-quality PNGs")
+    parser.add_argument("--hq_output", type=Path, help="folder for the photos as degraded: cut, upright, sRGB")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=positive, help="reduction; the recipe's own (published: 4) if not given")
+    parser.add_argument("--recipe", type=Path, help="YAML over the published recipe; see configs/degradation")
+    parser.add_argument("--crop", type=positive, metavar="N", help="take the N x N middle of each photo")
+    return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 up is wanted; got {text!r}")
+    return int(text)
+
+
+def read_recipe(path: Path | None, scale: int | None) -> "DegradationRecipe":
+    from pisasr.data.degradation import DegradationRecipe
+
+    if path is None:
+        recipe = DegradationRecipe()
+    else:
+        try:
+            from pisasr.config import load_recipe
+        except ModuleNotFoundError as error:
+            raise PisasrError(f"--recipe needs {error.name}; install pisasr[train]") from None
+        recipe = load_recipe(path)
+    return recipe if scale is None else replace(recipe, scale=scale)
+
+
+def find_photos(args: argparse.Namespace) -> list[Found]:
+    """The photos that --input means; refused where two would be written to one name, or one over another's file."""
+    photos = find_inputs([args.input], args.output, recursive=True)
+    if not any(photo.status == "ready" for photo in photos):
+        raise PisasrError(f"--input {args.input}: {photos[0].reason if photos else 'no photos there'}")
+    folders = [folder.resolve() for folder in (args.output, args.hq_output) if folder]
+    if len(set(folders)) < len(folders):
+        raise PisasrError("--output and --hq_output are the same folder; wanted two")
+    inputs = {photo.path.resolve() for photo in photos}
+    owners: dict[str, Path] = {}
+    for photo in photos:
+        name = stem(photo)
+        if name in owners:
+            raise PisasrError(f"{owners[name]} and {photo.path} would both be written to {name}.png; rename one")
+        if taken := [folder for folder in folders if (folder / f"{name}.png").resolve() in inputs]:
+            raise PisasrError(f"{taken[0] / name}.png is one of the photos; write to another folder")
+        owners[name] = photo.path
+    return photos
+
+
+def stem(photo: Found) -> str:
+    return photo.name.with_suffix("").as_posix()
+
+
+def degrade_photo(photo: Found, recipe: "DegradationRecipe", args: argparse.Namespace) -> dict:
+    """Read, cut, degrade and write one photo; returns its line of the manifest."""
+    from pisasr.data.degradation import degrade_one, sample_generator
+    from pisasr.images import open_image, split, to_image, to_tensor
+
+    if photo.status != "ready":
+        raise ImageError(photo.reason)
+    name = stem(photo)
+    x_H = cut_middle(split(open_image(photo.path))[0], args.crop, recipe.scale)
+    index = int.from_bytes(sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big")
+    x_L = degrade_one(to_tensor(x_H)[0], recipe, sample_generator(args.seed, 0, index))
+    entry = {
+        "name": f"{name}.png",
+        "input_sha256": sha256(photo.path.read_bytes()).hexdigest(),
+        "lq": write_png(to_image(x_L), args.output / f"{name}.png"),
+    }
+    if args.hq_output:
+        entry["hq"] = write_png(x_H, args.hq_output / f"{name}.png")
+    return entry
+
+
+def cut_middle(photo: "Image.Image", side: int | None, scale: int) -> "Image.Image":
+    """The middle: at most side x side, each a multiple of scale, so that x_L and x_H cover the same scene."""
+    width, height = (min(length, side or length) // scale * scale for length in photo.size)
+    if min(width, height) == 0:
+        raise ImageError(f"{photo.width}x{photo.height} leaves nothing at 1/{scale} of its size")
+    left, top = (photo.width - width) // 2, (photo.height - height) // 2
+    return photo.crop((left, top, left + width, top + height))
+
+
+def write_png(picture: "Image.Image", path: Path) -> dict:
+    from pisasr.images import save_image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(picture, path)
+    return {"size": f"{picture.width}x{picture.height}", "sha256": sha256(path.read_bytes()).hexdigest()}
+
+
+def write_manifest(args: argparse.Namespace, recipe: "DegradationRecipe", entries: list[dict]) -> None:
+    args.output.mkdir(parents=True, exist_ok=True)
+    manifest = {"seed": args.seed, "crop": args.crop, "recipe": asdict(recipe), "pictures": entries}
+    (args.output / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
