@@ -64,11 +64,14 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
         with _our_pixel_cap(), Image.open(path, formats=READABLE) as image:
             _check_pixels(image, max_pixels)
             notices = _oddities(path, image)
+            # Pillow gives 16-bit grey with alpha as RGBA.
+            is_grey = image.mode == "RGBA" and any(str(tile.args).startswith("LA") for tile in image.tile)
             image.load()
             is_png, icc = image.format == "PNG", image.info.get("icc_profile")
             image = _orient(image, notices)
             image = _to_srgb(image, icc, notices)
             image = _to_eight_bits(image, notices, is_png)
+            image = image.convert("LA") if is_grey else image
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -233,9 +236,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def split(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bool]:
-    """A picture as (RGB picture for the model, alpha or None, was it grey). Any PIL mode that `open_image` gives."""
-    if image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = _to_eight_bits(image, [])
+    """A picture as (RGB picture for the model, alpha or None, was it grey). Any PIL mode is taken."""
+    image = _to_eight_bits(image, [])
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     return image.convert("RGB"), alpha, image.mode in ("L", "LA")
 

@@ -134,6 +134,14 @@ def test_sixteen_bit_colour_is_read_with_a_notice(tmp_path):
     assert "16 bits" in image.info["notices"][0]
 
 
+def test_sixteen_bit_grey_with_alpha_stays_grey(tmp_path):
+    path = tmp_path / "deep.png"
+    rows = (b"\0" + struct.pack(">2H", 32_768, 256) * 5) * 4
+    path.write_bytes(png_header(5, 4, depth=16, kind=4) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    image = images.open_image(path)
+    assert (image.mode, image.getpixel((0, 0))) == ("LA", (128, 1))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transpose that a camera held this way has done
@@ -193,8 +201,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png_header(width: int, height: int, depth: int = 8) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", width, height, depth, 2, 0, 0, 0))
+def png_header(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", width, height, depth, kind, 0, 0, 0))
 
 
 def test_empty_missing_and_odd_files_are_refused(tmp_path):

@@ -464,6 +464,16 @@ def test_script_from_file_to_file(here, base_folder):
     assert "fp32" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_every_shape_comes_out_at_its_size(here, base_folder):
+    sizes = [(1, 1), (2, 7), (1000, 2), (3, 90), (100, 40), (49, 53)]
+    for size in sizes:
+        draw(f"in/{size[0]}x{size[1]}.png", size=size)
+    words = ["--pretrained_model", base_folder, "--process_size", 32, "--upscale", 1.5, "--device", "cpu"]
+    assert infer("-i", "in", "-o", "out", *words) == 0
+    for w, h in sizes:
+        assert Image.open(f"out/{w}x{h}.png").size == (round(1.5 * w), round(1.5 * h))
+
+
 def test_runs_are_byte_identical_sampled_or_not(here, base_folder):
     draw("in/a.png", size=(12, 12)), draw("in/b.png", (10, 200, 30), (12, 10))
     common = ["--pretrained_model", base_folder, "--process_size", 16, "--upscale", 2, "--device", "cpu"]
