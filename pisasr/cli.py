@@ -5,12 +5,12 @@ Everything that needs torch is imported after the arguments are known to be good
 """
 
 import argparse
+import logging
 import math
 import re
 import sys
 import traceback
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,15 +52,27 @@ lambda_pix takes away noise, blur and blocks; lambda_sem adds detail. (1, 0) is 
 Results are PNG, whatever the input was; what happened to every input is in OUTPUT/report.jsonl."""
 
 
+TRAIN_EXAMPLES = """examples:
+  pisasr train --config configs/demo.yaml run.output=runs/demo
+  accelerate launch scripts/train.py --config configs/pisasr.yaml "data.photos=[photos]" run.output=runs/pisasr
+
+run.output receives adapters/pix.safetensors, adapters/sem.safetensors, the resolved config.yaml and log.jsonl."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code. Wrong usage leaves through SystemExit(2), as argparse has it."""
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show must not end a batch
-    parser = argparse.ArgumentParser(prog="pisasr", description=__doc__.splitlines()[0], add_help=True)
+    parser = argparse.ArgumentParser(
+        prog="pisasr",
+        description="PiSA-SR: sharp photos from poor ones in one step.",
+        epilog="\n".join(["commands:", *(f"  {name:10}{run.__doc__}" for name, run in COMMANDS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("command", choices=COMMANDS, help="each has its own --help")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do; each has its own --help")
     command = parser.parse_args(argv[:1]).command
     return COMMANDS[command](argv[1:])
 
@@ -83,7 +95,7 @@ def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace)
 
 
 def infer(argv: list[str]) -> int:
-    """Restore photos: `pisasr infer --help`."""
+    """Restore pictures: `pisasr infer --help`."""
     parser = infer_parser()
     args = parser.parse_args(_normalise(argv))
     _check_infer(parser, args)
@@ -281,7 +293,7 @@ def _restorer(pipe: "PiSASRPipeline", args: argparse.Namespace, pairs: list[tupl
 
 
 def convert(argv: list[str]) -> int:
-    """The published checkpoint as two safetensors adapters: `pisasr convert --help`."""
+    """Turn the published checkpoint into safetensors: `pisasr convert --help`."""
     parser = argparse.ArgumentParser(
         prog="pisasr convert",
         description="Turn the published pisa_sr.pkl into OUT/pix.safetensors and OUT/sem.safetensors.",
@@ -305,13 +317,43 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def train(argv: list[str]) -> int:
-    """Train the two adapters; the options are those of scripts/train.py."""
-    return import_module("pisasr.training.cli").main(argv)
+    """Train the two adapters: `pisasr train --help`."""
+    parser = argparse.ArgumentParser(
+        prog="pisasr train",
+        description="Train the two adapters, as a file of options says; the same command continues an interrupted run.",
+        epilog=TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML over the defaults in pisasr/config.py")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the resolved options and stop")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="rules over the file")
+    return _guarded(_train, parser.parse_intermixed_args(argv))
+
+
+def _train(args: argparse.Namespace) -> int:
+    from pisasr.config import ConfigError, load_config, to_yaml
+
+    try:
+        config = load_config(args.config, args.overrides)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    if args.dry_run:
+        print(to_yaml(config), end="")
+        return OK
+    from pisasr.training.trainer import train as train_adapters
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    train_adapters(config)
+    return OK
 
 
 def evaluate(argv: list[str]) -> int:
-    """Score a folder of results; the options are those of scripts/evaluate.py."""
-    return import_module("pisasr.evaluation.cli").main(argv)
+    """Score folders of results: `pisasr evaluate --help`."""
+    from pisasr.evaluation.cli import main as run
+
+    return run(argv)
 
 
 COMMANDS = {"infer": infer, "train": train, "evaluate": evaluate, "convert": convert}

@@ -532,3 +532,12 @@ def test_convert_writes_two_adapters(here, parity, capsys):
     Path("bad.pkl").write_text("no checkpoint")
     assert cli.main(["convert", "bad.pkl", "adapters"]) == cli.NOTHING_STARTED
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_every_command_is_listed_and_helps(capsys):
+    for words in (["--help"], ["train", "--help"], ["convert", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(words)
+        assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"pisasr {name} --help" in said for name in ("infer", "train", "evaluate", "convert"))
