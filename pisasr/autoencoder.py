@@ -1,10 +1,10 @@
 """The small default's autoencoder: an overlapping linear transform with a convolutional correction.
 
-A convolutional autoencoder trained from nothing needs days to pass on what a principal-component transform passes on at
-once. So this one is a linear transform first: C filters of 12x12 px at every fourth pixel in each direction, and as many
-on the way back. Their overlap keeps the grid from showing. Two small residual networks, one on each side, start at zero
-and add what a linear map can't. There is no normalisation layer: every output depends on a bounded neighbourhood alone,
-so a picture cut into tiles with `halo` decodes to exactly the same pixels.
+A convolutional autoencoder trained from nothing needs days to pass on what a principal-component transform passes on
+at once. So this one is a linear transform first: C filters of 12x12 px at every fourth pixel in each direction, and as
+many on the way back. Their overlap keeps the grid from showing. Two small residual networks, one on each side, start
+at zero and add what a linear map can't. There is no normalisation layer: every output depends on a bounded
+neighbourhood alone, so a picture cut into tiles with `halo` decodes to exactly the same pixels.
 """
 
 import torch

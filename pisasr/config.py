@@ -124,9 +124,9 @@ def load_recipe(path: str | Path) -> DegradationRecipe:
     return _merge(DegradationRecipe, path, [])
 
 
-def save_config(config: TrainConfig, path: Path) -> None:
-    """Write the configuration as it was resolved: every key, so that it can be run again as it stands."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+def to_yaml(config: TrainConfig) -> str:
+    """The configuration as it was resolved: every key, so that it can be run again as it stands."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def _merge(schema: type, path: str | Path, overrides: list[str]) -> Any:
@@ -175,7 +175,9 @@ def _check(config: TrainConfig) -> None:
         if value not in values:
             raise ConfigError(f"{key} is {value!r}; wanted one of {', '.join(values)}.")
     if not 0 <= config.csd.t_min < config.csd.t_max <= 1000:
-        raise ConfigError(f"csd.t_min={config.csd.t_min}, csd.t_max={config.csd.t_max}; wanted 0 <= t_min < t_max <= 1000.")
+        raise ConfigError(
+            f"csd.t_min={config.csd.t_min}, csd.t_max={config.csd.t_max}; wanted 0 <= t_min < t_max <= 1000."
+        )
     for name in ("pix", "sem"):
         if getattr(config, name).batch_size % config.run.accumulation:
             raise ConfigError(f"{name}.batch_size must be a multiple of run.accumulation={config.run.accumulation}.")

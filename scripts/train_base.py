@@ -10,7 +10,10 @@ in OUTPUT. Minutes are wall-clock: another machine takes other numbers of steps 
 
 import argparse
 import logging
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
 
 def main() -> None:

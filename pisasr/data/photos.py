@@ -36,8 +36,9 @@ class Photos(Dataset):
     """Pairs made on the fly. Asked for (epoch, index), not for an index: the same key gives the same pair, whichever
     worker or process asks, and however often training was interrupted before.
 
-    A pair: {"x_H", "x_L": [3, crop_px, crop_px] in [-1, 1], "caption": str}. x_L is degraded to a quarter of the size
-    and enlarged again by bicubic interpolation, as inference enlarges its input.
+    A pair: {"x_H", "x_L": [3, crop_px, crop_px] in [-1, 1], "caption": str, "seed": int}. x_L is degraded to a quarter
+    of the size and enlarged again by bicubic interpolation, as inference enlarges its input. The seed is for whatever
+    else is drawn for this sample.
     """
 
     photos: list[Path]
@@ -56,11 +57,12 @@ class Photos(Dataset):
         generator = sample_generator(self.seed, epoch, index)
         path = self.photos[index]
         x_H = random_crop(self._read(path), self.crop_px, generator, path)
-        x_L = degrade((x_H[None].float() / 255), self.recipe, generator)
+        x_L = degrade(x_H[None].float() / 255, self.recipe, generator)
         x_L = torch.nn.functional.interpolate(x_L, size=x_H.shape[1:], mode="bicubic", antialias=True)
         # antialias picks the kernel that Pillow and so inference uses; a PNG in degradation and enlargement would round and clip too.
         x_L = (x_L.clamp(0, 1) * 255).round() / 255
-        return {"x_H": x_H.float() / 127.5 - 1, "x_L": x_L[0] * 2 - 1, "caption": self._caption_of(path)}
+        seed = int(torch.randint(2**31, (), generator=generator))
+        return {"x_H": x_H.float() / 127.5 - 1, "x_L": x_L[0] * 2 - 1, "caption": self._caption_of(path), "seed": seed}
 
     def _read(self, path: Path) -> Tensor:
         if path in self._kept:
@@ -111,7 +113,7 @@ class KeyedBatches(Sampler):
             for place in range(position, position + self.batch_size):
                 if place // self.length != epoch:
                     epoch = place // self.length
-                    order = torch.randperm(self.length, generator=sample_generator(self.seed, epoch, -1))
+                    order = torch.randperm(self.length, generator=sample_generator(self.seed, epoch, self.length))
                 batch.append((epoch, int(order[place % self.length])))
             yield batch
             position += self.batch_size * self.world

@@ -31,16 +31,14 @@ class ClassifierScoreDistillation:
     t_min: int = 20
     t_max: int = 500
 
-    def draw(self, z_H: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(t [B] uniform in [t_min, t_max), n shaped like z_H), drawn on the CPU: the same on every device."""
-        t = torch.randint(self.t_min, self.t_max, (len(z_H),), generator=generator)
-        noise = torch.randn(z_H.shape, generator=generator)
-        return t.to(z_H.device), noise.to(z_H.device)
+    def draw_t(self, generator: torch.Generator) -> Tensor:
+        """One timestep [1], uniform in [t_min, t_max)."""
+        return torch.randint(self.t_min, self.t_max, (1,), generator=generator)
 
     def __call__(
         self, z_H: Tensor, teacher: Teacher, pos_embeds: Tensor, neg_embeds: Tensor, t: Tensor, noise: Tensor
     ) -> Tensor:
-        """The loss, differentiable in z_H [B, c, h, w]. Embeddings are [B, tokens, d], t is [B] integers."""
+        """The loss, differentiable in z_H [B, c, h, w]. Embeddings [B, tokens, d], t [B] integers, noise like z_H."""
         z = z_H.detach().float()
         alpha = self.alphas_cumprod.to(z)[t].view(-1, 1, 1, 1)
         with torch.no_grad():

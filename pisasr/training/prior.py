@@ -107,7 +107,7 @@ def train_prior(
     recipe: DegradationRecipe,
     minutes: float,
     batch: int = 8,
-    crop_px: int = 160,
+    crop_px: int = 128,
     lr: float = 5e-4,
     seed: int = 0,
     log=print,
@@ -125,7 +125,7 @@ def train_prior(
     vae.requires_grad_(False)
     parts = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     average = torch.optim.swa_utils.AveragedModel(parts, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
-    optimizer = torch.optim.AdamW(parts.parameters(), lr=lr, weight_decay=1e-3)
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=lr, weight_decay=1e-3, fused=True)
     start, step, running = time.monotonic(), 0, 1.0
     while (spent := (time.monotonic() - start) / 60 / minutes) < 1:
         fall = min(1.0, 2 - 2 * spent)  # constant for the first half, then down to zero

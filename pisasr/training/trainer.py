@@ -5,7 +5,9 @@ import logging
 import math
 import os
 import time
+import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pisasr.adapters import active, attach, load_into, parameters_of, train_only
-from pisasr.config import ConfigError, TrainConfig, save_config
+from pisasr.bases import load_base
+from pisasr.config import ConfigError, TrainConfig, to_yaml
+from pisasr.data.degradation import sample_generator
 from pisasr.data.photos import KeyedBatches, Photos, list_photos
 from pisasr.errors import CheckpointError
 from pisasr.model import ONE_STEP, PiSASR, predict
-from pisasr.pipeline import load_base
 from pisasr.residual import remove_residual
 from pisasr.text import PromptEncoder
 from pisasr.training.csd import ClassifierScoreDistillation
@@ -128,25 +131,22 @@ class Trainer:
         return dict(zip(names, self.accelerator.reduce(shared, "mean").tolist(), strict=True))
 
     def restore(self, network: nn.Module, batch: dict[str, Any]) -> Restored:
-        """The method on one batch: x_L -> z_L -> eps -> z_H -> x_H', with gradients through eps alone."""
-        device = self.accelerator.device
+        """The method on one batch of `Photos`, with every draw tied to its sample."""
+        device, seeds = self.accelerator.device, [int(seed) for seed in batch["seed"]]
         x_L, x_H = batch["x_L"].to(device), batch["x_H"].to(device)
-        seeds = [int(seed) for seed in batch["seed"]]
-        with torch.no_grad():
-            shape = (self.model.vae.config.latent_channels, *(side // self.model.factor for side in x_L.shape[2:]))
-            z_L = self.model.encode(x_L, "sample", noise=draw(seeds, shape, "posterior").to(device)).float()
-            unheard = torch.rand(1, generator=_generator(seeds[0], "null text")).item() < self.config.data.null_text_ratio
-            embeds = self.words([""] * len(x_L) if unheard else batch["caption"])
-        z_H = remove_residual(z_L, network(z_L, embeds).float())
-        x_pred = self.model.decode(z_H).float().clamp(-1, 1)
+        shape = (self.model.vae.config.latent_channels, *(side // self.model.factor for side in x_L.shape[2:]))
+        heard = [
+            "" if torch.rand(1, generator=_generator(seed, "null text")) < self.config.data.null_text_ratio else caption
+            for seed, caption in zip(seeds, batch["caption"], strict=True)
+        ]
+        x_pred, z_H = restore(self.model, network, x_L, self.words(heard), draw(seeds, shape, "posterior").to(device))
         return Restored(x_pred=x_pred, x_H=x_H, z_H=z_H, captions=batch["caption"], seeds=seeds)
 
     def adapter_file(self, name: str) -> Path:
         return self.output / "adapters" / f"{name}.safetensors"
 
     def _perceptual(self):
-        metric = build_perceptual(self.config.perceptual.net, self.config.perceptual.weights, self.accelerator.device)
-        return metric
+        return build_perceptual(self.config.perceptual.net, self.config.perceptual.weights, self.accelerator.device)
 
     def _distillation(self):
         """The base is its own teacher: the adapters are off while it looks."""
@@ -190,8 +190,6 @@ class Trainer:
 
     def _gradients_travel(self, network: nn.Module, last: bool):
         """Processes exchange gradients once a step, with the last accumulated batch."""
-        from contextlib import nullcontext
-
         return nullcontext() if last else self.accelerator.no_sync(network)
 
     def _fill(self, name: str, path: str | Path) -> None:
@@ -200,7 +198,7 @@ class Trainer:
         adapter = load_adapter(path)
         wanted = {"pix": self.config.model.rank_pix, "sem": self.config.model.rank_sem}[name]
         if adapter.rank != wanted:
-            raise CheckpointError(f"{path} was trained at rank {adapter.rank}, the config says model.rank_{name}={wanted}.")
+            raise CheckpointError(f"{path} has rank {adapter.rank}, the configuration says model.rank_{name}={wanted}.")
         load_into(self.unet, name, adapter.tensors)
 
     def _adapter(self, name: str) -> Adapter:
@@ -241,7 +239,21 @@ class Trainer:
         if step % self.config.run.log_every == 0:
             left = (stage.settings.steps - step) * seconds / 60
             terms = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            log.info("%s %d/%d  %s  %.2f s/step, %.0f min left", stage.name, step, stage.settings.steps, terms, seconds, left)
+            place = f"{stage.name} {step}/{stage.settings.steps}"
+            log.info("%s  %s  %.2f s/step, %.0f min left", place, terms, seconds, left)
+
+
+def restore(
+    model: PiSASR, network: nn.Module, x_L: Tensor, prompt_embeds: Tensor, posterior_noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The method with gradients through eps alone: x_L -> z_L -> eps -> z_H -> x_H'.
+
+    x_L [B, 3, H, W] in [-1, 1], posterior_noise like z_L. Returns (x_pred clamped to [-1, 1], z_H), both float32.
+    """
+    with torch.no_grad():
+        z_L = model.encode(x_L, "sample", noise=posterior_noise).float()
+    z_H = remove_residual(z_L, network(z_L, prompt_embeds).float())
+    return model.decode(z_H).float().clamp(-1, 1), z_H
 
 
 class Predictor(nn.Module):
@@ -272,8 +284,7 @@ def draw(seeds: list[int], shape: tuple[int, ...], purpose: str) -> Tensor:
 
 def _generator(seed: int, purpose: str) -> torch.Generator:
     """A stream of chance per sample and purpose."""
-    number = int.from_bytes(purpose.encode()[:7].ljust(7, b"\0"), "little")
-    return torch.Generator().manual_seed((seed ^ number) & (2**63 - 1))
+    return sample_generator(seed, zlib.crc32(purpose.encode()), 0)
 
 
 def _claim(output: Path, config: TrainConfig) -> None:
@@ -282,10 +293,11 @@ def _claim(output: Path, config: TrainConfig) -> None:
     file = output / "config.yaml"
     if file.is_file():
         before, now = (_flat(c) for c in (OmegaConf.load(file), OmegaConf.structured(config)))
-        changed = [f"{k}={before.get(k)} -> {now.get(k)}" for k in now if k not in MAY_CHANGE and before.get(k) != now[k]]
+        changed = [key for key in now if key not in MAY_CHANGE and before.get(key) != now[key]]
         if changed:
-            raise ConfigError(f"{output} holds a run with other settings ({'; '.join(changed)}); choose another run.output.")
-    save_config(config, file)
+            listed = "; ".join(f"{key}={before.get(key)} -> {now[key]}" for key in changed)
+            raise ConfigError(f"{output} holds a run with other settings ({listed}); choose another run.output.")
+    file.write_text(to_yaml(config))
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

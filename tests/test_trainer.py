@@ -1,0 +1,187 @@
+"""Training: what moves, what doesn't, what a later start finds, and the published losses and gradients."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from pisasr.adapters import active, attach, load_into, parameters_of, train_only
+from pisasr.bases import load_base
+from pisasr.config import ConfigError, StageConfig, load_config
+from pisasr.errors import CheckpointError
+from pisasr.model import PiSASR, predict
+from pisasr.text import PromptEncoder
+from pisasr.training import trainer
+from pisasr.training.csd import ClassifierScoreDistillation
+from pisasr.training.stages import Restored, build_score
+from pisasr.training.trainer import Predictor, learning_rate, restore, train
+from pisasr.weights import convert_release
+
+
+@pytest.fixture
+def run(base_folder, tmp_path):
+    """run(NAME, OVERRIDE...) trains a few steps on three small photos and returns the output folder."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(3):
+        noise = torch.randint(0, 256, (40, 44, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(photos / f"{i}.png")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        f"""
+model: {{pretrained_model: {base_folder}, rank_pix: 4, rank_sem: 2}}
+data: {{photos: [{photos}], crop_px: 32, workers: 0}}
+pix: {{steps: 3, batch_size: 2, lr: 1.0e-3}}
+sem: {{steps: 3, batch_size: 2, lr: 1.0e-3, weight_lpips: 0, weight_csd: 1}}
+run: {{checkpoint_every: 1}}
+"""
+    )
+
+    def start(name, *overrides):
+        output = tmp_path / name
+        train(load_config(config, [f"run.output={output}", *overrides]))
+        return output
+
+    return start
+
+
+def rows(output):
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def test_both_stages_leave_their_adapters_and_a_row_per_step(run):
+    output = run("a")
+    assert [(row["stage"], row["step"]) for row in rows(output)] == [(s, i) for s in ("pix", "sem") for i in (1, 2, 3)]
+    assert {"l2", "csd", "total", "grad_norm"} <= rows(output)[-1].keys()
+    assert "csd" not in rows(output)[0], "a loss without weight is not computed"
+    for name in ("pix", "sem"):
+        tensors = load_file(output / "adapters" / f"{name}.safetensors")
+        assert any(key.endswith("lora_B.weight") and tensor.any() for key, tensor in tensors.items())
+
+
+def test_the_semantic_stage_leaves_the_pixel_adapter_to_the_byte(run, monkeypatch):
+    seen = {}
+    original = trainer.Trainer._checkpoint
+
+    def spy(self, stage, step, parameters, optimizer):
+        state = {name: p.detach().clone() for name, p in parameters_of(self.unet, "pix").items()}
+        seen[stage.name, step] = state
+        original(self, stage, step, parameters, optimizer)
+
+    monkeypatch.setattr(trainer.Trainer, "_checkpoint", spy)
+    run("a")
+    for key, tensor in seen["pix", 3].items():
+        assert torch.equal(tensor, seen["sem", 3][key]), key
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(run, monkeypatch):
+    whole = run("whole")
+    original = trainer.Trainer._report
+
+    def stop_in_the_middle(self, stage, step, values, seconds):
+        original(self, stage, step, values, seconds)
+        if (stage.name, step) == ("sem", 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.Trainer, "_report", stop_in_the_middle)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut")
+    monkeypatch.setattr(trainer.Trainer, "_report", original)
+    cut = run("cut")
+    for name in ("pix", "sem"):
+        one, other = (load_file(folder / "adapters" / f"{name}.safetensors") for folder in (whole, cut))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_workers_change_nothing(run):
+    alone, helped = run("alone", "sem.steps=0"), run("helped", "sem.steps=0", "data.workers=2")
+    assert [row["total"] for row in rows(alone)] == [row["total"] for row in rows(helped)]
+
+
+def test_accumulation_equals_one_batch(run):
+    whole, parts = run("whole", "sem.steps=0"), run("parts", "sem.steps=0", "run.accumulation=2")
+    for one, other in zip(rows(whole), rows(parts), strict=True):
+        assert one["total"] == pytest.approx(other["total"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_another_configuration_is_refused_in_the_same_folder(run):
+    run("a", "sem.steps=0")
+    with pytest.raises(ConfigError, match="pix.lr=0.001 -> 0.5"):
+        run("a", "pix.lr=0.5")
+
+
+def test_the_semantic_stage_wants_a_pixel_adapter(run):
+    with pytest.raises(CheckpointError, match="train that stage first"):
+        run("a", "pix.steps=0")
+
+
+def test_the_semantic_stage_starts_from_any_pixel_adapter(run):
+    pix = run("a", "sem.steps=0") / "adapters" / "pix.safetensors"
+    output = run("b", "pix.steps=0", f"sem.init_from={pix}")
+    assert (output / "adapters" / "sem.safetensors").is_file()
+
+
+def test_learning_rate_warms_up_stays_and_falls():
+    settings = StageConfig(steps=10, lr=1.0, warmup_steps=2, lr_schedule="cosine")
+    rates = [learning_rate(settings, step) for step in range(1, 11)]
+    assert rates[:2] == [0.5, 1.0] and rates[-1] == pytest.approx(0)
+    assert rates[1:] == sorted(rates[1:], reverse=True)
+    assert learning_rate(StageConfig(steps=10, lr=2.0), 7) == 2.0
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_losses_and_gradients_are_the_published_ones(parity, number):
+    """Goldens whose perceptual term is mean |x_pred - x_H|, for want of VGG's weights."""
+    index = json.loads((parity / "index.json").read_text())["training"]
+    case, tensors = index["cases"][number], load_file(parity / "tensors" / "training.safetensors")
+    base = load_base(parity / "pipeline")
+    unet = base["unet"]
+    for adapter in convert_release(parity / "pisa_sr.pkl"):
+        attach(unet, adapter.name, adapter.rank, adapter.alpha)
+        load_into(unet, adapter.name, adapter.tensors)
+    learns = {1: "pix", 2: "sem"}[case["stage"]]
+    train_only(unet, learns)
+
+    words = PromptEncoder(base["tokenizer"], base["text_encoder"])
+    model = PiSASR(unet, base["vae"], words)
+    distill = ClassifierScoreDistillation(base["scheduler"].alphas_cumprod)
+
+    def teacher(z_t, t, embeds):
+        with active(unet, ()):
+            return predict(unet, z_t, embeds, t)
+
+    def csd(restored):
+        pos, neg = words(index["prompts"]), words([index["neg_prompt"]] * 2)
+        return distill(restored.z_H, teacher, pos, neg, tensors["csd_timesteps"], tensors["csd_noise"])
+
+    weights = case["lambda"]
+    settings = StageConfig(weight_l2=weights["l2"], weight_lpips=weights["perceptual"], weight_csd=weights["csd"])
+    score = build_score(settings, lambda: lambda x_pred, x_H: (x_pred - x_H).abs().mean(), lambda: csd)
+    heard = words([""] * 2 if case["prompt"] == "null" else index["prompts"])
+    noise = tensors["vae_noise"] * (case["vae_sampling"] == "noise")
+    with active(unet, ("pix",) if learns == "pix" else ("pix", "sem")):
+        x_pred, z_H = restore(model, Predictor(unet), tensors["lr"], heard, noise)
+        total, values = score(Restored(x_pred, tensors["hr"], z_H, captions=index["prompts"], seeds=[]))
+        total.backward()
+
+    name = case["case"]
+    assert (z_H - tensors[f"{name}.z_H"]).abs().max() <= 1e-4
+    assert (x_pred - tensors[f"{name}.x_pred"]).abs().max() <= 1e-4
+    expected = {"l2": case["l2"], "lpips": case["perceptual_standin_l1"], "csd": case["csd"]}
+    for term, value in values.items():
+        assert value == pytest.approx(expected[term], rel=1e-5), term
+    assert total.item() == pytest.approx(case["total"], rel=1e-5)
+    parameters = parameters_of(unet, learns)
+    norm = torch.stack([p.grad.norm() for p in parameters.values()]).norm().item()
+    assert norm == pytest.approx(case["grad_norm_all"], rel=1e-3)
+    goldens = {key: value for key, value in tensors.items() if key.startswith(f"{name}.grad.")}
+    assert len(goldens) == 10
+    for key, golden in goldens.items():
+        module, side = key.removeprefix(f"{name}.grad.").split(".lora_")
+        grad = parameters[f"{module}.lora_{side[0]}.weight"].grad
+        assert (grad - golden).norm() <= 1e-3 * golden.norm(), key
+    other = {"pix": "sem", "sem": "pix"}[learns]
+    assert all(p.grad is None for p in parameters_of(unet, other).values())
