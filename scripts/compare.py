@@ -272,9 +272,9 @@ def describe(args: argparse.Namespace) -> dict:
     import torch
 
     recipe = f"recipe {args.recipe.name}" if args.recipe else "the published recipe"
-    made = f"degraded by {recipe}, seed {args.seed}, {f'{args.crop} px crops' if args.crop else 'whole'}" if not args.lq else "pairs as given"
+    extent = f"{args.crop} px crops" if args.crop else "whole"
     return {
-        "Pictures": made,
+        "Pictures": "pairs as given" if args.lq else f"degraded by {recipe}, seed {args.seed}, {extent}",
         "Model": args.pretrained_model or "embedded",
         "Seconds": f"median per picture on {args.device}, {torch.get_num_threads()} threads, model loaded",
     }

@@ -149,6 +149,7 @@ def test_weights_that_pyiqa_cannot_fetch_are_one_line(folders, monkeypatch, caps
         (["--sr", "a", "--hr", "h", "--output", "o", "--metrics", "psnr_lq"], "--lr"),
         (["--sr", "a", "--hr", "h", "--output", "o", "--metrics", "beauty"], "beauty"),
         (["--sr", "a", "--hr", "h", "--output", "o", "--border", "-1"], "--border -1"),
+        (["--sr", "a", "--hr", "h", "--output", "o", "--suffix", "("], "--suffix ("),
         (["--sr", "x=a", "x=b", "--hr", "h", "--output", "o"], "name of its own"),
     ],
 )
@@ -167,7 +168,8 @@ def test_a_folder_that_is_not_there(folders, capsys):
 def test_help_and_psnr_need_no_torch(folders):
     """The script runs where importing torch fails."""
     (folders / "torch.py").write_text("raise RuntimeError('torch was imported')")
-    for arguments in (["--help"], ["--sr", "brighter", "--hr", "hq", "--metrics", "psnr", "ssim", "--output", "out"]):
+    scoring = ["--sr", "brighter", "--hr", "hq", "--metrics", "psnr", "ssim", "--output", "out"]
+    for arguments in (["--help"], scoring):
         done = subprocess.run(
             [sys.executable, str(SCRIPT), *arguments],
             cwd=folders,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from pisasr.evaluation.features import EfficientNetLite0, feature_distance, load_network, picture_distance
-from pisasr.evaluation.weights import MetricUnavailable
+from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet_lite0
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_gradients_reach_the_picture(random_network):
 def test_another_checkpoint_is_refused_in_one_line(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "efficientnet-lite0-other.pth")
     with pytest.raises(MetricUnavailable, match="does not hold") as refusal:
-        load_network(tmp_path)
+        load_network(tmp_path / "efficientnet-lite0-other.pth")
     assert "\n" not in str(refusal.value)
 
 
@@ -55,7 +55,7 @@ def test_another_checkpoint_is_refused_in_one_line(tmp_path):
 def test_published_weights_see_more_difference_in_more_blur():
     folder = os.environ.get("PISASR_WEIGHTS")
     try:
-        network = load_network(Path(folder) if folder else None)
+        network = load_network(find_efficientnet_lite0(Path(folder) if folder else None))
     except MetricUnavailable as missing:
         pytest.skip(f"EfficientNet-Lite0's weights are not installed: {missing}")
     texture = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)

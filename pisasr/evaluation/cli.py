@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -122,6 +123,10 @@ def _name_methods(words: list[str], parser: argparse.ArgumentParser) -> dict[str
 def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     from pisasr.evaluation.metrics import METRICS
 
+    try:
+        re.compile(args.suffix or "")
+    except re.error as error:
+        parser.error(f"--suffix {args.suffix} is not a regular expression: {error}")
     if args.border < 0:
         parser.error(f"--border {args.border}: it must be 0 or more")
     for name in args.metrics:

