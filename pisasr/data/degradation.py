@@ -57,6 +57,8 @@ class BlurRecipe:
         _check_odds(self, "odds", len(self.kinds))
         _check_names("blur.kinds", self.kinds, KINDS)
         _check_chances(self, "prob", "prob_sinc")
+        if self.sigma[0] == 0:
+            raise ValueError(f"blur.sigma is above 0; got {list(self.sigma)}; for no blur, set blur.prob to 0")
         if not any(size % 2 for size in range(self.size[0], self.size[1] + 1)):
             raise ValueError(f"blur.size has to hold an odd number; got {list(self.size)}; write e.g. [7, 21]")
 
@@ -303,8 +305,9 @@ def compress_jpeg(x: Tensor, quality: int) -> Tensor:
     """Save as JPEG in memory and read it back: [0, 1] in, the 256 levels of [0, 1] out.
 
     libjpeg through Pillow, chroma halved (4:2:0). It is what made the pictures people have, it is exact where a
-    differentiable imitation approximates, and no gradient is needed here. Against the published imitation (DiffJPEG):
-    whole-number qualities and tables, chroma enlarged smoothly instead of by repetition.
+    differentiable imitation approximates, and no gradient is needed here. The published training uses such an imitation
+    (DiffJPEG): it transposes the quantization tables and repeats chroma where libjpeg interpolates, so that it does the
+    same damage to brightness and more to colour; the test says how much.
     """
     levels = (x.clamp(0, 1) * 255).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     file = io.BytesIO()
