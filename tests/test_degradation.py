@@ -175,6 +175,21 @@ def test_passes_happen_as_often_as_the_recipe_says(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("jpeg_last", "ending"),
+    [(0.0, ["compress_jpeg", "resize_to_lq", "blur"]), (1.0, ["resize_to_lq", "blur", "compress_jpeg"])],
+)
+def test_steps_come_in_the_published_order(monkeypatch, jpeg_last, ending):
+    steps = []
+    for name in ("blur", "resize_by", "add_random_noise", "compress_jpeg", "resize_to_lq"):
+        step = getattr(degradation, name)
+        monkeypatch.setattr(degradation, name, lambda *a, n=name, f=step, **k: steps.append(n) or f(*a, **k))
+    always = replace(PUBLISHED.second, blur=replace(PUBLISHED.second.blur, prob=1.0))
+    recipe = replace(PUBLISHED, second=always, prob_final_sinc=1.0, prob_jpeg_last=jpeg_last)
+    degrade_one(photo(), recipe, generator())
+    assert steps == ["blur", "resize_by", "add_random_noise", "compress_jpeg", "blur", "add_random_noise", *ending]
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda: BlurRecipe(kinds=["iso"]),
@@ -337,12 +352,12 @@ def basicsr():
     """
     if importlib.util.find_spec("basicsr") is None:
         pytest.skip("basicsr is not installed (this file's first lines say how)")
-    from torchvision.transforms.functional import rgb_to_grayscale
-
-    name = "torchvision.transforms.functional_tensor"
-    sys.modules.setdefault(name, types.SimpleNamespace(rgb_to_grayscale=rgb_to_grayscale))
     names = ("basicsr.data.degradations", "basicsr.utils.img_process_util", "basicsr.utils.diffjpeg")
     try:
+        from torchvision.transforms.functional import rgb_to_grayscale
+
+        stand_in = types.SimpleNamespace(rgb_to_grayscale=rgb_to_grayscale)
+        sys.modules.setdefault("torchvision.transforms.functional_tensor", stand_in)
         modules = [importlib.import_module(name) for name in names]
     except ImportError as error:
         pytest.skip(f"basicsr is installed but can't be imported: {error}")
