@@ -2,11 +2,13 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from pisasr.errors import CheckpointError, ModelError
@@ -35,42 +37,46 @@ def attach(unet: nn.Module, name: str, rank: int, alpha: float) -> None:
     Its tensors are float32, whatever the base is held in. What was active stays active (on a bare UNet: nothing), and
     no other tensor's requires_grad moves.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    if any(name in layer.lora_A for layer in _layers(unet)):
+    if name in _known(_layers(unet)):
         raise ModelError(f"this UNet already has an adapter {name!r}; give the new one another name.")
     wanted = target_modules(unet)
     config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=wanted)
-    found = _state(unet)
+    found, flags = active_names(unet), [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, unet, adapter_name=name)
     for parameter in parameters_of(unet, name).values():
         parameter.data = parameter.data.float()
-    _restore(unet, found)
+    _switch(_layers(unet), found)
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
 
 
 @contextmanager
 def active(unet: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Run the block with exactly these adapters on (none of them: the base), then leave the UNet as it was found.
 
-    peft ties "active" to "learns": switching an adapter on asks for its gradients. Here requires_grad is nobody's
-    business: it stays as found inside the block and after it, also after an exception.
+    What is active and what learns are two questions: requires_grad is not touched, neither inside nor after.
     With gradient checkpointing, call backward() inside the block: it runs the UNet again.
     """
-    _check_known(unet, names)
-    found = _state(unet)
+    layers = _layers(unet)
+    _check_known(layers, names)
+    found = _active_names(layers)
+    _switch(layers, names)
     try:
-        _switch(unet, list(names))
-        _restore_flags(found[1])
         yield
     finally:
-        _restore(unet, found)
+        _switch(layers, found)
+
+
+def active_names(unet: nn.Module) -> list[str]:
+    """The adapters that are on; none on a bare UNet."""
+    return _active_names(_layers(unet))
 
 
 def train_only(unet: nn.Module, name: str) -> None:
     """Let this adapter learn and nothing else in the UNet. Stays so through every `active` block."""
-    _check_known(unet, [name])
+    _check_known(_layers(unet), [name])
     unet.requires_grad_(False)
     for parameter in parameters_of(unet, name).values():
         parameter.requires_grad_(True)
@@ -78,7 +84,7 @@ def train_only(unet: nn.Module, name: str) -> None:
 
 def parameters_of(unet: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """The live tensors of one adapter, keyed "MODULE.lora_A.weight" / "MODULE.lora_B.weight" as in the file."""
-    _check_known(unet, [name])
+    _check_known(_layers(unet), [name])
     ending = f".{name}.weight"
     return {
         key.removesuffix(ending) + ".weight": parameter
@@ -119,8 +125,10 @@ def merge_in_place(unet: nn.Module, adapters: Sequence["Adapter"], dtype: torch.
     return unet
 
 
-def _plus(weight: Tensor, deltas: Iterable[tuple[float, Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+def _plus(weight: Tensor, deltas: Sequence[tuple[float, Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
     """W + (alpha / rank) B A, in float32, as a tensor of its own. A convolution's A has its kernel, its B is 1 x 1."""
+    if not deltas:
+        return weight.detach().to(dtype, copy=True)
     total = weight.detach().to(torch.float32, copy=True)
     for scale, A, B in deltas:
         total += scale * (B.flatten(1).to(total) @ A.flatten(1).to(total)).view_as(total)
@@ -129,7 +137,7 @@ def _plus(weight: Tensor, deltas: Iterable[tuple[float, Tensor, Tensor]], dtype:
 
 def _deltas(unet: nn.Module, adapters: Sequence["Adapter"]) -> dict[str, list[tuple[float, Tensor, Tensor]]]:
     """What is added to each weight, after checking that every adapter fits this UNet by name and shape."""
-    if any(True for _ in _layers(unet)):
+    if _layers(unet):
         raise ModelError("merging wants a bare UNet, this one carries live adapters; load the base anew.")
     deltas: dict[str, list[tuple[float, Tensor, Tensor]]] = {}
     for adapter in adapters:
@@ -166,38 +174,34 @@ def _check_same(what: str, wanted: Mapping[str, torch.Size], tensors: Mapping[st
             )
 
 
-def _layers(unet: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in unet.modules() if hasattr(module, "base_layer") and hasattr(module, "lora_A"))
+def _layers(unet: nn.Module) -> list[BaseTunerLayer]:
+    """The layers that carry adapters. All carry the same ones, and agree on which are on."""
+    return [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def _check_known(unet: nn.Module, names: Sequence[str]) -> None:
-    known = {name for layer in _layers(unet) for name in layer.lora_A}
+def _known(layers: list[BaseTunerLayer]) -> list[str]:
+    return list(layers[0].lora_A) if layers else []
+
+
+def _check_known(layers: list[BaseTunerLayer], names: Sequence[str]) -> None:
+    known = _known(layers)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ModelError(f"no adapter {unknown[0]!r} on this UNet, it has {sorted(known)}; attach it first.")
+        raise ModelError(f"no adapter {unknown[0]!r} on this UNet, it has {known}; attach it first.")
 
 
-def _switch(unet: nn.Module, names: list[str]) -> None:
-    """Turn on exactly these adapters. Moves requires_grad about, as peft does: restore the flags afterwards."""
-    for layer in _layers(unet):
+def _active_names(layers: list[BaseTunerLayer]) -> list[str]:
+    return [] if not layers or layers[0].disable_adapters else list(layers[0].active_adapters)
+
+
+def _switch(layers: list[BaseTunerLayer], names: Sequence[str]) -> None:
+    """Turn on exactly these adapters.
+
+    peft's own set_adapter and enable_adapters also rewrite requires_grad, tensor by tensor: the frozen pixel adapter
+    would learn again, and at full size a switch would take as long as a step. These two attributes are all that the
+    layers' forward pass looks at.
+    """
+    for layer in layers:
+        layer._disable_adapters = not names
         if names:
-            layer.set_adapter(names)
-        layer.enable_adapters(bool(names))
-
-
-def _state(unet: nn.Module) -> tuple[list[str], list[tuple[nn.Parameter, bool]]]:
-    """(adapters that are on, requires_grad of every tensor). All layers agree, since only `_switch` moves them."""
-    layer = next(_layers(unet), None)
-    names = [] if layer is None or layer.disable_adapters else list(layer.active_adapters)
-    return names, [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
-
-
-def _restore(unet: nn.Module, state: tuple[list[str], list[tuple[nn.Parameter, bool]]]) -> None:
-    names, flags = state
-    _switch(unet, names)
-    _restore_flags(flags)
-
-
-def _restore_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:
-    for parameter, flag in flags:
-        parameter.requires_grad_(flag)
+            layer._active_adapter = list(names)

@@ -97,7 +97,7 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
     return adapter
 
 
-def load_adapters(source: str | os.PathLike, **hub: Any) -> tuple[Adapter, Adapter | None]:
+def load_adapters(source: str | os.PathLike) -> tuple[Adapter, Adapter | None]:
     """(pix, sem) from a folder, a hub id, or the published .pkl. sem is None where only the pixel stage was trained."""
     path = Path(source).expanduser()
     if path.suffix in (".pkl", ".pt", ".pth", ".bin"):
@@ -105,7 +105,7 @@ def load_adapters(source: str | os.PathLike, **hub: Any) -> tuple[Adapter, Adapt
     if path.is_file():
         raise CheckpointError(f"{path} is a file; give the folder with pix.safetensors and sem.safetensors, or a .pkl.")
     if not path.is_dir():
-        path = _fetch_adapters(str(source), hub)
+        path = _fetch_adapters(str(source))
     adapters = [_load_kind(path, kind) for kind in KINDS if kind == "pix" or (path / f"{kind}.safetensors").exists()]
     return adapters[0], adapters[1] if len(adapters) > 1 else None
 
@@ -222,13 +222,13 @@ def _load_kind(folder: Path, kind: str) -> Adapter:
     return adapter
 
 
-def _fetch_adapters(name: str, hub: Mapping[str, Any]) -> Path:
+def _fetch_adapters(name: str) -> Path:
     if not looks_like_hub_id(name):
         raise CheckpointError(f"no adapters at {name}; give a folder with pix.safetensors, a .pkl, or OWNER/NAME.")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[f"{kind}.safetensors" for kind in KINDS], **hub))
+        return Path(snapshot_download(name, allow_patterns=[f"{kind}.safetensors" for kind in KINDS]))
     except Exception as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
         reason = _one_line(error)
         raise CheckpointError(f"no adapters from hub id {name} ({reason}); download them, give the folder.") from error

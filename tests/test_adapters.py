@@ -62,7 +62,7 @@ def test_attach_leaves_the_active_set_and_the_flags_of_others(unet):
         adapters.attach(unet, "sem", 2, 8)
         after = flags(unet)
         assert {name: after[name] for name in before} == before
-        assert adapters._state(unet)[0] == ["pix"]
+        assert adapters.active_names(unet) == ["pix"]
     with pytest.raises(ModelError, match="already has an adapter 'sem'"):
         adapters.attach(unet, "sem", 2, 8)
 
@@ -74,10 +74,10 @@ def test_active_restores_adapters_and_flags_also_after_an_exception(dressed):
         assert flags(dressed) == before
         with adapters.active(dressed, []):
             assert flags(dressed) == before
-        assert adapters._state(dressed)[0] == ["pix", "sem"]
+        assert adapters.active_names(dressed) == ["pix", "sem"]
         raise RuntimeError("on purpose")
     assert flags(dressed) == before
-    assert adapters._state(dressed)[0] == []
+    assert adapters.active_names(dressed) == []
 
 
 @torch.no_grad()
@@ -152,4 +152,4 @@ def test_unknown_names_are_refused_before_anything_moves(dressed):
     with pytest.raises(ModelError, match=r"no adapter 'sam' on this UNet, it has \['pix', 'sem'\]"):
         with adapters.active(dressed, ["pix", "sam"]):
             pass
-    assert adapters._state(dressed)[0] == []
+    assert adapters.active_names(dressed) == []
