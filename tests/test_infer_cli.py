@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,13 +160,12 @@ def test_quick_answers_do_not_wait_for_torch(words):
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    took = []
-    for _ in range(3):  # the fastest of three: the machine may be busy
-        start = time.perf_counter()
-        result = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=ROOT, capture_output=True, text=True)
-        took.append(time.perf_counter() - start)
-        assert result.returncode == 0, result.stderr
-    assert min(took) < 1
+    before = os.times()
+    result = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=ROOT, capture_output=True, text=True)
+    after = os.times()
+    assert result.returncode == 0, result.stderr
+    # Its processor time: on a busy machine the clock on the wall measures the others.
+    assert after.children_user - before.children_user + after.children_system - before.children_system < 1
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
