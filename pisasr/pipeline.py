@@ -17,10 +17,9 @@ from torch import Tensor
 from pisasr import color, images
 from pisasr.adapters import merge_in_place, merged
 from pisasr.bases import BASES, check_base, find_model, is_merged, load_others, load_unet
-from pisasr.bases import load_base as load_base  # where training looks for it
 from pisasr.errors import CheckpointError, ModelError, PisasrError
 from pisasr.model import PiSASR
-from pisasr.residual import mix_residuals, remove_residual
+from pisasr.residual import needed, restore_latent
 from pisasr.text import PromptEncoder
 from pisasr.tiling import blend_tiles, check_plan
 from pisasr.weights import Adapter, load_adapters
@@ -168,7 +167,7 @@ class PiSASRPipeline(DiffusionPipeline):
 
         results = []
         for lambda_pix, lambda_sem in pairs:
-            z_H = _remove(z_L, eps_pix, eps_pisa, lambda_pix, lambda_sem)
+            z_H = restore_latent(z_L, eps_pix, eps_pisa, lambda_pix, lambda_sem)
             x_H = images.crop(model.decode(z_H, tile_px=vae_tile), frame)
             restored = images.finish(_to_picture(x_H, prepared, options.color_fix), frame)
             results.append(_as_type(images.join(restored, alpha, is_grey), options.output_type))
@@ -179,7 +178,7 @@ class PiSASRPipeline(DiffusionPipeline):
     ) -> tuple[Tensor | None, Tensor | None]:
         """(eps_pix, eps_pisa), each only if some pair asks for it: one UNet pass per tile for each that is."""
         model, embeds = self.model, self._prompt_encoder(options.prompt)
-        wanted = [any(lp != ls for lp, ls in pairs), any(ls != 0 for _, ls in pairs)]
+        wanted = [any(needed(*pair)[which] for pair in pairs) for which in (0, 1)]
         unets = [unet for unet, want in zip((self.unet_pix, self.unet), wanted, strict=True) if want]
         tile, overlap = options.tile_plan(model.factor)
         if not unets:
@@ -187,19 +186,6 @@ class PiSASRPipeline(DiffusionPipeline):
         found = iter(blend_tiles(lambda z: tuple(model.predict(z, embeds, unet=u) for u in unets), z_L, tile, overlap))
         eps_pix, eps_pisa = (next(found) if want else None for want in wanted)
         return eps_pix, eps_pisa
-
-
-def _remove(
-    z_L: Tensor, eps_pix: Tensor | None, eps_pisa: Tensor | None, lambda_pix: float, lambda_sem: float
-) -> Tensor:
-    """z_H. Where one prediction cancels out of the mix it is not looked at, so it need not exist."""
-    if lambda_pix == lambda_sem == 0:
-        return z_L
-    if lambda_pix == lambda_sem:
-        return remove_residual(z_L, lambda_sem * eps_pisa)
-    if lambda_sem == 0:
-        return remove_residual(z_L, lambda_pix * eps_pix)
-    return remove_residual(z_L, mix_residuals(eps_pix, eps_pisa, lambda_pix, lambda_sem))
 
 
 def _to_picture(x_H: Tensor, prepared: Image.Image, color_fix: str) -> Image.Image:

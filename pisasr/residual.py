@@ -20,3 +20,25 @@ def mix_residuals(eps_pix: Tensor, eps_pisa: Tensor, lambda_pix: float, lambda_s
 def remove_residual(z_L: Tensor, eps: Tensor) -> Tensor:
     """z_H = z_L - eps: one plain subtraction. No noise level enters; the low-quality latent is the starting point."""
     return z_L - eps
+
+
+def needed(lambda_pix: float, lambda_sem: float) -> tuple[bool, bool]:
+    """Whether (eps_pix, eps_pisa) have a part in the mix; one that has none need not be predicted.
+
+    Equal strengths cancel eps_pix, lambda_sem = 0 cancels eps_pisa.
+    """
+    return lambda_pix != lambda_sem, lambda_sem != 0
+
+
+def restore_latent(
+    z_L: Tensor, eps_pix: Tensor | None, eps_pisa: Tensor | None, lambda_pix: float, lambda_sem: float
+) -> Tensor:
+    """z_H at these strengths. A prediction that is not `needed` is not looked at, and may be None."""
+    match needed(lambda_pix, lambda_sem):
+        case False, False:
+            return z_L
+        case False, True:
+            return remove_residual(z_L, lambda_sem * eps_pisa)
+        case True, False:
+            return remove_residual(z_L, lambda_pix * eps_pix)
+    return remove_residual(z_L, mix_residuals(eps_pix, eps_pisa, lambda_pix, lambda_sem))

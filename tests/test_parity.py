@@ -12,7 +12,7 @@ from pisasr import PiSASRPipeline, images
 from pisasr import model as model_module
 from pisasr.adapters import active, attach, load_into, merged
 from pisasr.model import predict
-from pisasr.pipeline import _remove
+from pisasr.residual import restore_latent
 from pisasr.tiling import blend_tiles
 from pisasr.weights import convert_release
 
@@ -90,7 +90,7 @@ def test_every_case_as_tensors(parity, index, published):
         for key, eps in (("eps_pix", eps_pix), ("eps_full", eps_pisa)):
             if key in wanted:
                 near(eps, wanted[key], f"{name} {key}")
-        z_H = _remove(z_L, eps_pix, eps_pisa, options["lambda_pix"], options["lambda_sem"])
+        z_H = restore_latent(z_L, eps_pix, eps_pisa, options["lambda_pix"], options["lambda_sem"])
         near(z_L - z_H, wanted["eps_used"], f"{name} eps_used")
         near(z_H, wanted["z_H"], f"{name} z_H")
         if "decoded" in wanted:

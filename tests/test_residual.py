@@ -1,8 +1,9 @@
 """The formula, and its corners."""
 
+import pytest
 import torch
 
-from pisasr.residual import mix_residuals, remove_residual
+from pisasr.residual import mix_residuals, needed, remove_residual, restore_latent
 
 EPS_PIX, EPS_PISA = torch.tensor([1.0, -2.0, 0.25]), torch.tensor([4.0, 0.5, 0.25])
 
@@ -26,3 +27,11 @@ def test_it_is_linear_in_each_strength():
 
 def test_removal_is_plain_subtraction():
     assert torch.equal(remove_residual(EPS_PISA, EPS_PIX), EPS_PISA - EPS_PIX)
+
+
+@pytest.mark.parametrize("strengths", [(0, 0), (1, 1), (0.7, 0.7), (1, 0), (-2, 0), (0, 1), (0.5, 1.5)])
+def test_what_is_not_needed_changes_nothing_by_its_absence(strengths):
+    z_L = torch.tensor([3.0, 1.0, 2.0])
+    given = [eps if need else None for eps, need in zip((EPS_PIX, EPS_PISA), needed(*strengths), strict=True)]
+    wanted = z_L - mix_residuals(EPS_PIX, EPS_PISA, *strengths)
+    torch.testing.assert_close(restore_latent(z_L, *given, *strengths), wanted)

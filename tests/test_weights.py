@@ -148,7 +148,7 @@ class Bomb:
         return os.system, (f"touch {self.marker}",)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))])
 def test_a_checkpoint_with_code_in_it_is_refused_unrun(tmp_path, pix, sem, save):
     marker, path = tmp_path / "ran", tmp_path / "pisa_sr.pkl"
     save({**published(pix, sem), "lora_rank_unet_pix": Bomb(marker)}, path)
