@@ -273,10 +273,11 @@ def describe(args: argparse.Namespace) -> dict:
 
     recipe = f"recipe {args.recipe.name}" if args.recipe else "the published recipe"
     extent = f"{args.crop} px crops" if args.crop else "whole"
+    with_ours = any(isinstance(method, tuple) for method in args.methods)
     return {
         "Pictures": "pairs as given" if args.lq else f"degraded by {recipe}, seed {args.seed}, {extent}",
-        "Model": args.pretrained_model or "embedded",
-        "Seconds": f"median per picture on {args.device}, {torch.get_num_threads()} threads, model loaded",
+        **({"Ours": args.pretrained_model or "the embedded model"} if with_ours else {}),
+        "Seconds": f"median per picture, model loaded, on {args.device} (CPU threads: {torch.get_num_threads()})",
     }
 
 
