@@ -163,6 +163,8 @@ def _keys(node: Any, prefix: str = ""):
 
 
 def _check(config: TrainConfig) -> None:
+    if config.run.mixed_precision == "False":  # YAML reads a bare `no` so
+        config.run.mixed_precision = "no"
     allowed = {
         "pix.lr_schedule": ("constant", "cosine"),
         "sem.lr_schedule": ("constant", "cosine"),

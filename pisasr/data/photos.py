@@ -16,7 +16,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 
 def list_photos(sources: list[str]) -> list[Path]:
-    """All photos of some folders (searched recursively) and path lists (text files, one path a line), sorted by source."""
+    """All photos of some folders (searched recursively) and path lists (text files, one path a line)."""
     photos: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
@@ -59,7 +59,7 @@ class Photos(Dataset):
         x_H = random_crop(self._read(path), self.crop_px, generator, path)
         x_L = degrade(x_H[None].float() / 255, self.recipe, generator)
         x_L = torch.nn.functional.interpolate(x_L, size=x_H.shape[1:], mode="bicubic", antialias=True)
-        # antialias picks the kernel that Pillow and so inference uses; a PNG in degradation and enlargement would round and clip too.
+        # "antialias" picks the kernel that Pillow, and so inference, enlarges with; its result is eight bits too.
         x_L = (x_L.clamp(0, 1) * 255).round() / 255
         seed = int(torch.randint(2**31, (), generator=generator))
         return {"x_H": x_H.float() / 127.5 - 1, "x_L": x_L[0] * 2 - 1, "caption": self._caption_of(path), "seed": seed}

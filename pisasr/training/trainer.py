@@ -91,14 +91,14 @@ class Trainer:
         train_only(self.unet, stage.learns)
         parameters = parameters_of(self.unet, stage.learns)
         optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
-        step = self._resume(stage, parameters, optimizer)
+        first = self._resume(stage, parameters, optimizer)
         # Prepared after freezing: a DDP wrapper averages only what learned when it was made.
         network, optimizer = self.accelerator.prepare(Predictor(self.unet), optimizer)
         score = build_score(settings, self._perceptual, self._distillation)
-        batches = self._batches(settings, step)
-        started, first = time.monotonic(), step
+        batches = self._batches(settings, first)
+        started = time.monotonic()
         with active(self.unet, stage.active):
-            for step in range(step + 1, settings.steps + 1):
+            for step in range(first + 1, settings.steps + 1):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(settings, step)
                 values = self._learn(network, optimizer, batches, score, list(parameters.values()), settings)

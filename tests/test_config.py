@@ -1,0 +1,70 @@
+"""Configurations: every file loads, every typo is named, the command line has the last word."""
+
+from pathlib import Path
+
+import pytest
+
+from pisasr.config import ConfigError, TrainConfig, load_config, load_recipe, to_yaml
+from pisasr.data.degradation import DegradationRecipe
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+NEEDED = ["data.photos=[photos]", "run.output=runs/a"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_loads_and_survives_being_written(path, tmp_path):
+    config = load_config(path, NEEDED)
+    written = tmp_path / "resolved.yaml"
+    written.write_text(to_yaml(config))
+    assert load_config(written) == config
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "degradation").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads(path):
+    assert load_recipe(path) != DegradationRecipe()
+
+
+def test_the_papers_recipe_is_what_the_defaults_say():
+    config = load_config(CONFIGS / "pisasr.yaml", [*NEEDED, "run.mixed_precision=no"])
+    assert config == TrainConfig(
+        data=type(config.data)(photos=["photos"]), run=type(config.run)(output="runs/a", mixed_precision="no")
+    )
+    assert (config.pix.steps, config.sem.steps, config.pix.batch_size) == (4000, 8500, 16)
+    assert (config.sem.weight_l2, config.sem.weight_lpips, config.sem.weight_csd) == (1, 2, 1)
+
+
+def test_the_command_line_has_the_last_word():
+    assert load_config(CONFIGS / "pisasr.yaml", [*NEEDED, "sem.lr=1e-5"]).sem.lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.sead=1", "did you mean 'run.seed'"),
+        ("sem.weight_lpip=1", "did you mean 'sem.weight_lpips'"),
+        ("pix.steps=many", "pix.steps"),
+        ("pix.lr_schedule=linear", "constant, cosine"),
+        ("perceptual.net=vgg19", "vgg, alex, squeeze, hed"),
+        ("csd.t_min=600", "t_min < t_max"),
+        ("run.accumulation=5", "multiple of run.accumulation"),
+        ("seed", "section.key=value"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line(override, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(CONFIGS / "pisasr.yaml", [*NEEDED, override])
+    assert "\n" not in str(caught.value)
+
+
+def test_no_is_a_precision_although_yaml_reads_it_as_false():
+    assert load_config(CONFIGS / "pisasr.yaml", [*NEEDED, "run.mixed_precision=no"]).run.mixed_precision == "no"
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ConfigError, match="data.photos is not set"):
+        load_config(CONFIGS / "pisasr.yaml", ["run.output=a"])
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ConfigError, match="nowhere.yaml is no file"):
+        load_config("nowhere.yaml")
