@@ -54,10 +54,10 @@ def base_facts(unet_config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: unet_config[key] for key in ("in_channels", "cross_attention_dim", "block_out_channels")}
 
 
-def save_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
-    """Write one adapter; the file appears whole or not at all."""
+def save_adapter(path: str | os.PathLike, adapter: Adapter, dtype: torch.dtype = torch.float32) -> None:
+    """Write one adapter; the file appears whole or not at all. dtype float16 halves it, for shipping."""
     _check(adapter, str(path))
-    tensors = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in adapter.tensors.items()}
+    tensors = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.tensors.items()}
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -74,6 +74,7 @@ def save_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, unfinished, metadata)
+        unfinished.chmod(0o644)  # safetensors leaves its files to their owner alone
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""Put a base and its two adapters together as the embedded default: float16, with their hashes.
+
+python scripts/assemble_demo.py --base runs/base --adapters runs/demo/adapters --output pisasr/demo
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+
+PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--adapters", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+
+    import torch
+
+    from pisasr.weights import load_adapters, save_adapter
+
+    for part in PARTS:
+        shutil.copytree(args.base / part, args.output / part, dirs_exist_ok=True)
+    shutil.copy(args.base / "model_index.json", args.output)
+    for adapter in filter(None, load_adapters(args.adapters)):
+        save_adapter(args.output / "adapters" / f"{adapter.name}.safetensors", adapter, torch.float16)
+    weights = sorted(args.output.rglob("*.safetensors"))
+    for path in weights:
+        path.chmod(0o644)
+    hashes = {str(path.relative_to(args.output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in weights}
+    (args.output / "hashes.json").write_text(json.dumps(hashes, indent=1) + "\n")
+    size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
+    print(f"{args.output}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
