@@ -153,7 +153,7 @@ def infer_parser() -> argparse.ArgumentParser:
     add("--tile_overlap", "--latent_tiled_overlap", type=_whole, metavar="N",
         help="in latent pixels (default: a third of the tile)")
     add("--vae_tile_size", "--vae_encoder_tiled_size", type=_positive_int, metavar="N",
-        help="VAE tile in pixels of the picture; changes memory, not the result (default: 1024)")
+        help="VAE tile in pixels of the picture; changes memory, not the result (default: 512)")
     add("--vae_decoder_tiled_size", type=_positive_int, metavar="N",
         help="the same in latent pixels, as the published script has it; the smaller one rules")
 

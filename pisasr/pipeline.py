@@ -27,7 +27,7 @@ from pisasr.weights import Adapter, load_adapters
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 COLOR_FIXES = {"adain": color.adain, "wavelet": color.wavelet, "none": None}
 TILE_PX = 768  # latent tiles in image pixels: the published 96 latent pixels of an eightfold VAE
-VAE_TILE_PX = 1024
+VAE_TILE_PX = 512
 
 Picture = Image.Image | np.ndarray | Tensor
 

@@ -1,6 +1,10 @@
 """Training: what moves, what doesn't, what a later start finds, and the published losses and gradients."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +107,24 @@ def test_workers_change_nothing(run):
 def test_accumulation_equals_one_batch(run):
     whole, parts = run("whole", "sem.steps=0"), run("parts", "sem.steps=0", "run.accumulation=2")
     for one, other in zip(rows(whole), rows(parts), strict=True):
+        assert one["total"] == pytest.approx(other["total"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(run, tmp_path):
+    """accelerate's own launcher silently starts one process on a CPU, torchrun two: only one of them writes."""
+    alone = run("alone")
+    together = tmp_path / "together"
+    script = Path(__file__).parents[1] / "scripts" / "train.py"
+    arguments = ["--config", str(tmp_path / "tiny.yaml"), f"run.output={together}"]
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(script), *arguments],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+    assert len(rows(together)) == len(rows(alone))
+    for one, other in zip(rows(alone), rows(together), strict=True):
         assert one["total"] == pytest.approx(other["total"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
 
