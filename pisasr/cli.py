@@ -306,10 +306,11 @@ def convert(argv: list[str]) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    check_output(args.output)
     from pisasr.weights import convert_release, save_adapter
 
-    for adapter in convert_release(args.checkpoint):
+    adapters = convert_release(args.checkpoint)
+    check_output(args.output)
+    for adapter in adapters:
         path = args.output / f"{adapter.name}.safetensors"
         save_adapter(path, adapter)
         print(f"{shown(path)}: {adapter.name}, rank {adapter.rank}, {len(adapter.targets)} layers")

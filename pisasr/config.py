@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from pisasr.data.degradation import DegradationRecipe
 from pisasr.errors import PisasrError
@@ -137,6 +138,8 @@ def _merge(schema: type, path: str | Path, overrides: list[str]) -> Any:
     base = OmegaConf.structured(schema)
     try:
         given = OmegaConf.load(path)
+        if not OmegaConf.is_dict(given):
+            raise ConfigError(f"{path} holds no sections; wanted YAML like configs/pisasr.yaml.")
         if isinstance(degradation := given.get("degradation"), str):
             given.degradation = OmegaConf.load(Path(path).parent / degradation)
         return OmegaConf.to_object(OmegaConf.merge(base, given, OmegaConf.from_dotlist(overrides)))
@@ -148,6 +151,9 @@ def _merge(schema: type, path: str | Path, overrides: list[str]) -> Any:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{path}: {getattr(error, 'full_key', None) or 'unreadable'}: {reason}") from error
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(f"{path} or an override is not readable as YAML ({reason}).") from error
 
 
 def _suggestion(key: str, base: Any) -> str:
@@ -160,6 +166,44 @@ def _keys(node: Any, prefix: str = ""):
         yield prefix + key
         if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
             yield from _keys(node[key], f"{prefix}{key}.")
+
+
+# (lowest, highest) of every number whose type says too little; inf and nan are outside of all of them.
+BOUNDS = {
+    "model.rank_pix": (1, 4096),
+    "model.rank_sem": (1, 4096),
+    "model.alpha": (1e-6, 1e6),
+    "data.crop_px": (8, 65536),
+    "data.null_text_ratio": (0, 1),
+    "data.workers": (0, 1024),
+    "run.accumulation": (1, 2**31),
+    "run.checkpoint_every": (1, 2**31),
+    "run.log_every": (1, 2**31),
+    "csd.cfg": (-1e6, 1e6),
+    **{
+        f"{stage}.{key}": bounds
+        for stage in ("pix", "sem")
+        for key, bounds in {
+            "steps": (0, 2**31),
+            "batch_size": (1, 2**31),
+            "lr": (0, 1e6),
+            "warmup_steps": (0, 2**31),
+            "weight_decay": (0, 1e6),
+            "max_grad_norm": (1e-12, 1e12),
+            "weight_l2": (0, 1e12),
+            "weight_lpips": (0, 1e12),
+            "weight_csd": (0, 1e12),
+        }.items()
+    },
+}
+
+
+def _check_bounds(config: TrainConfig) -> None:
+    for key, (lowest, highest) in BOUNDS.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if not lowest <= value <= highest:
+            raise ConfigError(f"{key} is {value}; wanted a number from {lowest:g} to {highest:g}.")
 
 
 def _check(config: TrainConfig) -> None:
@@ -180,6 +224,7 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(
             f"csd.t_min={config.csd.t_min}, csd.t_max={config.csd.t_max}; wanted 0 <= t_min < t_max <= 1000."
         )
+    _check_bounds(config)
     for name in ("pix", "sem"):
         if getattr(config, name).batch_size % config.run.accumulation:
             raise ConfigError(f"{name}.batch_size must be a multiple of run.accumulation={config.run.accumulation}.")

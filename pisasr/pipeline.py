@@ -58,6 +58,9 @@ class Options:
     def __post_init__(self):
         if not (math.isfinite(self.upscale) and self.upscale >= 1):
             raise ValueError(f"upscale is {self.upscale}; it must be a finite number from 1 up.")
+        for name in ("process_size", "vae_tile_size"):
+            if (size := getattr(self, name)) is not None and size < 1:
+                raise ValueError(f"{name} is {size}; it must be a positive number of pixels.")
         _check_choice("color_fix", self.color_fix, COLOR_FIXES)
         _check_choice("posterior", self.posterior, ("mean", "sample"))
         _check_choice("output_type", self.output_type, ("pil", "np", "pt"))
@@ -198,10 +201,16 @@ def _to_picture(x_H: Tensor, prepared: Image.Image, color_fix: str) -> Image.Ima
 def _pictures(image: Picture | Sequence[Picture]) -> list[Image.Image]:
     if isinstance(image, Image.Image):
         return [image]
+    if isinstance(image, str | os.PathLike):
+        raise TypeError(f"{str(image)!r} is a path; open it first: PIL.Image.open({str(image)!r}).")
     if isinstance(image, np.ndarray):
-        return [Image.fromarray(image)]
+        if image.dtype != np.uint8:
+            raise TypeError(f"an array of {image.dtype} came; wanted uint8 [H, W, 3], or a tensor [3, H, W] in [0, 1].")
+        return [Image.fromarray(x) for x in (image if image.ndim == 4 else [image])]
     if isinstance(image, Tensor):
-        return [images.to_image(x) for x in (image if image.ndim == 4 else [image])]
+        if not image.is_floating_point() or not (0 <= image.min() and image.max() <= 1):
+            raise ValueError(f"a tensor of {image.dtype} outside [0, 1] came; wanted floats [3, H, W] in [0, 1].")
+        return [images.to_image(x.expand(3, -1, -1)) for x in (image if image.ndim == 4 else [image])]
     return [picture for item in image for picture in _pictures(item)]
 
 

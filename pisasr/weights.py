@@ -170,9 +170,8 @@ def _unpickle(path: Path) -> Any:
         raise CheckpointError(f"no checkpoint at {path}; give the path of pisa_sr.pkl.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file makes torch raise whatever it likes
-        reason = f"{type(error).__name__}: {_one_line(error)}"
-        raise CheckpointError(f"{path} can't be read as plain weights ({reason}); get pisa_sr.pkl again.") from error
+    except Exception as error:  # a damaged or hostile file makes torch raise whatever it likes, and advise to trust it
+        raise CheckpointError(f"{path} can't be read as plain weights; get pisa_sr.pkl again.") from error
 
 
 def _from_metadata(path: Path, metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Adapter:
