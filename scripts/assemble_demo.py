@@ -28,6 +28,10 @@ def main() -> None:
 
     for part in PARTS:
         shutil.copytree(args.base / part, args.output / part, dirs_exist_ok=True)
+        for config in (args.output / part).glob("config.json"):
+            content = json.loads(config.read_text())
+            content.pop("_name_or_path", None)  # where this machine had it
+            config.write_text(json.dumps(content, indent=2) + "\n")
     shutil.copy(args.base / "model_index.json", args.output)
     for adapter in filter(None, load_adapters(args.adapters)):
         save_adapter(args.output / "adapters" / f"{adapter.name}.safetensors", adapter, torch.float16)

@@ -28,7 +28,7 @@ from pisasr.model import ONE_STEP, PiSASR, predict
 from pisasr.residual import remove_residual
 from pisasr.text import PromptEncoder
 from pisasr.training.csd import ClassifierScoreDistillation
-from pisasr.training.losses import build_perceptual
+from pisasr.training.losses import build_perceptual, sharpen
 from pisasr.training.stages import Restored, Score, Stage, build_score, stages_of
 from pisasr.weights import Adapter, base_facts, load_adapter, save_adapter
 
@@ -119,7 +119,7 @@ class Trainer:
         for i in range(count):
             batch = next(batches)
             with self.accelerator.autocast(), self._gradients_travel(network, last=i == count - 1):
-                restored = self.restore(network, batch)
+                restored = self.restore(network, batch, settings.sharpen)
                 total, values = score(restored)
                 self.accelerator.backward(total / count)
             for name, value in {**values, "total": total.item()}.items():
@@ -130,8 +130,8 @@ class Trainer:
         shared = torch.tensor([totals[name] for name in names], device=self.accelerator.device)
         return dict(zip(names, self.accelerator.reduce(shared, "mean").tolist(), strict=True))
 
-    def restore(self, network: nn.Module, batch: dict[str, Any]) -> Restored:
-        """The method on one batch of `Photos`, with every draw tied to its sample."""
+    def restore(self, network: nn.Module, batch: dict[str, Any], amount: float = 0.0) -> Restored:
+        """The method on one batch of `Photos`, with every draw tied to its sample; amount sharpens the target."""
         device, seeds = self.accelerator.device, [int(seed) for seed in batch["seed"]]
         x_L, x_H = batch["x_L"].to(device), batch["x_H"].to(device)
         shape = (self.model.vae.config.latent_channels, *(side // self.model.factor for side in x_L.shape[2:]))
@@ -140,6 +140,8 @@ class Trainer:
             for seed, caption in zip(seeds, batch["caption"], strict=True)
         ]
         x_pred, z_H = restore(self.model, network, x_L, self.words(heard), draw(seeds, shape, "posterior").to(device))
+        if amount:
+            x_H = sharpen(x_H, amount)
         return Restored(x_pred=x_pred, x_H=x_H, z_H=z_H, captions=batch["caption"], seeds=seeds)
 
     def adapter_file(self, name: str) -> Path:
