@@ -63,7 +63,8 @@ def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) 
 
     Of a folder, names ending like a picture are taken, hidden ones are not, its sub-folders only if `recursive`; links
     to folders are not followed, so there are no loops. What lies in the output folder is never an input unless it is
-    named itself. Pipes, devices and dead links come as "skipped", named files that don't exist as "failed".
+    named itself. Pipes, devices and dead links come as "skipped"; named files that don't exist, and folders and globs
+    that hold no picture, as "failed".
     """
     output = output.resolve()
     found: dict[str, Found] = {}
@@ -76,8 +77,10 @@ def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) 
             files, named = [(path, Path(path.name))], True
         else:
             files = _match(pattern, output)
-        for file, name in files:
-            found.setdefault(os.path.abspath(file), _examine(file, name, named))
+        pictures = [(os.path.abspath(file), _examine(file, name, named)) for file, name in files]
+        pictures = pictures or [(os.path.abspath(path), Found(path, Path(path.name), "failed", "no pictures there"))]
+        for place, picture in pictures:
+            found.setdefault(place, picture)
     return list(found.values())
 
 

@@ -213,8 +213,9 @@ def _check_inputs(asked: list[str], inputs: list[Found]) -> None:
     if any(found.status == "ready" for found in inputs):
         return
     reasons = [f"{found.path}: {found.reason}" for found in inputs[:3]]
-    reasons = reasons or ["looked for png, jpg, webp, tif, bmp; --recursive goes deeper"]
-    raise PisasrError(f"no images in {', '.join(asked)} ({'; '.join(reasons)}{'; ...' if len(inputs) > 3 else ''})")
+    looked = "looked for png, jpg, webp, tif, bmp; --recursive goes deeper"
+    more = "; ..." if len(inputs) > 3 else ""
+    raise PisasrError(f"no images in {', '.join(asked)} ({'; '.join(reasons)}{more}; {looked})")
 
 
 def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":

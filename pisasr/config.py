@@ -63,6 +63,7 @@ class StageConfig:
     weight_l2: float = 1.0
     weight_lpips: float = 0.0
     weight_csd: float = 0.0
+    shift: int = 0  # px by which the window moves that perception and distillation look through; the paper has none
     sharpen: float = 0.0  # unsharp masking of the target, as Real-ESRGAN's training has it; the paper has none
     init_from: str | None = None  # an adapter file to start from; sem: the pixel adapter to stand on
 
@@ -195,6 +196,7 @@ BOUNDS = {
             "weight_lpips": (0, 1e12),
             "weight_csd": (0, 1e12),
             "sharpen": (0, 10),
+            "shift": (0, 65528),
         }.items()
     },
 }

@@ -24,6 +24,7 @@ from pisasr.errors import ImageError
 
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 MAX_PIXELS = 64_000_000  # of an input, before it is decoded
+MAX_OUTPUT_PIXELS = 2**31  # of a result: 64 million at 4x and room beyond
 MAX_SIDE = 4096  # of a small picture once it is enlarged for the model
 MIN_SIDE = 64  # what a strip too long to be enlarged is padded to
 SAVE_OPTIONS = {
@@ -289,6 +290,11 @@ def plan_frame(
     """
     if upscale < 1:
         raise ValueError(f"upscale is {upscale}; it must be 1 or more")
+    if (width * upscale) * (height * upscale) > MAX_OUTPUT_PIXELS:
+        raise ValueError(
+            f"{width}x{height} enlarged {upscale:g} times is more than {MAX_OUTPUT_PIXELS / 1e9:.1f} billion pixels, "
+            "beyond what a PNG is good for; choose a smaller --upscale"
+        )
     enlarged = _enlarge(width, height, upscale, process_size, max_side)
     content = _scale(enlarged, upscale)
     least = min(process_size, MIN_SIDE)

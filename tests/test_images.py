@@ -314,6 +314,13 @@ def test_plans_are_sound_for_every_size(width, height, upscale, process_size, mu
         assert frame.content == frame.output
 
 
+def test_a_result_beyond_reason_is_refused():
+    with pytest.raises(ValueError, match="choose a smaller --upscale"):
+        images.plan_frame(100, 100, 1e9)
+    with pytest.raises(ValueError, match="choose a smaller --upscale"):
+        images.plan_frame(1, 1, 1e300)
+
+
 @settings(max_examples=60, deadline=None)
 @given(width=st.integers(1, 40), height=st.integers(1, 40), upscale=st.sampled_from([1, 1.5, 2, 2.7, 3, 4]))
 def test_a_picture_comes_back_at_exactly_its_size(width, height, upscale):

@@ -253,6 +253,16 @@ def test_nothing_to_do_is_told_before_anything_loads(here, monkeypatch, capsys, 
     assert error.count("\n") == 1 and words[0] in error
 
 
+@pytest.mark.parametrize("empty", ["in/x*.png", "hollow"])
+def test_what_holds_no_picture_is_told_and_the_others_go_on(here, stub, capsys, empty):
+    draw("in/a.png")
+    Path("hollow").mkdir()
+    assert infer("-i", empty, "in", "-o", "out") == cli.SOME_FAILED
+    assert outputs() == ["a.png"]
+    assert [(row["input"], row["status"]) for row in rows()] == [(empty, "failed"), ("in/a.png", "ok")]
+    assert f"{empty}: no pictures there" in capsys.readouterr().err
+
+
 ODD_NAMES = ["späce ünï.png", "😀.png", "-a.png", "[red].png", "new\nline.png", "x" * 251 + ".png", "a.b.png"]
 
 

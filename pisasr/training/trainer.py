@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from pisasr.adapters import active, attach, load_into, parameters_of, train_only
 from pisasr.bases import load_base
-from pisasr.config import ConfigError, TrainConfig, to_yaml
+from pisasr.config import ConfigError, StageConfig, TrainConfig, to_yaml
 from pisasr.data.degradation import sample_generator
 from pisasr.data.photos import KeyedBatches, Photos, list_photos
 from pisasr.errors import CheckpointError
@@ -119,7 +119,7 @@ class Trainer:
         for i in range(count):
             batch = next(batches)
             with self.accelerator.autocast(), self._gradients_travel(network, last=i == count - 1):
-                restored = self.restore(network, batch, settings.sharpen)
+                restored = self.restore(network, batch, settings)
                 total, values = score(restored)
                 self.accelerator.backward(total / count)
             for name, value in {**values, "total": total.item()}.items():
@@ -130,8 +130,8 @@ class Trainer:
         shared = torch.tensor([totals[name] for name in names], device=self.accelerator.device)
         return dict(zip(names, self.accelerator.reduce(shared, "mean").tolist(), strict=True))
 
-    def restore(self, network: nn.Module, batch: dict[str, Any], amount: float = 0.0) -> Restored:
-        """The method on one batch of `Photos`, with every draw tied to its sample; amount sharpens the target."""
+    def restore(self, network: nn.Module, batch: dict[str, Any], settings: StageConfig) -> Restored:
+        """The method on one batch of `Photos`, with every draw tied to its sample."""
         device, seeds = self.accelerator.device, [int(seed) for seed in batch["seed"]]
         x_L, x_H = batch["x_L"].to(device), batch["x_H"].to(device)
         shape = (self.model.vae.config.latent_channels, *(side // self.model.factor for side in x_L.shape[2:]))
@@ -140,9 +140,13 @@ class Trainer:
             for seed, caption in zip(seeds, batch["caption"], strict=True)
         ]
         x_pred, z_H = restore(self.model, network, x_L, self.words(heard), draw(seeds, shape, "posterior").to(device))
-        if amount:
-            x_H = sharpen(x_H, amount)
-        return Restored(x_pred=x_pred, x_H=x_H, z_H=z_H, captions=batch["caption"], seeds=seeds)
+        if settings.sharpen:
+            x_H = sharpen(x_H, settings.sharpen)
+        corners = [
+            tuple(torch.randint(settings.shift + 1, (2,), generator=_generator(seed, "window")).tolist())
+            for seed in seeds
+        ]
+        return Restored(x_pred, x_H, z_H, batch["caption"], seeds, settings.shift, corners)
 
     def adapter_file(self, name: str) -> Path:
         return self.output / "adapters" / f"{name}.safetensors"
@@ -163,12 +167,11 @@ class Trainer:
         def loss(restored: Restored) -> Tensor:
             wanted = [", ".join(filter(None, (caption, settings.prompt))) for caption in restored.captions]
             unwanted = [settings.negative_prompt] * len(wanted)
+            # A moved window has latents of its own; the gradient reaches z_H through the picture.
+            z = self.model.encode(restored.window(restored.x_pred)) if restored.shift else restored.z_H
             t = torch.cat([distill.draw_t(_generator(seed, "csd time")) for seed in restored.seeds])
-            noise = draw(restored.seeds, restored.z_H.shape[1:], "csd noise")
-            device = restored.z_H.device
-            return distill(
-                restored.z_H, teacher, self.words(wanted), self.words(unwanted), t.to(device), noise.to(device)
-            )
+            noise = draw(restored.seeds, z.shape[1:], "csd noise")
+            return distill(z, teacher, self.words(wanted), self.words(unwanted), t.to(z.device), noise.to(z.device))
 
         return loss
 
