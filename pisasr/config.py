@@ -63,6 +63,7 @@ class StageConfig:
     weight_l2: float = 1.0
     weight_lpips: float = 0.0
     weight_csd: float = 0.0
+    weight_lattice: float = 0.0  # against what repeats in every latent cell: `losses.lattice`; the paper has none
     shift: int = 0  # px by which the window moves that perception and distillation look through; the paper has none
     sharpen: float = 0.0  # unsharp masking of the target, as Real-ESRGAN's training has it; the paper has none
     init_from: str | None = None  # an adapter file to start from; sem: the pixel adapter to stand on
@@ -195,6 +196,7 @@ BOUNDS = {
             "weight_l2": (0, 1e12),
             "weight_lpips": (0, 1e12),
             "weight_csd": (0, 1e12),
+            "weight_lattice": (0, 1e12),
             "sharpen": (0, 10),
             "shift": (0, 65528),
         }.items()
@@ -230,5 +232,10 @@ def _check(config: TrainConfig) -> None:
         )
     _check_bounds(config)
     for name in ("pix", "sem"):
+        shift = getattr(config, name).shift
+        if shift % 8 or shift >= config.data.crop_px:
+            raise ConfigError(
+                f"{name}.shift is {shift}; wanted a multiple of 8 below data.crop_px={config.data.crop_px}."
+            )
         if getattr(config, name).batch_size % config.run.accumulation:
             raise ConfigError(f"{name}.batch_size must be a multiple of run.accumulation={config.run.accumulation}.")

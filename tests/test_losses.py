@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pisasr.errors import ModelError
-from pisasr.training.losses import build_perceptual, pixel_l2, sharpen
+from pisasr.training.losses import build_perceptual, lattice, pixel_l2, sharpen
+from pisasr.training.stages import Restored
 
 
 def test_l2_is_the_mean_of_squares_in_float32():
@@ -20,6 +21,25 @@ def test_sharpening_leaves_flat_areas_and_steepens_edges():
     assert sharp[0, 0, 5, 11] < -0.4 and sharp[0, 0, 5, 12] > 0.4
     torch.testing.assert_close(sharp.mean(), x.mean(), atol=1e-5, rtol=0)
     assert torch.equal(sharpen(x, amount=0.0), x)
+
+
+def test_the_lattice_loss_sees_what_repeats_in_every_cell_and_little_else():
+    x_H = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
+    cell = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1)) * 0.01
+    cell -= cell.mean((1, 2), keepdim=True)
+    tiled = cell.repeat(1, 16, 16)
+    torch.testing.assert_close(lattice(x_H + tiled, x_H, cell_px=4), cell.square().mean())
+    noise = torch.randn(x_H.shape, generator=torch.Generator().manual_seed(2)) * 0.01
+    assert lattice(x_H + noise, x_H, cell_px=4) < cell.square().mean() / 30  # averaged over 8 * 8 cells
+    assert lattice(x_H + 0.2, x_H, cell_px=4) < 1e-12  # a wrong brightness is no lattice
+
+
+def test_a_window_moves_each_sample_by_its_own_corner():
+    x = torch.arange(2 * 3 * 6 * 6.0).view(2, 3, 6, 6)
+    restored = Restored(x, x, x, ["", ""], [0, 1], shift=2, corners=[(0, 2), (1, 0)])
+    seen = restored.window(x)
+    assert torch.equal(seen[0], x[0, :, 0:4, 2:6]) and torch.equal(seen[1], x[1, :, 1:5, 0:4])
+    assert Restored(x, x, x, ["", ""], [0, 1]).window(x) is x
 
 
 def test_a_missing_backbone_file_is_named():

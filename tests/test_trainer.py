@@ -55,6 +55,17 @@ def rows(output):
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
+def test_a_moved_window_and_the_lattice_term_take_part(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        trainer, "build_perceptual", lambda *_: lambda x, y: (seen.append((x, y)), (x - y).square().mean())[1]
+    )
+    wanted = ["sem.steps=2", "sem.shift=8", "sem.weight_lattice=5", "sem.weight_lpips=1", "pix.steps=1"]
+    output = run("moved", *wanted)
+    assert {"l2", "lpips", "csd", "lattice"} <= set(rows(output)[-1]) and len(rows(output)) == 3
+    assert all(x.shape == y.shape == (2, 3, 24, 24) for x, y in seen) and len(seen) == 2
+
+
 def test_both_stages_leave_their_adapters_and_a_row_per_step(run):
     output = run("a")
     assert [(row["stage"], row["step"]) for row in rows(output)] == [(s, i) for s in ("pix", "sem") for i in (1, 2, 3)]

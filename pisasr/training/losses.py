@@ -17,6 +17,23 @@ def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
     return nn.functional.mse_loss(x_pred.float(), x_H.float())
 
 
+def lattice(x_pred: Tensor, x_H: Tensor, cell_px: int, cells: int = 8) -> Tensor:
+    """Mean square of the error that repeats from latent cell to latent cell, both [B, 3, H, W] in [-1, 1].
+
+    A latent's cell is cell_px wide. What the error's pixels have in common at the same place of their cells, averaged
+    over windows of cells * cells of them and without the windows' means, is a lattice: no photo has it, the eye sees
+    it on flat areas at one grey level, and an l2 over all pixels hardly does.
+    """
+    error = (x_pred - x_H).float()
+    batch, channels, height, width = error.shape
+    rows, columns = height // cell_px, width // cell_px
+    folded = error[..., : rows * cell_px, : columns * cell_px]
+    folded = folded.reshape(batch, channels, rows, cell_px, columns, cell_px).permute(0, 1, 3, 5, 2, 4)
+    repeated = nn.functional.avg_pool2d(folded.reshape(batch, -1, rows, columns), min(cells, rows, columns), stride=1)
+    repeated = repeated.reshape(batch, channels, cell_px * cell_px, -1)
+    return (repeated - repeated.mean(2, keepdim=True)).square().mean()
+
+
 def sharpen(x_H: Tensor, amount: float, sigma: float = 2.0) -> Tensor:
     """Unsharp masking: x + amount * (x - blur(x)), [B, 3, H, W] in [-1, 1], clamped to it.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pisasr.config import StageConfig, TrainConfig
-from pisasr.training.losses import pixel_l2
+from pisasr.training.losses import lattice, pixel_l2
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Score:
 
 @dataclass
 class Restored:
-    """What one training step made of its batch. Images [B, 3, H, W] in [-1, 1]; z_H [B, c, h, w] scaled.
+    """What one training step made of its batch. Images [B, 3, H, W] in [-1, 1]; z_H [B, c, h, w] scaled,
+    each of its cells cell_px wide in the picture.
 
     Latents lie on a grid, and so does what a perceptual network pools and what a prior has not learnt well. Where both
     always meet in the same place, a pattern of one cell's size can lower the loss at no cost, and flat areas show it
@@ -64,6 +65,7 @@ class Restored:
     z_H: Tensor
     captions: list[str]
     seeds: list[int]
+    cell_px: int = 8
     shift: int = 0
     corners: list[tuple[int, int]] = field(default_factory=list)
 
@@ -87,4 +89,6 @@ def build_score(settings: StageConfig, perceptual: Callable[[], Callable], csd: 
         score.terms["lpips"] = (settings.weight_lpips, lambda r: distance(r.window(r.x_pred), r.window(r.x_H)))
     if settings.weight_csd:
         score.terms["csd"] = (settings.weight_csd, csd())
+    if settings.weight_lattice:
+        score.terms["lattice"] = (settings.weight_lattice, lambda r: lattice(r.x_pred, r.x_H, r.cell_px))
     return score

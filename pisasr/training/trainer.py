@@ -146,7 +146,7 @@ class Trainer:
             tuple(torch.randint(settings.shift + 1, (2,), generator=_generator(seed, "window")).tolist())
             for seed in seeds
         ]
-        return Restored(x_pred, x_H, z_H, batch["caption"], seeds, settings.shift, corners)
+        return Restored(x_pred, x_H, z_H, batch["caption"], seeds, self.model.factor, settings.shift, corners)
 
     def adapter_file(self, name: str) -> Path:
         return self.output / "adapters" / f"{name}.safetensors"
