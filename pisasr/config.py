@@ -89,6 +89,26 @@ class CsdConfig:
 
 
 @dataclass
+class ValidationConfig:
+    """Fixed pictures that the training is watched on: give `pairs` or `photos`, none that it learns from."""
+
+    every: int = 0  # steps; 0: never
+    pairs: list[str] = field(default_factory=list)  # [FOLDER] with lq/ and hq/ in it, or [LQ, HQ]; paired by name
+    photos: list[str] = field(default_factory=list)  # as data.photos; degraded by the run's recipe, always alike
+    count: int = 8  # pictures, spread evenly over what is there
+    crop_px: int = 512  # of each true picture, out of its middle
+    lambdas: list[list[float]] = field(default_factory=list)  # [[pix, sem], ...]; none: [1, 0], in sem [1, 1] too
+
+
+@dataclass
+class TrackingConfig:
+    """Where losses and pictures are shown; log.jsonl and validation.jsonl are written whatever is said here."""
+
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # any of accelerate's; [] for none
+    project: str = "pisasr"  # what wandb and its like file the run under
+
+
+@dataclass
 class RunConfig:
     """Where, how often, how precise."""
 
@@ -109,6 +129,8 @@ class TrainConfig:
     sem: StageConfig = field(default_factory=lambda: StageConfig(steps=8500, weight_lpips=2.0, weight_csd=1.0))
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     csd: CsdConfig = field(default_factory=CsdConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -179,6 +201,9 @@ BOUNDS = {
     "data.crop_px": (8, 65536),
     "data.null_text_ratio": (0, 1),
     "data.workers": (0, 1024),
+    "validation.every": (0, 2**31),
+    "validation.count": (1, 2**31),
+    "validation.crop_px": (8, 65536),
     "run.accumulation": (1, 2**31),
     "run.checkpoint_every": (1, 2**31),
     "run.log_every": (1, 2**31),
@@ -212,6 +237,20 @@ def _check_bounds(config: TrainConfig) -> None:
             raise ConfigError(f"{key} is {value}; wanted a number from {lowest:g} to {highest:g}.")
 
 
+def _check_validation(validation: ValidationConfig) -> None:
+    if validation.every and bool(validation.pairs) == bool(validation.photos):
+        came = "both" if validation.pairs else "neither"
+        raise ConfigError(
+            f"validation.every={validation.every} wants validation.pairs=[FOLDER] or validation.photos=[FOLDER], "
+            f"{came} came; validation.every=0 turns it off."
+        )
+    if len(validation.pairs) > 2:
+        raise ConfigError(f"validation.pairs names {len(validation.pairs)} folders; wanted [FOLDER] or [LQ, HQ].")
+    for pair in validation.lambdas:
+        if len(pair) != 2 or not all(abs(value) < 1e6 for value in pair):
+            raise ConfigError(f"validation.lambdas has {pair}; wanted pairs [lambda_pix, lambda_sem], like [1, 0.5].")
+
+
 def _check(config: TrainConfig) -> None:
     if config.run.mixed_precision == "False":  # YAML reads a bare `no` so
         config.run.mixed_precision = "no"
@@ -231,6 +270,7 @@ def _check(config: TrainConfig) -> None:
             f"csd.t_min={config.csd.t_min}, csd.t_max={config.csd.t_max}; wanted 0 <= t_min < t_max <= 1000."
         )
     _check_bounds(config)
+    _check_validation(config.validation)
     for name in ("pix", "sem"):
         shift = getattr(config, name).shift
         if shift % 8 or shift >= config.data.crop_px:
