@@ -329,6 +329,8 @@ def train(argv: list[str]) -> int:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML over the defaults in pisasr/config.py")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the resolved options and stop")
+    parser.add_argument("--allow_change", "--allow-change", action="store_true",
+        help="continue a run although its photos, processes or settings differ")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="rules over the file")
     return _guarded(_train, parser.parse_intermixed_args(argv))
@@ -344,10 +346,17 @@ def _train(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(to_yaml(config), end="")
         return OK
+    from pisasr.training.guard import Interrupted
     from pisasr.training.trainer import train as train_adapters
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    train_adapters(config)
+    try:
+        train_adapters(config, args.allow_change)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    except Interrupted as stop:
+        print(f"pisasr: {stop}", file=sys.stderr)
+        return 128 + stop.number
     return OK
 
 

@@ -34,7 +34,8 @@ class ModelConfig:
     rank_pix: int = 4
     rank_sem: int = 4
     alpha: float = 8.0  # a layer's change is alpha / rank * B A; the published checkpoints mean 8
-    gradient_checkpointing: bool = False  # of the UNet: less memory, a third more time
+    gradient_checkpointing: bool = False  # of the UNet: less memory, a tenth more work
+    gradient_checkpointing_vae: bool = False  # of the VAE's decoder, where most of the memory sits
 
 
 @dataclass
@@ -117,6 +118,8 @@ class RunConfig:
     mixed_precision: str = "no"  # no, fp16 or bf16
     accumulation: int = 1  # steps whose gradients are added up to one batch
     checkpoint_every: int = 500
+    keep_checkpoints: int = 2  # of each stage
+    max_bad_steps: int = 10  # in a row, with a loss or gradient that is not finite, before the run ends
     log_every: int = 10
 
 
@@ -206,6 +209,8 @@ BOUNDS = {
     "validation.crop_px": (8, 65536),
     "run.accumulation": (1, 2**31),
     "run.checkpoint_every": (1, 2**31),
+    "run.keep_checkpoints": (1, 2**31),
+    "run.max_bad_steps": (1, 2**31),
     "run.log_every": (1, 2**31),
     "csd.cfg": (-1e6, 1e6),
     **{

@@ -80,10 +80,10 @@ def test_the_semantic_stage_leaves_the_pixel_adapter_to_the_byte(run, monkeypatc
     seen = {}
     original = trainer.Trainer._checkpoint
 
-    def spy(self, stage, step, parameters, optimizer):
+    def spy(self, stage, step, *rest):
         state = {name: p.detach().clone() for name, p in parameters_of(self.unet, "pix").items()}
         seen[stage.name, step] = state
-        original(self, stage, step, parameters, optimizer)
+        original(self, stage, step, *rest)
 
     monkeypatch.setattr(trainer.Trainer, "_checkpoint", spy)
     run("a")
@@ -95,8 +95,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, monkeypatch):
     whole = run("whole")
     original = trainer.Trainer._report
 
-    def stop_in_the_middle(self, stage, step, values, seconds):
-        original(self, stage, step, values, seconds)
+    def stop_in_the_middle(self, stage, step, *rest):
+        original(self, stage, step, *rest)
         if (stage.name, step) == ("sem", 3):
             raise KeyboardInterrupt
 
@@ -142,7 +142,7 @@ def test_two_processes_equal_one(run, tmp_path):
 
 def test_another_configuration_is_refused_in_the_same_folder(run):
     run("a", "sem.steps=0")
-    with pytest.raises(ConfigError, match="pix.lr=0.001 -> 0.5"):
+    with pytest.raises(ConfigError, match="pix.lr: 0.001 -> 0.5"):
         run("a", "pix.lr=0.5")
 
 

@@ -3,48 +3,63 @@
 import json
 import logging
 import math
-import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from diffusers import DDPMScheduler
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pisasr.adapters import active, attach, load_into, parameters_of, train_only
 from pisasr.bases import load_base
-from pisasr.config import ConfigError, StageConfig, TrainConfig, to_yaml
+from pisasr.config import ConfigError, StageConfig, TrainConfig
 from pisasr.data.degradation import sample_generator
 from pisasr.data.photos import KeyedBatches, Photos, list_photos
 from pisasr.errors import CheckpointError
 from pisasr.model import ONE_STEP, PiSASR, predict
 from pisasr.residual import remove_residual
 from pisasr.text import PromptEncoder
+from pisasr.training.card import write_card
+from pisasr.training.checkpoints import Checkpoint, Checkpoints
 from pisasr.training.csd import ClassifierScoreDistillation
+from pisasr.training.guard import Interrupted, NonFiniteGuard, StopRequests, record_skipped
+from pisasr.training.identity import claim, identity_of
 from pisasr.training.losses import build_perceptual, sharpen
 from pisasr.training.stages import Restored, Score, Stage, build_score, stages_of
 from pisasr.weights import Adapter, base_facts, load_adapter, save_adapter
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = ("pix.steps", "sem.steps", "run.log_every", "run.checkpoint_every", "run.output", "data.workers")
+LOW_PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, allow_change: bool = False) -> None:
     """Run every stage of the configuration and leave OUTPUT/adapters/{pix,sem}.safetensors, log.jsonl, config.yaml.
 
-    The same call continues an interrupted run: a stage whose adapter is there is done, a checkpoint is taken up.
+    The same call continues an interrupted run, to the bit. One whose photos, processes or settings differ is refused
+    with the list of what differs; allow_change goes on all the same. Raises Interrupted after SIGTERM or SIGUSR1, once
+    the step is finished and saved.
     """
     accelerator = Accelerator(mixed_precision=config.run.mixed_precision)
-    output = Path(config.run.output)
-    photos = Photos(
+    photos = open_photos(config)
+    if accelerator.is_main_process:
+        claim(Path(config.run.output), config, identity_of(config, photos, accelerator.num_processes), allow_change)
+    accelerator.wait_for_everyone()
+    trainer = Trainer(config, accelerator, photos)
+    with StopRequests() as asked:
+        for stage in stages_of(config):
+            trainer.run(stage, asked)
+
+
+def open_photos(config: TrainConfig) -> Photos:
+    return Photos(
         list_photos(config.data.photos),
         crop_px=config.data.crop_px,
         recipe=config.degradation,
@@ -52,15 +67,6 @@ def train(config: TrainConfig) -> None:
         caption=config.data.caption,
         keep_in_memory=config.data.keep_in_memory,
     )
-    if accelerator.is_main_process:
-        _claim(output, config)
-    accelerator.wait_for_everyone()
-    trainer = Trainer(config, accelerator, photos)
-    for stage in stages_of(config):
-        if trainer.adapter_file(stage.name).is_file():
-            log.info("%s: %s is there, nothing to do", stage.name, trainer.adapter_file(stage.name))
-        else:
-            trainer.run(stage)
 
 
 class Trainer:
@@ -69,21 +75,28 @@ class Trainer:
     def __init__(self, config: TrainConfig, accelerator: Accelerator, photos: Photos):
         self.config, self.accelerator, self.photos = config, accelerator, photos
         self.output = Path(config.run.output)
+        self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints)
         base = load_base(config.model.pretrained_model)
         self.unet, self.scheduler = base["unet"].to(memory_format=torch.channels_last), base["scheduler"]
-        torch.manual_seed(config.run.seed)  # fresh adapters are the only draw that no sample owns
+        torch.manual_seed(config.run.seed)  # fresh adapters are the only draw that no step and no sample owns
         for name, rank in (("pix", config.model.rank_pix), ("sem", config.model.rank_sem)):
             attach(self.unet, name, rank, config.model.alpha)
+        for part in (self.unet, base["vae"], base["text_encoder"]):
+            freeze_in(part, LOW_PRECISION[config.run.mixed_precision]).to(accelerator.device)
         if config.model.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        for part in (self.unet, base["vae"], base["text_encoder"]):
-            part.to(accelerator.device)
+        if config.model.gradient_checkpointing_vae:
+            base["vae"].enable_gradient_checkpointing()
         self.words = PromptEncoder(base["tokenizer"], base["text_encoder"])
         self.model = PiSASR(self.unet, base["vae"], self.words)
 
-    def run(self, stage: Stage) -> None:
+    def run(self, stage: Stage, asked: StopRequests) -> None:
         """Train one stage from its last checkpoint, or from the start, and write its adapter."""
         settings = stage.settings
+        found = self._from_main(lambda: self.checkpoints.newest(stage.name))
+        if self._from_main(self.adapter_file(stage.name).is_file) and (found is None or found.step >= settings.steps):
+            log.info("%s: %s is there, nothing to do", stage.name, self.adapter_file(stage.name))
+            return
         for name in stage.stands_on:
             self._fill(name, settings.init_from or self.adapter_file(name))
         if stage.active == (stage.learns,) and settings.init_from:
@@ -91,7 +104,8 @@ class Trainer:
         train_only(self.unet, stage.learns)
         parameters = parameters_of(self.unet, stage.learns)
         optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
-        first = self._resume(stage, parameters, optimizer)
+        guard = NonFiniteGuard(self.config.run.max_bad_steps)
+        first = self._take_up(found, stage, parameters, optimizer, guard)
         # Prepared after freezing: a DDP wrapper averages only what learned when it was made.
         network, optimizer = self.accelerator.prepare(Predictor(self.unet), optimizer)
         score = build_score(settings, self._perceptual, self._distillation)
@@ -99,25 +113,43 @@ class Trainer:
         started = time.monotonic()
         with active(self.unet, stage.active):
             for step in range(first + 1, settings.steps + 1):
+                self._seed(stage, step)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(settings, step)
-                values = self._learn(network, optimizer, batches, score, list(parameters.values()), settings)
-                self._report(stage, step, values, (time.monotonic() - started) / (step - first))
-                if step % self.config.run.checkpoint_every == 0 or step == settings.steps:
-                    self._checkpoint(stage, step, parameters, optimizer)
+                values, seen = self._gradients(network, optimizer, batches, score, list(parameters.values()), settings)
+                values, stop = self._agree(values, asked)
+                taken = guard.passes(values)
+                self._step(optimizer, taken)
+                self._report(stage, step, values, taken, (time.monotonic() - started) / (step - first))
+                if not taken:
+                    self._record_skipped(stage, step, values, seen)
+                    guard.check(lambda: self._advice(stage))
+                if step % self.config.run.checkpoint_every == 0 or step == settings.steps or stop:
+                    self._checkpoint(stage, step, parameters, optimizer, guard)
+                if stop and step < settings.steps:
+                    raise Interrupted(f"stopped after {stage.name} step {step}; the same command continues", stop)
         if self.accelerator.is_main_process:
             save_adapter(self.adapter_file(stage.name), self._adapter(stage.learns))
-            self._checkpoint_file(stage).unlink(missing_ok=True)
+            write_card(self.output, self.config)
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
 
-    def _learn(self, network, optimizer, batches: Iterator, score: Score, parameters: list, settings) -> dict:
-        """Zero, accumulate, clip, step. Returns each loss, averaged over processes and accumulated batches."""
+    def _seed(self, stage: Stage, step: int) -> None:
+        """Chance that no sample owns (a dropout, say) belongs to the step, so that no generator has a state to save."""
+        number = zlib.crc32(f"{stage.name} {self.accelerator.process_index}".encode())
+        torch.manual_seed(sample_generator(self.config.run.seed, number, step).initial_seed())
+
+    def _gradients(
+        self, network, optimizer, batches: Iterator, score: Score, parameters: list, settings: StageConfig
+    ) -> tuple[dict[str, float], list]:
+        """Zero, accumulate, clip. Returns this process's losses, averaged over its batches, and what it saw."""
         optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
+        seen: list = []
         count = self.config.run.accumulation
         for i in range(count):
             batch = next(batches)
+            seen += [int(seed) for seed in batch["seed"]]
             with self.accelerator.autocast(), self._gradients_travel(network, last=i == count - 1):
                 restored = self.restore(network, batch, settings)
                 total, values = score(restored)
@@ -125,10 +157,20 @@ class Trainer:
             for name, value in {**values, "total": total.item()}.items():
                 totals[name] = totals.get(name, 0.0) + value / count
         totals["grad_norm"] = float(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm))
-        optimizer.step()
-        names = list(totals)
-        shared = torch.tensor([totals[name] for name in names], device=self.accelerator.device)
-        return dict(zip(names, self.accelerator.reduce(shared, "mean").tolist(), strict=True))
+        return totals, seen
+
+    def _agree(self, values: dict[str, float], asked: StopRequests) -> tuple[dict[str, float], int]:
+        """Every process's losses averaged, and the signal that any of them got (0: none): one exchange a step."""
+        names = list(values)
+        mine = torch.tensor([values[name] for name in names] + [float(asked.number)], device=self.accelerator.device)
+        everyones = self.accelerator.gather(mine[None])
+        return dict(zip(names, everyones[:, :-1].mean(0).tolist(), strict=True)), int(everyones[:, -1].max())
+
+    def _step(self, optimizer, taken: bool) -> None:
+        if taken:
+            optimizer.step()
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()  # fp16: the next loss is scaled less
 
     def restore(self, network: nn.Module, batch: dict[str, Any], settings: StageConfig) -> Restored:
         """The method on one batch of `Photos`, with every draw tied to its sample."""
@@ -211,41 +253,90 @@ class Trainer:
         tensors = {key: p.detach().float().cpu().clone() for key, p in parameters_of(self.unet, name).items()}
         return Adapter(name, rank, self.config.model.alpha, tensors, base_facts(self.unet.config), ONE_STEP)
 
-    def _checkpoint_file(self, stage: Stage) -> Path:
-        return self.output / f"{stage.name}.checkpoint"
+    def _from_main(self, look: Callable[[], Any]) -> Any:
+        """What the main process finds on its disk, for all of them: only its disk counts."""
+        found = [look() if self.accelerator.is_main_process else None]
+        return broadcast_object_list(found)[0]
 
-    def _checkpoint(self, stage: Stage, step: int, parameters: dict, optimizer) -> None:
-        """Everything that a later start needs; chance is keyed to samples, so no generator has a state to keep."""
+    def _checkpoint(self, stage: Stage, step: int, parameters: dict, optimizer, guard: NonFiniteGuard) -> None:
+        """Save what a later start needs. A full disk is told, and training goes on from what memory has."""
         if not self.accelerator.is_main_process:
             return
-        tensors = {key: p.detach().cpu() for key, p in parameters.items()}
-        state = {"step": step, "tensors": tensors, "optimizer": optimizer.state_dict()}
-        file = self._checkpoint_file(stage)
-        unfinished = file.with_suffix(".tmp")
-        torch.save(state, unfinished)
-        os.replace(unfinished, file)
+        scaler = self.accelerator.scaler
+        state = {"guard": guard.state(), "scaler": scaler.state_dict() if scaler is not None else None}
+        tensors = {f"adapter.{key}": p.detach().cpu() for key, p in parameters.items()}
+        moments = optimizer.state_dict()["state"]
+        for number, key in enumerate(parameters):
+            tensors |= {f"optimizer.{name}.{key}": t.detach().cpu() for name, t in moments.get(number, {}).items()}
+        try:
+            self.checkpoints.save(Checkpoint(stage.name, step, tensors, state))
+        except OSError as error:
+            log.error("%s step %d could not be saved (%s); older checkpoints are whole", stage.name, step, error)
 
-    def _resume(self, stage: Stage, parameters: dict, optimizer) -> int:
-        file = self._checkpoint_file(stage)
-        if not file.is_file():
+    def _take_up(
+        self, found: Checkpoint | None, stage: Stage, parameters: dict, optimizer, guard: NonFiniteGuard
+    ) -> int:
+        """Go back to a checkpoint: adapter, Adam's moments, counters. Returns its step; without one, 0."""
+        if found is None:
             return 0
-        state = torch.load(file, weights_only=True, map_location="cpu")
-        load_into(self.unet, stage.learns, state["tensors"])
-        optimizer.load_state_dict(state["optimizer"])
-        log.info("%s: continued at step %d", stage.name, state["step"])
-        return state["step"]
+        kept: dict[str, dict[str, Tensor]] = {"adapter": {}}
+        moments: dict[int, dict[str, Tensor]] = {}
+        numbers = {key: number for number, key in enumerate(parameters)}
+        for name, tensor in found.tensors.items():
+            kind, rest = name.split(".", 1)
+            if kind == "adapter":
+                kept["adapter"][rest] = tensor
+            else:
+                moment, key = rest.split(".", 1)
+                moments.setdefault(numbers[key], {})[moment] = tensor
+        load_into(self.unet, stage.learns, kept["adapter"])
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        guard.load(found.state["guard"])
+        if found.state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(found.state["scaler"])
+        log.info("%s: continued at step %d", stage.name, found.step)
+        return found.step
 
-    def _report(self, stage: Stage, step: int, values: dict[str, float], seconds: float) -> None:
+    def _record_skipped(self, stage: Stage, step: int, values: dict[str, float], seen: list) -> None:
+        """Leave what a person needs to look at the batch: its samples' seeds, in skipped.jsonl."""
+        everyones = gather_object(seen)
+        if self.accelerator.is_main_process:
+            row = {"stage": stage.name, "step": step, **values, "samples": everyones}
+            record_skipped(self.output / "skipped.jsonl", row)
+            log.warning(
+                "%s step %d was not taken, not finite: %s",
+                stage.name,
+                step,
+                ", ".join(name for name, value in values.items() if not math.isfinite(value)),
+            )
+
+    def _advice(self, stage: Stage) -> str:
+        newest = self._from_main(lambda: self.checkpoints.newest(stage.name))
+        where = f"checkpoint {newest.name} is whole" if newest else "there is no checkpoint of this stage yet"
+        return f"{where}; look at {self.output / 'skipped.jsonl'}, lower {stage.name}.lr, or use bf16 instead of fp16."
+
+    def _report(self, stage: Stage, step: int, values: dict[str, float], taken: bool, seconds: float) -> None:
         if not self.accelerator.is_main_process:
             return
-        row = {"stage": stage.name, "step": step, **{name: round(value, 6) for name, value in values.items()}}
+        row = {"stage": stage.name, "step": step}
+        row |= {name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()}
         with (self.output / "log.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row if taken else {**row, "skipped": True}) + "\n")
         if step % self.config.run.log_every == 0:
             left = (stage.settings.steps - step) * seconds / 60
             terms = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
             place = f"{stage.name} {step}/{stage.settings.steps}"
             log.info("%s  %s  %.2f s/step, %.0f min left", place, terms, seconds, left)
+
+
+def freeze_in(part: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A part in low precision, frozen. Adapters on it stay as they are, and norms in float32, as autocast has them."""
+    part.requires_grad_(False)
+    norms = {id(p) for m in part.modules() if isinstance(m, nn.GroupNorm | nn.LayerNorm) for p in m.parameters()}
+    for name, parameter in part.named_parameters():
+        if id(parameter) not in norms and ".lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    return part
 
 
 def restore(
@@ -290,23 +381,3 @@ def draw(seeds: list[int], shape: tuple[int, ...], purpose: str) -> Tensor:
 def _generator(seed: int, purpose: str) -> torch.Generator:
     """A stream of chance per sample and purpose."""
     return sample_generator(seed, zlib.crc32(purpose.encode()), 0)
-
-
-def _claim(output: Path, config: TrainConfig) -> None:
-    """Take the output folder: a new run writes its configuration there, a continued one must have the same."""
-    (output / "adapters").mkdir(parents=True, exist_ok=True)
-    file = output / "config.yaml"
-    if file.is_file():
-        before, now = (_flat(c) for c in (OmegaConf.load(file), OmegaConf.structured(config)))
-        changed = [key for key in now if key not in MAY_CHANGE and before.get(key) != now[key]]
-        if changed:
-            listed = "; ".join(f"{key}={before.get(key)} -> {now[key]}" for key in changed)
-            raise ConfigError(f"{output} holds a run with other settings ({listed}); choose another run.output.")
-    file.write_text(to_yaml(config))
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in OmegaConf.to_container(node).items() if not isinstance(node, dict) else node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

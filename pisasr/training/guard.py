@@ -1,0 +1,94 @@
+"""What may stop a run: a scheduler that asks, and numbers that are none any more."""
+
+import json
+import math
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+from pisasr.errors import PisasrError
+
+ASKED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))  # Slurm sends these
+
+
+class TrainingDiverged(PisasrError):
+    """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+class Interrupted(PisasrError):
+    """The run was asked to stop and has; the same command continues it. `number` is the signal's."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
+class StopRequests:
+    """Remembers that a signal asked to stop, so that a step can be finished and saved first.
+
+    A context: outside of it, and from the second signal on, the signals do what they did before.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequests":
+        self._before = {number: signal.signal(number, self._remember) for number in ASKED}
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._restore()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+@dataclass
+class NonFiniteGuard:
+    """Counts the steps that were not taken because a loss or the gradient's norm was not finite.
+
+    `patience` of them in a row end the run. The counts are part of a checkpoint: a resumed run ends where an
+    uninterrupted one would.
+    """
+
+    patience: int
+    skipped: int = 0
+    in_a_row: int = 0
+
+    def passes(self, values: dict[str, float]) -> bool:
+        """Whether a step with these losses and norms may be taken; counts it."""
+        if all(math.isfinite(value) for value in values.values()):
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        self.in_a_row += 1
+        return False
+
+    def check(self, advice: Callable[[], str]) -> None:
+        """Raises TrainingDiverged once the patience is over; called after what happened has been recorded."""
+        if self.in_a_row >= self.patience:
+            raise TrainingDiverged(f"{self.in_a_row} steps in a row were not finite and were not taken; {advice()}")
+
+    def state(self) -> dict[str, int]:
+        return {key: value for key, value in asdict(self).items() if key != "patience"}
+
+    def load(self, state: dict[str, int]) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+def record_skipped(path: Path, row: dict) -> None:
+    """Append what was in a batch whose step was not taken; numbers that JSON has no word for become text."""
+    with path.open("a") as file:
+        file.write(
+            json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in row.items()})
+        )
+        file.write("\n")
