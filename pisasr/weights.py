@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pisasr.errors import CheckpointError
@@ -73,11 +73,21 @@ def save_adapter(path: str | os.PathLike, adapter: Adapter, dtype: torch.dtype =
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(tensors, unfinished, metadata)
-        unfinished.chmod(0o644)  # safetensors leaves its files to their owner alone
+        unfinished.write_bytes(in_order(save(tensors, metadata)))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library's order is another one each time, and equal adapters
+    shall be equal files."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def load_adapter(path: str | os.PathLike) -> Adapter:

@@ -193,3 +193,19 @@ def test_a_missing_path_never_asks_the_network(monkeypatch):
         load_adapters("./nowhere")
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_adapters("nowhere/pisa_sr.pkl")
+
+
+def test_equal_adapters_are_equal_files_in_every_process(pix, tmp_path):
+    """safetensors orders metadata by a hash that each process seeds anew."""
+    code = "import sys; from pisasr.weights import *; save_adapter(sys.argv[2], load_adapter(sys.argv[1]))"
+    save_adapter(tmp_path / "0.safetensors", pix)
+    for i in range(3):
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            str(tmp_path / f"{i}.safetensors"),
+            str(tmp_path / f"{i + 1}.safetensors"),
+        ]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+    assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(4)}) == 1

@@ -1,9 +1,7 @@
 """Photos to adapters: for each stage, freeze, prepare, loop, save. The only file that knows accelerate."""
 
-import json
 import logging
 import math
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -33,6 +31,7 @@ from pisasr.training.guard import Interrupted, NonFiniteGuard, StopRequests, rec
 from pisasr.training.identity import claim, identity_of
 from pisasr.training.losses import build_perceptual, sharpen
 from pisasr.training.stages import Restored, Score, Stage, build_score, stages_of
+from pisasr.training.tracking import LossLog, Progress, Trackers, tracking_options
 from pisasr.weights import Adapter, base_facts, load_adapter, save_adapter
 
 log = logging.getLogger(__name__)
@@ -47,15 +46,18 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
     with the list of what differs; allow_change goes on all the same. Raises Interrupted after SIGTERM or SIGUSR1, once
     the step is finished and saved.
     """
-    accelerator = Accelerator(mixed_precision=config.run.mixed_precision)
+    accelerator = Accelerator(mixed_precision=config.run.mixed_precision, **tracking_options(config))
     photos = open_photos(config)
     if accelerator.is_main_process:
         claim(Path(config.run.output), config, identity_of(config, photos, accelerator.num_processes), allow_change)
     accelerator.wait_for_everyone()
     trainer = Trainer(config, accelerator, photos)
-    with StopRequests() as asked:
-        for stage in stages_of(config):
-            trainer.run(stage, asked)
+    try:
+        with StopRequests() as asked:
+            for stage in stages_of(config):
+                trainer.run(stage, asked)
+    finally:
+        trainer.trackers.finish()
 
 
 def open_photos(config: TrainConfig) -> Photos:
@@ -76,6 +78,7 @@ class Trainer:
         self.config, self.accelerator, self.photos = config, accelerator, photos
         self.output = Path(config.run.output)
         self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints)
+        self.loss_log, self.trackers = LossLog(self.output / "log.jsonl"), Trackers(accelerator, config)
         base = load_base(config.model.pretrained_model)
         self.unet, self.scheduler = base["unet"].to(memory_format=torch.channels_last), base["scheduler"]
         torch.manual_seed(config.run.seed)  # fresh adapters are the only draw that no step and no sample owns
@@ -110,8 +113,12 @@ class Trainer:
         network, optimizer = self.accelerator.prepare(Predictor(self.unet), optimizer)
         score = build_score(settings, self._perceptual, self._distillation)
         batches = self._batches(settings, first)
-        started = time.monotonic()
-        with active(self.unet, stage.active):
+        main = self.accelerator.is_main_process
+        if main:
+            self.loss_log.rewind([each.name for each in stages_of(self.config)], stage.name, first)
+        self.trackers.start(stage.name, first)
+        progress = Progress(stage.name, first, settings.steps, settings.batch_size, self.config.run.log_every, not main)
+        with active(self.unet, stage.active), progress:
             for step in range(first + 1, settings.steps + 1):
                 self._seed(stage, step)
                 for group in optimizer.param_groups:
@@ -120,7 +127,7 @@ class Trainer:
                 values, stop = self._agree(values, asked)
                 taken = guard.passes(values)
                 self._step(optimizer, taken)
-                self._report(stage, step, values, taken, (time.monotonic() - started) / (step - first))
+                self._report(stage, step, values, taken, progress)
                 if not taken:
                     self._record_skipped(stage, step, values, seen)
                     guard.check(lambda: self._advice(stage))
@@ -269,6 +276,7 @@ class Trainer:
         for number, key in enumerate(parameters):
             tensors |= {f"optimizer.{name}.{key}": t.detach().cpu() for name, t in moments.get(number, {}).items()}
         try:
+            self.loss_log.sync()
             self.checkpoints.save(Checkpoint(stage.name, step, tensors, state))
         except OSError as error:
             log.error("%s step %d could not be saved (%s); older checkpoints are whole", stage.name, step, error)
@@ -315,18 +323,12 @@ class Trainer:
         where = f"checkpoint {newest.name} is whole" if newest else "there is no checkpoint of this stage yet"
         return f"{where}; look at {self.output / 'skipped.jsonl'}, lower {stage.name}.lr, or use bf16 instead of fp16."
 
-    def _report(self, stage: Stage, step: int, values: dict[str, float], taken: bool, seconds: float) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        row = {"stage": stage.name, "step": step}
-        row |= {name: round(value, 6) if math.isfinite(value) else None for name, value in values.items()}
-        with (self.output / "log.jsonl").open("a") as file:
-            file.write(json.dumps(row if taken else {**row, "skipped": True}) + "\n")
-        if step % self.config.run.log_every == 0:
-            left = (stage.settings.steps - step) * seconds / 60
-            terms = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            place = f"{stage.name} {step}/{stage.settings.steps}"
-            log.info("%s  %s  %.2f s/step, %.0f min left", place, terms, seconds, left)
+    def _report(self, stage: Stage, step: int, values: dict[str, float], taken: bool, progress: Progress) -> None:
+        if self.accelerator.is_main_process:
+            row = {"stage": stage.name, "step": step, **values}
+            self.loss_log.append(row if taken else {**row, "skipped": True})
+        speed = progress.step(step, values)
+        self.trackers.log(stage.name, step, {**values, **speed})
 
 
 def freeze_in(part: nn.Module, dtype: torch.dtype) -> nn.Module:

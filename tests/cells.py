@@ -1,0 +1,216 @@
+"""Trainings that are cut short and started again, each in processes of its own; run by test_resume.py.
+
+    python tests/cells.py CONFIG OUTPUT CELLS.json
+
+A cell is {"name", "cut", "at": [stage, step], "workers", "processes"}. For every pair of workers and processes there is
+one training that nobody cuts; every cell must end with its bytes. Processes are forked here and meet over gloo, as
+torchrun's do, so that torch is imported once. Prints a line of JSON per cell: differences found, how the first start
+ended, how many processes took part.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+import torch  # noqa: E402
+
+from pisasr.cli import main as pisasr_main  # noqa: E402
+from pisasr.training import checkpoints, trainer  # noqa: E402
+
+LIMIT_S = 120
+
+
+def start(config: str, output: Path, overrides: list[str], processes: int, cut: dict | None = None) -> list[int]:
+    """One start of the command. Returns each process's exit code, negative for a signal."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            run_one(config, output, overrides, rank, processes, port, cut)
+        children.append(child)
+    return wait_for(children)
+
+
+def run_one(config, output, overrides, rank, processes, port, cut) -> None:
+    """What a forked process does; never returns."""
+    code = 99
+    try:
+        torch.set_num_threads(1)
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        if processes > 1:
+            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            os.environ |= {key: str(value) for key, value in world.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        log = (output.parent / f"{output.name}.{rank}.txt").open("a")
+        os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
+        count_processes(output.parent / f"{output.name}.world")
+        if cut:
+            CUTS[cut["cut"]](*cut["at"], cut.get("number", 0))
+        code = pisasr_main(["train", "--debug", "--config", config, f"run.output={output}", *overrides])
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 98
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def count_processes(file: Path) -> None:
+    """Write down how many processes really train together."""
+    original = trainer.Trainer.__init__
+
+    def spy(self, config, accelerator, *rest):
+        file.write_text(str(accelerator.num_processes))
+        original(self, config, accelerator, *rest)
+
+    trainer.Trainer.__init__ = spy
+
+
+def wait_for(children: list[int]) -> list[int]:
+    """Wait for all; one that fails takes the others with it after a moment, as torchrun has it."""
+    codes: dict[int, int] = {}
+    deadline = time.monotonic() + LIMIT_S
+    while len(codes) < len(children):
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child in children:
+            codes[child] = os.waitstatus_to_exitcode(status)
+            if codes[child]:
+                deadline = min(deadline, time.monotonic() + 10)
+        elif time.monotonic() > deadline:
+            for left in set(children) - set(codes):
+                os.kill(left, signal.SIGKILL)
+        else:
+            time.sleep(0.01)
+    return [codes[child] for child in children]
+
+
+# --- ways to be cut short: every process of the run dies there, without a word ----------------------------------------
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after_step(stage: str, step: int, _: int) -> None:
+    original = trainer.Trainer._report
+
+    def report(self, at, number, *rest):
+        original(self, at, number, *rest)
+        if (at.name, number) == (stage, step):
+            die()
+
+    trainer.Trainer._report = report
+
+
+def between_accumulation(stage: str, step: int, _: int) -> None:
+    """After the step's first batch has gone backward, before its second."""
+    seed, restore = trainer.Trainer._seed, trainer.Trainer.restore
+    calls = []
+
+    def remember(self, at, number):
+        calls[:] = [at.name, number]
+        seed(self, at, number)
+
+    def second(self, *arguments):
+        calls.append(None)
+        if calls[:2] == [stage, step] and len(calls) == 4:
+            die()
+        return restore(self, *arguments)
+
+    trainer.Trainer._seed, trainer.Trainer.restore = remember, second
+
+
+def at_the_switch(stage: str, step: int, _: int) -> None:
+    """When the stage's adapter is there and the next stage has not begun."""
+    original = trainer.Trainer.run
+
+    def run(self, at, asked):
+        original(self, at, asked)
+        if at.name == stage:
+            self.accelerator.wait_for_everyone()
+            die()
+
+    trainer.Trainer.run = run
+
+
+def in_the_write(stage: str, step: int, number: int) -> None:
+    """In the middle of the number-th file of the checkpoint: half of its bytes are there."""
+    save, write = checkpoints.Checkpoints.save, checkpoints.write_through
+    now = []
+
+    def saving(self, checkpoint):
+        now[:] = [(checkpoint.stage, checkpoint.step)]
+        return save(self, checkpoint)
+
+    def half(path, content):
+        now.append(path)
+        if now[0] == (stage, step) and len(now) == number + 2:
+            path.write_bytes(content[: len(content) // 2])
+            die()
+        write(path, content)
+
+    checkpoints.Checkpoints.save, checkpoints.write_through = saving, half
+
+
+def after_seconds(_: str, hundredths: int, __: int) -> None:
+    """Wherever the clock says: no place in the code is safe."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, hundredths / 100)
+
+
+def asked(stage: str, step: int, number: int) -> None:
+    """By a signal that asks, SIGTERM or SIGUSR1: one process is told, all of them stop."""
+    original = trainer.Trainer._seed
+
+    def seed(self, at, now):
+        original(self, at, now)
+        if (at.name, now) == (stage, step) and self.accelerator.is_local_main_process:
+            os.kill(os.getpid(), number)
+
+    trainer.Trainer._seed = seed
+
+
+CUTS = {each.__name__: each for each in (
+    after_step, between_accumulation, at_the_switch, in_the_write, after_seconds, asked)}  # fmt: skip
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """Files of the result that differ in any byte."""
+    names = ["adapters/pix.safetensors", "adapters/sem.safetensors", "log.jsonl"]
+    return [name for name in names if content(one / name) != content(other / name)]
+
+
+def content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def main(config: str, output: str, cells: str) -> None:
+    references: dict[tuple[int, int], Path] = {}
+    for cell in json.loads(Path(cells).read_text()):
+        kind = cell["workers"], cell["processes"]
+        overrides = [f"data.workers={cell['workers']}"]
+        if kind not in references:
+            references[kind] = Path(output) / "whole-{}-{}".format(*kind)
+            codes = start(config, references[kind], overrides, cell["processes"])
+            assert not any(codes), (references[kind], codes)
+        folder = Path(output) / cell["name"]
+        first = start(config, folder, overrides, cell["processes"], cell)
+        again = start(config, folder, overrides, cell["processes"])
+        world = int((folder.parent / f"{folder.name}.world").read_text())
+        found = {"first": first, "again": again, "processes": world, "differ": differences(references[kind], folder)}
+        print(json.dumps({**cell, **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,106 @@
+"""A run that is cut short, anywhere, and started again ends with the bytes of one that was left alone.
+
+A small part runs always; the whole matrix (20 cells, then 25 kills) with `pytest -m slow tests/test_resume.py`.
+"""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from signal import SIGTERM, SIGUSR1
+
+import pytest
+import torch
+from PIL import Image
+
+CELLS = Path(__file__).with_name("cells.py")
+KILLED = -9
+
+
+@pytest.fixture
+def start_cells(base_folder, tmp_path):
+    """start_cells(CELLS) runs them on eight small photos and returns what became of each."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(8):
+        noise = torch.randint(0, 256, (40, 44, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(photos / f"{i}.png")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(  # an epoch is two steps; a checkpoint every two, so that a cut costs something
+        f"""
+model: {{pretrained_model: {base_folder}, rank_pix: 4, rank_sem: 2}}
+data: {{photos: [{photos}], crop_px: 32}}
+pix: {{steps: 5, batch_size: 4, lr: 1.0e-3}}
+sem: {{steps: 5, batch_size: 4, lr: 1.0e-3, weight_lpips: 0, weight_csd: 1}}
+tracking: {{trackers: []}}
+run: {{checkpoint_every: 2, accumulation: 2}}
+"""
+    )
+
+    def run(cells):
+        file = tmp_path / "cells.json"
+        file.write_text(json.dumps(cells))
+        command = [sys.executable, str(CELLS), str(config), str(tmp_path), str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+PLACES = [
+    {"cut": "after_step", "at": ["pix", 3]},  # in the middle of an epoch
+    {"cut": "after_step", "at": ["sem", 4]},  # at an epoch's edge, its checkpoint not yet written
+    {"cut": "between_accumulation", "at": ["sem", 3]},
+    {"cut": "at_the_switch", "at": ["pix", 5]},
+    {"cut": "in_the_write", "at": ["sem", 4], "number": 1},
+]
+
+
+def expect_same_bytes(results, cells, ends=(KILLED,)):
+    assert len(results) == len(cells)
+    for result in results:
+        assert result["processes"] == len(result["first"]) == len(result["again"]), result
+        assert set(ends) & set(result["first"]), f"nobody was cut: {result}"
+        assert not any(result["again"]) and result["differ"] == [], result
+
+
+def test_a_cut_run_ends_with_the_same_bytes(start_cells):
+    cells = [{**place, "name": str(i), "workers": 0, "processes": 1} for i, place in enumerate(PLACES)]
+    cells[2]["workers"] = 2
+    expect_same_bytes(start_cells(cells), cells)
+
+
+def test_two_processes_are_cut_or_asked_and_go_on(start_cells):
+    """SIGTERM and Slurm's SIGUSR1 tell one process; both finish the step, save it, and stop."""
+    cells = [{**PLACES[2], "name": "cut"}]
+    cells += [{"name": f"asked{n}", "cut": "asked", "at": ["pix", 3], "number": n} for n in (SIGTERM, SIGUSR1)]
+    cells = [{**cell, "workers": 0, "processes": 2} for cell in cells]
+    results = start_cells(cells)
+    expect_same_bytes(results, cells, ends=(KILLED, 128 + SIGTERM, 128 + SIGUSR1))
+    for result, number in zip(results[1:], (SIGTERM, SIGUSR1), strict=True):
+        assert result["first"] == [128 + number] * 2
+
+
+@pytest.mark.slow
+def test_the_whole_matrix(start_cells):
+    cells = [
+        {**place, "name": f"{i}-{workers}-{processes}", "workers": workers, "processes": processes}
+        for processes in (1, 2)
+        for workers in (0, 2)
+        for i, place in enumerate(PLACES)
+    ]
+    assert len(cells) == 20
+    expect_same_bytes(start_cells(cells), cells)
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment(start_cells):
+    """Twenty by the clock, from before the model is loaded to the last step; five inside a checkpoint's files."""
+    moments = random.Random(0)
+    kills = [{"cut": "after_seconds", "at": ["", moments.randrange(20, 400)]} for _ in range(20)]
+    kills += [{"cut": "in_the_write", "at": [s, n], "number": f} for s, n, f in
+              [("pix", 2, 0), ("pix", 4, 1), ("pix", 5, 2), ("sem", 2, 0), ("sem", 4, 2)]]  # fmt: skip
+    cells = [{**kill, "name": f"kill{i}", "workers": 0, "processes": 1} for i, kill in enumerate(kills)]
+    expect_same_bytes(start_cells(cells), cells, ends=(KILLED, -14, 0))
