@@ -1,0 +1,308 @@
+"""What a training tells while it runs: log.jsonl, which a resumed run continues to the byte, trackers, a progress bar.
+
+Only the loss log is part of the result. Nothing in this file ends a training once it has begun.
+"""
+
+import json
+import logging
+import math
+import os
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, ProjectConfiguration
+from PIL import Image
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from pisasr.config import ConfigError, TrackingConfig, TrainConfig, to_yaml
+from pisasr.training.stages import stages_of
+
+log = logging.getLogger(__name__)
+
+RECENT = 50  # steps that speed and the time left are judged by
+
+
+class LossLog:
+    """A file of rows {"stage", "step", numbers by name}, one JSON object a line, in the order of training.
+
+    There is no clock in it: a run that was killed anywhere, rewound to its checkpoint and continued has the same bytes
+    as one that never stopped. Numbers are written to their last digit, nan and inf as null.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._waiting, self._told = b"", False  # rows that the disk had no room for; whether that was said
+
+    def rewind(self, order: Sequence[str], stage: str, step: int) -> None:
+        """Cut off what came after step `step` of `stage` (0: all of that stage), and a line that a kill left half.
+
+        order: every stage's name, first to last. The file is replaced as a whole, so a kill in here costs nothing.
+        """
+        self._waiting = b""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = 0
+        while kept < len(lines) and (place := _place(lines[kept], order)) and place <= (order.index(stage), step):
+            kept += 1
+        if kept == len(lines):
+            return
+        log.info("%s: %d rows after %s step %d are cut off", self.path.name, len(lines) - kept, stage, step)
+        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with unfinished.open("wb") as file:
+                file.writelines(lines[:kept])
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, self.path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row through to the system. On a full disk it waits for the next call, which is told once."""
+        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        self._waiting += json.dumps(finite).encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            if not self._told:
+                log.warning("%s can't be written (%s); its rows wait in memory for the next step", self.path, error)
+            self._told = True
+
+    def sync(self) -> None:
+        """Make the rows safe against a power cut, too. To be called before a checkpoint is written.
+
+        Raises OSError where that can't be done: a checkpoint that is ahead of the log would leave a gap in it.
+        """
+        self._write()
+        if self.path.is_file():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        with self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if file.write(self._waiting) < len(self._waiting):
+                    raise OSError("the disk is full")
+            except OSError:
+                file.truncate(end)
+                raise
+        self._waiting = b""
+
+
+def _place(line: bytes, order: Sequence[str]) -> tuple[int, int] | None:
+    """(number of the stage, step) of a whole row; None for anything else."""
+    try:
+        row = json.loads(line)
+        return (order.index(row["stage"]), int(row["step"])) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+# --- trackers --------------------------------------------------------------------------------------------------------
+
+
+def tracking_options(config: TrainConfig) -> dict[str, Any]:
+    """What `Accelerator(...)` must be given so that `Trackers` can work; asked for before anything is loaded.
+
+    Raises ConfigError for a tracker that accelerate doesn't know or that isn't installed. The default, tensorboard
+    alone, may be absent: one line says so, and log.jsonl is written as always.
+    """
+    known = [name for name in map(str, LoggerType) if name != "all"]
+    there = {str(name) for name in get_available_trackers()}
+    wanted = list(dict.fromkeys(config.tracking.trackers))
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"tracking.trackers has {name!r}; wanted some of {', '.join(known)}, or [] for none.")
+    if absent := [name for name in wanted if name not in there]:
+        advice = f"pip install {' '.join(name.replace('_', '-') for name in absent)}"
+        if wanted != TrackingConfig().trackers:
+            raise ConfigError(f"tracking.trackers has {', '.join(absent)}, which is not installed; {advice}.")
+        log.warning("tensorboard is not installed (%s); losses go to log.jsonl alone", advice)
+    folder = Path(config.run.output)
+    return {
+        "log_with": [name for name in wanted if name in there] or None,
+        "project_config": ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tracking")),
+    }
+
+
+class Trackers:
+    """accelerate's trackers, on the main process. One that fails is told once; the others and the training go on.
+
+    The stages share one axis, on which SEM's first step follows PIX's last: wandb's steps may not fall.
+    """
+
+    def __init__(self, accelerator: Accelerator, config: TrainConfig):
+        self.accelerator, self.config = accelerator, config
+        self._names, self._told = list(accelerator.log_with), set()
+        self.offsets, steps = {}, 0
+        for stage in stages_of(config):
+            self.offsets[stage.name] = steps
+            steps += stage.settings.steps
+
+    def start(self, stage: str, step: int) -> None:
+        """Open them where step `step` of `stage` is the last one done. Later calls do nothing.
+
+        What an interrupted run showed beyond it is hidden by TensorBoard; others show the steps twice. For one wandb
+        run over several starts, set WANDB_RUN_ID and WANDB_RESUME=allow.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        at = self.offsets[stage] + step
+        output, project = Path(self.config.run.output), self.config.tracking.project
+        options = {
+            "tensorboard": {"purge_step": at + 1},
+            "wandb": {"dir": str(output), "name": output.name},
+        }
+        opened = []
+        while self._names:
+            # One by one: behind one that fails, init_trackers leaves the rest of its list unopened.
+            name = self._names.pop(0)
+            self.accelerator.log_with, self.accelerator.trackers = [name], []
+            if str(name) == "wandb":
+                _keep_wandb_from_waiting()
+            if self._try(str(name), lambda: self.accelerator.init_trackers(project, init_kwargs=options)):
+                opened += self.accelerator.trackers
+        if opened:
+            self.accelerator.trackers = opened
+            self._each(lambda tracker: _show_config(tracker, self.config, at))
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Numbers by name, shown as stage/name; nan and inf are passed on as they are."""
+        named = {f"{stage}/{name}": value for name, value in values.items()}
+        self._each(lambda tracker: tracker.log(named, step=self.offsets[stage] + step))
+
+    def log_image(self, stage: str, step: int, name: str, image: Image.Image) -> None:
+        """One picture, by the trackers that can show pictures."""
+        at, pictures = self.offsets[stage] + step, {f"{stage}/{name}": np.asarray(image.convert("RGB"))[None]}
+
+        def show(tracker: Any) -> None:
+            if hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images(pictures, step=at, **layout)
+
+        self._each(show)
+
+    def finish(self) -> None:
+        """Close them, also after a training that failed."""
+        self._each(lambda tracker: tracker.finish())
+        self.accelerator.trackers = []
+
+    def _each(self, call: Callable[[Any], Any]) -> None:
+        if self.accelerator.is_main_process:
+            for tracker in self.accelerator.trackers:
+                self._try(tracker.name, lambda tracker=tracker: call(tracker))
+
+    def _try(self, name: str, call: Callable[[], Any]) -> bool:
+        try:
+            call()
+        except Exception as error:  # a tracker may raise whatever it likes, and none is worth a training
+            if name not in self._told:
+                reason = " ".join(str(error).split())[:200]
+                log.warning("tracker %s failed (%s: %s); training goes on", name, type(error).__name__, reason)
+            self._told.add(name)
+            return False
+        return True
+
+
+def _show_config(tracker: Any, config: TrainConfig, at: int) -> None:
+    if tracker.name == "tensorboard":  # accelerate's own way opens a second run in a folder named by the clock
+        tracker.log({"config": f"```\n{to_yaml(config)}```"}, step=at)
+    else:
+        tracker.store_init_configuration(asdict(config))
+
+
+def _keep_wandb_from_waiting() -> None:
+    """Without a network wandb waits for minutes; told that it is offline it writes to disk, for `wandb sync`."""
+    if "WANDB_MODE" in os.environ or any(name.lower() == "https_proxy" for name in os.environ):
+        return
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    try:
+        socket.create_connection((server.hostname, server.port or 443), timeout=3).close()
+    except OSError:
+        os.environ["WANDB_MODE"] = "offline"
+        log.warning("wandb: %s can't be reached; kept offline, `wandb sync` sends it later", server.hostname)
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """How far a stage is: a bar on a terminal, elsewhere a line every so many steps, with what the last losses were.
+
+    The speed, and from it the time left, is the mean over the last RECENT steps: a slow first step, or a pause hours
+    ago, says nothing about the steps to come. Validation and checkpoints in between count: they will come again.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        first: int,
+        last: int,
+        batch_size: int,
+        every: int,
+        quiet: bool = False,
+        terminal: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Steps first + 1 to last, batch_size pictures each over all processes; quiet: say nothing at all."""
+        self.stage, self.last, self.batch_size, self.every, self.quiet = stage, last, batch_size, every, quiet
+        self._clock, self._times = clock, deque([clock()], maxlen=RECENT + 1)
+        is_terminal = sys.stderr.isatty() if terminal is None else terminal
+        self._bar, self._open, self._first = None, ExitStack(), first
+        self._wants_bar = is_terminal and not quiet
+
+    def __enter__(self) -> "Progress":
+        if self._wants_bar:
+            form = "{desc} {percentage:3.0f}%|{bar:20}| {n}/{total}{postfix}"
+            bar = tqdm(total=self.last, initial=self._first, desc=self.stage, bar_format=form, dynamic_ncols=True)
+            self._bar = self._open.enter_context(bar)
+            self._open.enter_context(logging_redirect_tqdm())  # lines of the log go above the bar
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def step(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Tell of one more step. Returns what trackers may want of it: images_per_s and, on CUDA, peak_memory_gib."""
+        self._times.append(self._clock())
+        seconds = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
+        speed = {"images_per_s": self.batch_size / seconds if seconds else math.inf}
+        if torch.cuda.is_available():
+            speed["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        told = self._describe((self.last - step) * seconds, speed, values)
+        if self._bar is not None:
+            self._bar.set_postfix_str(told, refresh=False)
+            self._bar.update()
+        elif not self.quiet and (step % self.every == 0 or step == self.last):
+            log.info("%s %d/%d, %s", self.stage, step, self.last, told)
+        return speed
+
+    def _describe(self, seconds_left: float, speed: Mapping[str, float], values: Mapping[str, float]) -> str:
+        parts = [f"{_duration(seconds_left)} left", f"{speed['images_per_s']:.3g} images/s"]
+        if "peak_memory_gib" in speed:
+            parts.append(f"peak {speed['peak_memory_gib']:.1f} GiB")
+        return ", ".join([*parts, *(f"{name} {value:.4g}" for name, value in values.items())])
+
+
+def _duration(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

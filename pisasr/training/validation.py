@@ -1,0 +1,272 @@
+"""Fixed pictures, restored every so many steps: a row of scores, a sheet to look at. The training notices nothing."""
+
+import logging
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pisasr.adapters import active
+from pisasr.config import TrainConfig, ValidationConfig
+from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
+from pisasr.data.photos import list_photos
+from pisasr.errors import ImageError, PisasrError
+from pisasr.evaluation.features import feature_distance, load_network
+from pisasr.evaluation.figure import draw_comparison
+from pisasr.evaluation.folders import list_pictures, match_names, read_picture
+from pisasr.evaluation.metrics import psnr_y
+from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet_lite0
+from pisasr.images import crop, open_image, pad, plan_frame, save_image, split, to_image, to_signed, to_tensor, to_unit
+from pisasr.model import PiSASR
+from pisasr.residual import needed, restore_latent
+from pisasr.training.losses import Perceptual
+from pisasr.training.stages import Stage
+from pisasr.training.tracking import LossLog
+
+log = logging.getLogger(__name__)
+
+PREDICTS = (("pix",), ("pix", "sem"))  # the adapters that are on for eps_pix, for eps_pisa
+SHEET_ROWS = 8
+VAE_TILE_PX = 512  # beyond this size the VAE works in pieces, to the same result
+
+
+class Pair(NamedTuple):
+    """One fixed picture: its name, the input as inference enlarges it, the true one. Both RGB, of one size."""
+
+    name: str
+    lq: Image.Image
+    hq: Image.Image
+
+
+class Validation(NamedTuple):
+    """Means over the pictures by name ("psnr/pix1_sem0", ...), and the sheet; nothing when it failed."""
+
+    scores: dict[str, float]
+    sheet: Image.Image | None
+
+
+@dataclass
+class Validator:
+    """The pictures, the strengths, and where the results go: OUTPUT/validation.jsonl, OUTPUT/validation/STAGE-STEP.png.
+
+    `build` makes it before the model is loaded. `run` is for the main process alone and exchanges nothing with others:
+    they wait for it at their next step, so a set must take less than their time-out (ten minutes with NCCL).
+    """
+
+    every: int
+    pairs: list[Pair]
+    lambdas: list[tuple[float, float]]  # none: by stage
+    output: Path
+    features: nn.Module | None = field(default=None, repr=False)  # the network of the feature distance
+    perceptual_name: str = "perceptual"
+    rows: LossLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = LossLog(self.output / "validation.jsonl")
+
+    @classmethod
+    def build(cls, config: TrainConfig) -> "Validator | None":
+        """Read the pictures; None where validation.every is 0. PisasrError, one line, where they can't be had."""
+        settings = config.validation
+        if not settings.every:
+            return None
+        pairs = read_pairs(settings) if settings.pairs else make_pairs(settings, config.degradation)
+        try:
+            with torch.random.fork_rng(devices=[]):  # a network draws its first weights, which are not kept
+                features = load_network(find_efficientnet_lite0())
+        except MetricUnavailable as reason:
+            features = None
+            log.info("validation: no feature distance (%s)", reason)
+        net = config.perceptual.net
+        return cls(
+            settings.every,
+            pairs,
+            [(pix, sem) for pix, sem in settings.lambdas],
+            Path(config.run.output),
+            features,
+            perceptual_name=net if net == "hed" else f"lpips_{net}",  # hed's values are not LPIPS'
+        )
+
+    def run(self, model: PiSASR, stage: Stage, step: int, perceptual: Perceptual | None = None) -> Validation:
+        """Restore every picture at every pair of strengths, score, and write a row and a sheet.
+
+        Deterministic: posterior mean, empty prompt. Weights, gradients, train mode, adapters and random states are left
+        as they were found. PSNR is that of `evaluate`, on 8-bit pictures without a border; besides it the feature
+        distance where its weights are installed, and `perceptual`, the stage's own loss, where it has one.
+        Call it inside the trainer's autocast. A lack of memory costs this validation, one of disk its sheet, each
+        with one line.
+        """
+        folder = self.output / "validation"
+        try:
+            with at_rest(model.unet, model.vae):
+                found = self._restore_all(model, stage, perceptual)
+        except torch.OutOfMemoryError as error:
+            self._tell(stage, step, error)
+            return Validation({}, None)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.rows.append({"stage": stage.name, "step": step, **found.scores})
+            save_image(found.sheet, folder / f"{stage.name}-{step}.png")
+        except OSError as error:
+            self._tell(stage, step, error)
+        return found
+
+    def _tell(self, stage: Stage, step: int, error: Exception) -> None:
+        reason = str(error).splitlines()[0]
+        log.warning("validation at %s step %d is not whole (%s); training goes on", stage.name, step, reason)
+
+    def _restore_all(self, model: PiSASR, stage: Stage, perceptual: Perceptual | None) -> Validation:
+        device = next(model.unet.parameters()).device
+        distances = self._distances(device, perceptual)
+        lambdas = self.lambdas or ([(1.0, 0.0), (1.0, 1.0)] if "sem" in stage.active else [(1.0, 0.0)])
+        names = ["lq", *(f"pix{pix:.15g}_sem{sem:.15g}" for pix, sem in lambdas)]
+        heads = ["LQ", *(f"({pix:g}, {sem:g})" for pix, sem in lambdas), "HQ"]
+        scores: dict[str, list[float]] = {}
+        rows = []
+        for pair in self.pairs:
+            pictures = [pair.lq, *restore_picture(model, pair.lq, lambdas)]
+            for name, picture in zip(names, pictures, strict=True):
+                for metric, score in score_picture(picture, pair.hq, distances, device).items():
+                    scores.setdefault(f"{metric}/{name}", []).append(score)
+            black = Image.new("RGB", pair.hq.size)
+            rows.append(dict(zip(heads, [p or black for p in (*pictures, pair.hq)], strict=True)))
+        means = {name: math.fsum(values) / len(values) for name, values in sorted(scores.items())}
+        return Validation(means, draw_comparison(rows[:SHEET_ROWS]))
+
+    def _distances(self, device: torch.device, perceptual: Perceptual | None) -> dict[str, Callable]:
+        """name -> function of two pictures [1, 3, H, W] in [0, 1]."""
+        distances: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+        if self.features is not None:
+            network = self.features.to(device)
+            distances["featdist"] = lambda x, y: feature_distance(x, y, network)
+        if perceptual is not None:
+            distances[self.perceptual_name] = lambda x, y: perceptual(x * 2 - 1, y * 2 - 1)
+        return distances
+
+
+@contextmanager
+def at_rest(*networks: nn.Module) -> Iterator[None]:
+    """Run the block in eval mode and without gradients, then give every module its own mode back.
+
+    no_grad, not inference_mode: an embedding that is remembered here may be asked for by a training step.
+    """
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def restore_picture(model: PiSASR, lq: Image.Image, lambdas: Sequence[tuple[float, float]]) -> list[Image.Image | None]:
+    """The picture at each pair of strengths, None where the model answers nan or inf.
+
+    One encoding, one UNet pass for each of eps_pix and eps_pisa that some pair needs, one decoding a pair. The model
+    carries live adapters "pix" and "sem".
+    """
+    device = next(model.unet.parameters()).device
+    frame = plan_frame(*lq.size, upscale=1, process_size=1, multiple=model.factor)
+    z_L = model.encode(to_signed(pad(lq, frame)).to(device), tile_px=VAE_TILE_PX)
+    embeds = model.prompt_encoder("")
+    eps = []
+    for wanted, names in zip(zip(*(needed(*pair) for pair in lambdas), strict=True), PREDICTS, strict=True):
+        with active(model.unet, names):
+            eps.append(model.predict(z_L, embeds) if any(wanted) else None)
+    restored = (crop(model.decode(restore_latent(z_L, *eps, *p), tile_px=VAE_TILE_PX), frame) for p in lambdas)
+    return [to_image(to_unit(x.float())) if x.isfinite().all() else None for x in restored]
+
+
+def score_picture(
+    picture: Image.Image | None, hq: Image.Image, distances: dict[str, Callable], device: torch.device
+) -> dict[str, float]:
+    """Each metric's number; nan for a picture that is none."""
+    if picture is None:
+        return dict.fromkeys(("psnr", *distances), math.nan)
+    x, y = (to_tensor(image).to(device) for image in (picture, hq))
+    with torch.autocast(device.type, enabled=False):
+        perceived = {name: float(distance(x, y)) for name, distance in distances.items()}
+    return {"psnr": psnr_y(np.asarray(picture), np.asarray(hq)), **perceived}
+
+
+# --- the pictures ----------------------------------------------------------------------------------------------------
+
+
+def read_pairs(settings: ValidationConfig) -> list[Pair]:
+    """`validation.pairs`: LQ and HQ files with the same names. The true picture is a whole multiple of its input."""
+    folders = [Path(folder) for folder in settings.pairs]
+    lq_folder, hq_folder = folders if len(folders) == 2 else (folders[0] / "lq", folders[0] / "hq")
+    try:
+        lq_files, hq_files = list_pictures(lq_folder), list_pictures(hq_folder)
+    except PisasrError as error:
+        raise PisasrError(f"validation.pairs: {error}.") from error
+    names = match_names(hq_files, lq_files)
+    strays = sorted({hq_files[stem].name for stem in hq_files.keys() - names.keys()})
+    strays += sorted({lq_files[stem].name for stem in lq_files.keys() - set(names.values())})
+    if strays:
+        raise PisasrError(
+            f"validation.pairs: {lq_folder} has {len(lq_files)} pictures, {hq_folder} has {len(hq_files)}; "
+            f"without a partner: {', '.join(strays[:5])}{', ...' if len(strays) > 5 else ''}."
+        )
+    stems = spread(sorted(names), settings.count)
+    return [_read_pair(lq_files[names[stem]], hq_files[stem], settings.crop_px) for stem in stems]
+
+
+def _read_pair(lq_path: Path, hq_path: Path, crop_px: int) -> Pair:
+    try:
+        lq, hq = (Image.fromarray(read_picture(path)) for path in (lq_path, hq_path))
+    except ImageError as error:
+        raise PisasrError(f"validation.pairs: {error}.") from error
+    scale = max(hq.width // lq.width, 1)
+    if hq.size != (scale * lq.width, scale * lq.height):
+        raise PisasrError(
+            f"validation.pairs: {hq_path} is {hq.width}x{hq.height}, {lq_path} is {lq.width}x{lq.height}; "
+            "wanted the same size or a whole multiple."
+        )
+    lq = middle(lq, max(crop_px // scale, 1))
+    hq = middle(hq, max(crop_px // scale, 1) * scale, scale)
+    return Pair(hq_path.stem, lq.resize(hq.size, Image.Resampling.BICUBIC), hq)
+
+
+def make_pairs(settings: ValidationConfig, recipe: DegradationRecipe) -> list[Pair]:
+    """`validation.photos`, degraded as the recipe says by a chance that hangs on the file's name alone.
+
+    So run.seed, the other photos and their order change nothing: runs can be compared.
+    """
+    try:
+        photos = list_photos(settings.photos)
+    except PisasrError as error:
+        raise PisasrError(str(error).replace("data.photos", "validation.photos")) from error
+    pairs = []
+    for path in (getattr(photo, "path", photo) for photo in spread(photos, settings.count)):
+        try:
+            hq = middle(split(open_image(path))[0], settings.crop_px)
+        except ImageError as error:
+            raise PisasrError(f"validation.photos: {path}: {error}.") from error
+        generator = sample_generator(0, -1, zlib.crc32(path.name.encode()))
+        lq = to_image(degrade_one(to_tensor(hq)[0], recipe, generator))
+        pairs.append(Pair(path.stem, lq.resize(hq.size, Image.Resampling.BICUBIC), hq))
+    return pairs
+
+
+def spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of the items, evenly from first to last."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def middle(picture: Image.Image, side: int, step: int = 1) -> Image.Image:
+    """The middle of a picture, at most side x side; its corner lies on multiples of `step`."""
+    width, height = (min(side, length) for length in picture.size)
+    left, top = ((whole - part) // step // 2 * step for whole, part in zip(picture.size, (width, height), strict=True))
+    return picture.crop((left, top, left + width, top + height))

@@ -1,0 +1,358 @@
+"""The loss log is part of the result, to the byte; trackers and the progress bar are not, and can't hurt it."""
+
+import errno
+import json
+import logging
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from pisasr.config import ConfigError, RunConfig, StageConfig, TrackingConfig, TrainConfig
+from pisasr.training import tracking
+from pisasr.training.tracking import LossLog, Progress, Trackers, tracking_options
+
+ORDER = ("pix", "sem")
+
+
+def make_rows(pix=6, sem=5):
+    steps = [("pix", step) for step in range(1, pix + 1)] + [("sem", step) for step in range(1, sem + 1)]
+    return [{"stage": stage, "step": step, "l2": math.sin(i) / 3} for i, (stage, step) in enumerate(steps)]
+
+
+def write(path, rows):
+    losses = LossLog(path)
+    for row in rows:
+        losses.append(row)
+    return path.read_bytes()
+
+
+# --- the loss log ----------------------------------------------------------------------------------------------------
+
+
+def test_numbers_come_back_to_the_last_digit_and_nan_as_null(tmp_path):
+    write(tmp_path / "log.jsonl", [{"stage": "pix", "step": 1, "l2": 0.1 + 0.2, "csd": math.nan, "total": math.inf}])
+    row = json.loads((tmp_path / "log.jsonl").read_text())
+    assert row == {"stage": "pix", "step": 1, "l2": 0.1 + 0.2, "csd": None, "total": None}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_log_cut_at_any_byte_and_continued_is_the_uninterrupted_one(tmp_path, seed):
+    """A checkpoint anywhere, a kill at any later byte, as often as it takes."""
+    rows, chance = make_rows(), random.Random(seed)
+    whole = write(tmp_path / "whole.jsonl", rows)
+    path, done = tmp_path / "log.jsonl", 0
+    while done < len(rows):
+        losses = LossLog(path)
+        row = rows[done - 1] if done else {"stage": "pix", "step": 0}
+        losses.rewind(ORDER, row["stage"], row["step"])
+        assert (path.read_bytes() if path.exists() else b"") == b"".join(whole.splitlines(True)[:done])
+        reached = chance.randint(done, len(rows))
+        for row in rows[done:reached]:
+            losses.append(row)
+        checkpoint = chance.randint(done, reached)
+        if reached < len(rows):
+            least = len(b"".join(whole.splitlines(True)[:checkpoint]))
+            if path.exists():
+                os.truncate(path, chance.randint(least, path.stat().st_size))
+            done = checkpoint
+        else:
+            done = reached
+    assert path.read_bytes() == whole
+
+
+def test_a_stage_that_starts_anew_keeps_the_rows_of_those_before(tmp_path):
+    whole = write(tmp_path / "log.jsonl", make_rows(pix=3, sem=2))
+    losses = LossLog(tmp_path / "log.jsonl")
+    losses.rewind(ORDER, "sem", 0)
+    assert losses.path.read_bytes() == b"".join(whole.splitlines(True)[:3])
+    losses.rewind(ORDER, "pix", 0)
+    assert losses.path.read_bytes() == b""
+
+
+def test_rewinding_to_the_end_leaves_the_file_alone(tmp_path):
+    write(tmp_path / "log.jsonl", make_rows(pix=3, sem=2))
+    before = (tmp_path / "log.jsonl").stat()
+    LossLog(tmp_path / "log.jsonl").rewind(ORDER, "sem", 2)
+    assert (tmp_path / "log.jsonl").stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize(
+    "rubbish", [b"\0\0\0\n", b'{"stage": "pix"}\n', b"3\n", b'{"stage": "vae", "step": 1}\n', b"\xff"]
+)
+def test_what_is_no_row_ends_the_log(tmp_path, rubbish):
+    whole = write(tmp_path / "log.jsonl", make_rows(pix=3, sem=0))
+    with (tmp_path / "log.jsonl").open("ab") as file:
+        file.write(rubbish)
+    LossLog(tmp_path / "log.jsonl").rewind(ORDER, "pix", 3)
+    assert (tmp_path / "log.jsonl").read_bytes() == whole
+
+
+def test_a_full_disk_costs_no_row_and_one_line(tmp_path, monkeypatch, caplog):
+    rows = make_rows(pix=4, sem=0)
+    whole = write(tmp_path / "whole.jsonl", rows)
+    losses = LossLog(tmp_path / "log.jsonl")
+    losses.append(rows[0])
+    original = losses.path.__class__.open
+
+    class Full:
+        """A file on a disk that takes ten more bytes."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def tell(self):
+            return self.file.tell()
+
+        def truncate(self, size):
+            return self.file.truncate(size)
+
+        def write(self, data):
+            self.file.write(data[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(losses.path.__class__, "open", lambda self, *a, **k: Full(original(self, *a, **k)))
+        losses.append(rows[1])
+        losses.append(rows[2])
+        with pytest.raises(OSError, match="No space left"):
+            losses.sync()
+    assert losses.path.read_bytes() == whole.splitlines(True)[0]
+    assert caplog.text.count("No space left") == 1
+    losses.append(rows[3])
+    losses.sync()
+    assert losses.path.read_bytes() == whole
+
+
+def test_a_killed_process_leaves_every_row_that_it_appended(tmp_path):
+    code = (
+        "import os, signal; from pisasr.training.tracking import LossLog; log = LossLog('log.jsonl')\n"
+        "for step in range(1, 8): log.append({'stage': 'pix', 'step': step})\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
+    assert ended.returncode == -signal.SIGKILL
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == list(range(1, 8))
+
+
+# --- trackers --------------------------------------------------------------------------------------------------------
+
+
+def make_config(output, trackers=("tensorboard",), pix=4, sem=3):
+    return TrainConfig(
+        pix=StageConfig(steps=pix),
+        sem=StageConfig(steps=sem),
+        tracking=TrackingConfig(trackers=list(trackers)),
+        run=RunConfig(output=str(output)),
+    )
+
+
+def start(config, stage="pix", step=0):
+    Accelerator._shared_state = {}
+    trackers = Trackers(Accelerator(cpu=True, **tracking_options(config)), config)
+    trackers.start(stage, step)
+    return trackers
+
+
+def read_board(output):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    board = accumulator.EventAccumulator(str(output / "tracking" / "pisasr"))
+    return board.Reload()
+
+
+def test_tensorboard_shows_both_stages_on_one_axis_and_the_picture(tmp_path):
+    pytest.importorskip("tensorboard")
+    trackers = start(make_config(tmp_path))
+    trackers.log("pix", 4, {"l2": 0.5})
+    trackers.start("sem", 0)
+    trackers.log("sem", 1, {"l2": 0.25, "csd": math.nan})
+    trackers.log_image("sem", 1, "validation", Image.new("RGB", (40, 30), (255, 0, 0)))
+    trackers.finish()
+    board = read_board(tmp_path)
+    assert [(event.step, event.value) for event in board.Scalars("pix/l2")] == [(4, 0.5)]
+    assert [(event.step, event.value) for event in board.Scalars("sem/l2")] == [(5, 0.25)]
+    (picture,) = board.Images("sem/validation")
+    assert (picture.step, picture.width, picture.height) == (5, 40, 30)
+    assert any("config" in tag for tag in board.Tags()["tensors"])
+
+
+def test_a_resumed_run_shows_no_step_twice(tmp_path):
+    pytest.importorskip("tensorboard")
+    trackers = start(make_config(tmp_path))
+    for step in (1, 2, 3):
+        trackers.log("pix", step, {"l2": 1.0})
+    trackers.finish()
+    trackers = start(make_config(tmp_path), "pix", 1)
+    for step in (2, 3, 4):
+        trackers.log("pix", step, {"l2": 2.0})
+    trackers.finish()
+    shown = [(event.step, event.value) for event in read_board(tmp_path).Scalars("pix/l2")]
+    assert shown == [(1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
+
+
+def test_the_default_may_be_absent_and_what_was_asked_for_may_not(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(tracking, "get_available_trackers", lambda: [])
+    assert tracking_options(make_config(tmp_path))["log_with"] is None
+    assert caplog.text.count("pip install tensorboard") == 1
+    with pytest.raises(ConfigError, match=r"wandb, comet_ml, which is not installed; pip install wandb comet-ml\.$"):
+        tracking_options(make_config(tmp_path, ["wandb", "comet_ml"]))
+    with pytest.raises(ConfigError, match="'tensorbored'; wanted some of .*tensorboard"):
+        tracking_options(make_config(tmp_path, ["tensorbored"]))
+    assert tracking_options(make_config(tmp_path, []))["log_with"] is None
+
+
+class Broken:
+    """A tracker that fails at everything."""
+
+    name = "broken"
+
+    def __getattr__(self, name):
+        def fail(*_, **__):
+            raise RuntimeError(f"no {name}\nhere")
+
+        return fail
+
+
+class Kept:
+    """A tracker that remembers what it was given."""
+
+    name = "kept"
+
+    def __init__(self):
+        self.seen = []
+
+    def log(self, values, step):
+        self.seen.append((step, values))
+
+    def finish(self):
+        self.seen.append("finished")
+
+
+def test_a_tracker_that_fails_is_told_once_and_harms_no_other(tmp_path, caplog):
+    trackers, kept = start(make_config(tmp_path, [])), Kept()
+    trackers.accelerator.trackers = [Broken(), kept]
+    trackers.log("pix", 1, {"l2": 1.0})
+    trackers.log("pix", 2, {"l2": 2.0})
+    trackers.log_image("pix", 2, "validation", Image.new("RGB", (4, 4)))
+    trackers.finish()
+    assert kept.seen == [(1, {"pix/l2": 1.0}), (2, {"pix/l2": 2.0}), "finished"]
+    assert [record.message for record in caplog.records if "broken" in record.message] == [
+        "tracker broken failed (RuntimeError: no log here); training goes on"
+    ]
+
+
+def test_a_tracker_that_can_not_be_opened_leaves_the_others(tmp_path, caplog, monkeypatch):
+    trackers = Trackers(Accelerator(cpu=True), make_config(tmp_path))
+    trackers._names = ["first", "second"]
+    kept = Kept()
+    kept.store_init_configuration = lambda values: kept.seen.append(values["run"]["output"])
+
+    def init_trackers(project, init_kwargs):
+        trackers.accelerator.trackers.append(Broken() if trackers.accelerator.log_with == ["first"] else kept)
+        if trackers.accelerator.log_with == ["first"]:
+            raise OSError("not logged in")
+
+    monkeypatch.setattr(trackers.accelerator, "init_trackers", init_trackers)
+    trackers.start("pix", 0)
+    trackers.start("sem", 0)
+    assert trackers.accelerator.trackers == [kept] and kept.seen == [str(tmp_path)]
+    assert caplog.text.count("not logged in") == 1
+
+
+def test_other_processes_open_and_tell_nothing(tmp_path):
+    silent = SimpleNamespace(is_main_process=False, log_with=["tensorboard"], trackers=[Broken()])
+    trackers = Trackers(silent, make_config(tmp_path))
+    trackers.start("pix", 0)
+    trackers.log("pix", 1, {"l2": 1.0})
+    trackers.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_is_told_that_it_is_offline_instead_of_waiting(monkeypatch, caplog):
+    def refuse(address, timeout):
+        raise OSError("network is unreachable")
+
+    for name in [name for name in os.environ if name.lower() == "https_proxy"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "disabled")  # so that what is set below is taken back at the end
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    tracking._keep_wandb_from_waiting()
+    assert os.environ["WANDB_MODE"] == "offline" and "wandb sync" in caplog.text
+    monkeypatch.setenv("WANDB_MODE", "online")
+    tracking._keep_wandb_from_waiting()
+    assert os.environ["WANDB_MODE"] == "online", "whoever says a mode is obeyed"
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_lines_come_every_so_many_steps_and_judge_by_the_recent_ones(caplog):
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    with Progress("pix", first=0, last=1000, batch_size=8, every=100, terminal=False, clock=clock) as progress:
+        for step in range(1, 201):
+            clock.now += 3600 if step == 1 else 2.0  # compiling took an hour
+            speed = progress.step(step, {"l2": 0.012345})
+    assert speed["images_per_s"] == pytest.approx(4.0)
+    assert [record.message for record in caplog.records] == [
+        "pix 100/1000, 30:00 left, 4 images/s, l2 0.01235",
+        "pix 200/1000, 26:40 left, 4 images/s, l2 0.01235",
+    ]
+
+
+def test_a_resumed_stage_counts_from_where_it_was(caplog):
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    with Progress("sem", first=7197, last=7200, batch_size=1, every=10, terminal=False, clock=clock) as progress:
+        clock.now += 5
+        assert progress.step(7198, {})["images_per_s"] == pytest.approx(0.2)
+        clock.now += 5
+        progress.step(7200, {})
+    assert [record.message for record in caplog.records] == ["sem 7200/7200, 0:00 left, 0.2 images/s"]
+
+
+def test_a_terminal_gets_a_bar_and_other_processes_nothing(capsys, caplog):
+    caplog.set_level(logging.INFO)
+    with Progress("pix", first=2, last=4, batch_size=1, every=1, terminal=True) as progress:
+        progress.step(3, {"l2": 0.5})
+        progress.step(4, {"l2": 0.25})
+    shown = capsys.readouterr().err
+    assert "4/4" in shown and "l2 0.25" in shown and "left" in shown
+    with Progress("pix", first=2, last=4, batch_size=1, every=1, quiet=True, terminal=True) as progress:
+        progress.step(3, {"l2": 0.5})
+    assert capsys.readouterr().err == "" and caplog.records == []
+
+
+def test_peak_memory_is_told_where_cuda_is(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    with Progress("pix", first=0, last=4000, batch_size=1, every=1, terminal=False, clock=lambda: 0.0) as progress:
+        assert progress.step(1, {})["peak_memory_gib"] == 3
+    assert "peak 3.0 GiB" in caplog.text
