@@ -5,6 +5,7 @@ Precedence: `key=value` on the command line, then the YAML file, then the defaul
 
 import difflib
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ NEGATIVE_PROMPT = (  # as published
     "unreal engine, blurring, dirty, messy, worst quality, low quality, frames, watermark, signature, "
     "jpeg artifacts, deformed, lowres, over-smooth"
 )
+QUALITY_PROMPT = "a sharp, clean, highly detailed photo"  # ours: the published training has a tag model's words
 
 
 class ConfigError(PisasrError):
@@ -42,9 +44,12 @@ class ModelConfig:
 class DataConfig:
     """High-quality photos; their low-quality versions are made while training runs."""
 
-    photos: list[str] = MISSING  # folders (searched recursively) or text files with one path a line
+    photos: list[str] = MISSING  # folders (searched recursively), lists with one path a line, manifest.jsonl
+    mix: dict[str, float] = field(default_factory=dict)  # weights of sources by name; {}: all photos equally often
+    hq_fraction: float = 1.0  # the best-scored share of the photos that is used; below 1 it needs a manifest
+    max_bad_fraction: float = 0.01  # of the photos may fail while training runs, and always one, unless this is 0
     crop_px: int = 512
-    caption: str = ""  # for photos without a sidecar PHOTO.txt
+    caption: str = QUALITY_PROMPT  # for photos without a caption in PHOTO.txt or in the manifest
     null_text_ratio: float = 0.5  # how often the UNet sees no caption; distillation always sees it
     workers: int = 4
     keep_in_memory: bool = False  # decoded photos stay in memory: for a small set of tiles
@@ -203,6 +208,8 @@ BOUNDS = {
     "model.alpha": (1e-6, 1e6),
     "data.crop_px": (8, 65536),
     "data.null_text_ratio": (0, 1),
+    "data.hq_fraction": (1e-9, 1),
+    "data.max_bad_fraction": (0, 1),
     "data.workers": (0, 1024),
     "validation.every": (0, 2**31),
     "validation.count": (1, 2**31),
@@ -275,6 +282,8 @@ def _check(config: TrainConfig) -> None:
             f"csd.t_min={config.csd.t_min}, csd.t_max={config.csd.t_max}; wanted 0 <= t_min < t_max <= 1000."
         )
     _check_bounds(config)
+    if config.data.mix and not (all(0 <= w < inf for w in config.data.mix.values()) and any(config.data.mix.values())):
+        raise ConfigError(f"data.mix is {config.data.mix}; wanted weights from 0 up, and not all 0.")
     _check_validation(config.validation)
     for name in ("pix", "sem"):
         shift = getattr(config, name).shift

@@ -1,23 +1,47 @@
-"""Training pairs: the same key, the same pair; aligned; every photo once an epoch."""
+"""Training pairs: the same key, the same pair; aligned; every photo once an epoch; bad ones replaced and counted."""
 
 import itertools
+import json
+import logging
+from collections import Counter
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from pisasr.data.degradation import DegradationRecipe
-from pisasr.data.photos import KeyedBatches, Photos, list_photos
+from pisasr.data.photos import (
+    BadPhotos,
+    KeyedBatches,
+    Photo,
+    Photos,
+    choose_photos,
+    count_captions,
+    list_photos,
+    share_out,
+)
 from pisasr.errors import PisasrError
 
 
 @pytest.fixture
 def folder(tmp_path):
     for i in range(3):
-        pixels = torch.randint(0, 256, (70, 90, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
+        write_noise(tmp_path / f"{i}.png", i)
     (tmp_path / "1.txt").write_text("a field\n")
     return tmp_path
+
+
+def write_noise(path, seed, height=70, width=90):
+    shape = (height, width, 3)
+    pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(path)
+
+
+def write_manifest(folder, *rows):
+    path = folder / "manifest.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 def photos(folder, **options):
@@ -49,13 +73,13 @@ def test_a_pair_is_aligned(tmp_path):
     assert (pair["x_L"] - pair["x_H"])[:, inner, inner].abs().max() < 3 / 127.5
 
 
-def test_captions_come_from_beside_the_photo(folder):
-    assert [photos(folder, caption="a photo")[(0, i)]["caption"] for i in range(3)] == ["a photo", "a field", "a photo"]
+def test_captions_come_from_beside_the_photo_then_from_the_manifest(folder):
+    captions = {folder / "1.png": "a wood", folder / "2.png": "a lake"}
+    pairs = photos(folder, caption="a photo", captions=captions)
+    assert [pairs[(0, i)]["caption"] for i in range(3)] == ["a photo", "a field", "a lake"]
 
 
-def test_a_photo_too_small_is_named(folder):
-    with pytest.raises(PisasrError, match="0.png is 90x70; wanted at least data.crop_px=80"):
-        photos(folder, crop_px=80)[(0, 0)]
+# --- which photos ----------------------------------------------------------------------------------------------------
 
 
 def test_lists_and_folders(folder, tmp_path):
@@ -66,20 +90,179 @@ def test_lists_and_folders(folder, tmp_path):
         list_photos([str(tmp_path / "nowhere")])
 
 
+def test_a_manifest_is_a_source_with_captions_and_scores(folder):
+    rows = {"path": "2.png", "source": "a", "score": 0.5, "caption": "a lake"}, {"path": "0.png", "caption": None}
+    assert choose_photos([write_manifest(folder, *rows)]) == [
+        Photo(folder / "2.png", "a", "a lake", 0.5),
+        Photo(folder / "0.png", "manifest"),
+    ]
+
+
+@pytest.mark.parametrize("text", ['{"path": 3}\n', "[]\n", '{"path"\n'])
+def test_a_broken_manifest_is_told_by_its_row(tmp_path, text):
+    (tmp_path / "m.jsonl").write_text('{"path": "a.png"}\n' + text)
+    with pytest.raises(PisasrError, match="(line|row) 2"):
+        list_photos([str(tmp_path / "m.jsonl")])
+
+
+def test_hq_fraction_takes_the_best_and_keeps_their_order(tmp_path):
+    scores = [0.1, 0.9, 0.5, 0.9, 0.3]
+    manifest = write_manifest(tmp_path, *({"path": f"{i}.png", "score": s} for i, s in enumerate(scores)))
+
+    def names(fraction):
+        return [photo.path.stem for photo in choose_photos([manifest], hq_fraction=fraction)]
+
+    assert names(0.6) == ["1", "2", "3"] and names(0.2) == ["1"] and names(1e-9) == ["1"] and len(names(1.0)) == 5
+
+
+def test_hq_fraction_without_scores_says_what_to_do(folder):
+    with pytest.raises(PisasrError, match="0.png has none; make a manifest"):
+        choose_photos([str(folder)], hq_fraction=0.5)
+
+
+def test_a_mix_names_every_source(folder):
+    rows = [{"path": f"{i}.png", "source": "ab"[i % 2]} for i in range(3)]
+    manifest = write_manifest(folder, *rows)
+    with pytest.raises(PisasrError, match="weights for a, c; wanted one for each of a, b"):
+        choose_photos([manifest], mix={"a": 1, "c": 2})
+    assert {photo.source for photo in choose_photos([manifest], mix={"a": 0, "b": 2})} == {"b"}
+
+
+def test_captions_are_counted(folder):
+    chosen = [*choose_photos([str(folder)]), Photo(folder / "gone" / "x.png", "a", "a lake")]
+    assert count_captions(chosen) == 2
+
+
+# --- photos that fail ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_folder(folder):
+    """Three good photos and five that can't be used."""
+    (folder / "3.png").write_text("no picture")
+    (folder / "4.png").write_bytes((folder / "0.png").read_bytes()[:2000])
+    write_noise(folder / "5.png", 5, height=60)
+    Image.new("L", (1, 1)).save(folder / "6.png")
+    (folder / "7.png").symlink_to(folder / "gone.png")
+    return folder
+
+
+def test_a_bad_photo_is_replaced_the_same_way_every_time(bad_folder):
+    first, again = photos(bad_folder), photos(bad_folder)
+    for index in range(3, 8):
+        one, other = first[(0, index)], again[(0, index)]
+        assert torch.equal(one["x_L"], other["x_L"]) and torch.equal(one["x_H"], other["x_H"])
+        assert next(iter(json.loads(one["failed"]))) == str(bad_folder / f"{index}.png")
+        assert one["failed"] == other["failed"] and one["x_H"].shape == (3, 64, 64)
+    reasons = [json.loads(first[(0, i)]["failed"])[str(bad_folder / f"{i}.png")] for i in (5, 6, 7)]
+    assert reasons[0] == "it is 90x60; wanted at least data.crop_px=64 on each side"
+    assert reasons[1].startswith("it is 1x1") and reasons[2] == "no such file"
+    assert first[(0, 0)]["failed"] == ""
+    crops = [first[(epoch, 3)]["x_H"] for epoch in range(4)]
+    assert not all(torch.equal(crops[0], crop) for crop in crops[1:]), "another epoch, another replacement or crop"
+
+
+def test_good_photos_do_not_notice_bad_ones(bad_folder):
+    before = photos(bad_folder)[(2, 1)]
+    (bad_folder / "3.png").unlink()
+    write_noise(bad_folder / "3.png", 3)
+    assert torch.equal(before["x_L"], photos(bad_folder)[(2, 1)]["x_L"])
+
+
+def test_workers_change_no_replacement(bad_folder):
+    def seen(workers):
+        data = photos(bad_folder)
+        loader = DataLoader(data, batch_sampler=KeyedBatches(len(data), 4, seed=1), num_workers=workers)
+        return list(itertools.islice(loader, 3))
+
+    alone, helped = seen(0), seen(2)
+    assert any(batch["failed"] != [""] * 4 for batch in alone)
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one["x_L"], other["x_L"]) and one["failed"] == other["failed"]
+
+
+def test_nothing_but_bad_photos_ends_it(tmp_path):
+    write_noise(tmp_path / "a.png", 0, height=30)
+    with pytest.raises(PisasrError, match="16 photos in a row can't be used, like .*a.png: it is 90x30"):
+        photos(tmp_path)[(0, 0)]
+
+
+def test_a_grey_photo_is_as_good_as_any(tmp_path):
+    Image.new("L", (70, 70), 90).save(tmp_path / "a.png")
+    pair = photos(tmp_path)[(0, 0)]
+    assert pair["failed"] == "" and pair["x_H"].shape == (3, 64, 64)
+
+
+def test_bad_photos_are_told_once_and_counted(caplog):
+    bad = BadPhotos(total=200, max_fraction=0.01)
+    with caplog.at_level(logging.WARNING):
+        bad.note(["", json.dumps({"a: b.png": "broken"}), json.dumps({"a: b.png": "broken", "c.png": "gone"})])
+        bad.note([json.dumps({"c.png": "gone"})])
+    assert [record.getMessage().split(" can't")[0] for record in caplog.records] == ["a: b.png", "c.png"]
+    with pytest.raises(PisasrError, match="3 of 200 photos can't be used, data.max_bad_fraction=0.01 allows 2"):
+        bad.note([json.dumps({"d.png": "gone"})])
+
+
+@pytest.mark.parametrize(("fraction", "allowed"), [(0.01, 1), (0.5, 2), (1.0, 4), (0.0, 0)])
+def test_one_bad_photo_is_forgiven_unless_none_may_be(fraction, allowed):
+    bad = BadPhotos(total=4, max_fraction=fraction)
+    for number in range(allowed):
+        bad.note([json.dumps({f"{number}.png": "gone"})])
+    if allowed < 4:
+        with pytest.raises(PisasrError, match=f"allows {allowed};"):
+            bad.note([json.dumps({"last.png": "gone"})])
+
+
+# --- the order -------------------------------------------------------------------------------------------------------
+
+
 def test_every_photo_once_an_epoch_in_another_order():
     keys = list(itertools.chain(*itertools.islice(KeyedBatches(length=7, batch_size=2, seed=1), 7)))
     epochs = [[index for epoch, index in keys if epoch == e] for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(7)) and epochs[0] != epochs[1]
 
 
-def test_starting_later_passes_over_exactly_what_was_seen():
-    whole = list(itertools.islice(KeyedBatches(length=5, batch_size=3, seed=1), 6))
-    assert list(itertools.islice(KeyedBatches(length=5, batch_size=3, seed=1, start=4), 2)) == whole[4:]
+MIXED = [Photo(None, "big")] * 10 + [Photo(None, "small")] * 3
+WEIGHTS = {"small": 2.0, "big": 1.0}
 
 
-def test_two_processes_see_together_what_one_would():
-    one = list(itertools.islice(KeyedBatches(length=5, batch_size=4, seed=1), 3))
+@pytest.mark.parametrize("shares", [None, share_out(MIXED, WEIGHTS)], ids=["alike", "mixed"])
+def test_starting_later_passes_over_exactly_what_was_seen(shares):
+    whole = list(itertools.islice(KeyedBatches(length=13, batch_size=3, seed=1, shares=shares), 20))
+    for start in (1, 4, 13):
+        later = KeyedBatches(length=13, batch_size=3, seed=1, start=start, shares=shares)
+        assert list(itertools.islice(later, 20 - start)) == whole[start:]
+
+
+@pytest.mark.parametrize("shares", [None, share_out(MIXED, WEIGHTS)], ids=["alike", "mixed"])
+def test_two_processes_see_together_what_one_would(shares):
+    one = list(itertools.islice(KeyedBatches(length=13, batch_size=4, seed=1, shares=shares), 9))
     ranks = [
-        list(itertools.islice(KeyedBatches(length=5, batch_size=2, seed=1, rank=r, world=2), 3)) for r in (0, 1)
+        list(itertools.islice(KeyedBatches(length=13, batch_size=2, seed=1, rank=r, world=2, shares=shares), 9))
+        for r in (0, 1)
     ]
     assert [a + b for a, b in zip(*ranks, strict=True)] == one
+
+
+def test_a_mix_gives_every_source_its_share_and_every_photo_its_turn():
+    batches = KeyedBatches(length=13, batch_size=13, seed=1, shares=share_out(MIXED, WEIGHTS))
+    keys = list(itertools.chain(*itertools.islice(batches, 30)))
+    assert len(set(keys)) == len(keys), "no key comes twice, so no crop does"
+    counts = Counter(index for _, index in keys)
+    small = sum(counts[i] for i in range(10, 13))
+    assert small == 30 * 9 and sum(counts.values()) - small == 30 * 4
+    assert {counts[i] for i in range(10, 13)} == {90} and {counts[i] for i in range(10)} == {12}
+
+
+def test_shares_are_rounded_and_nobody_is_left_out():
+    assert [count for _, count in share_out(MIXED, {"big": 1000, "small": 1})] == [12, 1]
+    assert [count for _, count in share_out(MIXED, {"big": 1, "small": 1})] == [7, 6]
+    tiny = [Photo(None, name) for name in "aabcd"]
+    assert [count for _, count in share_out(tiny, {"a": 1000, "b": 1, "c": 1, "d": 1})] == [4, 1, 1, 1]
+    assert share_out(MIXED, {}) == [(list(range(13)), 13)]
+
+
+def test_a_mix_by_numbers_of_photos_is_no_mix():
+    plain = KeyedBatches(length=13, batch_size=13, seed=1)
+    even = KeyedBatches(length=13, batch_size=13, seed=1, shares=share_out(MIXED, {"big": 10, "small": 3}))
+    assert list(itertools.islice(plain, 3)) == list(itertools.islice(even, 3))

@@ -1,6 +1,9 @@
 """Photos to training pairs: choose, crop, mirror, degrade, with chance tied to the sample and to nothing else."""
 
-from collections.abc import Iterator
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,26 +12,103 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pisasr.data.degradation import DegradationRecipe, degrade, sample_generator
+from pisasr.data.manifest import read_manifest
+from pisasr.data.sources import read_sidecar
 from pisasr.errors import PisasrError
 from pisasr.images import open_image, split, to_signed
 
+log = logging.getLogger(__name__)
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+ATTEMPTS = 16  # photos asked for one sample before training stops: by then nearly all of them are bad
 
 
-def list_photos(sources: list[str]) -> list[Path]:
-    """All photos of some folders (searched recursively) and path lists (text files, one path a line)."""
-    photos: list[Path] = []
+# --- which photos ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo of the training set."""
+
+    path: Path
+    source: str  # what data.mix calls it: the name of its folder or list, or the source in its manifest
+    caption: str | None = None  # the manifest's; one beside the photo goes before it
+    score: float | None = None  # the manifest's
+
+
+def list_photos(sources: Sequence[str]) -> list[Path]:
+    """The files of `choose_photos`, all of them."""
+    return [photo.path for photo in choose_photos(sources)]
+
+
+def choose_photos(
+    sources: Sequence[str], hq_fraction: float = 1.0, mix: Mapping[str, float] | None = None
+) -> list[Photo]:
+    """All photos of some folders (searched recursively), path lists (a path a line) and manifests (.jsonl).
+
+    `hq_fraction` keeps this share of them, the best by their manifest's score. `mix`, where given, has a weight for
+    each source by name; a source of weight 0 is left out.
+    """
+    photos: list[Photo] = []
     for source in map(Path, sources):
+        name = source.resolve().name
         if source.is_dir():
-            photos += sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES)
+            photos += [Photo(p, name) for p in sorted(source.rglob("*")) if p.suffix.lower() in SUFFIXES]
+        elif source.is_file() and source.suffix == ".jsonl":
+            photos += [_from_row(row, source) for row in read_manifest(source)]
         elif source.is_file():
-            lines = source.read_text().splitlines()
-            photos += [source.parent / line.strip() for line in lines if line.strip()]
+            lines = source.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            photos += [Photo(source.parent / line.strip(), source.stem) for line in lines if line.strip()]
         else:
-            raise PisasrError(f"data.photos: {source} does not exist; wanted a folder of photos or a list of paths.")
+            raise PisasrError(
+                f"data.photos: {source} does not exist; wanted a folder of photos, a list of paths or a manifest."
+            )
+    if mix:
+        photos = _with_weight(photos, mix)
+    if hq_fraction < 1:
+        photos = keep_best(photos, hq_fraction)
     if not photos:
         raise PisasrError(f"data.photos: no photos in {', '.join(sources)} (looked for {', '.join(sorted(SUFFIXES))}).")
     return photos
+
+
+def _from_row(row: dict, manifest: Path) -> Photo:
+    score = row.get("score")
+    return Photo(
+        path=manifest.parent / row["path"],
+        source=str(row.get("source") or manifest.stem),
+        caption=row.get("caption") or None,
+        score=score if isinstance(score, (int, float)) else None,
+    )
+
+
+def _with_weight(photos: list[Photo], mix: Mapping[str, float]) -> list[Photo]:
+    names = sorted({photo.source for photo in photos})
+    if set(names) != set(mix):
+        raise PisasrError(f"data.mix has weights for {', '.join(mix)}; wanted one for each of {', '.join(names)}.")
+    return [photo for photo in photos if mix[photo.source] > 0]
+
+
+def keep_best(photos: list[Photo], fraction: float) -> list[Photo]:
+    """The best-scored share of the photos, at least one, in their order; of equal ones the first."""
+    if without := next((photo for photo in photos if photo.score is None), None):
+        raise PisasrError(
+            f"data.hq_fraction={fraction:g} needs a score for every photo, {without.path} has none; "
+            "make a manifest with scripts/prepare_data.py and name it in data.photos."
+        )
+    best = sorted(range(len(photos)), key=lambda i: -photos[i].score)[: max(1, round(fraction * len(photos)))]
+    return [photos[i] for i in sorted(best)]
+
+
+def count_captions(photos: Iterable[Photo]) -> int:
+    """How many photos have a caption, in PHOTO.txt or in the manifest. Looks into each folder once."""
+    names: dict[Path, set[str]] = {}
+    for folder in {photo.path.parent for photo in photos}:
+        names[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+    return sum(bool(photo.caption) or f"{photo.path.stem}.txt" in names[photo.path.parent] for photo in photos)
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -36,53 +116,74 @@ class Photos(Dataset):
     """Pairs made on the fly. Asked for (epoch, index), not for an index: the same key gives the same pair, whichever
     worker or process asks, and however often training was interrupted before.
 
-    A pair: {"x_H", "x_L": [3, crop_px, crop_px] in [-1, 1], "caption": str, "seed": int}. x_L is degraded to a quarter
-    of the size and enlarged again by bicubic interpolation, as inference enlarges its input. The seed is for whatever
-    else is drawn for this sample.
+    A pair: {"x_H", "x_L": [3, crop_px, crop_px] in [-1, 1], "caption": str, "seed": int, "failed": str}. x_L is
+    degraded to a quarter of the size and enlarged again by bicubic interpolation, as inference enlarges its input. The
+    seed is for whatever else is drawn for this sample.
+
+    A photo that can't be used (unreadable, gone, too small) is replaced by another one, drawn for this key alone;
+    "failed" tells `BadPhotos` so, as JSON {path: reason}, and is "" where all went well.
     """
 
     photos: list[Path]
     crop_px: int
     recipe: DegradationRecipe
     seed: int
-    caption: str = ""
+    caption: str = ""  # for photos without one of their own
     keep_in_memory: bool = False
+    captions: Mapping[Path, str] = field(default_factory=dict)  # from a manifest; PHOTO.txt goes before it
     _kept: dict[Path, Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.photos)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | str]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | str | int]:
         epoch, index = key
+        path, pixels, failed = self._find_usable(epoch, index)
         generator = sample_generator(self.seed, epoch, index)
-        path = self.photos[index]
-        x_H = random_crop(self._read(path), self.crop_px, generator, path)
+        x_H = random_crop(pixels, self.crop_px, generator)
         x_L = degrade(x_H[None].float() / 255, self.recipe, generator)
         x_L = torch.nn.functional.interpolate(x_L, size=x_H.shape[1:], mode="bicubic", antialias=True)
         # "antialias" picks the kernel that Pillow, and so inference, enlarges with; its result is eight bits too.
         x_L = (x_L.clamp(0, 1) * 255).round() / 255
-        seed = int(torch.randint(2**31, (), generator=generator))
-        return {"x_H": x_H.float() / 127.5 - 1, "x_L": x_L[0] * 2 - 1, "caption": self._caption_of(path), "seed": seed}
+        return {
+            "x_H": x_H.float() / 127.5 - 1,
+            "x_L": x_L[0] * 2 - 1,
+            "caption": read_sidecar(path) or self.captions.get(path) or self.caption,
+            "seed": int(torch.randint(2**31, (), generator=generator)),
+            "failed": json.dumps(failed) if failed else "",
+        }
+
+    def _find_usable(self, epoch: int, index: int) -> tuple[Path, Tensor, dict[str, str]]:
+        """The photo of this key or, when it fails, the first of its replacements that doesn't; and what failed."""
+        failed: dict[str, str] = {}
+        generator = sample_generator(self.seed, epoch, -1 - index)  # negative: no sample's own
+        for _ in range(ATTEMPTS):
+            path = self.photos[index]
+            try:
+                return path, self._read(path), failed
+            except (PisasrError, OSError) as error:
+                failed[str(path)] = str(error)
+            index = int(torch.randint(len(self.photos), (), generator=generator))
+        raise PisasrError(f"{ATTEMPTS} photos in a row can't be used, like {path}: {failed[str(path)]}.")
 
     def _read(self, path: Path) -> Tensor:
+        """Levels of 255, uint8 [3, H, W]; ImageError if there are fewer than crop_px on a side."""
         if path in self._kept:
             return self._kept[path]
         rgb, _, _ = split(open_image(path))
+        if min(rgb.size) < self.crop_px:
+            raise PisasrError(
+                f"it is {rgb.width}x{rgb.height}; wanted at least data.crop_px={self.crop_px} on each side"
+            )
         pixels = ((to_signed(rgb)[0] + 1) * 127.5).round().byte()
         if self.keep_in_memory:
             self._kept[path] = pixels
         return pixels
 
-    def _caption_of(self, path: Path) -> str:
-        sidecar = path.with_suffix(".txt")
-        return sidecar.read_text().strip() if sidecar.is_file() else self.caption
 
-
-def random_crop(photo: Tensor, size: int, generator: torch.Generator, path: Path) -> Tensor:
+def random_crop(photo: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """A random size x size piece of [3, H, W], mirrored half of the time."""
     height, width = photo.shape[1:]
-    if min(height, width) < size:
-        raise PisasrError(f"{path} is {width}x{height}; wanted at least data.crop_px={size} on each side.")
     top, left, mirror = (
         int(torch.randint(high, (), generator=generator)) for high in (height - size + 1, width - size + 1, 2)
     )
@@ -91,11 +192,61 @@ def random_crop(photo: Tensor, size: int, generator: torch.Generator, path: Path
 
 
 @dataclass
+class BadPhotos:
+    """Counts the photos that failed, names each once in the log, and stops training when they are too many.
+
+    It belongs into the main process; workers send what failed with their samples.
+    """
+
+    total: int  # photos of the training set
+    max_fraction: float  # of them; one is always forgiven, unless this is 0
+    paths: set[str] = field(default_factory=set)
+
+    def note(self, failed: Iterable[str]) -> None:
+        """Take the "failed" of a batch. PisasrError once there are more bad photos than allowed."""
+        for path, reason in (item for told in failed if told for item in json.loads(told).items()):
+            if path not in self.paths:
+                self.paths.add(path)
+                log.warning("%s can't be used, another photo takes its place: %s", path, reason)
+        allowed = max(1, int(self.max_fraction * self.total)) if self.max_fraction else 0
+        if len(self.paths) > allowed:
+            raise PisasrError(
+                f"{len(self.paths)} of {self.total} photos can't be used, data.max_bad_fraction={self.max_fraction:g} "
+                f"allows {allowed}; mend the set (scripts/prepare_data.py names the bad ones) or raise it."
+            )
+
+
+# --- in which order --------------------------------------------------------------------------------------------------
+
+
+def share_out(photos: Sequence[Photo], mix: Mapping[str, float]) -> list[tuple[list[int], int]]:
+    """How many samples of an epoch come from each source: [(the places of its photos, its samples)], in mix's order.
+
+    An epoch has as many samples as there are photos, divided by weight, rounded, and at least one for each source.
+    Without a mix all photos are one source.
+    """
+    if not mix:
+        return [(list(range(len(photos))), len(photos))]
+    members = {name: [i for i, photo in enumerate(photos) if photo.source == name] for name in mix}
+    members = {name: places for name, places in members.items() if places}
+    total = sum(mix[name] for name in members)
+    exact = {name: mix[name] / total * len(photos) for name in members}
+    counts = {name: max(1, int(value)) for name, value in exact.items()}
+    left = max(0, len(photos) - sum(counts.values()))
+    for name in sorted(exact, key=lambda name: int(exact[name]) - exact[name])[:left]:
+        counts[name] += 1
+    return [(members[name], counts[name]) for name in members]
+
+
+@dataclass
 class KeyedBatches(Sampler):
     """Endless batches of (epoch, index), every epoch in an order of its own; starts anywhere.
 
-    The order depends on the seed alone. Batch b of process `rank` holds its share of the global batch b, so that
-    `world` processes together see what one process would.
+    The order depends on the seed and the shares alone. Batch b of process `rank` holds its share of the global batch b,
+    so that `world` processes together see what one process would.
+
+    With `shares` (`share_out`) every source is gone through in rounds of its own, all its photos once a round, and the
+    key's epoch is the source's round: a small source that comes up more often has other crops every time.
     """
 
     length: int
@@ -104,16 +255,36 @@ class KeyedBatches(Sampler):
     rank: int = 0
     world: int = 1
     start: int = 0  # global batches to pass over
+    shares: list[tuple[list[int], int]] | None = None
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        shares = self.shares or [(list(range(self.length)), self.length)]
+        samples = sum(count for _, count in shares)
         position = self.start * self.batch_size * self.world + self.rank * self.batch_size
-        epoch, order = -1, torch.empty(0)
+        epoch, keys = -1, []
         while True:
             batch = []
             for place in range(position, position + self.batch_size):
-                if place // self.length != epoch:
-                    epoch = place // self.length
-                    order = torch.randperm(self.length, generator=sample_generator(self.seed, epoch, self.length))
-                batch.append((epoch, int(order[place % self.length])))
+                if place // samples != epoch:
+                    epoch = place // samples
+                    keys = self._order(shares, epoch)
+                batch.append(keys[place % samples])
             yield batch
             position += self.batch_size * self.world
+
+    def _order(self, shares: list[tuple[list[int], int]], epoch: int) -> list[tuple[int, int]]:
+        """The keys of one epoch of the whole, shuffled."""
+        keys: list[tuple[int, int]] = []
+        for number, (places, count) in enumerate(shares):
+            for draw in range(epoch * count, (epoch + 1) * count):
+                turn, place = divmod(draw, len(places))
+                if count % len(places):  # whole rounds need no order inside: they are shuffled below
+                    if place == 0 or draw == epoch * count:
+                        order = self._shuffle(len(places), turn, self.length + 1 + number)
+                    place = order[place]
+                keys.append((turn, places[place]))
+        return [keys[i] for i in self._shuffle(len(keys), epoch, self.length)]
+
+    def _shuffle(self, length: int, epoch: int, purpose: int) -> list[int]:
+        """A permutation; `purpose` is beyond the indices of samples, so that it shares no chance with any."""
+        return torch.randperm(length, generator=sample_generator(self.seed, epoch, purpose)).tolist()
