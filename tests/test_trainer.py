@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -17,8 +18,10 @@ from pisasr.config import ConfigError, StageConfig, load_config
 from pisasr.errors import CheckpointError
 from pisasr.model import PiSASR, predict
 from pisasr.text import PromptEncoder
-from pisasr.training import trainer
+from pisasr.training import checkpoints, stages, trainer
+from pisasr.training.checkpoints import Checkpoints
 from pisasr.training.csd import ClassifierScoreDistillation
+from pisasr.training.guard import TrainingDiverged
 from pisasr.training.stages import Restored, build_score
 from pisasr.training.trainer import Predictor, learning_rate, restore, train
 from pisasr.weights import convert_release
@@ -45,6 +48,7 @@ run: {{checkpoint_every: 1}}
 
     def start(name, *overrides):
         output = tmp_path / name
+        AcceleratorState._reset_state(reset_partial_state=True)  # or the first run's precision would stay
         train(load_config(config, [f"run.output={output}", *overrides]))
         return output
 
@@ -108,6 +112,85 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, monkeypatch):
     for name in ("pix", "sem"):
         one, other = (load_file(folder / "adapters" / f"{name}.safetensors") for folder in (whole, cut))
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def poison(monkeypatch, stage, steps):
+    """Make the loss of some steps nan, in value and gradient."""
+    seed, score, now = trainer.Trainer._seed, stages.Score.__call__, []
+
+    def remember(self, at, step):
+        now[:] = [at.name, step]
+        seed(self, at, step)
+
+    def scored(self, restored):
+        total, values = score(self, restored)
+        return (total * float("nan"), values) if now[0] == stage and now[1] in steps else (total, values)
+
+    monkeypatch.setattr(trainer.Trainer, "_seed", remember)
+    monkeypatch.setattr(stages.Score, "__call__", scored)
+
+
+def test_a_step_that_is_not_finite_is_not_taken(run, monkeypatch):
+    before = {}
+    original = trainer.Trainer._step
+
+    def spy(self, optimizer, taken):
+        held = {key: p.detach().clone() for key, p in parameters_of(self.unet, "pix").items()}
+        original(self, optimizer, taken)
+        before[len(before) + 1] = all(torch.equal(p, held[k]) for k, p in parameters_of(self.unet, "pix").items())
+
+    monkeypatch.setattr(trainer.Trainer, "_step", spy)
+    poison(monkeypatch, "pix", {2})
+    output = run("a", "sem.steps=0")
+    assert before == {1: False, 2: True, 3: False}
+    assert [row.get("skipped", False) for row in rows(output)] == [False, True, False]
+    assert rows(output)[1]["total"] is None
+    skipped = [json.loads(line) for line in (output / "skipped.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["step"], len(row["samples"])) for row in skipped] == [("pix", 2, 2)]
+    assert all(tensor.isfinite().all() for tensor in load_file(output / "adapters" / "pix.safetensors").values())
+
+
+def test_too_many_of_them_end_the_run_with_a_whole_checkpoint(run, monkeypatch, tmp_path):
+    poison(monkeypatch, "pix", {2, 3, 4, 5})
+    with pytest.raises(TrainingDiverged, match="3 steps in a row.*checkpoint pix-0000000. is whole"):
+        run("a", "pix.steps=9", "run.max_bad_steps=3")
+    kept = Checkpoints(tmp_path / "a" / "checkpoints", 2).newest("pix")
+    assert (
+        all(t.isfinite().all() for t in kept.tensors.values())
+        and not (tmp_path / "a/adapters/pix.safetensors").exists()
+    )
+
+
+def test_a_full_disk_ends_no_training(run, monkeypatch, caplog):
+    whole = run("whole")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_through", full)
+    output = run("full")
+    assert "pix step 1 could not be saved" in caplog.text and "No space left" in caplog.text
+    for name in ("pix.safetensors", "sem.safetensors"):
+        assert (output / "adapters" / name).read_bytes() == (whole / "adapters" / name).read_bytes()
+
+
+def test_bf16_keeps_adapters_and_norms_in_float32(run, monkeypatch):
+    held = {}
+    original = trainer.Trainer._gradients
+
+    def spy(self, *rest):
+        for part in (self.unet, self.model.vae):
+            held.update({name: parameter.dtype for name, parameter in part.named_parameters()})
+        return original(self, *rest)
+
+    monkeypatch.setattr(trainer.Trainer, "_gradients", spy)
+    output = run("bf16", "run.mixed_precision=bf16")
+    full = {name for name, dtype in held.items() if dtype == torch.float32}
+    assert all("lora_" in name or "norm" in name for name in full) and any("lora_" in name for name in full)
+    assert {held[name] for name in held if name not in full} == {torch.bfloat16}
+    exact = run("exact")
+    for one, other in zip(rows(output), rows(exact), strict=True):
+        assert one["l2"] == pytest.approx(other["l2"], rel=0.02)
 
 
 def test_workers_change_nothing(run):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pisasr.config import ConfigError, TrainConfig, to_yaml
-from pisasr.data.photos import Photos
+from pisasr.data.photos import Photo, Photos
 
 MAY_CHANGE = ("run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.output", "data.workers",
               "data.keep_in_memory", "data.photos")  # fmt: skip  # the photos themselves are compared, not their place
@@ -21,9 +21,10 @@ def identity_of(config: TrainConfig, photos: Photos, processes: int) -> dict[str
     return {**settings, "photos": fingerprint(photos.photos), "processes": processes}
 
 
-def fingerprint(photos: list[Path]) -> str:
+def fingerprint(photos: list[Photo]) -> str:
     """Names and sizes in their order: another set, or another order, is another training."""
-    lines = [f"{path.name} {path.stat().st_size if path.is_file() else 'gone'}" for path in photos]
+    paths = [photo.path for photo in photos]
+    lines = [f"{path.name} {path.stat().st_size if path.is_file() else 'gone'}" for path in paths]
     return f"{len(photos)} photos, {sha256(os.fsencode(chr(10).join(lines))).hexdigest()[:16]}"
 
 

@@ -5,6 +5,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pisasr.adapters import active, attach, load_into, parameters_of, train_only
 from pisasr.bases import load_base
 from pisasr.config import ConfigError, StageConfig, TrainConfig
 from pisasr.data.degradation import sample_generator
-from pisasr.data.photos import KeyedBatches, Photos, list_photos
+from pisasr.data.photos import BadPhotos, KeyedBatches, Photos, count_captions, list_photos, share_out
 from pisasr.errors import CheckpointError
 from pisasr.model import ONE_STEP, PiSASR, predict
 from pisasr.residual import remove_residual
@@ -61,13 +62,18 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
 
 
 def open_photos(config: TrainConfig) -> Photos:
+    """The training set that the configuration names; early, before any model is loaded."""
+    data = config.data
+    photos = list_photos(data.photos, data.hq_fraction, data.mix)
+    with_caption = count_captions(photos)
+    log.info("%d photos, %d with a caption of their own; the others have %r", len(photos), with_caption, data.caption)
     return Photos(
-        list_photos(config.data.photos),
-        crop_px=config.data.crop_px,
+        photos,
+        crop_px=data.crop_px,
         recipe=config.degradation,
         seed=config.run.seed,
-        caption=config.data.caption,
-        keep_in_memory=config.data.keep_in_memory,
+        caption=data.caption,
+        keep_in_memory=data.keep_in_memory,
     )
 
 
@@ -76,6 +82,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, photos: Photos):
         self.config, self.accelerator, self.photos = config, accelerator, photos
+        self.bad_photos = BadPhotos(len(photos), config.data.max_bad_fraction)
         self.output = Path(config.run.output)
         self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints)
         self.loss_log, self.trackers = LossLog(self.output / "log.jsonl"), Trackers(accelerator, config)
@@ -124,7 +131,8 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(settings, step)
                 values, seen = self._gradients(network, optimizer, batches, score, list(parameters.values()), settings)
-                values, stop = self._agree(values, asked)
+                values, failed, stop = self._agree(values, seen.failed, asked)
+                self.bad_photos.note(failed)
                 taken = guard.passes(values)
                 self._step(optimizer, taken)
                 self._report(stage, step, values, taken, progress)
@@ -148,15 +156,16 @@ class Trainer:
 
     def _gradients(
         self, network, optimizer, batches: Iterator, score: Score, parameters: list, settings: StageConfig
-    ) -> tuple[dict[str, float], list]:
+    ) -> tuple[dict[str, float], "Seen"]:
         """Zero, accumulate, clip. Returns this process's losses, averaged over its batches, and what it saw."""
         optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
-        seen: list = []
+        seen = Seen()
         count = self.config.run.accumulation
         for i in range(count):
             batch = next(batches)
-            seen += [int(seed) for seed in batch["seed"]]
+            seen.seeds += [int(seed) for seed in batch["seed"]]
+            seen.failed += filter(None, batch["failed"])
             with self.accelerator.autocast(), self._gradients_travel(network, last=i == count - 1):
                 restored = self.restore(network, batch, settings)
                 total, values = score(restored)
@@ -166,12 +175,19 @@ class Trainer:
         totals["grad_norm"] = float(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm))
         return totals, seen
 
-    def _agree(self, values: dict[str, float], asked: StopRequests) -> tuple[dict[str, float], int]:
-        """Every process's losses averaged, and the signal that any of them got (0: none): one exchange a step."""
+    def _agree(
+        self, values: dict[str, float], failed: list[str], asked: StopRequests
+    ) -> tuple[dict[str, float], list[str], int]:
+        """Every process's losses averaged, photos that failed in any, the signal that any got (0: none).
+
+        One exchange a step, and a second one in the rare step with a bad photo.
+        """
         names = list(values)
-        mine = torch.tensor([values[name] for name in names] + [float(asked.number)], device=self.accelerator.device)
-        everyones = self.accelerator.gather(mine[None])
-        return dict(zip(names, everyones[:, :-1].mean(0).tolist(), strict=True)), int(everyones[:, -1].max())
+        mine = [*(values[name] for name in names), float(len(failed)), float(asked.number)]
+        everyones = self.accelerator.gather(torch.tensor([mine], device=self.accelerator.device))
+        failed = gather_object(failed) if everyones[:, -2].any() else []
+        means = everyones[:, :-2].mean(0).tolist()
+        return dict(zip(names, means, strict=True)), failed, int(everyones[:, -1].max())
 
     def _step(self, optimizer, taken: bool) -> None:
         if taken:
@@ -238,6 +254,7 @@ class Trainer:
             seed=self.config.run.seed,
             rank=self.accelerator.process_index,
             world=world,
+            shares=share_out(self.photos.photos, self.config.data.mix),
             start=step * self.config.run.accumulation,
         )
         return iter(DataLoader(self.photos, batch_sampler=sampler, num_workers=workers))
@@ -270,7 +287,11 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler
-        state = {"guard": guard.state(), "scaler": scaler.state_dict() if scaler is not None else None}
+        state = {
+            "guard": guard.state(),
+            "bad_photos": sorted(self.bad_photos.paths),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
         tensors = {f"adapter.{key}": p.detach().cpu() for key, p in parameters.items()}
         moments = optimizer.state_dict()["state"]
         for number, key in enumerate(parameters):
@@ -300,14 +321,15 @@ class Trainer:
         load_into(self.unet, stage.learns, kept["adapter"])
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         guard.load(found.state["guard"])
+        self.bad_photos.paths |= set(found.state["bad_photos"])
         if found.state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
         log.info("%s: continued at step %d", stage.name, found.step)
         return found.step
 
-    def _record_skipped(self, stage: Stage, step: int, values: dict[str, float], seen: list) -> None:
+    def _record_skipped(self, stage: Stage, step: int, values: dict[str, float], seen: "Seen") -> None:
         """Leave what a person needs to look at the batch: its samples' seeds, in skipped.jsonl."""
-        everyones = gather_object(seen)
+        everyones = gather_object(seen.seeds)
         if self.accelerator.is_main_process:
             row = {"stage": stage.name, "step": step, **values, "samples": everyones}
             record_skipped(self.output / "skipped.jsonl", row)
@@ -329,6 +351,14 @@ class Trainer:
             self.loss_log.append(row if taken else {**row, "skipped": True})
         speed = progress.step(step, values)
         self.trackers.log(stage.name, step, {**values, **speed})
+
+
+@dataclass
+class Seen:
+    """What one process was shown in a step: its samples' seeds, and photos that failed, as `BadPhotos` takes them."""
+
+    seeds: list[int] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
 
 def freeze_in(part: nn.Module, dtype: torch.dtype) -> nn.Module:
