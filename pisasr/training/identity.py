@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pisasr.config import ConfigError, TrainConfig, to_yaml
-from pisasr.data.photos import Photo, Photos
+from pisasr.data.photos import Photos
 
 MAY_CHANGE = ("run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.output", "data.workers",
               "data.keep_in_memory", "data.photos")  # fmt: skip  # the photos themselves are compared, not their place
@@ -21,10 +21,9 @@ def identity_of(config: TrainConfig, photos: Photos, processes: int) -> dict[str
     return {**settings, "photos": fingerprint(photos.photos), "processes": processes}
 
 
-def fingerprint(photos: list[Photo]) -> str:
+def fingerprint(photos: list[Path]) -> str:
     """Names and sizes in their order: another set, or another order, is another training."""
-    paths = [photo.path for photo in photos]
-    lines = [f"{path.name} {path.stat().st_size if path.is_file() else 'gone'}" for path in paths]
+    lines = [f"{path.name} {path.stat().st_size if path.is_file() else 'gone'}" for path in photos]
     return f"{len(photos)} photos, {sha256(os.fsencode(chr(10).join(lines))).hexdigest()[:16]}"
 
 

@@ -20,7 +20,7 @@ from pisasr.adapters import active, attach, load_into, parameters_of, train_only
 from pisasr.bases import load_base
 from pisasr.config import ConfigError, StageConfig, TrainConfig
 from pisasr.data.degradation import sample_generator
-from pisasr.data.photos import BadPhotos, KeyedBatches, Photos, count_captions, list_photos, share_out
+from pisasr.data.photos import BadPhotos, KeyedBatches, Photos, choose_photos, count_captions, share_out
 from pisasr.errors import CheckpointError
 from pisasr.model import ONE_STEP, PiSASR, predict
 from pisasr.residual import remove_residual
@@ -37,6 +37,7 @@ from pisasr.weights import Adapter, base_facts, load_adapter, save_adapter
 
 log = logging.getLogger(__name__)
 
+Shares = list[tuple[list[int], int]]  # as KeyedBatches takes them
 LOW_PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -48,11 +49,11 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
     the step is finished and saved.
     """
     accelerator = Accelerator(mixed_precision=config.run.mixed_precision, **tracking_options(config))
-    photos = open_photos(config)
+    photos, shares = open_photos(config)
     if accelerator.is_main_process:
         claim(Path(config.run.output), config, identity_of(config, photos, accelerator.num_processes), allow_change)
     accelerator.wait_for_everyone()
-    trainer = Trainer(config, accelerator, photos)
+    trainer = Trainer(config, accelerator, photos, shares)
     try:
         with StopRequests() as asked:
             for stage in stages_of(config):
@@ -61,27 +62,29 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
         trainer.trackers.finish()
 
 
-def open_photos(config: TrainConfig) -> Photos:
-    """The training set that the configuration names; early, before any model is loaded."""
+def open_photos(config: TrainConfig) -> tuple[Photos, Shares]:
+    """The training set that the configuration names, and what each source gives; before any model is loaded."""
     data = config.data
-    photos = list_photos(data.photos, data.hq_fraction, data.mix)
-    with_caption = count_captions(photos)
-    log.info("%d photos, %d with a caption of their own; the others have %r", len(photos), with_caption, data.caption)
-    return Photos(
-        photos,
+    chosen = choose_photos(data.photos, data.hq_fraction, data.mix)
+    with_caption = count_captions(chosen)
+    log.info("%d photos, %d with a caption of their own; the others have %r", len(chosen), with_caption, data.caption)
+    photos = Photos(
+        [photo.path for photo in chosen],
         crop_px=data.crop_px,
         recipe=config.degradation,
         seed=config.run.seed,
         caption=data.caption,
         keep_in_memory=data.keep_in_memory,
+        captions={photo.path: photo.caption for photo in chosen if photo.caption},
     )
+    return photos, share_out(chosen, data.mix)
 
 
 class Trainer:
     """What stays the same from stage to stage: the base with both adapters attached, the photos, the machine."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, photos: Photos):
-        self.config, self.accelerator, self.photos = config, accelerator, photos
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, photos: Photos, shares: Shares):
+        self.config, self.accelerator, self.photos, self.shares = config, accelerator, photos, shares
         self.bad_photos = BadPhotos(len(photos), config.data.max_bad_fraction)
         self.output = Path(config.run.output)
         self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints)
@@ -254,7 +257,7 @@ class Trainer:
             seed=self.config.run.seed,
             rank=self.accelerator.process_index,
             world=world,
-            shares=share_out(self.photos.photos, self.config.data.mix),
+            shares=self.shares,
             start=step * self.config.run.accumulation,
         )
         return iter(DataLoader(self.photos, batch_sampler=sampler, num_workers=workers))
