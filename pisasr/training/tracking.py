@@ -122,7 +122,7 @@ def tracking_options(config: TrainConfig) -> dict[str, Any]:
     """What `Accelerator(...)` must be given so that `Trackers` can work; asked for before anything is loaded.
 
     Raises ConfigError for a tracker that accelerate doesn't know or that isn't installed. The default, tensorboard
-    alone, may be absent: one line says so, and log.jsonl is written as always.
+    alone, may be absent: `Trackers` says so in one line, and log.jsonl is written as always.
     """
     known = [name for name in map(str, LoggerType) if name != "all"]
     there = {str(name) for name in get_available_trackers()}
@@ -130,11 +130,10 @@ def tracking_options(config: TrainConfig) -> dict[str, Any]:
     for name in wanted:
         if name not in known:
             raise ConfigError(f"tracking.trackers has {name!r}; wanted some of {', '.join(known)}, or [] for none.")
-    if absent := [name for name in wanted if name not in there]:
-        advice = f"pip install {' '.join(name.replace('_', '-') for name in absent)}"
-        if wanted != TrackingConfig().trackers:
-            raise ConfigError(f"tracking.trackers has {', '.join(absent)}, which is not installed; {advice}.")
-        log.warning("tensorboard is not installed (%s); losses go to log.jsonl alone", advice)
+    absent = [name for name in wanted if name not in there]
+    if absent and wanted != TrackingConfig().trackers:
+        packages = " ".join(name.replace("_", "-") for name in absent)
+        raise ConfigError(f"tracking.trackers has {', '.join(absent)}, which is not installed; pip install {packages}.")
     folder = Path(config.run.output)
     return {
         "log_with": [name for name in wanted if name in there] or None,
@@ -155,6 +154,8 @@ class Trackers:
         for stage in stages_of(config):
             self.offsets[stage.name] = steps
             steps += stage.settings.steps
+        if accelerator.is_main_process and config.tracking.trackers and not self._names:
+            log.warning("tensorboard is not installed (pip install tensorboard); losses go to log.jsonl alone")
 
     def start(self, stage: str, step: int) -> None:
         """Open them where step `step` of `stage` is the last one done. Later calls do nothing.

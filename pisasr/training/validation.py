@@ -57,8 +57,8 @@ class Validation(NamedTuple):
 class Validator:
     """The pictures, the strengths, and where the results go: OUTPUT/validation.jsonl, OUTPUT/validation/STAGE-STEP.png.
 
-    `build` makes it before the model is loaded. `run` is for the main process alone and exchanges nothing with others:
-    they wait for it at their next step, so a set must take less than their time-out (ten minutes with NCCL).
+    `build` makes it before the model is loaded. All of it is for the main process alone and exchanges nothing with the
+    others: they wait for it at their next step, so a set must take less than their time-out (ten minutes with NCCL).
     """
 
     every: int
@@ -133,7 +133,7 @@ class Validator:
             black = Image.new("RGB", pair.hq.size)
             rows.append(dict(zip(heads, [p or black for p in (*pictures, pair.hq)], strict=True)))
         means = {name: math.fsum(values) / len(values) for name, values in sorted(scores.items())}
-        return Validation(means, draw_comparison(rows[:SHEET_ROWS]))
+        return Validation(means, draw_comparison(spread(rows, SHEET_ROWS)))
 
     def _distances(self, device: torch.device, perceptual: Perceptual | None) -> dict[str, Callable]:
         """name -> function of two pictures [1, 3, H, W] in [0, 1]."""
