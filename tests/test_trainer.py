@@ -46,10 +46,10 @@ run: {{checkpoint_every: 1}}
 """
     )
 
-    def start(name, *overrides):
+    def start(name, *overrides, allow_change=False):
         output = tmp_path / name
         AcceleratorState._reset_state(reset_partial_state=True)  # or the first run's precision would stay
-        train(load_config(config, [f"run.output={output}", *overrides]))
+        train(load_config(config, [f"run.output={output}", *overrides]), allow_change)
         return output
 
     return start
@@ -221,6 +221,44 @@ def test_two_processes_equal_one(run, tmp_path):
     for one, other in zip(rows(alone), rows(together), strict=True):
         assert one["total"] == pytest.approx(other["total"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_dead_process_ends_the_others(run, tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text(
+        f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from pisasr.cli import main
+from pisasr.training import trainer
+original = trainer.Trainer._seed
+def seed(self, stage, step):
+    assert self.accelerator.num_processes == 2
+    if step == 2 and self.accelerator.process_index == 1:
+        os.kill(os.getpid(), 9)
+    original(self, stage, step)
+trainer.Trainer._seed = seed
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(script)]
+    command += ["--config", str(tmp_path / "tiny.yaml"), f"run.output={tmp_path / 'dead'}"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode not in (0, None) and "exitcode  : -9" in done.stderr
+    assert [row["step"] for row in rows(tmp_path / "dead")] == [1]
+
+
+def test_another_data_set_or_batch_is_refused_unless_allowed(run, tmp_path):
+    run("a", "sem.steps=0")
+    Image.new("RGB", (50, 50)).save(tmp_path / "photos" / "new.png")
+    with pytest.raises(
+        ConfigError, match=r"pix.batch_size: 2 -> 4.*photos: 3 photos, \w+ -> 4 photos, \w+.*--allow_change"
+    ):
+        run("a", "pix.batch_size=4")
+    run("a", "pix.batch_size=4", "pix.steps=5", "sem.steps=0", allow_change=True)
+    assert [row["step"] for row in rows(tmp_path / "a")] == [1, 2, 3, 4, 5]
 
 
 def test_another_configuration_is_refused_in_the_same_folder(run):

@@ -10,14 +10,17 @@ from typing import Any
 from pisasr.config import ConfigError, TrainConfig, to_yaml
 from pisasr.data.photos import Photos
 
-MAY_CHANGE = ("run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.output", "data.workers",
-              "data.keep_in_memory", "data.photos")  # fmt: skip  # the photos themselves are compared, not their place
+# What no trained byte depends on. The photos are compared themselves, so that their folder may move.
+MAY_CHANGE = (
+    *("run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.output"),
+    *("data.workers", "data.keep_in_memory", "data.photos", "validation.", "tracking."),
+)
 RUN = "run.json"
 
 
 def identity_of(config: TrainConfig, photos: Photos, processes: int) -> dict[str, Any]:
     """Whatever the trained bytes depend on: settings as "section.key", the photos, the number of processes."""
-    settings = {key: value for key, value in flatten(asdict(config)).items() if key not in MAY_CHANGE}
+    settings = {key: value for key, value in flatten(asdict(config)).items() if not key.startswith(MAY_CHANGE)}
     return {**settings, "photos": fingerprint(photos.photos), "processes": processes}
 
 

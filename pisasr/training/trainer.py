@@ -30,9 +30,10 @@ from pisasr.training.checkpoints import Checkpoint, Checkpoints
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.guard import Interrupted, NonFiniteGuard, StopRequests, record_skipped
 from pisasr.training.identity import claim, identity_of
-from pisasr.training.losses import build_perceptual, sharpen
+from pisasr.training.losses import Perceptual, build_perceptual, sharpen
 from pisasr.training.stages import Restored, Score, Stage, build_score, stages_of
 from pisasr.training.tracking import LossLog, Progress, Trackers, tracking_options
+from pisasr.training.validation import Validator
 from pisasr.weights import Adapter, base_facts, load_adapter, save_adapter
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
     if accelerator.is_main_process:
         claim(Path(config.run.output), config, identity_of(config, photos, accelerator.num_processes), allow_change)
     accelerator.wait_for_everyone()
-    trainer = Trainer(config, accelerator, photos, shares)
+    validator = Validator.build(config) if accelerator.is_main_process else None
+    trainer = Trainer(config, accelerator, photos, shares, validator)
     try:
         with StopRequests() as asked:
             for stage in stages_of(config):
@@ -83,8 +85,17 @@ def open_photos(config: TrainConfig) -> tuple[Photos, Shares]:
 class Trainer:
     """What stays the same from stage to stage: the base with both adapters attached, the photos, the machine."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator, photos: Photos, shares: Shares):
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        photos: Photos,
+        shares: Shares,
+        validator: Validator | None = None,
+    ):
         self.config, self.accelerator, self.photos, self.shares = config, accelerator, photos, shares
+        self.validator = validator
+        self._built_perceptual: Perceptual | None = None
         self.bad_photos = BadPhotos(len(photos), config.data.max_bad_fraction)
         self.output = Path(config.run.output)
         self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints)
@@ -125,7 +136,10 @@ class Trainer:
         batches = self._batches(settings, first)
         main = self.accelerator.is_main_process
         if main:
-            self.loss_log.rewind([each.name for each in stages_of(self.config)], stage.name, first)
+            order = [each.name for each in stages_of(self.config)]
+            self.loss_log.rewind(order, stage.name, first)
+            if self.validator:
+                self.validator.rows.rewind(order, stage.name, first)
         self.trackers.start(stage.name, first)
         progress = Progress(stage.name, first, settings.steps, settings.batch_size, self.config.run.log_every, not main)
         with active(self.unet, stage.active), progress:
@@ -144,6 +158,8 @@ class Trainer:
                     guard.check(lambda: self._advice(stage))
                 if step % self.config.run.checkpoint_every == 0 or step == settings.steps or stop:
                     self._checkpoint(stage, step, parameters, optimizer, guard)
+                if self.validator and (step % self.validator.every == 0 or step == settings.steps):
+                    self._validate(stage, step)
                 if stop and step < settings.steps:
                     raise Interrupted(f"stopped after {stage.name} step {step}; the same command continues", stop)
         if self.accelerator.is_main_process:
@@ -219,8 +235,12 @@ class Trainer:
     def adapter_file(self, name: str) -> Path:
         return self.output / "adapters" / f"{name}.safetensors"
 
-    def _perceptual(self):
-        return build_perceptual(self.config.perceptual.net, self.config.perceptual.weights, self.accelerator.device)
+    def _perceptual(self) -> Perceptual:
+        """Built when a stage asks for it, and once: its network is a large one."""
+        if self._built_perceptual is None:
+            settings = self.config.perceptual
+            self._built_perceptual = build_perceptual(settings.net, settings.weights, self.accelerator.device)
+        return self._built_perceptual
 
     def _distillation(self):
         """The base is its own teacher: the adapters are off while it looks."""
@@ -329,6 +349,16 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
         log.info("%s: continued at step %d", stage.name, found.step)
         return found.step
+
+    def _validate(self, stage: Stage, step: int) -> None:
+        """Look at the fixed pictures; the main process alone, and training can't tell."""
+        with self.accelerator.autocast():
+            found = self.validator.run(
+                self.model, stage, step, self._perceptual() if stage.settings.weight_lpips else None
+            )
+        self.trackers.log(stage.name, step, found.scores)
+        if found.sheet is not None:
+            self.trackers.log_image(stage.name, step, "validation", found.sheet)
 
     def _record_skipped(self, stage: Stage, step: int, values: dict[str, float], seen: "Seen") -> None:
         """Leave what a person needs to look at the batch: its samples' seeds, in skipped.jsonl."""
