@@ -43,7 +43,7 @@ def through_pillow(levels: Tensor, quality: int) -> Tensor:
 def test_photos_come_out_as_pillow_writes_and_reads_them(path):
     """To the last level, at every quality, odd sizes and borders inside a block included."""
     levels = load(path)
-    sizes = [(64, 48), (95, 83), (81, 80), (17, 33), (40, 9)]
+    sizes = [(64, 48), (75, 83), (61, 100), (17, 33), (40, 9)]
     for i, quality in enumerate(QUALITIES):
         h, w = sizes[i % len(sizes)]
         top, left = 7 * i % (levels.shape[2] - h + 1), 11 * i % (levels.shape[3] - w + 1)

@@ -1,12 +1,18 @@
 """From a good photo x_H to what a bad camera and two trips through the internet would have left of it.
 
 Order, odds and ranges are Real-ESRGAN's second-order degradation (arXiv:2107.10833) with the numbers of the published
-PiSA-SR training; all of them live in `DegradationRecipe`. Everything runs on one CPU thread next to the training.
+PiSA-SR training; all of them live in `DegradationRecipe`.
+
+Three ways there. `degrade_one` draws and works in turn, on one CPU thread; fixed test sets are made so. For training,
+chance and work are apart: `draw_plan` draws everything, and the plan is carried out by `carry_out_one` in a worker or,
+for a whole batch on any device, by `carry_out`, with the same pixels within the tolerance stated there.
 """
 
 import io
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +21,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from . import kernels
+from . import jpeg
+from .kernels import Kernel
 
 KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
 MODES = ("area", "bilinear", "bicubic")
@@ -177,6 +184,54 @@ def _check_names(where: str, names: list[str], known: tuple[str, ...]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# What was chosen: numbers and words only, so that plans can be compared, kept and sent from process to process.
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Blur:
+    kernel: Kernel
+
+
+@dataclass(frozen=True)
+class Resize:
+    """To a size, or by a factor: see `resize` and `resize_by`."""
+
+    to: tuple[int, int] | float
+    mode: str
+    antialias: bool = False
+
+
+@dataclass(frozen=True)
+class Noise:
+    kind: str
+    """"gaussian" or "poisson"."""
+    strength: float
+    """sigma in grey levels, or the strength of Poisson noise."""
+    gray: bool
+    seed: int | None = None
+    """Where the field of noise comes from; None where the one who draws the steps also draws the field."""
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    quality: int
+
+
+Step = Blur | Resize | Noise | Jpeg
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that happens to one photo, drawn before anything is done."""
+
+    size: tuple[int, int]
+    """(H, W) of the x_H it is for."""
+    steps: tuple[Step | None, ...]
+    """Blur, resize, noise, JPEG, twice, then the reduction to x_L's size, sinc, JPEG; None for what doesn't happen."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Chance. Every draw comes from the generator given.
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -221,11 +276,11 @@ def draw_beta(bounds: list[float], generator: Generator) -> float:
     return uniform((low, 1.0), generator) if chance(0.5, generator) else uniform((1.0, high), generator)
 
 
-def draw_kernel(recipe: BlurRecipe, generator: Generator) -> Tensor:
-    """A random blur kernel [k, k], float64."""
+def draw_kernel(recipe: BlurRecipe, generator: Generator) -> Kernel:
+    """A random blur kernel."""
     size = draw_size(recipe.size, generator)
     if chance(recipe.prob_sinc, generator):
-        return kernels.sinc(size, uniform((math.pi / 3 if size < 13 else math.pi / 5, math.pi), generator))
+        return Kernel("sinc", size, (uniform((math.pi / 3 if size < 13 else math.pi / 5, math.pi), generator),))
     kind = choose(recipe.kinds, generator, recipe.odds)
     sigma_x = sigma_y = uniform(recipe.sigma, generator)
     angle = 0.0
@@ -233,15 +288,99 @@ def draw_kernel(recipe: BlurRecipe, generator: Generator) -> Tensor:
         sigma_y = uniform(recipe.sigma, generator)
         angle = uniform((-math.pi, math.pi), generator)
     if kind.startswith("plateau"):
-        return kernels.plateau(size, sigma_x, sigma_y, angle, draw_beta(recipe.beta_plateau, generator))
+        return Kernel("plateau", size, (sigma_x, sigma_y, angle, draw_beta(recipe.beta_plateau, generator)))
     beta = draw_beta(recipe.beta_generalized, generator) if kind.startswith("generalized") else 1.0
-    return kernels.gaussian(size, sigma_x, sigma_y, angle, beta)
+    return Kernel("gaussian", size, (sigma_x, sigma_y, angle, beta))
 
 
 def draw_factor(recipe: ResizeRecipe, generator: Generator) -> float:
     """By how much to change the size: above one enlarges."""
     direction = choose(("up", "down", "keep"), generator, recipe.odds)
     return 1.0 if direction == "keep" else uniform(recipe.up if direction == "up" else recipe.down, generator)
+
+
+def draw_noise(recipe: NoiseRecipe, generator: Generator) -> Noise:
+    """Gaussian or Poisson noise of random strength."""
+    gray = chance(recipe.prob_gray, generator)
+    if chance(recipe.prob_gaussian, generator):
+        return Noise("gaussian", uniform(recipe.sigma, generator), gray)
+    return Noise("poisson", uniform(recipe.poisson, generator), gray)
+
+
+def draw_jpeg(quality: list[float], generator: Generator) -> Jpeg:
+    """JPEG of random quality."""
+    return Jpeg(round(uniform(quality, generator)))
+
+
+def draw_steps(recipe: DegradationRecipe, size: tuple[int, int], generator: Generator) -> Iterator[Step | None]:
+    """The eleven steps of `Plan.steps`, one by one; each is drawn when it is asked for.
+
+    So whoever takes a step before asking for the next may draw from the same generator in between.
+    """
+    size_L = (size[0] / recipe.scale, size[1] / recipe.scale)
+    if chance(recipe.prob_clean, generator):
+        yield from (*[None] * 8, Resize(whole_size(size_L), "bicubic", antialias=True), None, None)
+        return
+    if chance(recipe.prob_first, generator):
+        yield from draw_first(recipe.first, generator)
+    else:
+        yield from [None] * 4
+    yield from draw_second(recipe, size_L, generator)
+
+
+def draw_first(recipe: PassRecipe, generator: Generator) -> Iterator[Step | None]:
+    """Blur, resize, noise, JPEG; the size that comes out is random."""
+    yield Blur(draw_kernel(recipe.blur, generator)) if chance(recipe.blur.prob, generator) else None
+    yield Resize(draw_factor(recipe.resize, generator), choose(recipe.resize.modes, generator))
+    yield draw_noise(recipe.noise, generator)
+    yield draw_jpeg(recipe.jpeg, generator)
+
+
+def draw_second(recipe: DegradationRecipe, size: tuple[float, float], generator: Generator) -> Iterator[Step | None]:
+    """Blur, resize to about x_L's size, noise; then JPEG before or after the reduction to `size` and the last sinc.
+
+    `size` is (H, W) / scale as fractions: resize factors multiply it before anything is rounded.
+
+    The published training goes one step further and enlarges back to x_H's size in a random mode. Here x_L stays small
+    and the caller enlarges it by bicubic, which is what inference does to every picture it is given.
+    """
+    second = recipe.second
+    antialias = chance(recipe.prob_antialias, generator)
+    yield Blur(draw_kernel(second.blur, generator)) if chance(second.blur.prob, generator) else None
+    factor = draw_factor(second.resize, generator)
+    yield Resize(whole_size(size, factor), choose(second.resize.modes, generator), antialias)
+    yield draw_noise(second.noise, generator)
+    jpeg_last = chance(recipe.prob_jpeg_last, generator)
+    yield None if jpeg_last else draw_jpeg(second.jpeg, generator)
+    yield Resize(whole_size(size), choose(second.resize.modes, generator), antialias)
+    if chance(recipe.prob_final_sinc, generator):
+        side = draw_size(second.blur.size, generator)
+        yield Blur(Kernel("sinc", side, (uniform((math.pi / 3, math.pi), generator),)))
+    else:
+        yield None
+    yield draw_jpeg(second.jpeg, generator) if jpeg_last else None
+
+
+def whole_size(size: tuple[float, float], factor: float = 1.0) -> tuple[int, int]:
+    """Whole pixels, rounded down, never none."""
+    return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
+
+
+def draw_plan(recipe: DegradationRecipe, size: tuple[int, int], generator: Generator) -> Plan:
+    """What would happen to a photo of `size` (H, W), with a seed for each field of noise.
+
+    Fast (no pixel is touched) and small: draw it in a worker, send it along with x_H, carry it out anywhere. Up to the
+    first noise the steps are those of `degrade_one` with the same generator; from there on chance goes another way,
+    because Poisson draws in turn take more or fewer numbers from the generator depending on pixels.
+    """
+    if min(size) < 1:
+        raise ValueError(f"size is (H, W) of a photo; got {tuple(size)}")
+    steps: list[Step | None] = []
+    for step in draw_steps(recipe, size, generator):
+        if isinstance(step, Noise):
+            step = replace(step, seed=int(torch.randint(2**32, (), generator=generator)))
+        steps.append(step)
+    return Plan(tuple(size), tuple(steps))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -252,17 +391,19 @@ def draw_factor(recipe: ResizeRecipe, generator: Generator) -> float:
 def blur(x: Tensor, kernel: Tensor) -> Tensor:
     """Filter each channel with a kernel [k, k], the border mirrored. May leave [0, 1] where the kernel is negative.
 
+    A batch [B, 3, h, w] may come with a kernel for each picture, [B, k, k]; smaller ones are zero around.
+
     By Fourier transform: a 21 x 21 kernel on 192 x 192 pixels takes a tenth of the time that conv2d needs, and every
     kernel takes the same.
     """
     k = kernel.shape[-1]
     # A mirror can't show more than there is; pictures that small repeat their border instead.
     mode = "reflect" if min(x.shape[-2:]) > k // 2 else "replicate"
-    x = F.pad(x[None], (k // 2,) * 4, mode=mode)[0]
+    x = F.pad(x if x.ndim == 4 else x[None], (k // 2,) * 4, mode=mode).view(*x.shape[:-2], -1, x.shape[-1] + k - 1)
     h, w = x.shape[-2:]
     size = (-(-h // 24) * 24, -(-w // 24) * 24)  # transforms of lengths with small prime factors are the fast ones
     # The transform convolves, filtering correlates: hence the flip. The first k - 1 rows and columns wrapped round.
-    spectrum = torch.fft.rfft2(kernel.flip(0, 1).to(x.dtype), s=size)
+    spectrum = torch.fft.rfft2(kernel.flip(-2, -1).to(x), s=size).unsqueeze(-3)
     return torch.fft.irfft2(torch.fft.rfft2(x, s=size) * spectrum, s=size)[..., k - 1 : h, k - 1 : w]
 
 
@@ -284,10 +425,47 @@ def resize_by(x: Tensor, factor: float, mode: str) -> Tensor:
 def add_gaussian_noise(x: Tensor, sigma: float, gray: bool, generator: Generator) -> Tensor:
     """Noise of standard deviation sigma / 255, the same in all channels when gray; the result cut to [0, 1]."""
     shape = (1, *x.shape[-2:]) if gray else x.shape
-    return (x + torch.randn(shape, generator=generator) * (sigma / 255)).clamp_(0, 1)
+    return (x + torch.randn(shape, generator=generator).to(x.device) * (sigma / 255)).clamp_(0, 1)
 
 
-def add_poisson_noise(x: Tensor, strength: float, gray: bool, generator: Generator) -> Tensor:
+def count_in_turn(rates: Tensor, photons: int, generator: Generator) -> Tensor:
+    """Poisson counts, drawn one after the other: a rate that differs a little changes all the counts that follow."""
+    return torch.poisson(rates, generator=generator)
+
+
+def count_by_place(rates: Tensor, photons: int, generator: Generator) -> Tensor:
+    """Poisson counts, one uniform number for each place: rates that differ a little give counts that do.
+
+    The count is the quantile at that number. Rates are whole multiples of photons / 255, up to photons. The uniform
+    numbers are drawn on the CPU, so that a device makes no difference.
+    """
+    level = (rates * (255 / photons)).round_().double()
+    place = level + torch.rand(rates.shape, generator=generator).to(rates.device)
+    table = quantile_table(photons, rates.device)
+    return (
+        torch.searchsorted(table, place.contiguous(), right=True)
+        .sub_(level.long() * (len(table) // 256))
+        .to(rates.dtype)
+    )
+
+
+@cache
+def quantile_table(photons: int, device: torch.device) -> Tensor:
+    """level + P(count <= n) for 256 rates of level * photons / 255 and n from 0 to far in the tail, flat and rising."""
+    n = torch.arange(photons + math.ceil(7 * math.sqrt(photons)) + 16, dtype=torch.float64)
+    level = torch.arange(256, dtype=torch.float64)[:, None]
+    chance = torch.special.gammaincc(n + 1, level * (photons / 255)).clamp_(max=1)
+    chance[:, -1] = 1
+    return (level + chance).flatten().to(device)
+
+
+def add_poisson_noise(
+    x: Tensor,
+    strength: float,
+    gray: bool,
+    generator: Generator,
+    count: Callable[[Tensor, int, Generator], Tensor] = count_in_turn,
+) -> Tensor:
     """Noise of light counted in photons: its variance grows with brightness; the result cut to [0, 1].
 
     White is as many photons as the picture has different levels, rounded up to a power of two: a picture of few
@@ -295,9 +473,9 @@ def add_poisson_noise(x: Tensor, strength: float, gray: bool, generator: Generat
     """
     source = (x * x.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True) if gray else x
     source = round_to_levels(source)
-    levels = np.count_nonzero(np.bincount((source * 255).round().to(torch.uint8).numpy().ravel()))
+    levels = torch.bincount((source * 255).round().long().flatten()).count_nonzero().item()
     photons = 2 ** math.ceil(math.log2(levels))
-    noise = torch.poisson(source * photons, generator=generator) / photons - source
+    noise = count(source * photons, photons, generator) / photons - source
     return (x + noise * strength).clamp_(0, 1)
 
 
@@ -307,7 +485,8 @@ def compress_jpeg(x: Tensor, quality: int) -> Tensor:
     libjpeg through Pillow, chroma halved (4:2:0). It is what made the pictures people have, it is exact where a
     differentiable imitation approximates, and no gradient is needed here. The published training uses such an imitation
     (DiffJPEG): it transposes the quantization tables and repeats chroma where libjpeg interpolates, so that it does the
-    same damage to brightness and more to colour; the test says how much.
+    same damage to brightness and more to colour; the test says how much. `jpeg.compress` gives the same pixels without
+    leaving the device.
     """
     levels = (x.clamp(0, 1) * 255).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     file = io.BytesIO()
@@ -326,74 +505,99 @@ def round_to_levels(x: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def add_random_noise(x: Tensor, recipe: NoiseRecipe, generator: Generator) -> Tensor:
-    """Gaussian or Poisson noise of random strength."""
-    gray = chance(recipe.prob_gray, generator)
-    if chance(recipe.prob_gaussian, generator):
-        return add_gaussian_noise(x, uniform(recipe.sigma, generator), gray, generator)
-    return add_poisson_noise(x, uniform(recipe.poisson, generator), gray, generator)
+def take(x: Tensor, step: Step | None, generator: Generator | None = None) -> Tensor:
+    """One step of one picture [3, h, w]. Noise comes from `generator` in turn, or from its own seed by place."""
+    match step:
+        case None:
+            return x
+        case Blur(kernel):
+            return blur(x, kernel.make())
+        case Resize(to, mode, antialias):
+            return resize_by(x, to, mode) if isinstance(to, float) else resize(x, to, mode, antialias)
+        case Noise(kind, strength, gray, seed):
+            chance = generator or Generator().manual_seed(seed)
+            if kind == "gaussian":
+                return add_gaussian_noise(x, strength, gray, chance)
+            return add_poisson_noise(x, strength, gray, chance, count_in_turn if generator else count_by_place)
+        case Jpeg(quality):
+            return compress_jpeg(x, quality)
 
 
-def compress_randomly(x: Tensor, quality: list[float], generator: Generator) -> Tensor:
-    """JPEG of random quality."""
-    return compress_jpeg(x, round(uniform(quality, generator)))
+def take_together(xs: list[Tensor], steps: Sequence[Step | None]) -> list[Tensor]:
+    """One step of each picture: blurs and JPEGs of equal sizes as one batch, everything else picture by picture."""
+    done = list(xs)
+    largest = max((step.kernel.size for step in steps if isinstance(step, Blur)), default=1)
+    groups: dict[tuple, list[int]] = {}
+    for i, (x, step) in enumerate(zip(xs, steps, strict=True)):
+        if isinstance(step, Jpeg):
+            groups.setdefault((Jpeg, x.shape), []).append(i)
+        elif isinstance(step, Blur):
+            # The largest kernel's margin may be more than a small picture can mirror: no common one there.
+            size = step.kernel.size if min(x.shape[-2:]) <= largest // 2 else None
+            groups.setdefault((Blur, x.shape, size), []).append(i)
+        else:
+            done[i] = take(x, step)
+    for (kind, *_), members in groups.items():
+        x = torch.stack([xs[i] for i in members])
+        if kind is Jpeg:
+            x = jpeg.compress((x.clamp(0, 1) * 255).round_(), [steps[i].quality for i in members]) / 255
+        else:
+            x = blur(x, stack_kernels([steps[i].kernel for i in members]))
+        for i, one in zip(members, x, strict=True):
+            done[i] = one
+    return done
 
 
-def pass_first(x: Tensor, recipe: PassRecipe, generator: Generator) -> Tensor:
-    """Blur, resize, noise, JPEG; the size that comes out is random."""
-    if chance(recipe.blur.prob, generator):
-        x = blur(x, draw_kernel(recipe.blur, generator))
-    x = resize_by(x, draw_factor(recipe.resize, generator), choose(recipe.resize.modes, generator))
-    x = add_random_noise(x, recipe.noise, generator)
-    return compress_randomly(x, recipe.jpeg, generator)
-
-
-def pass_second(x: Tensor, size: tuple[float, float], recipe: DegradationRecipe, generator: Generator) -> Tensor:
-    """Blur, resize to about x_L's size, noise; then JPEG before or after the reduction to `size` and the last sinc.
-
-    `size` is (H, W) / scale as fractions: resize factors multiply it before anything is rounded.
-    """
-    second = recipe.second
-    antialias = chance(recipe.prob_antialias, generator)
-    if chance(second.blur.prob, generator):
-        x = blur(x, draw_kernel(second.blur, generator))
-    factor = draw_factor(second.resize, generator)
-    x = resize(x, whole_size(size, factor), choose(second.resize.modes, generator), antialias)
-    x = add_random_noise(x, second.noise, generator)
-    jpeg_last = chance(recipe.prob_jpeg_last, generator)
-    if not jpeg_last:
-        x = compress_randomly(x, second.jpeg, generator)
-    x = resize_to_lq(x, size, choose(second.resize.modes, generator), antialias)
-    if chance(recipe.prob_final_sinc, generator):
-        x = blur(x, kernels.sinc(draw_size(second.blur.size, generator), uniform((math.pi / 3, math.pi), generator)))
-    return compress_randomly(x, second.jpeg, generator) if jpeg_last else x
-
-
-def whole_size(size: tuple[float, float], factor: float = 1.0) -> tuple[int, int]:
-    """Whole pixels, rounded down, never none."""
-    return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
-
-
-def resize_to_lq(x: Tensor, size: tuple[float, float], mode: str, antialias: bool) -> Tensor:
-    """Reach x_L's size: the last change of size there is.
-
-    The published training goes one step further and enlarges back to x_H's size in a random mode. Here x_L stays small
-    and the caller enlarges it by bicubic, which is what inference does to every picture it is given.
-    """
-    return resize(x, whole_size(size), mode, antialias)
+def stack_kernels(kernels: list[Kernel]) -> Tensor:
+    """[B, k, k], k that of the largest; the others have zeros around."""
+    k = max(kernel.size for kernel in kernels)
+    return torch.stack([F.pad(kernel.make(), ((k - kernel.size) // 2,) * 4) for kernel in kernels])
 
 
 @torch.no_grad()
 def degrade_one(x_H: Tensor, recipe: DegradationRecipe, generator: Generator) -> Tensor:
-    """`degrade` for one picture [3, H, W]; a data set calls it with its sample's own `sample_generator`."""
+    """`degrade` for one picture [3, H, W], drawing and working in turn."""
     _check_photo(x_H, 3)
-    size = (x_H.shape[-2] / recipe.scale, x_H.shape[-1] / recipe.scale)
-    if chance(recipe.prob_clean, generator):
-        return round_to_levels(resize_to_lq(x_H, size, "bicubic", antialias=True))
     x = x_H
-    if chance(recipe.prob_first, generator):
-        x = pass_first(x, recipe.first, generator)
-    return round_to_levels(pass_second(x, size, recipe, generator))
+    for step in draw_steps(recipe, tuple(x_H.shape[-2:]), generator):
+        x = take(x, step, generator)
+    return round_to_levels(x)
+
+
+@torch.no_grad()
+def carry_out_one(x_H: Tensor, plan: Plan) -> Tensor:
+    """What a worker does with a plan: x_H [3, H, W] in [0, 1], float32, on the CPU -> x_L, as `degrade` has it."""
+    _check_photo(x_H, 3)
+    _check_plans(x_H, [plan])
+    x = x_H
+    for step in plan.steps:
+        x = take(x, step)
+    return round_to_levels(x)
+
+
+@torch.no_grad()
+def carry_out(x_H: Tensor, plans: Sequence[Plan]) -> Tensor:
+    """The same for a batch, one plan for each photo, on x_H's device; chance alone comes from the CPU.
+
+    x_H [B, 3, H, W] in [0, 1], float32 -> x_L [B, 3, H // scale, W // scale] in the 256 levels of [0, 1]. The range is
+    not checked: that would wait for the device. Needs float64, which MPS lacks: there, let workers carry plans out.
+
+    Within 0.05 grey levels of `carry_out_one` on average, 99.5 % of the values within two levels: values that lie
+    between two levels are rounded either way before JPEG and Poisson noise, which make a little more of it. Measured on
+    a CPU over 200 crops of 512 px, published recipe: 0.003 levels, 99.98 %; with up to 1e-6 added after every step, as
+    another device's rounding would: 0.06, 99.7 %. One thing jumps: a picture whose number of levels is next to a power
+    of two may get half or twice the photons. It happened to none of 826 pictures that were shaken so.
+    """
+    if x_H.ndim != 4 or x_H.shape[1] != 3 or x_H.dtype != torch.float32 or len(plans) != len(x_H) or not plans:
+        raise ValueError(
+            f"x_H is float32 [B, 3, H, W] with a plan for each photo; got {x_H.dtype} {list(x_H.shape)} and "
+            f"{len(plans)} plans"
+        )
+    _check_plans(x_H, plans)
+    xs = list(x_H)
+    for steps in zip(*(plan.steps for plan in plans), strict=True):
+        xs = take_together(xs, steps)
+    return round_to_levels(torch.stack(xs))
 
 
 def degrade(x_H: Tensor, recipe: DegradationRecipe, generator: Generator) -> Tensor:
@@ -409,6 +613,11 @@ def degrade(x_H: Tensor, recipe: DegradationRecipe, generator: Generator) -> Ten
     """
     _check_photo(x_H, 4)
     return torch.stack([degrade_one(x, recipe, generator) for x in x_H])
+
+
+def _check_plans(x_H: Tensor, plans: Sequence[Plan]) -> None:
+    if others := [plan.size for plan in plans if plan.size != tuple(x_H.shape[-2:])]:
+        raise ValueError(f"x_H is {list(x_H.shape)}, a plan is for {others[0]}; draw it for the crop, not the photo")
 
 
 def _check_photo(x_H: Tensor, dimensions: int) -> None:

@@ -4,6 +4,7 @@ Formulas as Real-ESRGAN (arXiv:2107.10833, section 3) uses them. Angles in radia
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -57,3 +58,20 @@ def sinc(size: int, cutoff: float) -> Tensor:
     kernel = cutoff * torch.special.bessel_j1(cutoff * r) / (2 * math.pi * r)
     kernel[size // 2, size // 2] = cutoff**2 / (4 * math.pi)
     return normalize(kernel)
+
+
+SHAPES = {"gaussian": gaussian, "plateau": plateau, "sinc": sinc}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel in words: which function makes it, and what is passed after the size."""
+
+    shape: str
+    """A name in SHAPES."""
+    size: int
+    parameters: tuple[float, ...]
+
+    def make(self) -> Tensor:
+        """[size, size], float64."""
+        return SHAPES[self.shape](self.size, *self.parameters)
