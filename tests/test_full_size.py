@@ -5,8 +5,10 @@
 Takes minutes and about 8 GB; prints seconds and the peak of memory.
 """
 
+import json
 import resource
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +19,12 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pisasr.adapters import adapter_shapes
+from pisasr.config import load_config
 from pisasr.pipeline import PiSASRPipeline, _merge_both
-from pisasr.weights import Adapter
+from pisasr.training import trainer
+from pisasr.weights import Adapter, load_adapter
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 LAYERS = 258  # that the published rule finds in SD-2.1's UNet
 
 
@@ -99,3 +104,36 @@ def test_both_modes_run_at_full_size(tmp_path, seconds):
     seconds("128 -> 512 px, lambda (0.5, 1.5), two passes")
     assert default.size == adjusted.size == (512, 512)
     assert not np.array_equal(np.asarray(default), np.asarray(adjusted))
+
+
+@pytest.mark.slow
+def test_ten_steps_of_each_stage_at_full_size(tmp_path, monkeypatch, seconds):
+    """Small crops, everything else as configs/pisasr.yaml has it on a small card; LPIPS' VGG16 with random weights."""
+    lpips = pytest.importorskip("lpips")
+    torch.manual_seed(0)
+    base = {
+        "unet": make_unet(),
+        "vae": make_vae(),
+        "text_encoder": make_text_encoder(),
+        "tokenizer": tiny.make_tokenizer(tmp_path / "tokenizer"),
+        "scheduler": DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+    }
+    vgg = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
+    monkeypatch.setattr(trainer, "load_base", lambda name: base)
+    monkeypatch.setattr(trainer, "build_perceptual", lambda *_: lambda x, y: vgg(x, y).mean())
+    seconds("base made")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray((tiny.wave((96, 96, 3), 0.0, 100) + 128).to(torch.uint8).numpy()).save(photos / "a.png")
+    overrides = [f"data.photos=[{photos}]", f"run.output={tmp_path / 'run'}", "data.crop_px=64", "data.workers=0"]
+    overrides += [f"{stage}.{key}" for stage in ("pix", "sem") for key in ("steps=10", "batch_size=1")]
+    overrides += ["model.gradient_checkpointing=true", "model.gradient_checkpointing_vae=true"]
+    overrides += ["run.mixed_precision=bf16", "run.checkpoint_every=5", "run.log_every=1"]
+    trainer.train(load_config(CONFIGS / "pisasr.yaml", overrides))
+    seconds("ten steps of each stage")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["pix"] * 10 + ["sem"] * 10
+    assert {"l2", "lpips", "csd"} <= rows[-1].keys() and all(np.isfinite(row["total"]) for row in rows)
+    for name in ("pix", "sem"):
+        adapter = load_adapter(tmp_path / "run" / "adapters" / f"{name}.safetensors")
+        assert len(adapter.targets) == LAYERS and all(t.isfinite().all() for t in adapter.tensors.values())
