@@ -49,10 +49,14 @@ class PiSASR:
         """x -> z, scaled. "mean" leaves nothing to chance; "sample" adds std * N(0, 1) as training does.
 
         noise, shaped like z, takes the place of the generator's draw. Pictures beyond tile_px * tile_px image pixels
-        are encoded in pieces, to the same result, without gradients (None: always whole). Results have x's dtype.
+        are encoded in pieces, to the same result, without gradients (None: always whole). Results have x's dtype, the
+        VAE computes in its own.
         """
         x_vae = x.to(self._vae_dtype)
-        distribution = self.vae.encode(x_vae).latent_dist if tile_px is None else encode_tiled(self.vae, x_vae, tile_px)
+        with own_precision(x.device):
+            distribution = (
+                self.vae.encode(x_vae).latent_dist if tile_px is None else encode_tiled(self.vae, x_vae, tile_px)
+            )
         z = distribution.mean
         if posterior == "sample":
             if noise is None:
@@ -69,9 +73,10 @@ class PiSASR:
     def decode(self, z: Tensor, tile_px: int | None = None) -> Tensor:
         """z -> x, not clamped: values a little outside [-1, 1] are the VAE's own. tile_px as for `encode`."""
         latent = self.unscale(z).to(self._vae_dtype)
-        if tile_px is None:
-            return self.vae.decode(latent).sample.to(z.dtype)
-        return decode_tiled(self.vae, latent, max(tile_px // self.factor, 1)).to(z.dtype)
+        with own_precision(z.device):
+            if tile_px is None:
+                return self.vae.decode(latent).sample.to(z.dtype)
+            return decode_tiled(self.vae, latent, max(tile_px // self.factor, 1)).to(z.dtype)
 
     def scale(self, latent: Tensor) -> Tensor:
         """The VAE's latent, as the UNet knows it (near unit variance)."""
@@ -88,6 +93,14 @@ class PiSASR:
     @property
     def _vae_dtype(self) -> torch.dtype:
         return next(self.vae.parameters()).dtype
+
+
+def own_precision(device: torch.device) -> torch.autocast:
+    """A block in which autocast is off: everything is computed in the dtype that it is held in.
+
+    For the VAE: autocast's norms keep float32 copies of its widest tensors, most of what a training step holds.
+    """
+    return torch.autocast(device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False)
 
 
 def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
