@@ -507,6 +507,16 @@ def test_counts_by_place_are_poisson(photons):
         assert none == pytest.approx(math.exp(-rate), abs=0.012)
 
 
+def test_counts_by_place_are_the_quantiles():
+    """The first count that is reached with a probability above the place's number."""
+    rates = torch.arange(256).repeat(40) * (64 / 255)
+    counts = count_by_place(rates, 64, generator()).double()
+    numbers = torch.rand(rates.shape, generator=generator()).double()
+    exact = (torch.arange(256).repeat(40) * (64 / 255)).double()
+    assert (torch.special.gammaincc(counts + 1, exact) > numbers - 1e-12).all()
+    assert (torch.special.gammaincc(counts.clamp_min(1e-300), exact)[counts > 0] <= numbers[counts > 0] + 1e-12).all()
+
+
 def test_counts_by_place_hardly_move_with_the_rate():
     """And only where it moves: what is drawn for one place is not taken from the next."""
     rates = torch.full((5000,), 100 * 256 / 255)
@@ -631,6 +641,26 @@ def test_blur_matches_basicsr_with_its_padded_kernels(basicsr):
     x, kernel = photo(50, 70), kernels.gaussian(13, 2.5, 0.8, 0.6).float()
     theirs = basicsr.filter2D(x[None], F.pad(kernel, (4, 4, 4, 4))[None])[0]
     torch.testing.assert_close(blur(x, kernel), theirs, rtol=0, atol=2e-6)
+
+
+def test_a_batch_of_blurs_matches_basicsr(basicsr):
+    """Every kind of kernel beside every other."""
+    chance, drawn = generator(), {}
+    for kind in degradation.KINDS:
+        drawn[kind] = draw_kernel(BlurRecipe(kinds=[kind], odds=[1.0], prob_sinc=0.0), chance)
+    stack = stack_kernels([*drawn.values(), Kernel("sinc", 21, (1.2,))])
+    x = crops(len(stack))
+    theirs = basicsr.filter2D(x, stack.float())
+    torch.testing.assert_close(blur(x, stack), theirs, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_noise_by_plan_is_basicsrs_given_the_same_counts(basicsr, monkeypatch, gray):
+    """The formula around the counts; how they are drawn is held against Poisson's distribution above."""
+    monkeypatch.setattr(torch, "poisson", lambda rates: count_by_place(rates[0], 256, generator()).expand_as(rates))
+    expected = basicsr.add_poisson_noise_pt(crops(1), 1.3, clip=True, rounds=False, gray_noise=float(gray))[0]
+    got = add_poisson_noise(crops(1)[0], 1.3, gray, generator(), count_by_place)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("gray", [False, True])

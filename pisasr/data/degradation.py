@@ -27,6 +27,7 @@ from .kernels import Kernel
 KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
 MODES = ("area", "bilinear", "bicubic")
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601 weights with the digits of torchvision's rgb_to_grayscale
+GUIDES = 1024  # stretches of probability whose first Poisson count is kept
 
 
 def _list(*values: Any) -> Any:
@@ -439,24 +440,27 @@ def count_by_place(rates: Tensor, photons: int, generator: Generator) -> Tensor:
     The count is the quantile at that number. Rates are whole multiples of photons / 255, up to photons. The uniform
     numbers are drawn on the CPU, so that a device makes no difference.
     """
-    level = (rates * (255 / photons)).round_().double()
-    place = level + torch.rand(rates.shape, generator=generator).to(rates.device)
-    table = quantile_table(photons, rates.device)
-    return (
-        torch.searchsorted(table, place.contiguous(), right=True)
-        .sub_(level.long() * (len(table) // 256))
-        .to(rates.dtype)
-    )
+    level = (rates * (255 / photons)).round_()
+    place = level.double() + torch.rand(rates.shape, generator=generator).to(rates.device)
+    table, guide = quantile_tables(photons, rates.device)
+    found = guide[(place * GUIDES).long()]
+    found += table[found] <= place
+    late = table[found] <= place  # in the tails, where a guide's stretch holds more than one count
+    found[late] = torch.searchsorted(table, place[late], right=True)
+    return found - level * (len(table) // 256)
 
 
 @cache
-def quantile_table(photons: int, device: torch.device) -> Tensor:
-    """level + P(count <= n) for 256 rates of level * photons / 255 and n from 0 to far in the tail, flat and rising."""
+def quantile_tables(photons: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """level + P(count <= n) for 256 rates of level * photons / 255 and n from 0 to far in the tail, flat and rising;
+    and the first entry above level + i / GUIDES, a guide to where a search in it ends."""
     n = torch.arange(photons + math.ceil(7 * math.sqrt(photons)) + 16, dtype=torch.float64)
     level = torch.arange(256, dtype=torch.float64)[:, None]
-    chance = torch.special.gammaincc(n + 1, level * (photons / 255)).clamp_(max=1)
-    chance[:, -1] = 1
-    return (level + chance).flatten().to(device)
+    reached = torch.special.gammaincc(n + 1, level * (photons / 255)).clamp_(max=1)
+    reached[:, -1] = 1
+    table = (level + reached).flatten()
+    guide = torch.searchsorted(table, torch.arange(256 * GUIDES, dtype=torch.float64) / GUIDES, right=True)
+    return table.to(device), guide.to(device)
 
 
 def add_poisson_noise(
