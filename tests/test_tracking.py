@@ -88,13 +88,21 @@ def test_rewinding_to_the_end_leaves_the_file_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rubbish", [b"\0\0\0\n", b'{"stage": "pix"}\n', b"3\n", b'{"stage": "vae", "step": 1}\n', b"\xff"]
+    "rubbish",
+    [
+        b"\0\0\0\n",
+        b'{"stage": "pix"}\n',
+        b"3\n",
+        b'{"stage": "pix", "step": 4}',
+        b'{"stage": "vae", "step": 1}\n',
+        b"\xff",
+    ],
 )
 def test_what_is_no_row_ends_the_log(tmp_path, rubbish):
     whole = write(tmp_path / "log.jsonl", make_rows(pix=3, sem=0))
     with (tmp_path / "log.jsonl").open("ab") as file:
         file.write(rubbish)
-    LossLog(tmp_path / "log.jsonl").rewind(ORDER, "pix", 3)
+    LossLog(tmp_path / "log.jsonl").rewind(ORDER, "pix", 4)
     assert (tmp_path / "log.jsonl").read_bytes() == whole
 
 

@@ -227,6 +227,23 @@ def test_training_is_bit_equal_with_and_without_it(model, folder, tmp_path, feat
     assert torch.equal(alone["chance"], watched["chance"])
 
 
+def test_it_judges_the_model_that_will_be_used_without_dropout_or_gradients(model, folder, tmp_path):
+    quiet = build(folder, tmp_path / "quiet").run(model, SEM, 1)
+    for module in model.unet.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    model.unet.train()
+    z_L = model.encode(to_signed(picture(0)))
+    with active(model.unet, ("pix", "sem")):
+        drawn = [predict(model.unet, z_L, model.prompt_encoder("")) for _ in range(2)]
+    assert not torch.equal(*drawn), "dropout is at work in training"
+    seen = []
+    model.unet.register_forward_hook(lambda *call: seen.append(call[2].sample.requires_grad))
+    train_only(model.unet, "sem")
+    found = build(folder, tmp_path / "train").run(model, SEM, 1)
+    assert found.scores == quiet.scores and seen == [False] * 6
+
+
 class Predictor(torch.nn.Module):
     """What DDP wraps."""
 
