@@ -80,6 +80,16 @@ def test_a_stage_that_starts_anew_keeps_the_rows_of_those_before(tmp_path):
     assert losses.path.read_bytes() == b""
 
 
+def test_rewinding_tells_whether_that_very_step_has_its_row(tmp_path):
+    rows = [{"stage": stage, "step": step} for stage in ORDER for step in (2, 4)]
+    write(tmp_path / "validation.jsonl", rows)
+    found = LossLog(tmp_path / "validation.jsonl")
+    assert found.rewind(ORDER, "sem", 4) and found.rewind(ORDER, "sem", 2)
+    assert not found.rewind(ORDER, "sem", 1)
+    assert not found.rewind(ORDER, "pix", 5) and found.rewind(ORDER, "pix", 4)
+    assert not LossLog(tmp_path / "none.jsonl").rewind(ORDER, "pix", 1)
+
+
 def test_rewinding_to_the_end_leaves_the_file_alone(tmp_path):
     write(tmp_path / "log.jsonl", make_rows(pix=3, sem=2))
     before = (tmp_path / "log.jsonl").stat()

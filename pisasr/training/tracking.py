@@ -46,21 +46,23 @@ class LossLog:
         self.path = Path(path)
         self._waiting, self._told = b"", False  # rows that the disk had no room for; whether that was said
 
-    def rewind(self, order: Sequence[str], stage: str, step: int) -> None:
+    def rewind(self, order: Sequence[str], stage: str, step: int) -> bool:
         """Cut off what came after step `step` of `stage` (0: all of that stage), and a line that a kill left half.
 
-        order: every stage's name, first to last. The file is replaced as a whole, so a kill in here costs nothing.
+        order: every stage's name, first to last. Returns whether the row of that very step is there: of a file that
+        has rows of some steps only, it may be missing. The file is replaced as a whole, so a kill in here costs nothing.
         """
         self._waiting = b""
-        if not self.path.is_file():
-            return
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = 0
-        while kept < len(lines) and (place := _place(lines[kept], order)) and place <= (order.index(stage), step):
-            kept += 1
-        if kept == len(lines):
-            return
-        log.info("%s: %d rows after %s step %d are cut off", self.path.name, len(lines) - kept, stage, step)
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
+        target, last, kept = (order.index(stage), step), None, 0
+        while kept < len(lines) and (place := _place(lines[kept], order)) and place <= target:
+            last, kept = place, kept + 1
+        if kept < len(lines):
+            self._cut(lines, kept, f"{stage} step {step}")
+        return last == target
+
+    def _cut(self, lines: list[bytes], kept: int, where: str) -> None:
+        log.info("%s: %d rows after %s are cut off", self.path.name, len(lines) - kept, where)
         unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             with unfinished.open("wb") as file:
