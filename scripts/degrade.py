@@ -2,20 +2,26 @@
 
 python scripts/degrade.py --input photos --output results/lq --seed 7
 python scripts/degrade.py --input photos --output results/lq --hq_output results/hq --crop 512 --recipe camera.yaml
+python scripts/degrade.py --verify results/lq/manifest.json
 
 Every photo's chance comes from --seed and from its name below --input, without extension: adding photos changes none of
 the others, and the same command writes the same pixels. Photos are cut to a multiple of the scale first; --hq_output
-keeps what the low-quality picture was made of. OUTPUT/manifest.json holds the recipe, the sizes and the SHA-256 of
-every file read and written.
+keeps what the low-quality picture was made of. OUTPUT/manifest.json holds the recipe, the versions that pixels depend
+on, and the size and SHA-256 of every file read and written; it is there once everything else is.
 
-Exit code: 0 all fine, 1 nothing could start, 2 usage, 3 some photos failed.
+--verify tells whether a folder still is what its manifest says: the manifest's own folder, or --output where it lies
+elsewhere, and --hq_output too if given. Pictures that are missing, differ or were added are listed.
+
+Exit code: 0 all fine, 1 nothing could start, 2 usage, 3 some photos failed or a folder differs from its manifest.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
+        if args.verify:
+            return 3 if report_differences(args) else 0
         recipe = read_recipe(args.recipe, args.scale)
         photos = find_photos(args)
         entries, failed = [], 0
@@ -40,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 entries.append(degrade_photo(photo, recipe, args))
                 print(f"{photo.path}: {entries[-1]['lq']['size']}")
-            except ImageError as error:
+            except (ImageError, OSError) as error:
                 failed += 1
                 print(f"{photo.path}: {error}", file=sys.stderr)
         write_manifest(args, recipe, entries)
@@ -54,14 +62,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--input", required=True, help="folder of photos, searched recursively, or one photo")
-    parser.add_argument("--output", required=True, type=Path, help="folder for the low-quality PNGs")
+    parser.add_argument("--input", help="folder of photos, searched recursively, or one photo")
+    parser.add_argument("--output", type=Path, help="folder for the low-quality PNGs")
     parser.add_argument("--hq_output", type=Path, help="folder for the photos as degraded: cut, upright, sRGB")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=positive, help="reduction; the recipe's own (published: 4) if not given")
     parser.add_argument("--recipe", type=Path, help="YAML over the published recipe; see configs/degradation")
     parser.add_argument("--crop", type=positive, metavar="N", help="take the N x N middle of each photo")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--verify", type=Path, metavar="MANIFEST", help="write nothing; compare folders with a manifest"
+    )
+    args = parser.parse_args(argv)
+    if args.verify and args.input:
+        parser.error("--verify reads no --input; give one of them")
+    if not args.verify and not (args.input and args.output):
+        parser.error("--input and --output are wanted, or --verify")
+    return args
 
 
 def positive(text: str) -> int:
@@ -147,9 +163,61 @@ def write_png(picture: "Image.Image", path: Path) -> dict:
 
 
 def write_manifest(args: argparse.Namespace, recipe: "DegradationRecipe", entries: list[dict]) -> None:
+    from pisasr.data.manifest import write_text
+
     args.output.mkdir(parents=True, exist_ok=True)
-    manifest = {"seed": args.seed, "crop": args.crop, "recipe": asdict(recipe), "pictures": entries}
-    (args.output / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    versions = {package: version(package) for package in ("torch", "pillow")}
+    manifest = {
+        "seed": args.seed,
+        "crop": args.crop,
+        "recipe": asdict(recipe),
+        "versions": versions,
+        "pictures": entries,
+    }
+    write_text(args.output / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def report_differences(args: argparse.Namespace) -> int:
+    """Print a line per picture that isn't what the manifest says, and return how many there are."""
+    entries = read_entries(args.verify)
+    folders = {"lq": args.output or args.verify.parent}
+    if args.hq_output:
+        folders["hq"] = args.hq_output
+    count = 0
+    for kind, folder in folders.items():
+        wanted = {entry["name"]: entry[kind]["sha256"] for entry in entries if kind in entry}
+        inside = [other.resolve() for other in folders.values() if folder.resolve() in other.resolve().parents]
+        for line in find_differences(folder, wanted, inside):
+            print(line, file=sys.stderr)
+            count += 1
+        print(f"{folder}: {len(wanted)} pictures in the manifest")
+    return count
+
+
+def read_entries(path: Path) -> list[dict]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["pictures"]
+        if all(isinstance(entry["name"], str) and entry["lq"]["sha256"] for entry in entries):
+            return entries
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise PisasrError(f"--verify {path}: wanted a manifest.json that this script wrote; make the folder anew")
+
+
+def find_differences(folder: Path, wanted: dict[str, str], inside: list[Path]) -> Iterator[str]:
+    """One line for each PNG below `folder` that is missing, different or too much; the folders `inside` are left out."""
+    there = {
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*.png")
+        if not file.name.startswith(".") and not any(other in file.resolve().parents for other in inside)
+    }
+    for name in sorted(wanted.keys() | there):
+        if name not in there:
+            yield f"{folder / name}: missing"
+        elif name not in wanted:
+            yield f"{folder / name}: not in the manifest"
+        elif sha256((folder / name).read_bytes()).hexdigest() != wanted[name]:
+            yield f"{folder / name}: not the picture of the manifest"
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ basicsr 1.4.2 needs no place in the project's environment:
 """
 
 import importlib
-import json
 import math
 import pickle
-import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -551,42 +549,6 @@ def test_jpeg_in_a_batch_is_pillows():
     if features.check_feature("libjpeg_turbo"):
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-7)
     torch.testing.assert_close(together, jpeg.compress((x * 255).round(), [30, 75, 95]) / 255, rtol=0, atol=0)
-
-
-# --- scripts/degrade.py ----------------------------------------------------------------------------------------------
-
-
-def run_script(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "scripts" / "degrade.py", *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
-
-
-def test_script_writes_pairs_that_depend_on_name_and_seed(tmp_path):
-    photos = tmp_path / "photos"
-    (photos / "more").mkdir(parents=True)
-    picture = Image.fromarray((photo(50, 71) * 255).byte().permute(1, 2, 0).numpy())
-    picture.save(photos / "a.png")
-    picture.save(photos / "more" / "b.bmp")
-    lq, hq = tmp_path / "lq", tmp_path / "hq"
-    done = run_script("--input", photos, "--output", lq, "--hq_output", hq, "--crop", 45, "--seed", 7)
-    assert done.returncode == 0, done.stderr
-    a, b = (Image.open(lq / name) for name in ("a.png", "more/b.png"))
-    assert a.size == b.size == (11, 11) and Image.open(hq / "a.png").size == (44, 44)
-    assert a.tobytes() != b.tobytes()
-    manifest = json.loads((lq / "manifest.json").read_text())
-    assert manifest["seed"] == 7 and [entry["name"] for entry in manifest["pictures"]] == ["a.png", "more/b.png"]
-
-    (photos / "a.png").unlink()
-    (photos / "broken.png").write_bytes(b"no picture")
-    again = run_script("--input", photos, "--output", tmp_path / "again", "--crop", 45, "--seed", 7)
-    assert again.returncode == 3 and "broken.png" in again.stderr and len(again.stderr.splitlines()) == 1
-    assert (tmp_path / "again" / "more" / "b.png").read_bytes() == (lq / "more" / "b.png").read_bytes()
-
-
-def test_script_never_writes_over_a_photo(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    done = run_script("--input", tmp_path, "--output", tmp_path / "lq", "--hq_output", tmp_path)
-    assert done.returncode == 1 and "a.png is one of the photos" in done.stderr
 
 
 # --- basicsr ---------------------------------------------------------------------------------------------------------
