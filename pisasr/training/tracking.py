@@ -49,8 +49,9 @@ class LossLog:
     def rewind(self, order: Sequence[str], stage: str, step: int) -> bool:
         """Cut off what came after step `step` of `stage` (0: all of that stage), and a line that a kill left half.
 
-        order: every stage's name, first to last. Returns whether the row of that very step is there: of a file that
-        has rows of some steps only, it may be missing. The file is replaced as a whole, so a kill in here costs nothing.
+        order: every stage's name, first to last, also of one that is left out now. The file is replaced as a whole, so
+        a kill in here costs nothing. Returns whether the row of that very step is there: it may be missing where not
+        every step has one.
         """
         self._waiting = b""
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
