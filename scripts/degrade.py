@@ -197,15 +197,17 @@ def report_differences(args: argparse.Namespace) -> int:
 def read_entries(path: Path) -> list[dict]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["pictures"]
-        if all(isinstance(entry["name"], str) and entry["lq"]["sha256"] for entry in entries):
-            return entries
+        if all(isinstance(entry["name"], str) and "lq" in entry for entry in entries):
+            hashes = [entry[kind]["sha256"] for entry in entries for kind in ("lq", "hq") if kind in entry]
+            if all(isinstance(digest, str) for digest in hashes):
+                return entries
     except (ValueError, LookupError, TypeError):
         pass
     raise PisasrError(f"--verify {path}: wanted a manifest.json that this script wrote; make the folder anew")
 
 
 def find_differences(folder: Path, wanted: dict[str, str], inside: list[Path]) -> Iterator[str]:
-    """One line for each PNG below `folder` that is missing, different or too much; the folders `inside` are left out."""
+    """One line for each PNG of a folder that is missing, different or too much; the folders `inside` it don't count."""
     there = {
         file.relative_to(folder).as_posix()
         for file in folder.rglob("*.png")

@@ -433,6 +433,28 @@ def test_a_device_that_rounds_otherwise_gets_nearly_the_same_pixels(monkeypatch)
     assert 0 < mean < 0.2 and share > 0.99
 
 
+@pytest.mark.parametrize("recipe", [PUBLISHED, CAMERA, replace(PUBLISHED, prob_clean=1.0)])
+def test_nothing_is_left_on_the_cpu(monkeypatch, recipe):
+    """A device without numbers refuses to meet tensors of another one, as a GPU would. Counting levels needs numbers,
+    so the count of photons is given, and the search in the tails finds every value late."""
+    monkeypatch.setattr(degradation, "count_levels", lambda source: 200)
+    x_H = torch.empty(20, 3, 40, 48, device="meta")
+    plans = [draw_plan(recipe, (40, 48), generator(index)) for index in range(20)]
+    with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
+        x_L = carry_out(x_H, plans)
+    assert x_L.device.type == "meta" and x_L.shape == (20, 3, 10, 12)
+
+
+def test_the_order_in_memory_does_not_matter():
+    """A decoded picture has its colours last; so may a batch."""
+    x_H = crops(4)
+    plans = plans_for(x_H, PUBLISHED)
+    turned = x_H.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert torch.equal(carry_out(turned, plans), carry_out(x_H, plans))
+    for one, other, plan in zip(turned, x_H, plans, strict=True):
+        assert torch.equal(carry_out_one(one, plan), carry_out_one(other, plan))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (5, 7), (9, 21), (31, 33)])
 def test_tiny_batches_have_size_range_and_levels_too(size):
     x_H = torch.stack([photo(*size)] * 6)

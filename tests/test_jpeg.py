@@ -80,6 +80,12 @@ def test_what_was_compressed_is_left_as_it_was():
     assert torch.equal(levels, waves())
 
 
+def test_nothing_is_left_on_the_cpu():
+    """A device without numbers refuses to meet tensors of another one, as a GPU would."""
+    levels = torch.empty(2, 3, 37, 51, device="meta")
+    assert jpeg.compress(levels, [50, 90]).device.type == "meta"
+
+
 def test_stored_values():
     """Checksums of pixels that equalled Pillow's: whole numbers, so no machine has another."""
     got = {quality: crc32(jpeg.compress(waves(), [quality]).byte().numpy().tobytes()) for quality in STORED}

@@ -400,7 +400,8 @@ def blur(x: Tensor, kernel: Tensor) -> Tensor:
     k = kernel.shape[-1]
     # A mirror can't show more than there is; pictures that small repeat their border instead.
     mode = "reflect" if min(x.shape[-2:]) > k // 2 else "replicate"
-    x = F.pad(x if x.ndim == 4 else x[None], (k // 2,) * 4, mode=mode).view(*x.shape[:-2], -1, x.shape[-1] + k - 1)
+    padded = F.pad(x if x.ndim == 4 else x[None], (k // 2,) * 4, mode=mode)
+    x = padded if x.ndim == 4 else padded[0]
     h, w = x.shape[-2:]
     size = (-(-h // 24) * 24, -(-w // 24) * 24)  # transforms of lengths with small prime factors are the fast ones
     # The transform convolves, filtering correlates: hence the flip. The first k - 1 rows and columns wrapped round.
@@ -463,6 +464,11 @@ def quantile_tables(photons: int, device: torch.device) -> tuple[Tensor, Tensor]
     return table.to(device), guide.to(device)
 
 
+def count_levels(source: Tensor) -> int:
+    """How many of the 256 levels of [0, 1] a picture has."""
+    return int(torch.bincount((source * 255).round().long().flatten()).count_nonzero())
+
+
 def add_poisson_noise(
     x: Tensor,
     strength: float,
@@ -477,8 +483,7 @@ def add_poisson_noise(
     """
     source = (x * x.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True) if gray else x
     source = round_to_levels(source)
-    levels = torch.bincount((source * 255).round().long().flatten()).count_nonzero().item()
-    photons = 2 ** math.ceil(math.log2(levels))
+    photons = 2 ** math.ceil(math.log2(count_levels(source)))
     noise = count(source * photons, photons, generator) / photons - source
     return (x + noise * strength).clamp_(0, 1)
 
