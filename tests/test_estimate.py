@@ -181,14 +181,18 @@ def test_the_embedded_default_has_a_price(config):
     config.model.pretrained_model, config.sem.steps = None, 0
     (cost,) = estimate(config)
     assert cost.memory > cost.activations > 0
+    config.model.gradient_checkpointing_vae = True
+    with pytest.raises(ConfigError, match="LappedAutoencoder has no blocks for it"):
+        estimate(config)
 
 
 def test_stable_diffusion_is_known_without_its_files():
     with torch.device("meta"):
-        model, _ = build_model(TrainConfig(), base_configs("sd-2.1-base"), torch.float32)
+        model, text_encoder = build_model(TrainConfig(), base_configs("sd-2.1-base"), torch.float32)
     adapters = sum(p.numel() for name in ("pix", "sem") for p in parameters_of(model.unet, name).values())
     assert sum(p.numel() for p in model.unet.parameters()) - adapters == 865_910_724
     assert sum(p.numel() for p in model.vae.parameters()) == 83_653_863
+    assert sum(p.numel() for p in text_encoder.parameters()) == 340_387_840
     with pytest.raises(ModelError, match="not in the cache"):
         base_configs("nobody/has-this-model")
 
