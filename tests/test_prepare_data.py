@@ -114,11 +114,13 @@ def test_a_second_run_measures_only_what_is_new(main, photos, tmp_path, monkeypa
         file.write('{"path": "killed whi')
     seen.clear()
     run(main, photos, output)
-    assert seen == [] and files_of(output) == before
+    assert seen == ["broken.png", "empty.jpg"], "what could not be read is tried again"
+    assert files_of(output) == before
+    seen.clear()
     scene(4).save(photos / "a.png")
     scene(5).save(photos / "new.png")
     run(main, photos, output)
-    assert seen == ["a.png", "new.png"]
+    assert seen == ["a.png", "broken.png", "empty.jpg", "new.png"]
     assert "new.png" in (output / "manifest.jsonl").read_text() and files_of(output) != before
 
 
@@ -137,7 +139,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(main, photos, tmp_path, mo
     assert not (tmp_path / "cut" / "manifest.jsonl").exists()
     run(main, photos, tmp_path / "cut")
     run(main, photos, tmp_path / "whole")
-    assert len(seen) == 4 + 5 + 8 and files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+    assert len(seen) == 4 + 6 + 8 and files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
 def test_a_touched_photo_is_hashed_and_not_measured_again(photos, monkeypatch):
@@ -183,6 +185,14 @@ def test_what_is_wrong_is_told_in_one_line(main, photos, tmp_path, monkeypatch, 
     except SystemExit as error:
         assert error.code == code
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_paths_are_right_from_behind_a_link(main, photos, tmp_path, monkeypatch):
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    monkeypatch.chdir(photos)
+    run(main, ".", tmp_path / "link")
+    assert all(photo.path.is_file() for photo in choose_photos([str(tmp_path / "link" / "manifest.jsonl")]))
 
 
 # --- where photos lie ------------------------------------------------------------------------------------------------
@@ -274,23 +284,30 @@ def test_what_is_no_metadata_is_told_and_the_photos_are_taken(tmp_path):
     assert len(found) == 1 and "wanted a file_name column" in left_out[0].reason
 
 
-def test_parquet_wants_the_datasets_library(tmp_path, monkeypatch):
+def test_parquet_wants_a_library(tmp_path, monkeypatch):
     lay_out(tmp_path, "1.png")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     found, left_out = find_photos(str(tmp_path), "s", tmp_path / "o")
-    assert len(found) == 1 and "needs the package datasets" in left_out[0].reason
+    assert len(found) == 1 and "needs the package pyarrow" in left_out[0].reason
 
 
 def test_pictures_are_taken_out_of_parquet(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     lay_out(tmp_path, "1.png", "2.png")
-    rows = {"image": [str(tmp_path / "1.png"), str(tmp_path / "2.png")], "text": ["a field", None]}
-    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
-    table.to_parquet(str(tmp_path / "a.parquet"))
-    found, _ = find_photos(str(tmp_path / "a.parquet"), "a", tmp_path / "o")
+    pictures = [(tmp_path / f"{i}.png").read_bytes() for i in (1, 2)]
+    rows = [
+        {"image": {"bytes": pictures[0], "path": "x.png"}, "text": "a field"},
+        {"image": None, "text": "nothing"},
+        {"image": {"bytes": pictures[1], "path": None}, "text": None},
+    ]
+    (tmp_path / "set").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "set" / "a.parquet")
+    (tmp_path / "set" / "b.parquet").write_bytes(b"no parquet at all")
+    found, left_out = find_photos(str(tmp_path / "set"), "a", tmp_path / "o")
     assert [f.caption for f in found] == ["a field", None]
-    assert [f.path.read_bytes() for f in found] == [(tmp_path / f"{i}.png").read_bytes() for i in (1, 2)]
+    assert [f.path.read_bytes() for f in found] == pictures
+    assert [place.path.name for place in left_out] == ["b.parquet"]
 
 
 def test_the_licence_given_comes_first_and_captions_stay(main, tmp_path):

@@ -28,8 +28,8 @@ def fill_captions(
     """Caption the rows that have no caption. Returns how many were filled, and {path: reason} of what can't be read.
 
     Under `accelerate launch` every process captions its part. Each batch is written down at once, a file a process
-    beside the manifest; at the end the main process merges them, and all return the same. A later call goes on where one was interrupted, also
-    with another number of processes.
+    beside the manifest; at the end the main process merges them, and all return the same. A later call goes on where
+    one was interrupted, also with another number of processes.
     """
     try:
         from accelerate import PartialState

@@ -88,6 +88,7 @@ class Journal:
 def relative_path(photo: Path, folder: Path) -> str:
     """`photo` as seen from the manifest's folder, with forward slashes; absolute where there is no way (drives)."""
     try:
-        return Path(os.path.relpath(photo, folder)).as_posix()
+        # The real folder: from a link to it, ".." would lead elsewhere.
+        return Path(os.path.relpath(photo, os.path.realpath(folder))).as_posix()
     except ValueError:
         return photo.resolve().as_posix()

@@ -57,24 +57,24 @@ def measure_photo(path: Path, known: dict | None = None) -> dict[str, Any]:
 def measure_photos(photos: Iterable[Path], journal: Journal, workers: int) -> Iterator[dict[str, Any]]:
     """The row of every photo, in order: from the journal where the file is the same, else measured and written there.
 
-    `journal` is open.
+    What could not be read is tried again. `journal` is open.
     """
     known = {row["path"]: row for row in journal.read() if "path" in row and row.get("version") == quality.VERSION}
-    photos = list(photos)
-    fresh = [(path, known.get(str(path))) for path in photos if not _is_current(known.get(str(path)), path)]
-    measured = map_photos(fresh, workers)
-    waiting = {str(path) for path, _ in fresh}
+    photos = [path.absolute() for path in photos]
+    fresh = [path for path in photos if not _is_current(known.get(str(path)), path)]
+    measured = map_photos([(path, known.get(str(path))) for path in fresh], workers)
+    waiting = set(fresh)
     for path in photos:
-        row = known[str(path)] if str(path) not in waiting else next(measured)
-        if str(path) in waiting:
+        if path in waiting:
+            row = next(measured)
             journal.add(row)
+        else:
+            row = known[str(path)]
         yield row
 
 
 def _is_current(row: dict | None, path: Path) -> bool:
-    return (
-        row is not None and row["bytes"] is not None and {key: row[key] for key in ("bytes", "mtime_ns")} == stamp(path)
-    )
+    return bool(row) and "error" not in row and {key: row[key] for key in ("bytes", "mtime_ns")} == stamp(path)
 
 
 def map_photos(

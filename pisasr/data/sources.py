@@ -186,7 +186,7 @@ def _read_metadata(path: Path) -> dict[Path, dict]:
             with path.open(encoding="utf-8", newline="") as file:
                 rows = list(csv.DictReader(file))
         else:
-            rows = [dict(row) for row in _parquet(path)]
+            rows = list(_rows(_parquet(path)))
         return {path.parent / row["file_name"]: row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise PisasrError(f"{path} is no imagefolder metadata ({error!r}); wanted a file_name column.") from None
@@ -203,32 +203,42 @@ def pick(row: dict, columns: tuple[str, ...]) -> str | None:
 
 
 def _parquet(path: Path) -> Any:
+    """A parquet file, open: its schema and, batch by batch, its rows."""
     try:
-        from datasets import Dataset
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
     except ModuleNotFoundError:
-        raise PisasrError(f"{path} needs the package datasets; pip install datasets, or unpack it.") from None
-    return Dataset.from_parquet(str(path))
+        raise PisasrError(f"{path} needs the package pyarrow; pip install datasets, which brings it.") from None
+    try:
+        return ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise PisasrError(f"{path} is no parquet file ({' '.join(str(error).split())}).") from None
+
+
+def _rows(table: Any) -> Iterator[dict]:
+    for batch in table.iter_batches(batch_size=64):
+        yield from batch.to_pylist()
 
 
 def unpack_parquet(path: Path, name: str, output: Path) -> Iterator[Found]:
-    """Write the pictures inside a parquet file to OUTPUT/photos/NAME, as they are, and find them there."""
+    """Write the pictures inside a parquet file to OUTPUT/photos/NAME, as they are, and find them there.
+
+    Pictures are a column of records of "bytes" and "path", as the datasets library writes them; rows without are
+    passed over.
+    """
     table = _parquet(path)
-    column = next((key for key, kind in table.features.items() if _holds_pictures(kind)), None)
+    columns = {field.name: getattr(field.type, "names", ()) for field in table.schema_arrow}
+    column = next((key for key, names in columns.items() if {"bytes", "path"} <= set(names)), None)
     if column is None:
-        raise PisasrError(f"{path} has no column of pictures (bytes and path).")
-    if not isinstance(table.features[column], dict):
-        table = table.cast_column(column, type(table.features[column])(decode=False))
+        raise PisasrError(f"{path} has no column of pictures (records of bytes and path).")
     folder = output / "photos" / Path(name).name / path.stem
     folder.mkdir(parents=True, exist_ok=True)
-    for number, row in enumerate(table):
-        picture = row[column]
+    for number, row in enumerate(_rows(table)):
+        picture = row[column] or {}
+        if not picture.get("bytes"):
+            continue
         suffix = Path(picture["path"] or "").suffix.lower()
         photo = folder / f"{number:07d}{suffix if suffix in EXTENSIONS else '.png'}"
         if not photo.is_file() or photo.stat().st_size != len(picture["bytes"]):
             photo.write_bytes(picture["bytes"])
         yield Found(photo, name, pick(row, LICENCE_COLUMNS), pick(row, CAPTION_COLUMNS))
-
-
-def _holds_pictures(kind: Any) -> bool:
-    """A column of the datasets library's own kind, or what other writers make of it: a record of bytes and path."""
-    return type(kind).__name__ == "Image" or (isinstance(kind, dict) and {"bytes", "path"} <= kind.keys())
