@@ -89,6 +89,46 @@ def blip(tmp_path_factory):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory):
+    """A LLaVA without training: it is asked in a conversation, and answers after it."""
+    import torch
+    from transformers import (
+        AutoTokenizer,
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    folder = tmp_path_factory.mktemp("llava")
+    words = write_words(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**small, image_size=32, patch_size=16, projection_dim=16),
+        text_config=LlamaConfig(**small, vocab_size=words + 1, bos_token_id=1, eos_token_id=2, pad_token_id=0),
+        image_token_index=words,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.lm_head.weight.data[:4] = 0  # no special tokens: it always has a word
+    model.save_pretrained(folder)
+    template = "{% for part in messages[0].content %}{{ '<image> road' if part.type == 'image' else part.text }} "
+    LlavaProcessor(
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template + "{% endfor %}",
+    ).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture
 def manifest(tmp_path):
     """Five photos, of which the second has a caption and the fourth is gone."""
@@ -101,7 +141,7 @@ def manifest(tmp_path):
     return tmp_path / "manifest.jsonl"
 
 
-@pytest.mark.parametrize("kind", ["classifier", "encoder_decoder", "blip"])
+@pytest.mark.parametrize("kind", ["classifier", "encoder_decoder", "blip", "talker"])
 def test_any_kind_of_model_fills_the_empty_captions(kind, manifest, request):
     filled, failed = fill_captions(manifest, request.getfixturevalue(kind), batch_size=2)
     rows = read_rows(manifest)
@@ -122,14 +162,16 @@ def test_a_classifiers_caption_is_its_likely_labels(classifier):
         assert caption and set(caption.split(", ")) <= {"cat", "field", "road", "sea"}
 
 
-def test_a_prompt_is_not_part_of_the_answer(blip):
+@pytest.mark.parametrize("kind", ["blip", "talker"])
+def test_a_prompt_is_not_part_of_the_answer(kind, request):
     import torch
 
+    model = request.getfixturevalue(kind)
     plain, asked = (
-        load_captioner(blip, torch.device("cpu"), prompt)([Image.new("RGB", (40, 40), "red")])[0]
+        load_captioner(model, torch.device("cpu"), prompt)([Image.new("RGB", (40, 40), "red")])[0]
         for prompt in (None, "a photo of")
     )
-    assert plain and not asked.startswith("a photo of")
+    assert plain and asked and not asked.startswith("a photo of") and "road a photo" not in asked
 
 
 def test_an_interrupted_captioning_goes_on(manifest, classifier, monkeypatch):
