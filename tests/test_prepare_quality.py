@@ -79,6 +79,14 @@ def test_a_sharp_subject_before_a_soft_background_is_sharp():
     assert whole - subject < 0.2 * (whole - soft)
 
 
+@pytest.mark.parametrize("sigma", [0, 2, 5, 15])
+def test_grain_is_no_edge(sigma):
+    """A soft picture of little contrast has no edges, under grain as without."""
+    soft = blurred(scene(3, 256, 256), 8).point(lambda level: 100 + level // 4)
+    value = measure(luma(noisy(soft, sigma)))
+    assert value.flatness == 1 and value.score < 0.2
+
+
 def test_the_grid_is_found_at_any_offset():
     blocks = compressed(scene(4, 256, 256), 20)
     shifted = blocks.crop((3, 5, 251, 253))

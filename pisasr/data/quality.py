@@ -6,11 +6,11 @@ Four things spoil a high-quality photo, and each is measured where it shows:
                 as sharp as its face
     noise       the standard deviation of what no edge explains, on the flattest patches
     blockiness  how much more the luma jumps every eight pixels than elsewhere: JPEG
-    flatness    the share of patches without content: sky, walls, smear
+    flatness    the share of patches without an edge that stands out of the noise: sky, walls, soft backgrounds
 
 and each becomes a factor between 0 and 1. The score is their weighted geometric mean, so that one bad one spoils a
 photo. Colour is not looked at, and neither is what the photo shows. Detail near the pixel and noise look alike to these
-filters: a photo that is texture from edge to edge is taken for a noisy one.
+filters: a photo that is texture from edge to edge (grass) is taken for a noisy one.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,6 +19,8 @@ import numpy as np
 
 VERSION = 1  # of what is measured and of the curves below; scores of another version can't be compared
 PATCH = 16  # px
+MIN_SLOPE = 4.0  # levels a px, after smoothing: what is flatter is no edge but what JPEG and grain leave
+SLOPE_OF_NOISE = 2.0  # that many times the noise; the steepest place of a patch of pure noise has half of it
 RELIEF = 0.25  # an edge is at least so steep, compared with the steepest of its picture
 FINE, COARSE = 0.5, 1.2  # px of smoothing under which the slopes of edges are compared
 MIN_SIDE = 2 * PATCH  # px; nothing smaller is scored
@@ -39,7 +41,7 @@ class Quality:
     blur: float  # px: the standard deviation of the Gaussian that would have made the sharpest tenth of the edges
     noise: float  # grey levels of 255
     blockiness: float  # by which part jumps on the 8-px grid exceed the others; 0 is none
-    flatness: float  # share of patches without content
+    flatness: float  # share of patches without an edge
 
     @property
     def factors(self) -> dict[str, float]:
@@ -58,28 +60,30 @@ def measure(luma: np.ndarray) -> Quality:
         raise ValueError(f"a picture of {luma.shape[1]}x{luma.shape[0]} can't be scored; wanted {MIN_SIDE} px a side")
     luma = np.ascontiguousarray(luma, dtype=np.float32)
     noise = measure_noise(luma)
-    return Quality(measure_blur(luma, noise), noise, measure_blockiness(luma), measure_flatness(luma, noise))
+    blur, flatness = measure_edges(luma, noise)
+    return Quality(blur, noise, measure_blockiness(luma), flatness)
 
 
-def measure_blur(luma: np.ndarray, noise: float) -> float:
-    """How wide edges are, in px of a Gaussian's standard deviation: the sharpest tenth of the patches with edges.
+def measure_edges(luma: np.ndarray, noise: float) -> tuple[float, float]:
+    """How wide the edges are, in px of a Gaussian's standard deviation, and the share of patches without any.
 
-    A step blurred by s has a slope of 1 / s; smoothed by c before, of 1 / sqrt(s^2 + c^2). The slopes after two
-    smoothings a < b give sqrt(s^2 + a^2) (the idea is Zhuo and Sim's, Pattern Recognition 44, 2011), which is returned:
-    the smoothing by a keeps noise out, and a step without any blur is a px wide. Finer texture comes out below a. A
-    picture without a single edge has the width of a patch.
+    Each patch has one, its steepest place, if it stands out of the noise; the sharpest tenth of them count. A step
+    blurred by s has a slope of 1 / s; smoothed by c before, of 1 / sqrt(s^2 + c^2). The slopes after two smoothings
+    a < b give sqrt(s^2 + a^2) (the idea is Zhuo and Sim's, Pattern Recognition 44, 2011), which is returned: the
+    smoothing by a keeps noise out, and a step without any blur is a px wide. Finer texture comes out below a. A picture
+    without a single edge has the width of a patch.
     """
     a, b = FINE, COARSE
     fine, coarse = patches(slope(smooth(luma, a))), patches(slope(smooth(luma, b)))
     peak = np.argmax(coarse, axis=1)[:, None]
     fine, coarse = (np.take_along_axis(x, peak, axis=1)[:, 0] for x in (fine, coarse))
-    # What stands out of noise and of what JPEG leaves, and is no soft shade beside the steepest edges.
-    edges = coarse > max(2.0, noise, RELIEF * np.quantile(coarse, 0.99))
-    if not edges.any():
-        return float(PATCH)
+    visible = coarse > max(MIN_SLOPE, SLOPE_OF_NOISE * noise)
+    if not visible.any():
+        return float(PATCH), 1.0
+    edges = visible & (coarse > RELIEF * np.quantile(coarse, 0.99))  # no soft shade beside the steepest edges
     steeper = np.maximum((fine[edges] / coarse[edges]) ** 2 - 1, 1e-6)
     widths = np.minimum(np.sqrt((b**2 - a**2) / steeper), PATCH)
-    return float(np.quantile(widths, 0.1))
+    return float(np.quantile(widths, 0.1)), float(1 - visible.mean())
 
 
 def measure_noise(luma: np.ndarray) -> float:
@@ -108,11 +112,6 @@ def measure_blockiness(luma: np.ndarray) -> float:
         phases = np.array([columns[offset::8].mean() for offset in range(8)])
         excess.append(phases.max() / (np.median(phases) + 0.05) - 1)
     return float(max(0.0, np.mean(excess)))
-
-
-def measure_flatness(luma: np.ndarray, noise: float) -> float:
-    """Share of patches whose luma varies by less than two levels beyond the noise."""
-    return float((patches(luma).var(axis=1) < 2.0**2 + 1.5 * noise**2).mean())
 
 
 def patches(x: np.ndarray) -> np.ndarray:
