@@ -206,7 +206,7 @@ class Resize:
 @dataclass(frozen=True)
 class Noise:
     kind: str
-    """"gaussian" or "poisson"."""
+    """Either gaussian or poisson."""
     strength: float
     """sigma in grey levels, or the strength of Poisson noise."""
     gray: bool
@@ -524,10 +524,10 @@ def take(x: Tensor, step: Step | None, generator: Generator | None = None) -> Te
         case Resize(to, mode, antialias):
             return resize_by(x, to, mode) if isinstance(to, float) else resize(x, to, mode, antialias)
         case Noise(kind, strength, gray, seed):
-            chance = generator or Generator().manual_seed(seed)
+            source = generator or Generator().manual_seed(seed)
             if kind == "gaussian":
-                return add_gaussian_noise(x, strength, gray, chance)
-            return add_poisson_noise(x, strength, gray, chance, count_in_turn if generator else count_by_place)
+                return add_gaussian_noise(x, strength, gray, source)
+            return add_poisson_noise(x, strength, gray, source, count_in_turn if generator else count_by_place)
         case Jpeg(quality):
             return compress_jpeg(x, quality)
 
@@ -595,7 +595,7 @@ def carry_out(x_H: Tensor, plans: Sequence[Plan]) -> Tensor:
     between two levels are rounded either way before JPEG and Poisson noise, which make a little more of it. Measured on
     a CPU over 200 crops of 512 px, published recipe: 0.003 levels, 99.98 %; with up to 1e-6 added after every step, as
     another device's rounding would: 0.06, 99.7 %. One thing jumps: a picture whose number of levels is next to a power
-    of two may get half or twice the photons. It happened to none of 826 pictures that were shaken so.
+    of two may get half or twice the photons. It happened to none of 826 Poisson noises that were shaken so.
     """
     if x_H.ndim != 4 or x_H.shape[1] != 3 or x_H.dtype != torch.float32 or len(plans) != len(x_H) or not plans:
         raise ValueError(
