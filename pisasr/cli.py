@@ -7,6 +7,7 @@ Everything that needs torch is imported after the arguments are known to be good
 import argparse
 import logging
 import math
+import os
 import re
 import sys
 import traceback
@@ -34,6 +35,7 @@ from pisasr.errors import PisasrError
 if TYPE_CHECKING:
     import torch
 
+    from pisasr.config import TrainConfig
     from pisasr.pipeline import PiSASRPipeline
 
 
@@ -328,7 +330,8 @@ def train(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML over the defaults in pisasr/config.py")
-    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the resolved options and stop")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true",
+        help="print the resolved options and what a step costs, and stop")
     parser.add_argument("--allow_change", "--allow-change", action="store_true",
         help="continue a run although its photos, processes or settings differ")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -337,15 +340,14 @@ def train(argv: list[str]) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from pisasr.config import ConfigError, load_config, to_yaml
+    from pisasr.config import ConfigError, load_config
 
     try:
         config = load_config(args.config, args.overrides)
     except ConfigError as error:
         raise UsageError(str(error)) from None
     if args.dry_run:
-        print(to_yaml(config), end="")
-        return OK
+        return _print_plan(config)
     from pisasr.training.guard import Interrupted
     from pisasr.training.trainer import train as train_adapters
 
@@ -357,6 +359,19 @@ def _train(args: argparse.Namespace) -> int:
     except Interrupted as stop:
         print(f"pisasr: {stop}", file=sys.stderr)
         return 128 + stop.number
+    return OK
+
+
+def _print_plan(config: "TrainConfig") -> int:
+    """Every setting, and what a step would cost."""
+    from pisasr.config import ConfigError, to_yaml
+    from pisasr.training.estimate import estimate, render
+
+    print(to_yaml(config), flush=True)
+    try:
+        print(render(estimate(config, int(os.environ.get("WORLD_SIZE", 1)))))
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
     return OK
 
 

@@ -14,8 +14,8 @@ from pisasr.model import PiSASR, predict
 from pisasr.text import PromptEncoder
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.estimate import CudaRules, Meter, base_configs, build_model, estimate, render
+from pisasr.training.method import Predictor, restore
 from pisasr.training.stages import Restored, build_score, stages_of
-from pisasr.training.trainer import Predictor, restore
 
 CROP, BATCH = 64, 3
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from signal import SIGTERM, SIGUSR1
+from signal import SIGALRM, SIGTERM, SIGUSR1
 
 import pytest
 import torch
@@ -99,8 +99,10 @@ def test_the_whole_matrix(start_cells):
 def test_kills_at_any_moment(start_cells):
     """Twenty by the clock, from before the model is loaded to the last step; five inside a checkpoint's files."""
     moments = random.Random(0)
-    kills = [{"cut": "after_seconds", "at": ["", moments.randrange(20, 400)]} for _ in range(20)]
+    kills = [{"cut": "after_seconds", "at": ["", moments.uniform(0.05, 0.95)]} for _ in range(20)]
     kills += [{"cut": "in_the_write", "at": [s, n], "number": f} for s, n, f in
               [("pix", 2, 0), ("pix", 4, 1), ("pix", 5, 2), ("sem", 2, 0), ("sem", 4, 2)]]  # fmt: skip
     cells = [{**kill, "name": f"kill{i}", "workers": 0, "processes": 1} for i, kill in enumerate(kills)]
-    expect_same_bytes(start_cells(cells), cells, ends=(KILLED, -14, 0))
+    results = start_cells(cells)
+    expect_same_bytes(results, cells, ends=(KILLED, -SIGALRM, 0))
+    assert sum(result["first"] != [0] for result in results) >= 20  # one may have been done before its moment came

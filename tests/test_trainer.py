@@ -22,8 +22,9 @@ from pisasr.training import checkpoints, stages, trainer
 from pisasr.training.checkpoints import Checkpoints
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.guard import TrainingDiverged
+from pisasr.training.method import Predictor, restore
 from pisasr.training.stages import Restored, build_score
-from pisasr.training.trainer import Predictor, learning_rate, restore, train
+from pisasr.training.trainer import learning_rate, train
 from pisasr.weights import convert_release
 
 
@@ -175,16 +176,17 @@ def test_a_full_disk_ends_no_training(run, monkeypatch, caplog):
 
 
 def test_bf16_keeps_adapters_and_norms_in_float32(run, monkeypatch):
-    held = {}
+    held, vae_dtypes = {}, set()
     original = trainer.Trainer._gradients
 
     def spy(self, *rest):
-        for part in (self.unet, self.model.vae):
-            held.update({name: parameter.dtype for name, parameter in part.named_parameters()})
+        held.update({name: parameter.dtype for name, parameter in self.unet.named_parameters()})
+        vae_dtypes.update(parameter.dtype for parameter in self.model.vae.parameters())
         return original(self, *rest)
 
     monkeypatch.setattr(trainer.Trainer, "_gradients", spy)
     output = run("bf16", "run.mixed_precision=bf16")
+    assert vae_dtypes == {torch.bfloat16}
     full = {name for name, dtype in held.items() if dtype == torch.float32}
     assert all("lora_" in name or "norm" in name for name in full) and any("lora_" in name for name in full)
     assert {held[name] for name in held if name not in full} == {torch.bfloat16}

@@ -30,8 +30,8 @@ from pisasr.bases import SD21_NAMES, VAES, check_base, find_model
 from pisasr.config import ConfigError, StageConfig, TrainConfig
 from pisasr.model import PiSASR, predict
 from pisasr.training.csd import ClassifierScoreDistillation
+from pisasr.training.method import LOW_PRECISION, Predictor, freeze_in, restore
 from pisasr.training.stages import Restored, Score, Stage, build_score, stages_of
-from pisasr.training.trainer import LOW_PRECISION, Predictor, freeze_in, restore
 
 PARTS = ("encode", "UNet", "decode", "perceptual", "distillation", "other", "backward")
 TOKENS = 77  # CLIP's length of a prompt
@@ -155,7 +155,7 @@ def build_model(config: TrainConfig, configs: dict, dtype: torch.dtype) -> tuple
         vae = VAES[configs["vae"]["_class_name"]].from_config(configs["vae"])
         text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
         for part in (unet, vae, text_encoder):
-            freeze_in(part.eval(), dtype)
+            freeze_in(part.eval(), dtype, norms=dtype if part is vae else torch.float32)
         for name, rank in (("pix", config.model.rank_pix), ("sem", config.model.rank_sem)):
             attach(unet, name, rank, config.model.alpha)
 

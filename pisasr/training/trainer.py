@@ -23,7 +23,6 @@ from pisasr.data.degradation import sample_generator
 from pisasr.data.photos import BadPhotos, KeyedBatches, Photos, choose_photos, count_captions, share_out
 from pisasr.errors import CheckpointError
 from pisasr.model import ONE_STEP, PiSASR, predict
-from pisasr.residual import remove_residual
 from pisasr.text import PromptEncoder
 from pisasr.training.card import write_card
 from pisasr.training.checkpoints import Checkpoint, Checkpoints
@@ -31,15 +30,15 @@ from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.guard import Interrupted, NonFiniteGuard, StopRequests, record_skipped
 from pisasr.training.identity import claim, identity_of
 from pisasr.training.losses import Perceptual, build_perceptual, sharpen
+from pisasr.training.method import LOW_PRECISION, Predictor, draw, freeze_in, restore, stream
 from pisasr.training.stages import Restored, Score, Stage, build_score, stages_of
 from pisasr.training.tracking import LossLog, Progress, Trackers, tracking_options
 from pisasr.training.validation import Validator
-from pisasr.weights import Adapter, base_facts, load_adapter, save_adapter
+from pisasr.weights import KINDS, Adapter, base_facts, load_adapter, save_adapter
 
 log = logging.getLogger(__name__)
 
 Shares = list[tuple[list[int], int]]  # as KeyedBatches takes them
-LOW_PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def train(config: TrainConfig, allow_change: bool = False) -> None:
@@ -105,11 +104,15 @@ class Trainer:
         torch.manual_seed(config.run.seed)  # fresh adapters are the only draw that no step and no sample owns
         for name, rank in (("pix", config.model.rank_pix), ("sem", config.model.rank_sem)):
             attach(self.unet, name, rank, config.model.alpha)
-        for part in (self.unet, base["vae"], base["text_encoder"]):
-            freeze_in(part, LOW_PRECISION[config.run.mixed_precision]).to(accelerator.device)
+        low = LOW_PRECISION[config.run.mixed_precision]
+        for part, norms in ((self.unet, torch.float32), (base["vae"], low), (base["text_encoder"], torch.float32)):
+            freeze_in(part, low, norms).to(accelerator.device)
         if config.model.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         if config.model.gradient_checkpointing_vae:
+            if not base["vae"]._supports_gradient_checkpointing:
+                vae = type(base["vae"]).__name__
+                raise ConfigError(f"model.gradient_checkpointing_vae: {vae} has no blocks for it; leave it off.")
             base["vae"].enable_gradient_checkpointing()
         self.words = PromptEncoder(base["tokenizer"], base["text_encoder"])
         self.model = PiSASR(self.unet, base["vae"], self.words)
@@ -135,11 +138,7 @@ class Trainer:
         score = build_score(settings, self._perceptual, self._distillation)
         batches = self._batches(settings, first)
         main = self.accelerator.is_main_process
-        if main:
-            order = [each.name for each in stages_of(self.config)]
-            self.loss_log.rewind(order, stage.name, first)
-            if self.validator:
-                self.validator.rows.rewind(order, stage.name, first)
+        self._rewind_logs(stage, first)
         self.trackers.start(stage.name, first)
         progress = Progress(stage.name, first, settings.steps, settings.batch_size, self.config.run.log_every, not main)
         with active(self.unet, stage.active), progress:
@@ -158,7 +157,7 @@ class Trainer:
                     guard.check(lambda: self._advice(stage))
                 if step % self.config.run.checkpoint_every == 0 or step == settings.steps or stop:
                     self._checkpoint(stage, step, parameters, optimizer, guard)
-                if self.validator and (step % self.validator.every == 0 or step == settings.steps):
+                if self._is_watched(stage, step):
                     self._validate(stage, step)
                 if stop and step < settings.steps:
                     raise Interrupted(f"stopped after {stage.name} step {step}; the same command continues", stop)
@@ -217,18 +216,17 @@ class Trainer:
     def restore(self, network: nn.Module, batch: dict[str, Any], settings: StageConfig) -> Restored:
         """The method on one batch of `Photos`, with every draw tied to its sample."""
         device, seeds = self.accelerator.device, [int(seed) for seed in batch["seed"]]
-        x_L, x_H = batch["x_L"].to(device), batch["x_H"].to(device)
+        x_L, x_H = (batch[name].to(device, non_blocking=True) for name in ("x_L", "x_H"))
         shape = (self.model.vae.config.latent_channels, *(side // self.model.factor for side in x_L.shape[2:]))
         heard = [
-            "" if torch.rand(1, generator=_generator(seed, "null text")) < self.config.data.null_text_ratio else caption
+            "" if torch.rand(1, generator=stream(seed, "null text")) < self.config.data.null_text_ratio else caption
             for seed, caption in zip(seeds, batch["caption"], strict=True)
         ]
         x_pred, z_H = restore(self.model, network, x_L, self.words(heard), draw(seeds, shape, "posterior").to(device))
         if settings.sharpen:
             x_H = sharpen(x_H, settings.sharpen)
         corners = [
-            tuple(torch.randint(settings.shift + 1, (2,), generator=_generator(seed, "window")).tolist())
-            for seed in seeds
+            tuple(torch.randint(settings.shift + 1, (2,), generator=stream(seed, "window")).tolist()) for seed in seeds
         ]
         return Restored(x_pred, x_H, z_H, batch["caption"], seeds, self.model.factor, settings.shift, corners)
 
@@ -257,7 +255,7 @@ class Trainer:
             unwanted = [settings.negative_prompt] * len(wanted)
             # A moved window has latents of its own; the gradient reaches z_H through the picture.
             z = self.model.encode(restored.window(restored.x_pred)) if restored.shift else restored.z_H
-            t = torch.cat([distill.draw_t(_generator(seed, "csd time")) for seed in restored.seeds])
+            t = torch.cat([distill.draw_t(stream(seed, "csd time")) for seed in restored.seeds])
             noise = draw(restored.seeds, z.shape[1:], "csd noise")
             return distill(z, teacher, self.words(wanted), self.words(unwanted), t.to(z.device), noise.to(z.device))
 
@@ -280,16 +278,20 @@ class Trainer:
             shares=self.shares,
             start=step * self.config.run.accumulation,
         )
-        return iter(DataLoader(self.photos, batch_sampler=sampler, num_workers=workers))
+        pin = self.accelerator.device.type == "cuda"
+        return iter(DataLoader(self.photos, batch_sampler=sampler, num_workers=workers, pin_memory=pin))
 
     def _gradients_travel(self, network: nn.Module, last: bool):
         """Processes exchange gradients once a step, with the last accumulated batch."""
         return nullcontext() if last else self.accelerator.no_sync(network)
 
     def _fill(self, name: str, path: str | Path) -> None:
-        if not Path(path).is_file():
-            raise CheckpointError(f"no {name} adapter at {path}; train that stage first, or name one in sem.init_from.")
-        adapter = load_adapter(path)
+        def read() -> Adapter:
+            if not Path(path).is_file():
+                raise CheckpointError(f"no {name} adapter at {path}; train that stage first, or set sem.init_from.")
+            return load_adapter(path)
+
+        adapter = self._from_main(read)
         wanted = {"pix": self.config.model.rank_pix, "sem": self.config.model.rank_sem}[name]
         if adapter.rank != wanted:
             raise CheckpointError(f"{path} has rank {adapter.rank}, the configuration says model.rank_{name}={wanted}.")
@@ -321,6 +323,8 @@ class Trainer:
             tensors |= {f"optimizer.{name}.{key}": t.detach().cpu() for name, t in moments.get(number, {}).items()}
         try:
             self.loss_log.sync()
+            if self.validator:
+                self.validator.rows.sync()
             self.checkpoints.save(Checkpoint(stage.name, step, tensors, state))
         except OSError as error:
             log.error("%s step %d could not be saved (%s); older checkpoints are whole", stage.name, step, error)
@@ -349,6 +353,19 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(found.state["scaler"])
         log.info("%s: continued at step %d", stage.name, found.step)
         return found.step
+
+    def _rewind_logs(self, stage: Stage, step: int) -> None:
+        """Rows of steps that are about to be taken again go; a look that a kill prevented is made up for."""
+        if not self.accelerator.is_main_process:
+            return
+        self.loss_log.rewind(KINDS, stage.name, step)
+        if self.validator and not self.validator.rows.rewind(KINDS, stage.name, step) and self._is_watched(stage, step):
+            with active(self.unet, stage.active):
+                self._validate(stage, step)
+
+    def _is_watched(self, stage: Stage, step: int) -> bool:
+        due = self.validator and step and (step % self.validator.every == 0 or step == stage.settings.steps)
+        return bool(due)
 
     def _validate(self, stage: Stage, step: int) -> None:
         """Look at the fixed pictures; the main process alone, and training can't tell."""
@@ -394,40 +411,6 @@ class Seen:
     failed: list[str] = field(default_factory=list)
 
 
-def freeze_in(part: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A part in low precision, frozen. Adapters on it stay as they are, and norms in float32, as autocast has them."""
-    part.requires_grad_(False)
-    norms = {id(p) for m in part.modules() if isinstance(m, nn.GroupNorm | nn.LayerNorm) for p in m.parameters()}
-    for name, parameter in part.named_parameters():
-        if id(parameter) not in norms and ".lora_" not in name:
-            parameter.data = parameter.data.to(dtype)
-    return part
-
-
-def restore(
-    model: PiSASR, network: nn.Module, x_L: Tensor, prompt_embeds: Tensor, posterior_noise: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The method with gradients through eps alone: x_L -> z_L -> eps -> z_H -> x_H'.
-
-    x_L [B, 3, H, W] in [-1, 1], posterior_noise like z_L. Returns (x_pred clamped to [-1, 1], z_H), both float32.
-    """
-    with torch.no_grad():
-        z_L = model.encode(x_L, "sample", noise=posterior_noise).float()
-    z_H = remove_residual(z_L, network(z_L, prompt_embeds).float())
-    return model.decode(z_H).float().clamp(-1, 1), z_H
-
-
-class Predictor(nn.Module):
-    """The UNet as the method calls it, in a module of its own so that DDP can wrap it."""
-
-    def __init__(self, unet: nn.Module):
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, z_L: Tensor, prompt_embeds: Tensor) -> Tensor:
-        return predict(self.unet, z_L, prompt_embeds)
-
-
 def learning_rate(settings, step: int) -> float:
     """Three cases: warming up, constant, falling along a cosine to zero at the last step."""
     if step <= settings.warmup_steps:
@@ -436,13 +419,3 @@ def learning_rate(settings, step: int) -> float:
         return settings.lr
     done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
     return settings.lr * (0.5 + 0.5 * math.cos(math.pi * done))
-
-
-def draw(seeds: list[int], shape: tuple[int, ...], purpose: str) -> Tensor:
-    """N(0, 1) [len(seeds), *shape], each sample from a generator of its own: process and batch size change nothing."""
-    return torch.stack([torch.randn(tuple(shape), generator=_generator(seed, purpose)) for seed in seeds])
-
-
-def _generator(seed: int, purpose: str) -> torch.Generator:
-    """A stream of chance per sample and purpose."""
-    return sample_generator(seed, zlib.crc32(purpose.encode()), 0)
