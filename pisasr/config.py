@@ -52,6 +52,7 @@ class DataConfig:
     caption: str = QUALITY_PROMPT  # for photos without a caption in PHOTO.txt or in the manifest
     null_text_ratio: float = 0.5  # how often the UNet sees no caption; distillation always sees it
     workers: int = 4
+    degrade_on: str = "workers"  # or "device": in batches where the model is; same plans, pixels within rounding
     keep_in_memory: bool = False  # decoded photos stay in memory: for a small set of tiles
 
 
@@ -267,6 +268,7 @@ def _check(config: TrainConfig) -> None:
     if config.run.mixed_precision == "False":  # YAML reads a bare `no` so
         config.run.mixed_precision = "no"
     allowed = {
+        "data.degrade_on": ("workers", "device"),
         "pix.lr_schedule": ("constant", "cosine"),
         "sem.lr_schedule": ("constant", "cosine"),
         "perceptual.net": ("vgg", "alex", "squeeze", "hed"),

@@ -200,6 +200,13 @@ def test_workers_change_nothing(run):
     assert [row["total"] for row in rows(alone)] == [row["total"] for row in rows(helped)]
 
 
+def test_the_device_degrades_as_the_workers_do(run):
+    one, other = (
+        rows(run(f"on {place}", "sem.steps=0", f"data.degrade_on={place}")) for place in ("workers", "device")
+    )
+    assert [row["l2"] for row in one] == pytest.approx([row["l2"] for row in other], rel=1e-3)
+
+
 def test_accumulation_equals_one_batch(run):
     whole, parts = run("whole", "sem.steps=0"), run("parts", "sem.steps=0", "run.accumulation=2")
     for one, other in zip(rows(whole), rows(parts), strict=True):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
-from pisasr.data.degradation import DegradationRecipe, degrade, sample_generator
+from pisasr.data.degradation import DegradationRecipe, Plan, carry_out, carry_out_one, draw_plan, sample_generator
 from pisasr.data.manifest import read_manifest
 from pisasr.data.sources import read_sidecar
 from pisasr.errors import PisasrError
@@ -118,7 +118,8 @@ class Photos(Dataset):
 
     A pair: {"x_H", "x_L": [3, crop_px, crop_px] in [-1, 1], "caption": str, "seed": int, "failed": str}. x_L is
     degraded to a quarter of the size and enlarged again by bicubic interpolation, as inference enlarges its input. The
-    seed is for whatever else is drawn for this sample.
+    seed is for whatever else is drawn for this sample. With `plan_only` the degradation is left to whoever has the
+    batch on a device (`degrade_batch`): x_H holds levels of 255 (uint8) and "plan" takes x_L's place.
 
     A photo that can't be used (unreadable, gone, too small) is replaced by another one, drawn for this key alone;
     "failed" tells `BadPhotos` so, as JSON {path: reason}, and is "" where all went well.
@@ -130,6 +131,7 @@ class Photos(Dataset):
     seed: int
     caption: str = ""  # for photos without one of their own
     keep_in_memory: bool = False
+    plan_only: bool = False
     captions: Mapping[Path, str] = field(default_factory=dict)  # from a manifest; PHOTO.txt goes before it
     _kept: dict[Path, Tensor] = field(default_factory=dict, repr=False)
 
@@ -141,13 +143,14 @@ class Photos(Dataset):
         path, pixels, failed = self._find_usable(epoch, index)
         generator = sample_generator(self.seed, epoch, index)
         x_H = random_crop(pixels, self.crop_px, generator)
-        x_L = degrade(x_H[None].float() / 255, self.recipe, generator)
-        x_L = torch.nn.functional.interpolate(x_L, size=x_H.shape[1:], mode="bicubic", antialias=True)
-        # "antialias" picks the kernel that Pillow, and so inference, enlarges with; its result is eight bits too.
-        x_L = (x_L.clamp(0, 1) * 255).round() / 255
+        plan = draw_plan(self.recipe, (self.crop_px, self.crop_px), generator)
+        if self.plan_only:
+            pictures = {"x_H": x_H, "plan": plan}
+        else:
+            x_L = enlarge(carry_out_one(x_H.float() / 255, plan)[None], self.crop_px)[0]
+            pictures = {"x_H": to_range(x_H), "x_L": x_L}
         return {
-            "x_H": x_H.float() / 127.5 - 1,
-            "x_L": x_L[0] * 2 - 1,
+            **pictures,
             "caption": read_sidecar(path) or self.captions.get(path) or self.caption,
             "seed": int(torch.randint(2**31, (), generator=generator)),
             "failed": json.dumps(failed) if failed else "",
@@ -179,6 +182,28 @@ class Photos(Dataset):
         if self.keep_in_memory:
             self._kept[path] = pixels
         return pixels
+
+
+def to_range(levels: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return levels.float() / 127.5 - 1
+
+
+def enlarge(x_L: Tensor, side: int) -> Tensor:
+    """x_L [B, 3, h, w] in [0, 1] at side x side, in [-1, 1]: bicubic as Pillow's, and eight bits, as in inference."""
+    x_L = torch.nn.functional.interpolate(x_L, size=(side, side), mode="bicubic", antialias=True)
+    return (x_L.clamp(0, 1) * 255).round() / 127.5 - 1
+
+
+def degrade_batch(levels: Tensor, plans: list[Plan]) -> tuple[Tensor, Tensor]:
+    """(x_L, x_H) [B, 3, H, H] in [-1, 1] on the device of `levels`, from what `Photos` with plan_only gave."""
+    return enlarge(carry_out(levels.float() / 255, plans), levels.shape[-1]), to_range(levels)
+
+
+def collate(samples: list[dict]) -> dict:
+    """Samples as a batch; plans stay a list."""
+    plans = {"plan": [sample.pop("plan") for sample in samples]} if "plan" in samples[0] else {}
+    return {**default_collate(samples), **plans}
 
 
 def random_crop(photo: Tensor, size: int, generator: torch.Generator) -> Tensor:

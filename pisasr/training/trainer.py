@@ -20,7 +20,16 @@ from pisasr.adapters import active, attach, load_into, parameters_of, train_only
 from pisasr.bases import load_base
 from pisasr.config import ConfigError, StageConfig, TrainConfig
 from pisasr.data.degradation import sample_generator
-from pisasr.data.photos import BadPhotos, KeyedBatches, Photos, choose_photos, count_captions, share_out
+from pisasr.data.photos import (
+    BadPhotos,
+    KeyedBatches,
+    Photos,
+    choose_photos,
+    collate,
+    count_captions,
+    degrade_batch,
+    share_out,
+)
 from pisasr.errors import CheckpointError
 from pisasr.model import ONE_STEP, PiSASR, predict
 from pisasr.text import PromptEncoder
@@ -76,6 +85,7 @@ def open_photos(config: TrainConfig) -> tuple[Photos, Shares]:
         seed=config.run.seed,
         caption=data.caption,
         keep_in_memory=data.keep_in_memory,
+        plan_only=data.degrade_on == "device",
         captions={photo.path: photo.caption for photo in chosen if photo.caption},
     )
     return photos, share_out(chosen, data.mix)
@@ -216,7 +226,11 @@ class Trainer:
     def restore(self, network: nn.Module, batch: dict[str, Any], settings: StageConfig) -> Restored:
         """The method on one batch of `Photos`, with every draw tied to its sample."""
         device, seeds = self.accelerator.device, [int(seed) for seed in batch["seed"]]
-        x_L, x_H = (batch[name].to(device, non_blocking=True) for name in ("x_L", "x_H"))
+        x_H = batch["x_H"].to(device, non_blocking=True)
+        if "plan" in batch:
+            x_L, x_H = degrade_batch(x_H, batch["plan"])
+        else:
+            x_L = batch["x_L"].to(device, non_blocking=True)
         shape = (self.model.vae.config.latent_channels, *(side // self.model.factor for side in x_L.shape[2:]))
         heard = [
             "" if torch.rand(1, generator=stream(seed, "null text")) < self.config.data.null_text_ratio else caption
@@ -279,7 +293,9 @@ class Trainer:
             start=step * self.config.run.accumulation,
         )
         pin = self.accelerator.device.type == "cuda"
-        return iter(DataLoader(self.photos, batch_sampler=sampler, num_workers=workers, pin_memory=pin))
+        return iter(
+            DataLoader(self.photos, batch_sampler=sampler, num_workers=workers, pin_memory=pin, collate_fn=collate)
+        )
 
     def _gradients_travel(self, network: nn.Module, last: bool):
         """Processes exchange gradients once a step, with the last accumulated batch."""
