@@ -176,7 +176,8 @@ def _merge(schema: type, path: str | Path, overrides: list[str]) -> Any:
             raise ConfigError(f"{path} holds no sections; wanted YAML like configs/pisasr.yaml.")
         if isinstance(degradation := given.get("degradation"), str):
             given.degradation = OmegaConf.load(Path(path).parent / degradation)
-        return OmegaConf.to_object(OmegaConf.merge(base, given, OmegaConf.from_dotlist(overrides)))
+        layers = [_one_as_list(layer, base) for layer in (given, OmegaConf.from_dotlist(overrides))]
+        return OmegaConf.to_object(OmegaConf.merge(base, *layers))
     except MissingMandatoryValue as error:
         key = getattr(error, "full_key", None) or str(error)
         raise ConfigError(f"{key} is not set; give it in {path} or as {key}=VALUE.") from error
@@ -188,6 +189,15 @@ def _merge(schema: type, path: str | Path, overrides: list[str]) -> Any:
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(f"{path} or an override is not readable as YAML ({reason}).") from error
+
+
+def _one_as_list(layer: Any, schema: Any) -> Any:
+    """Let `data.photos=FOLDER` mean `data.photos=[FOLDER]`: a lone text where a list of texts is wanted."""
+    for section, keys in {"data": ["photos"], "validation": ["photos", "pairs"], "tracking": ["trackers"]}.items():
+        for key in keys:
+            if section in schema and isinstance(OmegaConf.select(layer, f"{section}.{key}"), str):
+                layer[section][key] = [layer[section][key]]
+    return layer
 
 
 def _suggestion(key: str, base: Any) -> str:

@@ -74,3 +74,11 @@ def test_what_is_missing_is_named():
 def test_a_missing_file_is_named():
     with pytest.raises(ConfigError, match="nowhere.yaml is no file"):
         load_config("nowhere.yaml")
+
+
+def test_one_folder_needs_no_brackets(tmp_path):
+    config = load_config(CONFIGS / "smoke.yaml", ["data.photos=a folder", "run.output=b", "tracking.trackers=wandb"])
+    assert config.data.photos == ["a folder"] and config.tracking.trackers == ["wandb"]
+    file = tmp_path / "one.yaml"
+    file.write_text("data: {photos: x}\nrun: {output: y}\n")
+    assert load_config(file).data.photos == ["x"]
