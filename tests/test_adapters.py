@@ -83,8 +83,10 @@ def test_active_restores_adapters_and_flags_also_after_an_exception(dressed):
 @torch.no_grad()
 def test_each_set_gives_what_its_merged_weights_give(unet, pix, sem):
     base = predict(unet, Z, EMBEDS)
-    merged_sets = {names: adapters.merged(unet, [{"pix": pix, "sem": sem}[n] for n in names]) for names in
-                   (("pix",), ("sem",), ("pix", "sem"))}
+    merged_sets = {
+        names: adapters.merged(unet, [{"pix": pix, "sem": sem}[n] for n in names])
+        for names in (("pix",), ("sem",), ("pix", "sem"))
+    }
     assert torch.equal(predict(unet, Z, EMBEDS), base)
     for adapter in (pix, sem):
         adapters.attach(unet, adapter.name, adapter.rank, adapter.alpha)
