@@ -363,7 +363,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _print_plan(config: "TrainConfig") -> int:
-    """Every setting, and what a step would cost."""
+    """Every setting, and what a step would cost; by the first of several processes alone."""
+    if os.environ.get("RANK", "0") != "0":
+        return OK
     from pisasr.config import ConfigError, to_yaml
     from pisasr.training.estimate import estimate, render
 

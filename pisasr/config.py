@@ -297,11 +297,22 @@ def _check(config: TrainConfig) -> None:
     if config.data.mix and not (all(0 <= w < inf for w in config.data.mix.values()) and any(config.data.mix.values())):
         raise ConfigError(f"data.mix is {config.data.mix}; wanted weights from 0 up, and not all 0.")
     _check_validation(config.validation)
+    if config.data.crop_px % 8:
+        raise ConfigError(
+            f"data.crop_px is {config.data.crop_px}; wanted a multiple of 8, the side of a latent's cell."
+        )
+    if not (config.pix.steps or config.sem.steps):
+        raise ConfigError("pix.steps and sem.steps are 0: nothing to train; give one of them steps.")
     for name in ("pix", "sem"):
-        shift = getattr(config, name).shift
-        if shift % 8 or shift >= config.data.crop_px:
-            raise ConfigError(
-                f"{name}.shift is {shift}; wanted a multiple of 8 below data.crop_px={config.data.crop_px}."
-            )
-        if getattr(config, name).batch_size % config.run.accumulation:
-            raise ConfigError(f"{name}.batch_size must be a multiple of run.accumulation={config.run.accumulation}.")
+        _check_stage(name, getattr(config, name), config)
+
+
+def _check_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
+    if stage.steps and not (stage.weight_l2 or stage.weight_lpips or stage.weight_csd):
+        raise ConfigError(f"{name} has no loss; give {name}.weight_l2, or another, a weight, or set {name}.steps=0.")
+    if stage.shift % 8 or stage.shift >= config.data.crop_px:
+        raise ConfigError(
+            f"{name}.shift is {stage.shift}; wanted a multiple of 8 below data.crop_px={config.data.crop_px}."
+        )
+    if stage.batch_size % config.run.accumulation:
+        raise ConfigError(f"{name}.batch_size must be a multiple of run.accumulation={config.run.accumulation}.")

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pisasr.errors import ImageError
+from pisasr.files import temporary_name
 
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 MAX_PIXELS = 64_000_000  # of an input, before it is decoded
@@ -395,11 +395,6 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def temporary_name(path: Path) -> Path:
-    """Where `path` is written before it is renamed: beside it, short (a name has 255 bytes at most), with its owner."""
-    return path.with_name(f".pisasr-{os.getpid()}-{crc32(os.fsencode(path.name)):08x}.tmp")
 
 
 def _options_for(image: Image.Image, path: Path) -> tuple[str, dict]:

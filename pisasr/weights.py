@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pisasr.errors import CheckpointError
+from pisasr.files import write_whole
 
 FORMAT, VERSION = "pisasr-adapter", 1
 PUBLISHED_ALPHA = 8.0  # peft's default of the time; the published file does not hold it
@@ -71,12 +72,7 @@ def save_adapter(path: str | os.PathLike, adapter: Adapter, dtype: torch.dtype =
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(in_order(save(tensors, metadata)))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, in_order(save(tensors, metadata)))
 
 
 def in_order(content: bytes) -> bytes:

@@ -22,13 +22,16 @@ def main(argv: list[str] | None = None) -> int:
     if not losses:
         print(f"{args.run / 'log.jsonl'} has no rows; name the folder that run.output named", file=sys.stderr)
         return 1
-    draw(losses, read_rows(args.run / "validation.jsonl"), args.smooth, args.output)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    draw(losses, read_rows(args.run / "validation.jsonl"), max(1, args.smooth), args.output)
     print(args.output)
     return 0
 
 
 def read_rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """The whole rows of a log; a kill may have left half of one at the end."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def draw(losses: list[dict], scores: list[dict], smooth: int, output: Path) -> None:

@@ -70,8 +70,9 @@ def positive(text: str) -> int:
 
 def prepare(args: argparse.Namespace) -> int:
     """Find, measure, select, write."""
-    from pisasr.data.manifest import Journal, write_rows, write_text
+    from pisasr.data.manifest import Journal, write_rows
     from pisasr.data.prepare import count_reasons, manifest_row, measure_photos, select
+    from pisasr.files import write_whole
 
     found, left_out, licences = search(args)
     check_output(args.output)
@@ -85,7 +86,7 @@ def prepare(args: argparse.Namespace) -> int:
     write_rows(args.output / MANIFEST, kept)
     reasons = count_reasons(dropped)
     summary = summarise(args, found, kept, reasons, left_out, metric)
-    write_text(args.output / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_whole(args.output / "summary.json", json.dumps(summary, indent=2) + "\n")
     for row in dropped:
         if row["reason"].startswith("unreadable"):
             print(f"{shown(row['path'])}: {shown(row['reason'])}", file=sys.stderr)

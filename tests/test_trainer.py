@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,14 @@ from safetensors.torch import load_file
 from pisasr.adapters import active, attach, load_into, parameters_of, train_only
 from pisasr.bases import load_base
 from pisasr.config import ConfigError, StageConfig, load_config
-from pisasr.errors import CheckpointError
+from pisasr.errors import CheckpointError, ModelError
 from pisasr.model import PiSASR, predict
 from pisasr.text import PromptEncoder
 from pisasr.training import checkpoints, stages, trainer
 from pisasr.training.checkpoints import Checkpoints, read_checkpoint
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.guard import TrainingDiverged
+from pisasr.training.identity import lock
 from pisasr.training.method import Predictor, restore
 from pisasr.training.stages import Restored, build_score
 from pisasr.training.trainer import learning_rate, train
@@ -162,6 +164,14 @@ def test_too_many_of_them_end_the_run_with_a_whole_checkpoint(run, monkeypatch, 
     )
 
 
+def test_no_checkpoint_is_taken_in_a_bad_streak(run, monkeypatch, tmp_path):
+    """Or the weights that led into it would push out those that did not."""
+    poison(monkeypatch, "pix", {4, 5, 6})
+    with pytest.raises(TrainingDiverged, match="pix-00000003 is whole"):
+        run("a", "pix.steps=9", "run.max_bad_steps=3", "run.keep_checkpoints=1")
+    assert [place.name for place in (tmp_path / "a" / "checkpoints").iterdir()] == ["pix-00000003"]
+
+
 def test_a_full_disk_ends_no_training(run, monkeypatch, caplog):
     whole = run("whole")
 
@@ -296,6 +306,100 @@ def test_the_semantic_stage_starts_from_any_pixel_adapter(run):
     pix = run("a", "sem.steps=0") / "adapters" / "pix.safetensors"
     output = run("b", "pix.steps=0", f"sem.init_from={pix}")
     assert (output / "adapters" / "sem.safetensors").is_file()
+
+
+def test_the_pixel_adapter_from_elsewhere_comes_along(run):
+    """The semantic adapter is nothing without it."""
+    pix = run("a", "sem.steps=0") / "adapters" / "pix.safetensors"
+    output = run("b", "pix.steps=0", f"sem.init_from={pix}")
+    assert (output / "adapters" / "pix.safetensors").read_bytes() == pix.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.alpha=16.0"], "alpha 8.0, wanted 16.0"),
+        (["model.rank_pix=8"], "rank 4, wanted 8"),
+        (["sem.init_from={sem}"], "kind sem, wanted pix"),
+        (["sem.init_from=nowhere"], "no pix adapter at nowhere"),
+    ],
+)
+def test_a_stage_stands_only_on_what_the_configuration_describes(run, monkeypatch, overrides, message):
+    folder = run("a") / "adapters"
+    monkeypatch.setattr(trainer, "load_base", lambda _: pytest.fail("a model was loaded"))
+    words = [
+        f"sem.init_from={folder / 'pix.safetensors'}",
+        *(o.format(sem=folder / "sem.safetensors") for o in overrides),
+    ]
+    with pytest.raises(CheckpointError, match=message):
+        run("b", "pix.steps=5", *words)
+
+
+def test_a_stage_whose_ground_was_changed_is_void(run):
+    other = run("other", "sem.steps=0", "run.seed=5") / "adapters" / "pix.safetensors"
+    output = run("a")
+    (output / "adapters" / "pix.safetensors").write_bytes(other.read_bytes())
+    with pytest.raises(CheckpointError, match="sem was trained upon another pix adapter"):
+        run("a")
+
+
+def test_two_runs_do_not_share_a_folder(run, tmp_path):
+    (tmp_path / "a").mkdir()
+    held = lock(tmp_path / "a")
+    with pytest.raises(ConfigError, match="another process trains into"):
+        run("a")
+    held.close()
+    run("a", "sem.steps=0")
+
+
+def test_a_changed_caption_is_another_data_set(run, tmp_path):
+    run("a", "sem.steps=0")
+    (tmp_path / "photos" / "0.txt").write_text("a field")
+    with pytest.raises(ConfigError, match="photos: 3 photos"):
+        run("a", "sem.steps=0")
+
+
+def test_a_finished_run_keeps_saying_what_it_was(run):
+    output = run("a", "sem.steps=0")
+    before = (output / "config.yaml").read_bytes(), (output / "run.json").read_bytes()
+    run("a", "sem.steps=0", "pix.lr=0.5", allow_change=True)
+    assert before == ((output / "config.yaml").read_bytes(), (output / "run.json").read_bytes())
+
+
+def test_a_broken_run_file_is_named(run):
+    output = run("a", "sem.steps=0")
+    (output / "run.json").write_text("")
+    with pytest.raises(ConfigError, match=r"run.json is broken.*delete it"):
+        run("a", "sem.steps=0")
+
+
+def test_a_backbone_that_cannot_be_had_is_told_before_the_first_step(run, tmp_path):
+    with pytest.raises(ModelError, match=r"perceptual.weights is nowhere.h5"):
+        run("a", "sem.weight_lpips=1", "perceptual.net=hed", "perceptual.weights=nowhere.h5")
+    assert not (tmp_path / "a" / "log.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_a_killed_launcher_lets_the_step_be_saved(run, tmp_path):
+    """accelerate's launcher of one process passes no signal on."""
+    script = Path(__file__).parents[1] / "scripts" / "train.py"
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(script), "--config", str(tmp_path / "tiny.yaml")]
+    command += [f"run.output={tmp_path / 'a'}", "pix.steps=100000", "run.checkpoint_every=100000"]
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as launcher:
+        wait_until(lambda: (tmp_path / "a" / "log.jsonl").is_file())
+        launcher.terminate()
+    wait_until(lambda: list((tmp_path / "a" / "checkpoints").glob("pix-*")))
+    taken = len(rows(tmp_path / "a"))
+    time.sleep(2)
+    assert len(rows(tmp_path / "a")) == taken, "it trains on"
+
+
+def wait_until(there, seconds=60):
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_learning_rate_warms_up_stays_and_falls():

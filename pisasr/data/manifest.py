@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pisasr.errors import PisasrError
-from pisasr.images import temporary_name
+from pisasr.files import write_whole
 
 
 class ManifestError(PisasrError):
@@ -43,22 +43,9 @@ def read_manifest(path: Path) -> list[dict]:
     return rows
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that `path` holds all of it or what it held before."""
-    temporary = temporary_name(path)
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_rows(path: Path, rows: Iterable[dict]) -> None:
     """Write JSON Lines, all or nothing."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 class Journal:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +14,7 @@ from pathlib import Path
 from pisasr.evaluation.folders import Example, read_picture
 from pisasr.evaluation.metrics import METRICS, PSNR_CEILING
 from pisasr.evaluation.scorers import Scorer
+from pisasr.files import write_whole
 
 Row = dict[str, str | float]
 
@@ -135,15 +135,9 @@ def write_report(folder: Path, rows: list[Row], summary: dict) -> None:
     writer = csv.DictWriter(text, ["method", "name", *metrics], restval="n/a", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write_whole(folder / "per_image.csv", text.getvalue())
-    _write_whole(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    _write_whole(folder / "table.md", render_table(summary))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(folder / "per_image.csv", text.getvalue())
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(folder / "table.md", render_table(summary))
 
 
 def _versions() -> dict[str, str]:

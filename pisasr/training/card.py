@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pisasr.config import TrainConfig, to_yaml
-from pisasr.images import temporary_name
+from pisasr.files import write_whole
 
 LOSSES = {"l2": "weight_l2", "perceptual": "weight_lpips", "distillation": "weight_csd", "lattice": "weight_lattice"}
 
@@ -19,10 +19,7 @@ def write_card(output: Path, config: TrainConfig) -> None:
             stages.append(f"| {name} | {settings.steps} | {batch} | {', '.join(losses)} | {settings.lr:g} |")
     text = CARD.format(base=config.model.pretrained_model or "pisasr's embedded base", stages="\n".join(stages),
                        config=to_yaml(config).strip())  # fmt: skip
-    place = output / "adapters" / "README.md"
-    unfinished = temporary_name(place)
-    unfinished.write_text(text)
-    unfinished.replace(place)
+    write_whole(output / "adapters" / "README.md", text)
 
 
 CARD = """---

@@ -22,6 +22,8 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
+from pisasr.files import write_through
+
 log = logging.getLogger(__name__)
 
 TENSORS, STATE, MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -88,7 +90,7 @@ class Checkpoints:
             try:
                 return read_checkpoint(place)
             except Broken as fault:
-                log.warning("%s is broken (%s); the one before it is taken", place, fault)
+                log.warning("%s is broken (%s) and is passed over", place, fault)
         return None
 
     def _places(self, stage: str) -> list[Path]:
@@ -117,14 +119,6 @@ def read_checkpoint(place: Path) -> Checkpoint:
 
 def as_json(content: dict) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
-
-
-def write_through(path: Path, content: bytes) -> None:
-    """Write and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:

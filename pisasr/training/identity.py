@@ -5,49 +5,73 @@ import os
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pisasr.config import ConfigError, TrainConfig, to_yaml
 from pisasr.data.photos import Photos
+from pisasr.data.sources import read_sidecar
+from pisasr.files import write_whole
 
 # What no trained byte depends on. The photos are compared themselves, so that their folder may move.
 MAY_CHANGE = (
     *("run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.output"),
     *("data.workers", "data.keep_in_memory", "data.photos", "validation.", "tracking."),
 )
-RUN = "run.json"
+RUN, LOCK = "run.json", ".lock"
 
 
-def identity_of(config: TrainConfig, photos: Photos, processes: int) -> dict[str, Any]:
+def identity_of(config: TrainConfig, photos: Photos, shares: list, processes: int) -> dict[str, Any]:
     """Whatever the trained bytes depend on: settings as "section.key", the photos, the number of processes."""
     settings = {key: value for key, value in flatten(asdict(config)).items() if not key.startswith(MAY_CHANGE)}
-    return {**settings, "photos": fingerprint(photos.photos), "processes": processes}
+    identity = {**settings, "photos": fingerprint(photos, shares), "processes": processes}
+    return json.loads(json.dumps(identity))  # as it comes back from a file: lists for tuples
 
 
-def fingerprint(photos: list[Path]) -> str:
-    """Names and sizes in their order: another set, or another order, is another training."""
-    lines = [f"{path.name} {path.stat().st_size if path.is_file() else 'gone'}" for path in photos]
-    return f"{len(photos)} photos, {sha256(os.fsencode(chr(10).join(lines))).hexdigest()[:16]}"
+def fingerprint(photos: Photos, shares: list) -> str:
+    """Names, sizes, captions, order and sources: whatever of the set can differ, short of reading every photo."""
+    digest = sha256(json.dumps(shares).encode())
+    for path in photos.photos:
+        size = path.stat().st_size if path.is_file() else "gone"
+        caption = read_sidecar(path) or photos.captions.get(path, "")
+        digest.update(os.fsencode(f"{path.name} {size} {caption}\n"))
+    return f"{len(photos)} photos, {digest.hexdigest()[:16]}"
 
 
-def claim(output: Path, config: TrainConfig, identity: dict[str, Any], allow_change: bool = False) -> None:
-    """Take the output folder: a new run writes what it is there, a continued one must be the same.
-
-    Raises ConfigError with every difference, unless they are allowed.
-    """
-    (output / "adapters").mkdir(parents=True, exist_ok=True)
+def check_identity(output: Path, identity: dict[str, Any]) -> None:
+    """ConfigError with every difference, if the folder holds a run that is another one. Writes nothing."""
     file = output / RUN
-    identity = json.loads(json.dumps(identity))  # as it comes back: lists for tuples
-    if file.is_file():
-        before = json.loads(file.read_text())
-        changed = [key for key in {**identity, **before} if before.get(key) != identity.get(key)]
-        if changed and not allow_change:
-            listed = "; ".join(f"{key}: {before.get(key)} -> {identity.get(key)}" for key in changed)
-            raise ConfigError(
-                f"{output} holds a run that differs ({listed}); choose another run.output, or add --allow_change."
-            )
-    file.write_text(json.dumps(identity, indent=1) + "\n")
-    (output / "config.yaml").write_text(to_yaml(config))
+    if not file.is_file():
+        return
+    try:
+        before = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError):
+        raise ConfigError(f"{file} is broken, so nobody can tell what run this is; delete it to go on.") from None
+    if changed := [key for key in {**identity, **before} if before.get(key) != identity.get(key)]:
+        listed = "; ".join(f"{key}: {before.get(key)} -> {identity.get(key)}" for key in changed)
+        raise ConfigError(
+            f"{output} holds a run that differs ({listed}); choose another run.output, or add --allow_change."
+        )
+
+
+def write_identity(output: Path, config: TrainConfig, identity: dict[str, Any]) -> None:
+    """Say what is being trained here: run.json for `check_identity`, config.yaml for people."""
+    write_whole(output / RUN, json.dumps(identity, indent=1) + "\n")
+    write_whole(output / "config.yaml", to_yaml(config))
+
+
+def lock(output: Path) -> IO:
+    """Keep other runs out of the folder while this process lives (or the file returned is open)."""
+    (output / "adapters").mkdir(parents=True, exist_ok=True)
+    file = (output / LOCK).open("w")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has no flock
+        pass
+    except BlockingIOError:
+        raise ConfigError(f"another process trains into {output}; wait for it, or choose another run.output.") from None
+    return file
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from pisasr.text import PromptEncoder
 from pisasr.training.card import write_card
 from pisasr.training.checkpoints import Checkpoint, Checkpoints
 from pisasr.training.csd import ClassifierScoreDistillation
-from pisasr.training.guard import Interrupted, NonFiniteGuard, StopRequests, record_skipped
-from pisasr.training.identity import claim, identity_of
+from pisasr.training.guard import Interrupted, NonFiniteGuard, StopRequests, record_skipped, stop_with_launcher
+from pisasr.training.identity import check_identity, identity_of, lock, write_identity
 from pisasr.training.losses import Perceptual, build_perceptual, sharpen
 from pisasr.training.method import LOW_PRECISION, Predictor, draw, freeze_in, restore, stream
 from pisasr.training.stages import Restored, Score, Stage, build_score, stages_of
@@ -57,19 +58,30 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
     with the list of what differs; allow_change goes on all the same. Raises Interrupted after SIGTERM or SIGUSR1, once
     the step is finished and saved.
     """
+    stop_with_launcher()
     accelerator = Accelerator(mixed_precision=config.run.mixed_precision, **tracking_options(config))
+    main, output = accelerator.is_main_process, Path(config.run.output)
     photos, shares = open_photos(config)
-    if accelerator.is_main_process:
-        claim(Path(config.run.output), config, identity_of(config, photos, accelerator.num_processes), allow_change)
+    identity = identity_of(config, photos, shares, accelerator.num_processes)
+    for stage in stages_of(config):
+        share_of_batch(stage, config, accelerator.num_processes)
+        if main and stage.settings.init_from:
+            check_adapter(Path(stage.settings.init_from), "pix", config)
+    validator = Validator.build(config) if main else None
+    held = lock(output) if main else None  # as long as this function runs
+    if main and not allow_change:
+        check_identity(output, identity)
     accelerator.wait_for_everyone()
-    validator = Validator.build(config) if accelerator.is_main_process else None
-    trainer = Trainer(config, accelerator, photos, shares, validator)
+    trainer = Trainer(config, accelerator, photos, shares, identity, validator)
     try:
         with StopRequests() as asked:
             for stage in stages_of(config):
                 trainer.run(stage, asked)
     finally:
         trainer.trackers.finish()
+        if held:
+            held.close()
+    log.info("adapters are in %s", output / "adapters")
 
 
 def open_photos(config: TrainConfig) -> tuple[Photos, Shares]:
@@ -100,10 +112,11 @@ class Trainer:
         accelerator: Accelerator,
         photos: Photos,
         shares: Shares,
+        identity: dict[str, Any],
         validator: Validator | None = None,
     ):
         self.config, self.accelerator, self.photos, self.shares = config, accelerator, photos, shares
-        self.validator = validator
+        self.identity, self.validator = identity, validator
         self._built_perceptual: Perceptual | None = None
         self.bad_photos = BadPhotos(len(photos), config.data.max_bad_fraction)
         self.output = Path(config.run.output)
@@ -124,6 +137,8 @@ class Trainer:
                 vae = type(base["vae"]).__name__
                 raise ConfigError(f"model.gradient_checkpointing_vae: {vae} has no blocks for it; leave it off.")
             base["vae"].enable_gradient_checkpointing()
+        if any(stage.settings.weight_lpips for stage in stages_of(config)):
+            self._perceptual()  # a backbone that can't be had is told now, and not when PIX is done
         self.words = PromptEncoder(base["tokenizer"], base["text_encoder"])
         self.model = PiSASR(self.unet, base["vae"], self.words)
 
@@ -131,22 +146,24 @@ class Trainer:
         """Train one stage from its last checkpoint, or from the start, and write its adapter."""
         settings = stage.settings
         found = self._from_main(lambda: self.checkpoints.newest(stage.name))
-        if self._from_main(self.adapter_file(stage.name).is_file) and (found is None or found.step >= settings.steps):
+        done = self._from_main(self.adapter_file(stage.name).is_file) and (not found or found.step >= settings.steps)
+        if found:
+            self._check_ground(stage, found)
+        if done:
             log.info("%s: %s is there, nothing to do", stage.name, self.adapter_file(stage.name))
             return
-        for name in stage.stands_on:
-            self._fill(name, settings.init_from or self.adapter_file(name))
-        if stage.active == (stage.learns,) and settings.init_from:
-            self._fill(stage.learns, settings.init_from)
+        self._fill_what_is_there(stage)
         train_only(self.unet, stage.learns)
         parameters = parameters_of(self.unet, stage.learns)
         optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
         guard = NonFiniteGuard(self.config.run.max_bad_steps)
         first = self._take_up(found, stage, parameters, optimizer, guard)
+        if self.accelerator.is_main_process:
+            write_identity(self.output, self.config, self.identity)
         # Prepared after freezing: a DDP wrapper averages only what learned when it was made.
         network, optimizer = self.accelerator.prepare(Predictor(self.unet), optimizer)
         score = build_score(settings, self._perceptual, self._distillation)
-        batches = self._batches(settings, first)
+        batches = self._batches(stage, first)
         main = self.accelerator.is_main_process
         self._rewind_logs(stage, first)
         self.trackers.start(stage.name, first)
@@ -165,7 +182,8 @@ class Trainer:
                 if not taken:
                     self._record_skipped(stage, step, values, seen)
                     guard.check(lambda: self._advice(stage))
-                if step % self.config.run.checkpoint_every == 0 or step == settings.steps or stop:
+                due = step % self.config.run.checkpoint_every == 0 or stop
+                if step == settings.steps or (due and not guard.in_a_row):  # the last good one outlives a bad streak
                     self._checkpoint(stage, step, parameters, optimizer, guard)
                 if self._is_watched(stage, step):
                     self._validate(stage, step)
@@ -275,17 +293,11 @@ class Trainer:
 
         return loss
 
-    def _batches(self, settings, step: int) -> Iterator[dict[str, Any]]:
+    def _batches(self, stage: Stage, step: int) -> Iterator[dict[str, Any]]:
         world, workers = self.accelerator.num_processes, self.config.data.workers
-        share, rest = divmod(settings.batch_size, world * self.config.run.accumulation)
-        if rest:
-            raise ConfigError(
-                f"batch_size={settings.batch_size} does not divide among {world} processes with "
-                f"run.accumulation={self.config.run.accumulation}; choose a multiple of their product."
-            )
         sampler = KeyedBatches(
             length=len(self.photos),
-            batch_size=share,
+            batch_size=share_of_batch(stage, self.config, world),
             seed=self.config.run.seed,
             rank=self.accelerator.process_index,
             world=world,
@@ -301,17 +313,31 @@ class Trainer:
         """Processes exchange gradients once a step, with the last accumulated batch."""
         return nullcontext() if last else self.accelerator.no_sync(network)
 
-    def _fill(self, name: str, path: str | Path) -> None:
-        def read() -> Adapter:
-            if not Path(path).is_file():
-                raise CheckpointError(f"no {name} adapter at {path}; train that stage first, or set sem.init_from.")
-            return load_adapter(path)
+    def _ground(self, stage: Stage) -> dict[str, Path]:
+        """The files of the adapters that a stage builds upon."""
+        return {name: Path(stage.settings.init_from or self.adapter_file(name)) for name in stage.stands_on}
 
-        adapter = self._from_main(read)
-        wanted = {"pix": self.config.model.rank_pix, "sem": self.config.model.rank_sem}[name]
-        if adapter.rank != wanted:
-            raise CheckpointError(f"{path} has rank {adapter.rank}, the configuration says model.rank_{name}={wanted}.")
-        load_into(self.unet, name, adapter.tensors)
+    def _fill_what_is_there(self, stage: Stage) -> None:
+        """Load what the stage stands on or starts from; an adapter from elsewhere is kept beside the new one."""
+        sources = self._ground(stage)
+        if not stage.stands_on and stage.settings.init_from:
+            sources = {stage.learns: Path(stage.settings.init_from)}
+        for name, path in sources.items():
+            adapter = self._from_main(lambda name=name, path=path: check_adapter(path, name, self.config))
+            check_base_of(adapter, path, base_facts(self.unet.config))
+            load_into(self.unet, name, adapter.tensors)
+            if self.accelerator.is_main_process and name in stage.stands_on and not self.adapter_file(name).is_file():
+                save_adapter(self.adapter_file(name), adapter)
+
+    def _check_ground(self, stage: Stage, found: Checkpoint) -> None:
+        """What a stage was trained upon must still be there: it stays as it is, to the byte, or the stage is void."""
+        for name, path in self._ground(stage).items():
+            now = self._from_main(lambda path=path: digest_of(path))
+            if found.state["ground"].get(name) != now:
+                raise CheckpointError(
+                    f"{stage.name} was trained upon another {name} adapter than {path}; put that one back, or delete "
+                    f"{self.checkpoints.folder}/{stage.name}-* and {self.adapter_file(stage.name)} to train it again."
+                )
 
     def _adapter(self, name: str) -> Adapter:
         rank = {"pix": self.config.model.rank_pix, "sem": self.config.model.rank_sem}[name]
@@ -329,6 +355,7 @@ class Trainer:
             return
         scaler = self.accelerator.scaler
         state = {
+            "ground": {name: digest_of(path) for name, path in self._ground(stage).items()},
             "guard": guard.state(),
             "bad_photos": sorted(self.bad_photos.paths),
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -417,6 +444,41 @@ class Trainer:
             self.loss_log.append(row if taken else {**row, "skipped": True})
         speed = progress.step(step, values)
         self.trackers.log(stage.name, step, {**values, **speed})
+
+
+def share_of_batch(stage: Stage, config: TrainConfig, processes: int) -> int:
+    """Pictures that one process sees at a time. ConfigError where the batch can't be shared evenly."""
+    share, rest = divmod(stage.settings.batch_size, processes * config.run.accumulation)
+    if rest:
+        raise ConfigError(
+            f"{stage.name}.batch_size={stage.settings.batch_size} does not divide among {processes} processes with "
+            f"run.accumulation={config.run.accumulation}; choose a multiple of their product."
+        )
+    return share
+
+
+def check_adapter(path: Path, name: str, config: TrainConfig) -> Adapter:
+    """Read an adapter that training is to build upon. CheckpointError unless it is the one that config describes."""
+    if not path.is_file():
+        raise CheckpointError(f"no {name} adapter at {path}; train that stage first, or set sem.init_from.")
+    adapter = load_adapter(path)
+    rank = {"pix": config.model.rank_pix, "sem": config.model.rank_sem}[name]
+    wanted = {"kind": name, "rank": rank, "alpha": config.model.alpha, "timestep": ONE_STEP}
+    there = {"kind": adapter.name, "rank": adapter.rank, "alpha": adapter.alpha, "timestep": adapter.timestep}
+    if wrong := [key for key in wanted if wanted[key] != there[key]]:
+        told = ", ".join(f"{key} {there[key]}, wanted {wanted[key]}" for key in wrong)
+        raise CheckpointError(f"{path} is another adapter than the configuration describes: {told}.")
+    return adapter
+
+
+def check_base_of(adapter: Adapter, path: Path, base: dict[str, Any]) -> None:
+    if adapter.base and adapter.base != base:
+        raise CheckpointError(f"{path} was trained on another base ({adapter.base}) than this one ({base}).")
+
+
+def digest_of(path: Path) -> str | None:
+    """SHA-256 of a file; None if there is none."""
+    return sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 @dataclass
