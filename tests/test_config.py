@@ -54,6 +54,10 @@ def test_the_command_line_has_the_last_word():
         ("data.photos=[a", "not readable as YAML"),
         ("run.accumulation=5", "multiple of run.accumulation"),
         ("seed", "section.key=value"),
+        ("data.crop_px=98", "multiple of 8"),
+        ("pix.weight_l2=0", "pix has no loss"),
+        ("sem.shift=512", "below data.crop_px=512"),
+        ("data.degrade_on=gpu", "workers, device"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(override, message):
@@ -82,3 +86,8 @@ def test_one_folder_needs_no_brackets(tmp_path):
     file = tmp_path / "one.yaml"
     file.write_text("data: {photos: x}\nrun: {output: y}\n")
     assert load_config(file).data.photos == ["x"]
+
+
+def test_no_steps_at_all_are_no_training():
+    with pytest.raises(ConfigError, match="nothing to train"):
+        load_config(CONFIGS / "pisasr.yaml", [*NEEDED, "pix.steps=0", "sem.steps=0"])
