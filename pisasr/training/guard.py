@@ -31,7 +31,8 @@ class Interrupted(PisasrError):
 class StopRequests:
     """Remembers that a signal asked to stop, so that a step can be finished and saved first.
 
-    A context: outside of it, and from the second signal on, the signals do what they did before.
+    A context: outside of it the signals do what they did before. A second one changes nothing: schedulers tell every
+    process, and launchers pass on what they are told. Ctrl-C and SIGKILL still end the run at once.
     """
 
     def __init__(self) -> None:
@@ -43,16 +44,11 @@ class StopRequests:
         return self
 
     def __exit__(self, *_) -> None:
-        self._restore()
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before = {}
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.number = self.number or number
 
 
 def stop_with_launcher() -> None:
