@@ -163,7 +163,7 @@ def write_png(picture: "Image.Image", path: Path) -> dict:
 
 
 def write_manifest(args: argparse.Namespace, recipe: "DegradationRecipe", entries: list[dict]) -> None:
-    from pisasr.data.manifest import write_text
+    from pisasr.files import write_whole
 
     args.output.mkdir(parents=True, exist_ok=True)
     versions = {package: version(package) for package in ("torch", "pillow")}
@@ -174,7 +174,7 @@ def write_manifest(args: argparse.Namespace, recipe: "DegradationRecipe", entrie
         "versions": versions,
         "pictures": entries,
     }
-    write_text(args.output / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    write_whole(args.output / "manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
 def report_differences(args: argparse.Namespace) -> int:

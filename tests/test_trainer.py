@@ -23,7 +23,6 @@ from pisasr.training import checkpoints, stages, trainer
 from pisasr.training.checkpoints import Checkpoints, read_checkpoint
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.guard import TrainingDiverged
-from pisasr.training.identity import lock
 from pisasr.training.method import Predictor, restore
 from pisasr.training.stages import Restored, build_score
 from pisasr.training.trainer import learning_rate, train
@@ -344,11 +343,15 @@ def test_a_stage_whose_ground_was_changed_is_void(run):
 
 
 def test_two_runs_do_not_share_a_folder(run, tmp_path):
-    (tmp_path / "a").mkdir()
-    held = lock(tmp_path / "a")
-    with pytest.raises(ConfigError, match="another process trains into"):
-        run("a")
-    held.close()
+    code = "import sys, pathlib; from pisasr.training.identity import lock; "
+    code += f"held = lock(pathlib.Path({str(tmp_path / 'a')!r})); print('held', flush=True); sys.stdin.read()"
+    other = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        other, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    ) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="another process trains into"):
+            run("a")
     run("a", "sem.steps=0")
 
 

@@ -60,16 +60,19 @@ def write_identity(output: Path, config: TrainConfig, identity: dict[str, Any]) 
 
 
 def lock(output: Path) -> IO:
-    """Keep other runs out of the folder while this process lives (or the file returned is open)."""
+    """Keep other runs out of the folder while this process lives (or the file returned is open).
+
+    A record lock, because the processes that load photos would inherit the other kind and outlive a killed run with it.
+    """
     (output / "adapters").mkdir(parents=True, exist_ok=True)
     file = (output / LOCK).open("w")
     try:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows has no flock
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has no such locks
         pass
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         raise ConfigError(f"another process trains into {output}; wait for it, or choose another run.output.") from None
     return file
 
