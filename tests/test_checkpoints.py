@@ -58,6 +58,13 @@ def test_a_broken_one_is_named_and_passed_over(kept, caplog, damage):
     assert kept.newest("pix").step == 6
 
 
+def test_one_that_lacks_what_a_run_needs_is_passed_over(kept, caplog):
+    kept.save(Checkpoint("pix", 8, {"adapter.a": torch.zeros(3)}, {}))
+    assert kept.newest("pix").step == 8
+    assert Checkpoints(kept.folder, 2, wanted=("guard",)).newest("pix").step == 6
+    assert "says nothing of guard" in caplog.text
+
+
 @pytest.mark.parametrize("number", range(3))
 def test_a_full_disk_leaves_the_others_whole(kept, monkeypatch, number):
     write, calls = checkpoints.write_through, []

@@ -49,10 +49,11 @@ class Broken(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run; the newest `keep` of each stage stay."""
+    """The checkpoints of one run; the newest `keep` of each stage stay. Without one of the `wanted` keys in its state,
+    a checkpoint counts as broken: another version wrote it, or a person did."""
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, wanted: tuple[str, ...] = ()):
+        self.folder, self.keep, self.wanted = folder, keep, wanted
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write one, then remove those that it makes superfluous. OSError leaves the others as they were."""
@@ -88,7 +89,10 @@ class Checkpoints:
         """The newest whole checkpoint of a stage; broken ones are named and passed over. None if there is none."""
         for place in self._places(stage):
             try:
-                return read_checkpoint(place)
+                found = read_checkpoint(place)
+                if missing := [key for key in self.wanted if key not in found.state]:
+                    raise Broken(f"{STATE} says nothing of {', '.join(missing)}")
+                return found
             except Broken as fault:
                 log.warning("%s is broken (%s) and is passed over", place, fault)
         return None

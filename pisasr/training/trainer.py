@@ -48,6 +48,7 @@ from pisasr.weights import KINDS, Adapter, base_facts, load_adapter, save_adapte
 
 log = logging.getLogger(__name__)
 
+STATE_KEYS = ("ground", "guard", "bad_photos", "scaler")  # of a checkpoint
 Shares = list[tuple[list[int], int]]  # as KeyedBatches takes them
 
 
@@ -120,7 +121,7 @@ class Trainer:
         self._built_perceptual: Perceptual | None = None
         self.bad_photos = BadPhotos(len(photos), config.data.max_bad_fraction)
         self.output = Path(config.run.output)
-        self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints)
+        self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints, STATE_KEYS)
         self.loss_log, self.trackers = LossLog(self.output / "log.jsonl"), Trackers(accelerator, config)
         base = load_base(config.model.pretrained_model)
         self.unet, self.scheduler = base["unet"].to(memory_format=torch.channels_last), base["scheduler"]
