@@ -19,7 +19,7 @@ from pisasr.config import ConfigError, StageConfig, load_config
 from pisasr.errors import CheckpointError, ModelError
 from pisasr.model import PiSASR, predict
 from pisasr.text import PromptEncoder
-from pisasr.training import checkpoints, stages, trainer
+from pisasr.training import checkpoints, identity, stages, trainer
 from pisasr.training.checkpoints import Checkpoints, read_checkpoint
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.guard import TrainingDiverged
@@ -342,7 +342,8 @@ def test_a_stage_whose_ground_was_changed_is_void(run):
         run("a")
 
 
-def test_two_runs_do_not_share_a_folder(run, tmp_path):
+def test_two_runs_do_not_share_a_folder(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(identity, "PATIENCE_S", 0.5)
     code = "import sys, pathlib; from pisasr.training.identity import lock; "
     code += f"held = lock(pathlib.Path({str(tmp_path / 'a')!r})); print('held', flush=True); sys.stdin.read()"
     other = [sys.executable, "-c", code]

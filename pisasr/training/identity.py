@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,7 @@ MAY_CHANGE = (
     *("data.workers", "data.keep_in_memory", "data.photos", "validation.", "tracking."),
 )
 RUN, LOCK = "run.json", ".lock"
+PATIENCE_S = 30
 
 
 def identity_of(config: TrainConfig, photos: Photos, shares: list, processes: int) -> dict[str, Any]:
@@ -62,19 +64,29 @@ def write_identity(output: Path, config: TrainConfig, identity: dict[str, Any]) 
 def lock(output: Path) -> IO:
     """Keep other runs out of the folder while this process lives (or the file returned is open).
 
-    A record lock, because the processes that load photos would inherit the other kind and outlive a killed run with it.
+    One that was just asked to stop may still be saving, so it is waited for a while. A record lock, because the
+    processes that load photos would inherit the other kind and outlive a killed run with it.
     """
     (output / "adapters").mkdir(parents=True, exist_ok=True)
     file = (output / LOCK).open("w")
+    end = time.monotonic() + PATIENCE_S
+    while not _is_locked(file):
+        if time.monotonic() > end:
+            raise ConfigError(f"another process trains into {output}; wait for it, or choose another run.output.")
+        time.sleep(0.2)
+    return file
+
+
+def _is_locked(file: IO) -> bool:
     try:
         import fcntl
-
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:  # Windows has no such locks
-        pass
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        raise ConfigError(f"another process trains into {output}; wait for it, or choose another run.output.") from None
-    return file
+        return False
+    return True
 
 
 def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
