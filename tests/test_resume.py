@@ -11,8 +11,7 @@ from pathlib import Path
 from signal import SIGALRM, SIGTERM, SIGUSR1
 
 import pytest
-import torch
-from PIL import Image
+import tiny
 
 CELLS = Path(__file__).with_name("cells.py")
 KILLED = -9
@@ -21,11 +20,7 @@ KILLED = -9
 @pytest.fixture
 def start_cells(base_folder, tmp_path):
     """start_cells(CELLS) runs them on eight small photos and returns what became of each."""
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for i in range(8):
-        noise = torch.randint(0, 256, (40, 44, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
-        Image.fromarray(noise.numpy()).save(photos / f"{i}.png")
+    photos = tiny.write_photos(tmp_path / "photos", 8)
     config = tmp_path / "tiny.yaml"
     config.write_text(  # an epoch is two steps; a checkpoint every two, so that a cut costs something
         f"""

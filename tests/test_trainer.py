@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -26,17 +28,13 @@ from pisasr.training.guard import TrainingDiverged
 from pisasr.training.method import Predictor, restore
 from pisasr.training.stages import Restored, build_score
 from pisasr.training.trainer import learning_rate, train
-from pisasr.weights import convert_release
+from pisasr.weights import convert_release, load_adapter, save_adapter
 
 
 @pytest.fixture
 def run(base_folder, tmp_path):
     """run(NAME, OVERRIDE...) trains a few steps on three small photos and returns the output folder."""
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for i in range(3):
-        noise = torch.randint(0, 256, (40, 44, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
-        Image.fromarray(noise.numpy()).save(photos / f"{i}.png")
+    photos = tiny.write_photos(tmp_path / "photos", 3)
     config = tmp_path / "tiny.yaml"
     config.write_text(
         f"""
@@ -148,7 +146,8 @@ def test_a_step_that_is_not_finite_is_not_taken(run, monkeypatch):
     assert [row.get("skipped", False) for row in rows(output)] == [False, True, False]
     assert rows(output)[1]["total"] is None
     skipped = [json.loads(line) for line in (output / "skipped.jsonl").read_text().splitlines()]
-    assert [(row["stage"], row["step"], len(row["samples"])) for row in skipped] == [("pix", 2, 2)]
+    assert [(row["stage"], row["step"], len(row["photos"])) for row in skipped] == [("pix", 2, 2)]
+    assert all(Path(photo).is_file() for photo in skipped[0]["photos"])
     assert all(tensor.isfinite().all() for tensor in load_file(output / "adapters" / "pix.safetensors").values())
 
 
@@ -340,6 +339,31 @@ def test_a_stage_whose_ground_was_changed_is_void(run):
     (output / "adapters" / "pix.safetensors").write_bytes(other.read_bytes())
     with pytest.raises(CheckpointError, match="sem was trained upon another pix adapter"):
         run("a")
+
+
+def test_a_checkpoint_remembers_the_ground_as_it_was_loaded(run, monkeypatch):
+    """A file that is exchanged while SEM learns is not what SEM stands on."""
+    original = trainer.Trainer._step
+
+    def exchange(self, optimizer, taken):
+        original(self, optimizer, taken)
+        pix = self.adapter_file("pix")
+        if pix.is_file():
+            save_adapter(
+                pix, replace(load_adapter(pix), tensors={k: t + 1 for k, t in load_adapter(pix).tensors.items()})
+            )
+
+    monkeypatch.setattr(trainer.Trainer, "_step", exchange)
+    run("a")
+    with pytest.raises(CheckpointError, match="sem was trained upon another pix adapter"):
+        run("a")
+
+
+def test_an_adapter_of_another_base_is_refused(run, tmp_path):
+    pix = load_adapter(run("a", "sem.steps=0") / "adapters" / "pix.safetensors")
+    save_adapter(tmp_path / "other.safetensors", replace(pix, base={**pix.base, "cross_attention_dim": 1024}))
+    with pytest.raises(CheckpointError, match="trained on another base"):
+        run("b", "pix.steps=0", f"sem.init_from={tmp_path / 'other.safetensors'}")
 
 
 def test_two_runs_do_not_share_a_folder(run, monkeypatch, tmp_path):

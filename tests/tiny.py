@@ -11,6 +11,7 @@ import pisasr  # noqa: F401  lets diffusers be imported beside a broken torchvis
 # isort: split
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -104,6 +105,15 @@ def write_base(folder: Path, vae: nn.Module | None = None, latent_channels: int 
     make_tokenizer(folder / "tokenizer")
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     scheduler.save_pretrained(folder / "scheduler")
+    return folder
+
+
+def write_photos(folder: Path, count: int) -> Path:
+    """Small photos of noise, each its own."""
+    folder.mkdir()
+    for i in range(count):
+        noise = torch.randint(0, 256, (40, 44, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(folder / f"{i}.png")
     return folder
 
 

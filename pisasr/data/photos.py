@@ -116,10 +116,10 @@ class Photos(Dataset):
     """Pairs made on the fly. Asked for (epoch, index), not for an index: the same key gives the same pair, whichever
     worker or process asks, and however often training was interrupted before.
 
-    A pair: {"x_H", "x_L": [3, crop_px, crop_px] in [-1, 1], "caption": str, "seed": int, "failed": str}. x_L is
-    degraded to a quarter of the size and enlarged again by bicubic interpolation, as inference enlarges its input. The
-    seed is for whatever else is drawn for this sample. With `plan_only` the degradation is left to whoever has the
-    batch on a device (`degrade_batch`): x_H holds levels of 255 (uint8) and "plan" takes x_L's place.
+    A pair: {"x_H", "x_L": [3, crop_px, crop_px] in [-1, 1], "caption": str, "seed": int, "photo": str, "failed": str}.
+    x_L is degraded to a quarter of the size and enlarged again by bicubic interpolation, as inference enlarges its
+    input. The seed is for whatever else is drawn for this sample. With `plan_only` the degradation is left to whoever
+    has the batch on a device (`degrade_batch`): x_H holds levels of 255 (uint8) and "plan" takes x_L's place.
 
     A photo that can't be used (unreadable, gone, too small) is replaced by another one, drawn for this key alone;
     "failed" tells `BadPhotos` so, as JSON {path: reason}, and is "" where all went well.
@@ -153,6 +153,7 @@ class Photos(Dataset):
             **pictures,
             "caption": read_sidecar(path) or self.captions.get(path) or self.caption,
             "seed": int(torch.randint(2**31, (), generator=generator)),
+            "photo": str(path),
             "failed": json.dumps(failed) if failed else "",
         }
 

@@ -1,8 +1,9 @@
 """What a training step costs, counted before it is paid: operations and bytes, on tensors that have shapes and no data.
 
-The trainer's own `restore`, `build_score` and distillation run once, forward and backward, on the meta device; every
-operation that reaches the dispatcher is counted. No weights are read, nothing is downloaded, no speed is guessed. On a
-small model in float32, operations equal those of a real step, and bytes are within 2 % of the CPU allocator's.
+The trainer's own `restore`, `build_score` and `ClassifierScoreDistillation` run once, forward and backward, on the meta
+device; every operation that reaches the dispatcher is counted. No weights are read, nothing is downloaded, no speed is
+guessed. On a small model in float32, operations equal those of a real step, and bytes are within 2 % of the CPU
+allocator's.
 """
 
 import json

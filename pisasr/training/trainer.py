@@ -119,6 +119,7 @@ class Trainer:
         self.config, self.accelerator, self.photos, self.shares = config, accelerator, photos, shares
         self.identity, self.validator = identity, validator
         self._built_perceptual: Perceptual | None = None
+        self.ground: dict[str, str | None] = {}  # what the running stage stands on, as it was loaded
         self.bad_photos = BadPhotos(len(photos), config.data.max_bad_fraction)
         self.output = Path(config.run.output)
         self.checkpoints = Checkpoints(self.output / "checkpoints", config.run.keep_checkpoints, STATE_KEYS)
@@ -211,7 +212,7 @@ class Trainer:
         count = self.config.run.accumulation
         for i in range(count):
             batch = next(batches)
-            seen.seeds += [int(seed) for seed in batch["seed"]]
+            seen.photos += batch["photo"]
             seen.failed += filter(None, batch["failed"])
             with self.accelerator.autocast(), self._gradients_travel(network, last=i == count - 1):
                 restored = self.restore(network, batch, settings)
@@ -321,6 +322,7 @@ class Trainer:
     def _fill_what_is_there(self, stage: Stage) -> None:
         """Load what the stage stands on or starts from; an adapter from elsewhere is kept beside the new one."""
         sources = self._ground(stage)
+        self.ground = {name: digest_of(path) for name, path in sources.items()}
         if not stage.stands_on and stage.settings.init_from:
             sources = {stage.learns: Path(stage.settings.init_from)}
         for name, path in sources.items():
@@ -356,7 +358,7 @@ class Trainer:
             return
         scaler = self.accelerator.scaler
         state = {
-            "ground": {name: digest_of(path) for name, path in self._ground(stage).items()},
+            "ground": self.ground,
             "guard": guard.state(),
             "bad_photos": sorted(self.bad_photos.paths),
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -422,10 +424,10 @@ class Trainer:
             self.trackers.log_image(stage.name, step, "validation", found.sheet)
 
     def _record_skipped(self, stage: Stage, step: int, values: dict[str, float], seen: "Seen") -> None:
-        """Leave what a person needs to look at the batch: its samples' seeds, in skipped.jsonl."""
-        everyones = gather_object(seen.seeds)
+        """Leave what a person needs to look at the batch: its photos, in skipped.jsonl."""
+        everyones = gather_object(seen.photos)
         if self.accelerator.is_main_process:
-            row = {"stage": stage.name, "step": step, **values, "samples": everyones}
+            row = {"stage": stage.name, "step": step, **values, "photos": everyones}
             record_skipped(self.output / "skipped.jsonl", row)
             log.warning(
                 "%s step %d was not taken, not finite: %s",
@@ -484,9 +486,9 @@ def digest_of(path: Path) -> str | None:
 
 @dataclass
 class Seen:
-    """What one process was shown in a step: its samples' seeds, and photos that failed, as `BadPhotos` takes them."""
+    """What one process was shown in a step: its photos, and those that failed, as `BadPhotos` takes them."""
 
-    seeds: list[int] = field(default_factory=list)
+    photos: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
 
