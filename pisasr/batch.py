@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -211,20 +211,23 @@ def restore_files(
 ) -> None:
     """Take every job from its file to its targets, and write a row for it whatever happens.
 
-    `restore(picture, seed)` gives one picture for each target. The seed comes from `seed` and the input's name, so
-    that neither the order nor the company of the inputs changes a result. Stops early only when the disk is full.
+    `restore(picture, seed)` gives one picture for each target; what it has to say goes into the row, if it adds lines
+    to picture.info["notices"] or sets picture.info["fields"], a mapping. The seed comes from `seed` and the input's
+    name, so that neither the order nor the company of the inputs changes a result. Stops early only when the disk is
+    full.
     """
     for number, job in enumerate(jobs):
         start = time.perf_counter()
         full = False
         try:
-            status, reason = _restore_file(job, restore, existing, picture_seed(seed, job.found.name), max_pixels)
+            own_seed = picture_seed(seed, job.found.name)
+            status, reason, fields = _restore_file(job, restore, existing, own_seed, max_pixels)
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            status, reason = "failed", explain(error)
+            status, reason, fields = "failed", explain(error), {}
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        report.add(job, status, reason, time.perf_counter() - start)
+        report.add(job, status, reason, time.perf_counter() - start, fields)
         if full:
             for waiting in jobs[number + 1 :]:
                 report.add(waiting, "failed", "not started: the disk is full", 0.0)
@@ -233,21 +236,21 @@ def restore_files(
 
 def _restore_file(
     job: Job, restore: Restore, existing: Existing, seed: int, max_pixels: int | None
-) -> tuple[str, str]:
+) -> tuple[str, str, dict[str, float]]:
     from pisasr.images import MAX_PIXELS, open_image, save_image
 
     if job.found.status != "ready":
-        return job.found.status, job.found.reason
+        return job.found.status, job.found.reason, {}
     if existing == "skip" and all(_is_picture(target) for target in job.targets):
-        return "skipped", "the output exists"
+        return "skipped", "the output exists", {}
     if existing == "error" and any(target.exists() for target in job.targets):
-        return "failed", "the output exists, and --existing is error"
+        return "failed", "the output exists, and --existing is error", {}
     image = open_image(job.found.path, max_pixels or MAX_PIXELS)
     pictures = restore(image, seed)
     for picture, target in zip(pictures, job.targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         save_image(picture, target)
-    return "ok", "; ".join(image.info["notices"])
+    return "ok", "; ".join(image.info["notices"]), image.info.get("fields", {})
 
 
 def _is_picture(path: Path) -> bool:
@@ -287,7 +290,8 @@ class Report:
     """Rows of OUTPUT/report.jsonl, one for every input as soon as it is done, and the same for the person watching.
 
     A row holds input, output (null if there is none), status ok | skipped | failed, reason ("" or what was noticed) and
-    seconds. On a terminal a bar shows the time left; elsewhere every picture has a line. `quiet` leaves the failures.
+    seconds, and lambda_pix and lambda_sem where they were chosen for the picture. On a terminal a bar shows the time
+    left; elsewhere every picture has a line. `quiet` leaves the failures.
     """
 
     def __init__(self, folder: Path, total: int, quiet: bool = False) -> None:
@@ -313,13 +317,15 @@ class Report:
         if not self._quiet:
             print(self.summary(), flush=True)
 
-    def add(self, job: Job, status: str, reason: str, seconds: float) -> None:
-        """Record how a job ended."""
+    def add(
+        self, job: Job, status: str, reason: str, seconds: float, fields: Mapping[str, float] | None = None
+    ) -> None:
+        """Record how a job ended; `fields` are further ones of its row."""
         self.counts[status] += 1
         output = None if status == "failed" or job.found.status != "ready" else str(job.targets[-1])
         row = {"input": str(job.found.path), "output": output, "status": status, "reason": reason}
         with suppress(OSError):
-            self._file.write(json.dumps({**row, "seconds": round(seconds, 3)}) + "\n")
+            self._file.write(json.dumps({**row, "seconds": round(seconds, 3), **(fields or {})}) + "\n")
             self._file.flush()
         self._tell(job, status, reason, seconds)
 

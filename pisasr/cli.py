@@ -6,12 +6,10 @@ Everything that needs torch is imported after the arguments are known to be good
 
 import argparse
 import logging
-import math
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,25 +28,33 @@ from pisasr.batch import (
     restore_files,
     shown,
 )
-from pisasr.errors import PisasrError
+from pisasr.errors import PisasrError, UsageError
+from pisasr.options import (
+    add_pipeline_options,
+    check_pipeline_options,
+    finite,
+    load_pipeline,
+    normalise,
+    pipeline_settings,
+    positive_int,
+)
+from pisasr.rules import Pair, describe, parse_lambdas, parse_rule, pick
 
 if TYPE_CHECKING:
-    import torch
+    from PIL import Image
 
     from pisasr.config import TrainConfig
+    from pisasr.evaluation.scorers import Scorer
     from pisasr.pipeline import PiSASRPipeline
 
-
-class UsageError(PisasrError):
-    """The command line asks for something that can't be."""
-
-
 OK, NOTHING_STARTED, WRONG_USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+AUTO_LAMBDAS = "0:1.5:0.25"  # both strengths' candidates for --lambda_auto
 
 INFER_EXAMPLES = """examples:
   pisasr infer --input photo.jpg --output results
   pisasr infer --input photos "more/*.png" --output results --recursive --lambda_sem 0.7
-  pisasr infer --input photo.jpg --output results --lambda_grid "0,0.5,1,1.5" "0,0.5,1,1.5"
+  pisasr infer --input photo.jpg --output results --lambda_grid "0,0.5,1,1.5" "0:1.5:0.5"
+  pisasr infer --input photos --output results --lambda_auto "niqe where psnr_lq >= 30"
 
 lambda_pix takes away noise, blur and blocks; lambda_sem adds detail. (1, 0) is faithful, (1, 1) sharp.
 Results are PNG, whatever the input was; what happened to every input is in OUTPUT/report.jsonl."""
@@ -99,7 +105,7 @@ def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace)
 def infer(argv: list[str]) -> int:
     """Restore pictures: `pisasr infer --help`."""
     parser = infer_parser()
-    args = parser.parse_args(_normalise(argv))
+    args = parser.parse_args(normalise(argv))
     _check_infer(parser, args)
     return _guarded(_infer, args)
 
@@ -120,44 +126,21 @@ def infer_parser() -> argparse.ArgumentParser:
     add("--recursive", action="store_true", help="go into sub-folders, and keep them in the output")
     add("--existing", choices=("overwrite", "skip", "error"), default="overwrite",
         help="when an output is there already (default: overwrite)")
-    add("--max_input_pixels", type=_positive_int, metavar="N", help="refuse larger inputs (default: 64 million)")
+    add("--max_input_pixels", type=positive_int, metavar="N", help="refuse larger inputs (default: 64 million)")
 
     add = parser.add_argument_group("strengths").add_argument
-    add("--lambda_pix", type=_finite, default=1.0, help="how much to repair (default: 1)")
-    add("--lambda_sem", type=_finite, default=1.0, help="how much detail to add (default: 1)")
-    add("--lambda_grid", nargs=2, type=_finite_list, metavar=("PIX", "SEM"),
-        help='all pairs of two lists, "0,0.5,1" "0,1": a folder per input with every picture and a labelled sheet')
+    add("--lambda_pix", type=finite, help="how much to repair (default: 1)")
+    add("--lambda_sem", type=finite, help="how much detail to add (default: 1)")
+    add("--lambda_grid", nargs=2, type=parse_lambdas, metavar=("PIX", "SEM"),
+        help='all pairs of two lists, "0,0.5,1" or "0:1.5:0.25" (start:stop:step): a folder per input with every '
+             "picture and a labelled sheet")
+    add("--lambda_auto", type=parse_rule, metavar="RULE",
+        help=f'for each picture the pair of --lambda_grid (default: "{AUTO_LAMBDAS}" twice) that is best by a rule, '
+             '"METRIC" or "METRIC where METRIC >= X and ..."; only metrics that need no true picture')
+    add("--weights", type=Path, default=os.environ.get("PISASR_WEIGHTS") or None, metavar="DIR",
+        help="files that the rule's metrics need (default: $PISASR_WEIGHTS)")
     add("--default", action="store_true", help="both strengths at 1, whatever else is said (published option)")
-
-    add = parser.add_argument_group("model").add_argument
-    add("--pretrained_model", "--pretrained_model_path", metavar="MODEL",
-        help="base model: a folder or a hub id (default: the small model that comes with pisasr)")
-    add("--adapters", "--pretrained_path", metavar="ADAPTERS",
-        help="the two adapters: a folder, a hub id or a published .pkl (default: those of the model)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    add("--dtype", "--mixed_precision", choices=("auto", "fp32", "bf16", "fp16", "no"), default="auto",
-        help="auto: fp16 on CUDA, fp32 elsewhere")
-
-    add = parser.add_argument_group("picture").add_argument
-    add("--upscale", type=_factor, default=4, help="any factor from 1 (default: 4)")
-    add("--process_size", type=_positive_int, default=512,
-        help="smaller pictures are first enlarged to give the model this many pixels (default: 512)")
-    add("--color_fix", "--align_method", choices=("adain", "wavelet", "none", "nofix"), default="adain",
-        help="how the result gets the input's colours (default: adain)")
-    add("--prompt", default="", help="what the picture shows (default: nothing)")
-    add("--posterior", choices=("mean", "sample"), default="mean",
-        help="the VAE's mean, or a sample of it as published (default: mean)")
-    add("--seed", type=int, default=42, help="for --posterior sample (default: 42)")
-
-    add = parser.add_argument_group("memory").add_argument
-    add("--tile_size", "--latent_tiled_size", type=_positive_int, metavar="N",
-        help="UNet tile in latent pixels (default: 768 px of the picture, 96 for Stable Diffusion)")
-    add("--tile_overlap", "--latent_tiled_overlap", type=_whole, metavar="N",
-        help="in latent pixels (default: a third of the tile)")
-    add("--vae_tile_size", "--vae_encoder_tiled_size", type=_positive_int, metavar="N",
-        help="VAE tile in pixels of the picture; changes memory, not the result (default: 512)")
-    add("--vae_decoder_tiled_size", type=_positive_int, metavar="N",
-        help="the same in latent pixels, as the published script has it; the smaller one rules")
+    add_pipeline_options(parser)
 
     add = parser.add_argument_group("talk").add_argument
     add("--quiet", action="store_true", help="say nothing but what failed")
@@ -165,38 +148,40 @@ def infer_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _normalise(argv: list[str]) -> list[str]:
-    """Let options be spelled with hyphens, and let negative numbers and lists of them follow an option."""
-    words = []
-    for word in argv:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            words.append("--" + name[2:].replace("-", "_") + equals + value)
-        elif re.fullmatch(r"-[\d.][\d.,eE+ -]*", word):
-            words.append(" " + word)  # argparse would take "-0.5,1" for an option
-        else:
-            words.append(word)
-    return words
-
-
 def _check_infer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    if args.tile_size and args.tile_overlap is not None and args.tile_overlap >= args.tile_size:
-        parser.error(f"--tile_overlap {args.tile_overlap} must be below --tile_size {args.tile_size}")
+    check_pipeline_options(parser, args)
     if args.default and args.lambda_grid:
         parser.error("--default fixes both strengths, --lambda_grid varies them: leave one of them out")
+    if args.lambda_auto:
+        _check_auto(parser, args)
     if args.default:
         args.lambda_pix = args.lambda_sem = 1.0
-    args.color_fix = {"nofix": "none"}.get(args.color_fix, args.color_fix)
-    args.dtype = {"no": "fp32"}.get(args.dtype, args.dtype)
+    args.lambda_pix = 1.0 if args.lambda_pix is None else args.lambda_pix
+    args.lambda_sem = 1.0 if args.lambda_sem is None else args.lambda_sem
+
+
+def _check_auto(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    from pisasr.evaluation.metrics import METRICS
+
+    fixed = [name for name in ("lambda_pix", "lambda_sem") if getattr(args, name) is not None]
+    if fixed or args.default:
+        said = "--default" if args.default else f"--{fixed[0]}"
+        parser.error(f"{said} fixes strengths, --lambda_auto chooses them: leave one of them out")
+    allowed = [name for name, metric in METRICS.items() if metric.needs in (None, "lq")]
+    for name in args.lambda_auto.metrics:
+        if name not in allowed:
+            parser.error(f"--lambda_auto: {name} needs a true picture; without one there are {', '.join(allowed)}")
+    args.lambda_grid = args.lambda_grid or [parse_lambdas(AUTO_LAMBDAS)] * 2
 
 
 def _infer(args: argparse.Namespace) -> int:
     pairs = [(pix, sem) for pix in args.lambda_grid[0] for sem in args.lambda_grid[1]] if args.lambda_grid else []
-    jobs = _plan(args, [f"pix{pix:.15g}_sem{sem:.15g}" for pix, sem in pairs])
+    jobs = _plan(args, [] if args.lambda_auto else [f"pix{pix:.15g}_sem{sem:.15g}" for pix, sem in pairs])
+    scorers = _find_scorers(args)
     check_output(args.output)
     remove_leftovers(jobs)
     pipe = load_pipeline(args)
-    restore = _restorer(pipe, args, pairs)
+    restore = _restorer(pipe, args, pairs, scorers)
     with Report(args.output, len(jobs), args.quiet) as report:
         restore_files(jobs, restore, report, args.existing, args.seed, args.max_input_pixels, args.debug)
     return SOME_FAILED if report.counts["failed"] else OK
@@ -220,76 +205,55 @@ def _check_inputs(asked: list[str], inputs: list[Found]) -> None:
     raise PisasrError(f"no images in {', '.join(asked)} ({'; '.join(reasons)}{more}; {looked})")
 
 
-def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
-    """The model that the options name, on the device and in the dtype that they and the machine allow."""
-    from pisasr.pipeline import PiSASRPipeline
+def _find_scorers(args: argparse.Namespace) -> "dict[str, Scorer]":
+    """The rule's metrics; PisasrError if one can't be had here, since no other could take its place."""
+    if not args.lambda_auto:
+        return {}
+    from pisasr.evaluation.scorers import load_scorers
 
-    device = _choose_device(args.device)
-    dtype = _choose_dtype(args.dtype, device)
-    pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, adapters=args.adapters, torch_dtype=dtype).to(device)
-    _fit_tiles(args, pipe.model.factor)
-    return pipe
-
-
-def _fit_tiles(args: argparse.Namespace, factor: int) -> None:
-    """What could not be judged before the VAE's factor was known."""
-    from pisasr.pipeline import Options
-
-    if args.vae_decoder_tiled_size:
-        args.vae_tile_size = min(args.vae_decoder_tiled_size * factor, args.vae_tile_size or math.inf)
-    try:
-        Options(tile_size=args.tile_size, tile_overlap=args.tile_overlap).tile_plan(factor)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    scorers, missing = load_scorers(args.lambda_auto.metrics, weights=args.weights)
+    if missing:
+        raise PisasrError("--lambda_auto: " + "; ".join(f"no {name} here: {why}" for name, why in missing.items()))
+    return scorers
 
 
-def _choose_device(name: str) -> str:
-    import torch
-
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return next(device for device, available in there.items() if available)
-    if not there[name]:
-        raise UsageError(f"--device {name} is not available to this PyTorch; use --device auto or cpu")
-    return name
-
-
-def _choose_dtype(name: str, device: str) -> "torch.dtype":
-    import torch
-
-    if name == "auto":
-        return torch.float16 if device == "cuda" else torch.float32
-    if name == "fp16" and device == "cpu":
-        print("fp16 needs a GPU; computing in fp32", file=sys.stderr)
-        return torch.float32
-    if name == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
-        print("this GPU has no bf16; computing in fp32", file=sys.stderr)
-        return torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def _restorer(pipe: "PiSASRPipeline", args: argparse.Namespace, pairs: list[tuple[float, float]]) -> Restore:
-    """What to do with one picture: one result, or one for every pair of strengths and a sheet of them all."""
+def _restorer(
+    pipe: "PiSASRPipeline", args: argparse.Namespace, pairs: list[Pair], scorers: "dict[str, Scorer]"
+) -> Restore:
+    """What to do with one picture: one result; or one for every pair and a sheet of them all; or the rule's choice."""
     from pisasr.grid import draw_sheet
 
-    settings = {
-        "upscale": args.upscale,
-        "process_size": args.process_size,
-        "color_fix": args.color_fix,
-        "tile_size": args.tile_size,
-        "tile_overlap": args.tile_overlap,
-        "vae_tile_size": args.vae_tile_size,
-        "prompt": args.prompt,
-        "posterior": args.posterior,
-    }
+    settings = pipeline_settings(args)
 
     def restore(image, seed):
-        if not pairs:
-            return pipe(image, args.lambda_pix, args.lambda_sem, generator=seed, **settings).images
+        return pipe(image, args.lambda_pix, args.lambda_sem, generator=seed, **settings).images
+
+    def restore_grid(image, seed):
         pictures = pipe.sweep(image, pairs, generator=seed, **settings)
         return [*pictures, draw_sheet(pictures, *args.lambda_grid)]
 
-    return restore
+    def restore_best(image, seed):
+        pictures = pipe.sweep_lazily(image, pairs, generator=seed, **settings)
+        choice, picture = pick(args.lambda_auto, _score_each(pairs, pictures, image, scorers))
+        image.info["notices"].append(describe(args.lambda_auto, choice))
+        image.info["fields"] = dict(zip(("lambda_pix", "lambda_sem"), choice.pair, strict=True))
+        return [picture]
+
+    return restore_best if args.lambda_auto else restore_grid if pairs else restore
+
+
+def _score_each(
+    pairs: list[Pair], pictures: Iterable["Image.Image"], image: "Image.Image", scorers: "dict[str, Scorer]"
+) -> Iterator[tuple[Pair, dict[str, float], "Image.Image"]]:
+    """(pair, scores, picture) for each picture, judged as its 8-bit file holds it, beside the input; without alpha."""
+    import numpy as np
+
+    from pisasr.images import split
+
+    lq = np.asarray(split(image)[0])
+    for pair, picture in zip(pairs, pictures, strict=True):
+        sr = np.asarray(split(picture)[0])
+        yield pair, {name: scorer(sr, None, lq) for name, scorer in scorers.items()}, picture
 
 
 # --- convert, train, evaluate ----------------------------------------------------------------------------------------
@@ -385,47 +349,6 @@ def evaluate(argv: list[str]) -> int:
 
 
 COMMANDS = {"infer": infer, "train": train, "evaluate": evaluate, "convert": convert}
-
-
-# --- values ----------------------------------------------------------------------------------------------------------
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a finite number such as 0.5")
-    return value
-
-
-def _finite_list(text: str) -> list[float]:
-    return list(dict.fromkeys(_finite(part) for part in text.split(",")))
-
-
-def _factor(text: str) -> float:
-    value = _finite(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text.strip()} is below 1; pictures are enlarged, or kept at their size")
-    return value
-
-
-def _whole(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a whole number from 0")
-    return value
-
-
-def _positive_int(text: str) -> int:
-    value = _whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a whole number from 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What pisasr says when it can't go on. Each message is one line: what was wanted, what came, what to do."""
 
+import argparse
+
 
 class PisasrError(Exception):
     """Something the user can put right; a command prints the message alone, without a traceback."""
@@ -15,3 +17,7 @@ class CheckpointError(PisasrError):
 
 class ModelError(PisasrError):
     """A base model that is missing, or is of another kind than the adapters were made for."""
+
+
+class UsageError(PisasrError, argparse.ArgumentTypeError):
+    """The command line asks for something that can't be. argparse prints it as its own line, with the option's name."""

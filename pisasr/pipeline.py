@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ Picture = Image.Image | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class Options:
-    """How pictures are repaired: what `PiSASRPipeline.__call__` and `sweep` take beside pictures and strengths.
+    """How pictures are repaired: what `PiSASRPipeline.__call__` and the sweeps take beside pictures and strengths.
 
     upscale: any factor from 1 up. process_size: the short side, in pixels of the result, up to which small pictures are
     enlarged first. color_fix: how the result gets the input's colours back. tile_size, tile_overlap: latent pixels;
@@ -126,7 +126,6 @@ class PiSASRPipeline(DiffusionPipeline):
             unet, unet_pix = _merge_both(load_unet(folder, "unet"), pix, sem, torch_dtype)
         return cls(unet=unet, unet_pix=unet_pix, **load_others(folder, torch_dtype))
 
-    @torch.no_grad()
     def __call__(
         self,
         image: Picture | Sequence[Picture],
@@ -141,12 +140,20 @@ class PiSASRPipeline(DiffusionPipeline):
         or a batch [B, 3, H, W]. Grey stays grey, alpha is enlarged and kept. options: see `Options`.
         """
         settings, pairs = Options(**options), _check_pairs([(lambda_pix, lambda_sem)])
-        results = [self._repair(picture, pairs, settings)[0] for picture in _pictures(image)]
+        results = [result for picture in _pictures(image) for result in self._repair(picture, pairs, settings)]
         return ImagePipelineOutput(images=results) if return_dict else (results,)
 
-    @torch.no_grad()
     def sweep(self, image: Picture, lambdas: Iterable[tuple[float, float]], **options: Any) -> list:
         """One picture at several (lambda_pix, lambda_sem): one encode and at most two UNet passes for all of them."""
+        return list(self.sweep_lazily(image, lambdas, **options))
+
+    def sweep_lazily(
+        self, image: Picture, lambdas: Iterable[tuple[float, float]], **options: Any
+    ) -> Iterator[Picture]:
+        """The pictures of `sweep` one after another, each decoded when it is asked for: many need no more memory.
+
+        Wrong options are refused at the call; the encode and the UNet passes come with the first picture.
+        """
         settings, pairs = Options(**options), _check_pairs(lambdas)
         (picture,) = _pictures(image)
         return self._repair(picture, pairs, settings)
@@ -156,8 +163,12 @@ class PiSASRPipeline(DiffusionPipeline):
         """The same parts as tensors in, tensors out."""
         return PiSASR(self.unet, self.vae, self._prompt_encoder)
 
-    def _repair(self, picture: Image.Image, pairs: list[tuple[float, float]], options: Options) -> list:
-        """Sizes, ranges and colours around the method: encode, predict what is wrong, remove it, decode."""
+    @torch.no_grad()  # of a generator, torch switches gradients off while it works and not while its caller does
+    def _repair(self, picture: Image.Image, pairs: list[tuple[float, float]], options: Options) -> Iterator[Picture]:
+        """Sizes, ranges and colours around the method: encode, predict what is wrong, remove it, decode.
+
+        Removing and decoding are done anew for each pair, when its picture is asked for.
+        """
         model = self.model
         vae_tile = VAE_TILE_PX if options.vae_tile_size is None else options.vae_tile_size
         rgb, alpha, is_grey = images.split(picture)
@@ -168,13 +179,11 @@ class PiSASRPipeline(DiffusionPipeline):
         z_L = model.encode(x_L, options.posterior, options.fresh_generator(), tile_px=vae_tile)
         eps_pix, eps_pisa = self._residuals(z_L, pairs, options)
 
-        results = []
         for lambda_pix, lambda_sem in pairs:
             z_H = restore_latent(z_L, eps_pix, eps_pisa, lambda_pix, lambda_sem)
             x_H = images.crop(model.decode(z_H, tile_px=vae_tile), frame)
             restored = images.finish(_to_picture(x_H, prepared, options.color_fix), frame)
-            results.append(_as_type(images.join(restored, alpha, is_grey), options.output_type))
-        return results
+            yield _as_type(images.join(restored, alpha, is_grey), options.output_type)
 
     def _residuals(
         self, z_L: Tensor, pairs: list[tuple[float, float]], options: Options

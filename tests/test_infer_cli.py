@@ -114,6 +114,9 @@ def test_hyphens_and_negative_numbers_are_understood(here, stub):
     assert stub.calls[0].pair == (-0.5, -0.001)
     assert infer("-i", "in", "-o", "out", "--lambda-grid", "-0.5,0", "-1") == 0
     assert [call.pair for call in stub.calls[1:]] == [(-0.5, -1.0), (0.0, -1.0)]
+    assert infer("-i", "in", "-o", "out", "--lambda-grid", "-0.2:0.1:0.1", "1:-1:-2") == 0
+    assert [call.pair for call in stub.calls[3:]] == [(p, s) for p in (-0.2, -0.1, 0.0, 0.1) for s in (1.0, -1.0)]
+    assert Path("out/-a/pix-0.1_sem1.png").is_file()
 
 
 def test_default_is_one_one(here, stub):
@@ -131,6 +134,8 @@ def test_default_is_one_one(here, stub):
         ["--lambda_pix", ""],
         ["--lambda_grid", "0,1", "0,x"],
         ["--lambda_grid", "0,1"],
+        ["--lambda_grid", "0:1", "0,1"],
+        ["--lambda_grid", "0,1", "0:1:-0.5"],
         ["--upscale", "0.5"],
         ["--upscale", "nan"],
         ["--process_size", "0"],
