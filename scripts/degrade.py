@@ -18,7 +18,6 @@ Exit code: 0 all fine, 1 nothing could start, 2 usage, 3 some photos failed or a
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works be
 
 from pisasr.batch import Found, find_inputs  # noqa: E402
 from pisasr.errors import ImageError, PisasrError  # noqa: E402
+from pisasr.evaluation.testsets import find_differences, read_entries  # noqa: E402
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -192,34 +192,6 @@ def report_differences(args: argparse.Namespace) -> int:
             count += 1
         print(f"{folder}: {len(wanted)} pictures in the manifest")
     return count
-
-
-def read_entries(path: Path) -> list[dict]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["pictures"]
-        if all(isinstance(entry["name"], str) and "lq" in entry for entry in entries):
-            hashes = [entry[kind]["sha256"] for entry in entries for kind in ("lq", "hq") if kind in entry]
-            if all(isinstance(digest, str) for digest in hashes):
-                return entries
-    except (ValueError, LookupError, TypeError):
-        pass
-    raise PisasrError(f"--verify {path}: wanted a manifest.json that this script wrote; make the folder anew")
-
-
-def find_differences(folder: Path, wanted: dict[str, str], inside: list[Path]) -> Iterator[str]:
-    """One line for each PNG of a folder that is missing, different or too much; the folders `inside` it don't count."""
-    there = {
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*.png")
-        if not file.name.startswith(".") and not any(other in file.resolve().parents for other in inside)
-    }
-    for name in sorted(wanted.keys() | there):
-        if name not in there:
-            yield f"{folder / name}: missing"
-        elif name not in wanted:
-            yield f"{folder / name}: not in the manifest"
-        elif sha256((folder / name).read_bytes()).hexdigest() != wanted[name]:
-            yield f"{folder / name}: not the picture of the manifest"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,325 @@
+"""What others have printed or measured, and how far ours is from it.
+
+Two things are compared: means with the tables of the literature (published.json: every number with its source, and
+whether it was read or is remembered), and single pictures with somebody else's CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pisasr.errors import PisasrError
+from pisasr.evaluation.folders import EXTENSIONS, match_names
+from pisasr.evaluation.metrics import ALIASES, METRICS
+from pisasr.evaluation.testsets import did_you_mean, fold_name, known_sets
+
+# Heads of a CSV's columns, as papers and scripts write them, beyond our own names and metrics.ALIASES.
+HEADS = {"psnry": "psnr", "ssimy": "ssim", **dict.fromkeys(("name", "image", "imagename", "file", "filename"), "name")}
+
+Verdict = Literal["reproduced", "not reproduced", "not computed"]
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One line of a table. Scores are text, as printed: 25.50 says more than 25.5. read: False where remembered."""
+
+    set: str
+    method: str
+    scores: dict[str, str]
+    source: str
+    read: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The tables, what each source is, and how far off still counts as reproduced."""
+
+    sources: dict[str, str]
+    tolerance: dict[str, dict]
+    rows: tuple[PublishedRow, ...]
+
+    def find_tolerance(self, row: PublishedRow, metric: str) -> float:
+        """The source's own tolerance, else the set's, else the metric's; at least half a unit of the last digit."""
+        places = (self.tolerance["by_source"].get(row.source), self.tolerance["by_set"].get(row.set))
+        stated = next(rule[metric] for rule in (*places, self.tolerance["default"]) if rule and metric in rule)
+        return max(stated, 0.5 * 10 ** -_count_decimals(row.scores[metric]))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One printed number beside ours. ours and difference (ours - published) are None where we have no number."""
+
+    method: str
+    published_method: str
+    metric: str
+    ours: float | None
+    published: str
+    source: str
+    read: bool
+    difference: float | None
+    tolerance: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class PublishedComparison:
+    """All that could be compared on one set. unknown: our methods of which nothing is published there."""
+
+    set: str
+    comparisons: list[Comparison]
+    unknown: list[str]
+    notes: list[str]
+
+
+@cache
+def load_published() -> Published:
+    """The tables that come with this package; the tolerances and their reasons stand in the file."""
+    data = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return Published(data["sources"], data["tolerance"], tuple(PublishedRow(**row) for row in data["rows"]))
+
+
+def compare_published(
+    set_name: str,
+    methods: dict[str, dict[str, float | None]],
+    counts: int,
+    aliases: dict[str, str] | None = None,
+) -> PublishedComparison:
+    """Our means (method -> metric -> mean over `counts` pictures) beside every number printed for that set.
+
+    Methods are the same when their names are, but for case, spaces, hyphens and underscores; `aliases` says what
+    another name of ours is called in the tables, as in {"ours (1, 1)": "PiSA-SR"}.
+    """
+    published = load_published()
+    known = {fold_name(row.set): row.set for row in published.rows}
+    if fold_name(set_name) not in known:
+        raise PisasrError(f"nothing is published here on {set_name!r}; {did_you_mean(set_name, known.values())}")
+    set_name = known[fold_name(set_name)]
+    names = {method: _published_name(method, aliases or {}, published) for method in methods}
+    found = PublishedComparison(set_name, [], [], [])
+    wanted = known_sets()[set_name]["count"]
+    if counts != wanted:
+        found.notes.append(
+            f"{counts} pictures were scored, the published {set_name} has {wanted}: "
+            "means, and FID most of all, are about other pictures."
+        )
+    for method, scores in methods.items():
+        rows = [row for row in published.rows if row.set == set_name and fold_name(row.method) == names[method]]
+        found.comparisons.extend(_compare(method, scores, row, metric) for row in rows for metric in row.scores)
+        found.unknown.extend([] if rows else [method])
+        found.notes.extend(f"{row.method}, {row.source}: {row.note}." for row in rows if row.note)
+    return found
+
+
+def render_published(found: PublishedComparison) -> str:
+    """Markdown: a line that sums up, a row per printed number, what is to be known of them, the sources."""
+    heads = ["Method", "Metric", "Ours", "Published", "Difference", "Tolerance", "Verdict", "Source"]
+    rows = [_cells(comparison) for comparison in found.comparisons]
+    table = [heads, ["---", "---", *["---:"] * 4, "---", "---"], *rows] if rows else []
+    sources, tolerance = load_published().sources, load_published().tolerance
+    used = dict.fromkeys(comparison.source for comparison in found.comparisons)
+    notes = [f"Nothing is published here on {found.set} for: {', '.join(found.unknown)}."] if found.unknown else []
+    notes += dict.fromkeys(found.notes)
+    notes += [f"Tolerance: {tolerance['why']}"] if used else []
+    notes += [f"Tolerance of {key}: {tolerance['by_source_why']}" for key in used if key in tolerance["by_source"]]
+    notes += [f"{key}: {sources[key]}" for key in used]
+    lines = [f"{found.set}: {_sum_up(found.comparisons)}", ""]
+    lines += [f"| {' | '.join(cells)} |" for cells in table] + [""] * bool(table)
+    return "\n".join(lines + [f"- {note}" for note in notes]) + "\n"
+
+
+def _published_name(method: str, aliases: dict[str, str], published: Published) -> str:
+    """The folded name to look for; an alias must be a name that some table has."""
+    name = next((theirs for ours, theirs in aliases.items() if fold_name(ours) == fold_name(method)), None)
+    known = dict.fromkeys(row.method for row in published.rows)
+    if name is not None and fold_name(name) not in map(fold_name, known):
+        raise PisasrError(f"no table here has {name!r}, which {method!r} is said to be; {did_you_mean(name, known)}")
+    return fold_name(name or method)
+
+
+def _compare(method: str, scores: dict[str, float | None], row: PublishedRow, metric: str) -> Comparison:
+    ours, tolerance = scores.get(metric), load_published().find_tolerance(row, metric)
+    if ours is None or not math.isfinite(ours):
+        ours, difference, verdict = None, None, "not computed"
+    else:
+        difference = ours - float(row.scores[metric])
+        within = round(abs(difference), 9) <= tolerance  # 25.53 - 25.50 is a hair more than 0.03 in binary
+        verdict = "reproduced" if within else "not reproduced"
+    printed = row.scores[metric]
+    return Comparison(method, row.method, metric, ours, printed, row.source, row.read, difference, tolerance, verdict)
+
+
+def _cells(comparison: Comparison) -> list[str]:
+    """Ours has one decimal more than what was printed, so that a difference within rounding can be seen."""
+    decimals = _count_decimals(comparison.published) + 1
+    same = fold_name(comparison.method) == fold_name(comparison.published_method)
+    return [
+        comparison.method if same else f"{comparison.method} = {comparison.published_method}",
+        comparison.metric.upper(),
+        "n/a" if comparison.ours is None else f"{comparison.ours:.{decimals}f}",
+        comparison.published,
+        "n/a" if comparison.difference is None else f"{round(comparison.difference, decimals) + 0.0:+.{decimals}f}",
+        f"{comparison.tolerance:g}",
+        comparison.verdict,
+        comparison.source if comparison.read else f"{comparison.source} (remembered)",
+    ]
+
+
+def _sum_up(comparisons: list[Comparison]) -> str:
+    if not comparisons:
+        return "no published number to compare with."
+    count = Counter(comparison.verdict for comparison in comparisons)
+    line = f"{count['reproduced']} of {len(comparisons)} published numbers reproduced within their tolerance"
+    line += f"; {count['not reproduced']} not reproduced" if count["not reproduced"] else ""
+    line += f"; {count['not computed']} not computed here" if count["not computed"] else ""
+    remembered = sum(not comparison.read for comparison in comparisons)
+    return line + (f"; {remembered} of the {len(comparisons)} are remembered, not read" if remembered else "") + "."
+
+
+def _count_decimals(printed: str) -> int:
+    return len(printed.partition(".")[2])
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One metric of ours beside theirs, over the `count` pictures for which both have a number.
+
+    largest: of |ours - theirs|, at picture `name`; the means are over those pictures alone. without_number: pictures
+    that both know and at least one has no finite number for. With count 0 the numbers are NaN and name is empty.
+    """
+
+    metric: str
+    count: int
+    largest: float
+    name: str
+    mean_ours: float
+    mean_theirs: float
+    without_number: list[str]
+
+
+@dataclass(frozen=True)
+class ScoreComparison:
+    """Every metric that both have; and the pictures that only one of the two has."""
+
+    deviations: list[Deviation]
+    only_ours: list[str]
+    only_theirs: list[str]
+
+
+def read_scores(path: Path) -> dict[str, dict[str, float]]:
+    """Picture -> metric -> score from somebody's CSV: a column of names, and metrics under our names or usual ones.
+
+    Columns that are no metric of ours are passed over. An empty cell, n/a and nan are NaN.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            columns = _find_columns(path, reader.fieldnames or [])
+            head_of_names = columns.pop("name")
+            scores, stems = {}, set()
+            for row in reader:
+                place = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values() or not row[head_of_names].strip():
+                    raise PisasrError(f"{place}: wanted a name and as many cells as the first line has; mend the file")
+                name = row[head_of_names].strip()
+                if _stem(name) in stems:
+                    raise PisasrError(f"{place}: {name} was there before; wanted one row a picture, of one method")
+                stems.add(_stem(name))
+                scores[name] = {metric: _number(row[head], place, head) for metric, head in columns.items()}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise PisasrError(f"{path} can't be read as CSV ({' '.join(str(error).split())})") from error
+    if not scores:
+        raise PisasrError(f"{path} holds no scores; wanted a row a picture")
+    return scores
+
+
+def compare_scores(rows: Iterable[dict], scores: dict[str, dict[str, float]]) -> ScoreComparison:
+    """Our rows of one method beside read_scores' pictures, which are found by name as folders.match_names does."""
+    rows = sorted(rows, key=lambda row: row["name"])
+    if len(methods := {row["method"] for row in rows}) > 1:
+        raise PisasrError(f"rows of {', '.join(sorted(methods))} came; wanted those of the one method that was scored")
+    ours, theirs = {_stem(row["name"]): row for row in rows}, {_stem(name): name for name in scores}
+    matches = match_names(ours, theirs)
+    pairs = [(row, theirs[matches[stem]]) for stem, row in ours.items() if stem in matches]
+    if not pairs:
+        came = f"ours has {next(iter(ours), 'nothing')}, theirs {next(iter(theirs), 'nothing')}"
+        raise PisasrError(f"the scores have no picture in common with ours; {came}: wanted equal file names")
+    metrics = [metric for metric in next(iter(scores.values())) if any(metric in row for row, _ in pairs)]
+    return ScoreComparison(
+        [
+            _deviate(metric, [(row["name"], row.get(metric), scores[name][metric]) for row, name in pairs])
+            for metric in metrics
+        ],
+        [row["name"] for stem, row in ours.items() if stem not in matches],
+        sorted(scores.keys() - {name for _, name in pairs}),
+    )
+
+
+def render_scores(found: ScoreComparison) -> str:
+    """Markdown: a row per metric, then every picture that could not be compared."""
+    heads = ["Metric", "Pictures", "Largest deviation", "at", "Mean, ours", "Mean, theirs"]
+    lines = [heads, ["---", "---:", "---:", "---", "---:", "---:"]] if found.deviations else []
+    notes = [] if found.deviations else ["No metric is in both."]
+    notes += [f"Only in ours: {', '.join(found.only_ours)}."] if found.only_ours else []
+    notes += [f"Only in theirs: {', '.join(found.only_theirs)}."] if found.only_theirs else []
+    for deviation in found.deviations:
+        label = deviation.metric.upper()
+        means = [f"{mean:.6f}" for mean in (deviation.mean_ours, deviation.mean_theirs)]
+        lines.append([label, str(deviation.count), f"{deviation.largest:.2g}", deviation.name, *means])
+        if deviation.without_number:
+            notes.append(f"{label}: no number for {', '.join(deviation.without_number)}.")
+    table = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join(table + [""] * bool(table and notes) + [f"- {note}" for note in notes]) + "\n"
+
+
+def _find_columns(path: Path, heads: Iterable[str]) -> dict[str, str]:
+    """'name' and our metrics' names -> the heads of their columns."""
+    spellings = {_fold_head(key): key for key, metric in METRICS.items() if metric.needs != "hq_set"}
+    spellings |= {_fold_head(alias): key for alias, key in ALIASES.items()} | HEADS
+    columns = {}
+    for head in heads:
+        key = spellings.get(_fold_head(head))
+        if key in columns:
+            raise PisasrError(f"{path} has two columns for {key}: {columns[key]!r} and {head!r}; keep one")
+        columns |= {key: head} if key else {}
+    if "name" not in columns or len(columns) == 1:
+        raise PisasrError(f"{path} has the columns {', '.join(heads)}; wanted name and metrics like psnr, ssim, lpips")
+    return columns
+
+
+def _fold_head(head: str) -> str:
+    """'PSNR-Y (dB) ↑' -> 'psnry'; a plus stays, because CLIPIQA+ is another metric than CLIPIQA."""
+    return re.sub(r"\(.*?\)|[^a-z0-9+]", "", head.lower())
+
+
+def _number(text: str, place: str, head: str) -> float:
+    try:
+        return math.nan if text.strip().lower() in ("", "n/a") else float(text)
+    except ValueError as error:
+        raise PisasrError(f"{place}: {head} is {text!r}; wanted a number, or n/a") from error
+
+
+def _stem(name: str) -> str:
+    """The name without a picture's extension; other dots belong to it."""
+    path = Path(name)
+    return path.stem if path.suffix.lower() in EXTENSIONS else path.name
+
+
+def _deviate(metric: str, scores: list[tuple[str, float | None, float]]) -> Deviation:
+    """scores: picture, ours, theirs."""
+    both = [row for row in scores if row[1] is not None and math.isfinite(row[1]) and math.isfinite(row[2])]
+    without = [row[0] for row in scores if row not in both]
+    if not both:
+        return Deviation(metric, 0, math.nan, "", math.nan, math.nan, without)
+    name, ours, theirs = max(both, key=lambda row: abs(row[1] - row[2]))
+    means = (sum(row[side] for row in both) / len(both) for side in (1, 2))
+    return Deviation(metric, len(both), abs(ours - theirs), name, *means, without)
