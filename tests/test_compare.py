@@ -12,8 +12,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 import compare  # noqa: E402
 
-from pisasr.evaluation.figure import busiest_detail, draw_comparison  # noqa: E402
-
 
 @pytest.fixture
 def photos(tmp_path):
@@ -107,16 +105,3 @@ def test_methods_that_are_none(photos, tmp_path, word):
     with pytest.raises(SystemExit) as leaving:
         run(photos, tmp_path / "out", methods=(word,))
     assert leaving.value.code == 2
-
-
-def test_the_busiest_detail_is_found():
-    picture = np.full((64, 64, 3), 128, np.uint8)
-    picture[32:48, 8:24] = np.random.default_rng(0).integers(0, 256, (16, 16, 3))
-    assert busiest_detail(Image.fromarray(picture), 16) == (8, 32, 24, 48)
-
-
-def test_a_sheet_has_a_row_per_picture_and_a_column_per_entry_plus_one():
-    row = {"bicubic": Image.new("RGB", (40, 30), "red"), "true picture": Image.new("RGB", (40, 30), "blue")}
-    sheet = draw_comparison([row, row, row])
-    assert sheet.size == (3 * 260 - 4, 28 + 3 * 260 - 4)
-    assert sheet.getpixel((260 + 128, 28 + 128)) == (255, 0, 0)

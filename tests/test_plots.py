@@ -1,0 +1,177 @@
+"""The plots: what they say in words is true, what lacks a number is named, and labels keep out of each other's way."""
+
+import math
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("matplotlib")
+
+from pisasr.errors import PisasrError  # noqa: E402
+from pisasr.evaluation.plots import (  # noqa: E402
+    draw_differences,
+    draw_perception_distortion,
+    draw_surface,
+    pareto_front,
+    place_labels,
+)
+
+POINTS = {
+    "bicubic": {"psnr": (27.1, 26.5, 27.7), "niqe": (9.0, 8.8, 9.1), "lpips": (0.5, None, None)},
+    "lanczos": {"psnr": (27.2, 26.6, 27.8), "niqe": (9.1, 9.0, 9.3), "lpips": (math.nan, None, None)},
+    "OSEDiff": {"psnr": (25.2, 24.7, 25.6), "niqe": (5.6, 5.3, 6.0), "lpips": (0.29, None, None)},
+}
+ROWS = [
+    {"method": method, "name": f"{k}.png", "psnr": psnr, "niqe": niqe}
+    for method, scores in {
+        "a": [(30, 5), (28, 6), (26, 4), (25, math.nan)],
+        "b": [(29, 6), (28, 5), (27, 5), (24, 5)],
+    }.items()
+    for k, (psnr, niqe) in enumerate(scores)
+]
+
+
+def grid(lambdas=(0, 0.5, 1)):
+    return [
+        {"lambda_pix": pix, "lambda_sem": sem, "psnr": 28 - (pix - 0.5) ** 2 - sem, "niqe": 8 - sem + pix}
+        for pix in lambdas
+        for sem in lambdas
+    ]
+
+
+def words(path):
+    """The lines of text in an SVG."""
+    return [re.sub("<[^>]*>", "", text) for text in re.findall(r"<text[^>]*>(.*?)</text>", path.read_text(), re.DOTALL)]
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_the_same_numbers_give_the_same_bytes(tmp_path, ending):
+    for name in ("one", "two"):
+        draw_perception_distortion(tmp_path / f"{name}.{ending}", POINTS, "psnr", ["niqe"], [("model", grid())])
+    one, two = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert one.startswith({"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[ending])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"one.{ending}", f"two.{ending}"]
+
+
+def test_a_panel_is_as_wide_as_a_column_of_a_paper(tmp_path):
+    for count, size in ((1, (660, 580)), (2, (1320, 580)), (4, (1320, 1160))):
+        draw_perception_distortion(tmp_path / "plot.png", POINTS, "psnr", ["niqe"] * count)
+        assert Image.open(tmp_path / "plot.png").size == size
+
+
+def test_every_method_is_written_beside_its_point_and_who_lacks_a_number_over_the_panel(tmp_path):
+    draw_perception_distortion(tmp_path / "plot.svg", POINTS, "psnr", ["niqe", "lpips"])
+    found = words(tmp_path / "plot.svg")
+    assert [found.count(method) for method in POINTS] == [2, 1, 2]
+    assert "no number: lanczos" in found
+    assert found.count("better") == 2
+
+
+def test_many_methods_are_named_once_in_a_legend(tmp_path):
+    points = {f"method {k}": {"psnr": (20 + k, None, None), "niqe": (9 - k, None, None)} for k in range(9)}
+    draw_perception_distortion(tmp_path / "plot.svg", points, "psnr", ["niqe", "niqe"])
+    assert [words(tmp_path / "plot.svg").count(method) for method in points] == [1] * 9
+
+
+def test_an_interval_that_leaves_out_the_mean_is_drawn(tmp_path):
+    points = {"skewed": {"psnr": (25.0, 25.1, 26.0), "niqe": (None, None, None)}}
+    draw_perception_distortion(tmp_path / "plot.png", points, "psnr", ["psnr", "niqe"])
+
+
+def test_the_grid_names_its_corners_and_the_two_usual_pairs(tmp_path):
+    draw_perception_distortion(tmp_path / "plot.svg", POINTS, "psnr", ["niqe"], [("model", grid((0, 1, 1.5)))])
+    found = words(tmp_path / "plot.svg")
+    pairs = {"(0, 0)", "(0, 1.5)", "(1.5, 0)", "(1.5, 1.5)", "(1, 0)", "(1, 1)"}
+    assert {text for text in found if re.fullmatch(r"\([\d., ]+\)", text)} == pairs
+    assert {"model", "front of the grid"} <= set(found)
+
+
+def test_the_front_keeps_what_nothing_beats_whichever_direction_is_better():
+    pairs = [(30, 9), (28, 5), (29, 7), (27, 6), (29, 8), (31, math.nan)]
+    rows = [{"psnr": psnr, "niqe": niqe} for psnr, niqe in pairs]
+    assert pareto_front(rows, "psnr", "niqe") == [rows[1], rows[2], rows[0]]
+    assert pareto_front([rows[0], dict(rows[0])], "psnr", "niqe") == [rows[0], rows[0]]
+    assert pareto_front([{"psnr": 1, "ssim": 2}, {"psnr": 2, "ssim": 1}], "psnr", "ssim")[0]["psnr"] == 1
+
+
+def test_labels_of_crowded_points_do_not_overlap():
+    anchors = np.array([(100 + 3 * k, 100 + 2 * (k % 3)) for k in range(8)], float)
+    sizes = np.full((8, 2), (40.0, 10.0))
+    places = place_labels(anchors, sizes, anchors, (0, 0, 300, 200))
+    for k, place in enumerate(places):
+        assert all(np.any(np.abs(place - other) >= sizes[0]) for other in places[k + 1 :])
+        assert not np.any(np.all(np.abs(anchors - place) < sizes[0] / 2, axis=1))
+    assert np.all(places - sizes / 2 >= 0) and np.all(places + sizes / 2 <= (300, 200))
+
+
+def test_a_lone_label_stands_right_of_its_point_or_left_at_the_edge():
+    for x, side in ((100.0, 1), (195.0, -1)):
+        anchor = np.array([(x, 50.0)])
+        ((place, height),) = place_labels(anchor, np.array([(40.0, 10.0)]), anchor, (0, 0, 200, 100))
+        assert np.sign(place - x) == side and abs(height - 50) <= 20
+
+
+def test_the_titles_count_who_is_better(tmp_path):
+    draw_differences(tmp_path / "plot.svg", ROWS, ["psnr", "niqe"], "a", "b")
+    found = " | ".join(words(tmp_path / "plot.svg"))
+    assert "a better on 2 of 4, equal on 1" in found
+    assert "a better on 2 of 3" in found and "1 left out: no number" in found
+    assert "mean difference +0.25" in found and "mean difference \N{MINUS SIGN}0.33" in found
+
+
+def test_a_picture_that_one_method_lacks_is_left_out(tmp_path):
+    draw_differences(tmp_path / "plot.svg", ROWS[1:], ["psnr"], "a", "b")
+    found = " | ".join(words(tmp_path / "plot.svg"))
+    assert "a better on 1 of 3, equal on 1" in found and "1 left out" in found
+
+
+def test_no_numbers_at_all_still_make_a_plot(tmp_path):
+    rows = [{"method": method, "name": "a.png", "lpips": math.nan} for method in ("a", "b")]
+    draw_differences(tmp_path / "plot.svg", rows, ["lpips"], "a", "b")
+    assert "1 left out: no number" in words(tmp_path / "plot.svg")
+    draw_surface(tmp_path / "plot.png", {"lpips": [[math.nan]]}, [1], [1])
+
+
+def test_bars_have_the_colour_of_the_better_method(tmp_path):
+    rows = [{"method": method, "name": "a.png", "psnr": value, "niqe": value} for method, value in (("a", 9), ("b", 5))]
+    seen = {}
+    for metric in ("psnr", "niqe"):
+        draw_differences(tmp_path / "plot.png", rows, [metric], "a", "b")
+        colours = Image.open(tmp_path / "plot.png").convert("RGB").getcolors(1 << 20)
+        seen[metric] = max((count, colour) for count, colour in colours if max(colour) - min(colour) > 99)[1]
+    assert seen == {"psnr": (0x00, 0x72, 0xB2), "niqe": (0xE6, 0x9F, 0x00)}
+
+
+def test_a_surface_shows_every_value_and_no_nan(tmp_path):
+    surfaces = {"psnr": [[25.123, 26], [27, math.nan]], "ssim": np.array([[0.1, 0.2], [0.3, 0.4]])}
+    draw_surface(tmp_path / "plot.svg", surfaces, [0, 1], [0.5, 1.5], best=(1, 0.5))
+    found = words(tmp_path / "plot.svg")
+    assert {"25.12", "26.00", "27.00", "0.1000", "0.4000"} <= set(found) and "nan" not in found
+    assert "lighter is better, the best value is bold; outlined: (1, 0.5)" in found
+
+
+def test_lighter_is_better_whichever_direction_is_better(tmp_path):
+    lightness = {}
+    for metric in ("psnr", "niqe"):
+        draw_surface(tmp_path / "plot.png", {metric: [[5.0, 9.0]]}, [1], [0, 1])
+        picture = np.asarray(Image.open(tmp_path / "plot.png").convert("L"), int)
+        middle = picture[picture.shape[0] // 3]
+        columns = np.flatnonzero((middle > 20) & (middle < 240))
+        lightness[metric] = middle[columns[len(columns) // 4]], middle[columns[3 * len(columns) // 4]]
+    assert lightness["psnr"][0] < lightness["psnr"][1] and lightness["niqe"][0] > lightness["niqe"][1]
+
+
+def test_an_ending_that_is_no_plot(tmp_path):
+    with pytest.raises(PisasrError, match=r"^plot.jpg: plots are written as .png, .pdf, .svg$"):
+        draw_surface(tmp_path / "plot.jpg", {"psnr": [[1.0]]}, [1], [1])
+
+
+def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(PisasrError, match="^plots need matplotlib; pip install matplotlib, or [^\n]*$"):
+        draw_surface(tmp_path / "plot.png", {"psnr": [[1.0]]}, [1], [1])
+    assert not (tmp_path / "plot.png").exists()
