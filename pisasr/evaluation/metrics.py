@@ -1,19 +1,16 @@
-"""How near a restored picture is to the true one: PSNR and SSIM as the StableSR line of papers measures them.
+"""How near a restored picture is to the true one: PSNR and SSIM, as the named protocols of the field measure them.
 
 Pictures are uint8 [H, W, 3], RGB, as an 8-bit PNG holds them. All arithmetic is float64.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from PIL import Image
-
-# Added to the mean squared error, so equal pictures score 80 dB and not infinity.
-PSNR_EPS = 1e-8
-PSNR_CEILING = -10 * np.log10(PSNR_EPS)
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
@@ -22,40 +19,116 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 class Metric:
     """What the tables must say about one column.
 
-    needs: 'hq' compares with the true picture, 'lq' with the input, 'hq_set' compares two whole folders, None judges
-    the picture alone. protocol: the recipe, to stand beside every number.
+    needs: 'hq' compares with the true picture, 'lq' with the input, 'hq_set' compares two whole sets, None judges
+    the picture alone. recipe: what stands beside every number; of PSNR and SSIM the Protocol knows it.
     """
 
     label: str
     higher_is_better: bool
     needs: Literal["hq", "lq", "hq_set"] | None
     decimals: int
-    protocol: str
+    recipe: str = ""
 
 
 METRICS = {
-    "psnr": Metric("PSNR-Y (dB)", True, "hq", 2, "unrounded BT.601 Y in [0, 1], mean squared error + 1e-8"),
-    "ssim": Metric(
-        "SSIM-Y", True, "hq", 4, "BT.601 Y x 255 rounded, Gaussian 11x11 sigma 1.5, valid part, contrast term >= 0"
-    ),
-    "psnr_lq": Metric(
-        "PSNR-Y to LQ (dB)", True, "lq", 2, "PSNR-Y of the picture shrunk to the LQ size (Pillow bicubic), no border"
-    ),
-    "niqe": Metric("NIQE", False, None, 4, "YIQ luma rounded, blocks of 96 px, two scales, float64, no border"),
+    "psnr": Metric("PSNR (dB)", True, "hq", 2),
+    "ssim": Metric("SSIM", True, "hq", 4),
+    "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, "PSNR on Y of the picture shrunk to the LQ size (bicubic)"),
+    "lpips": Metric("LPIPS", False, "hq", 4, "AlexNet, version 0.1"),
+    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, "VGG16, version 0.1"),
+    "dists": Metric("DISTS", False, "hq", 4, "VGG16"),
     "featdist": Metric(
         "Feature distance",
         False,
         "hq",
         4,
-        "EfficientNet-Lite0 (ImageNet), stem and blocks 2, 4, 10, unit-normalised, no border; this is not LPIPS",
+        "EfficientNet-Lite0 (ImageNet), stem and blocks 2, 4, 10, unit-normalised; this is not LPIPS",
     ),
-    "lpips": Metric("LPIPS", False, "hq", 4, "pyiqa lpips (AlexNet, 0.1)"),
-    "dists": Metric("DISTS", False, "hq", 4, "pyiqa dists"),
-    "musiq": Metric("MUSIQ", True, None, 2, "pyiqa musiq (KonIQ-10k)"),
-    "maniqa": Metric("MANIQA", True, None, 4, "pyiqa maniqa-pipal"),
-    "clipiqa": Metric("CLIPIQA", True, None, 4, "pyiqa clipiqa (not clipiqa+)"),
-    "fid": Metric("FID", False, "hq_set", 2, "pyiqa fid, folder against folder; comparable only at the same count"),
+    "fid": Metric("FID", False, "hq_set", 2, "clean-fid resize, InceptionV3 pool3; comparable at one count only"),
+    "niqe": Metric("NIQE", False, None, 4, "YIQ luma rounded, blocks of 96 px, two scales, float64"),
+    "musiq": Metric("MUSIQ", True, None, 2, "KonIQ-10k"),
+    "maniqa": Metric("MANIQA", True, None, 4, "PIPAL weights (maniqa-pipal), 20 crops of 224 px"),
+    "clipiqa": Metric("CLIPIQA", True, None, 4, "CLIP RN50, fixed prompts (not CLIPIQA+)"),
+    "clipiqa+": Metric("CLIPIQA+", True, None, 4, "CLIP RN50, learned prompts"),
+    "topiq": Metric("TOPIQ", True, None, 4, "topiq_nr, KonIQ-10k"),
+    "liqe": Metric("LIQE", True, None, 4, "KonIQ-10k"),
 }
+
+# Other people's names for the same columns.
+ALIASES = {
+    "maniqa-pipal": "maniqa",
+    "lpips-vgg": "lpips_vgg",
+    "lpips-alex": "lpips",
+    "topiq_nr": "topiq",
+    "clipiqa_plus": "clipiqa+",
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How PSNR and SSIM are taken: the choices that move a published number without being a better or worse method.
+
+    color: BT.601 studio-range Y, or the three channels of RGB. border_px: left out at every side. *_rounds_y: Y is
+    rounded to whole levels first. psnr_eps: added to the mean squared error of values in [0, 1], so that equal pictures
+    score a finite number. ssim_clamps: the contrast-structure term is kept from going below 0. source: whose habit.
+    """
+
+    name: str
+    source: str
+    color: Literal["y", "rgb"] = "y"
+    border_px: int = 0
+    psnr_rounds_y: bool = False
+    psnr_eps: float = 0.0
+    ssim_rounds_y: bool = False
+    ssim_clamps: bool = False
+
+    @property
+    def psnr_of_equals(self) -> float:
+        """The PSNR of two equal pictures, in dB."""
+        return -10 * math.log10(self.psnr_eps) if self.psnr_eps else math.inf
+
+    def describe(self, metric: str) -> str:
+        """The recipe of one column of these two."""
+        rounds, extra = (
+            (self.psnr_rounds_y, f"mean squared error + {self.psnr_eps:g}" if self.psnr_eps else "no epsilon")
+            if metric == "psnr"
+            else (self.ssim_rounds_y, f"contrast term {'>= 0' if self.ssim_clamps else 'as it is'}")
+        )
+        space = "R, G and B" if self.color == "rgb" else f"BT.601 Y {'rounded' if rounds else 'unrounded'}"
+        window = "" if metric == "psnr" else f"Gaussian {SSIM_WINDOW}x{SSIM_WINDOW} sigma {SSIM_SIGMA:g}, valid part, "
+        return f"{space}, border {self.border_px} px, {window}{extra}, float64"
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "stablesr",
+            "StableSR, OSEDiff, PiSA-SR: pyiqa's psnr and ssim with test_y_channel, color_space ycbcr",
+            psnr_eps=1e-8,
+            ssim_rounds_y=True,
+            ssim_clamps=True,
+        ),
+        Protocol(
+            "seesr",
+            "SeeSR: as stablesr, without the outer 4 px",
+            border_px=4,
+            psnr_eps=1e-8,
+            ssim_rounds_y=True,
+            ssim_clamps=True,
+        ),
+        Protocol("basicsr", "BasicSR's calculate_psnr and calculate_ssim with test_y_channel, x4", border_px=4),
+        Protocol(
+            "matlab",
+            "classic x4 papers (EDSR and before): rgb2ycbcr of 8-bit pictures, scale px of border",
+            border_px=4,
+            psnr_rounds_y=True,
+            ssim_rounds_y=True,
+        ),
+        Protocol("rgb", "all three channels, SSIM averaged over them", color="rgb"),
+    )
+}
+STABLESR = PROTOCOLS["stablesr"]
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
@@ -68,37 +141,49 @@ def cut_border(picture: np.ndarray, border: int) -> np.ndarray:
     return picture[border : picture.shape[0] - border, border : picture.shape[1] - border]
 
 
-def psnr_y(sr: np.ndarray, hq: np.ndarray, border: int = 0) -> float:
-    """Peak signal-to-noise ratio of Y in dB, 10 log10(1 / (mse + 1e-8)); 80 for equals, NaN if all is border."""
-    difference = cut_border(luma(sr) - luma(hq), border)
+def psnr(sr: np.ndarray, hq: np.ndarray, protocol: Protocol = STABLESR) -> float:
+    """Peak signal-to-noise ratio in dB, 10 log10(1 / (mse + eps)) of values in [0, 1]; NaN if all is border."""
+    x, y = (_channels(picture, protocol, protocol.psnr_rounds_y) for picture in (sr, hq))
+    difference = cut_border(x - y, protocol.border_px)
     if difference.size == 0:
-        return float("nan")
-    return float(-10 * np.log10(np.mean(difference**2) + PSNR_EPS))
+        return math.nan
+    error = float(np.mean((difference / 255) ** 2)) + protocol.psnr_eps
+    return -10 * math.log10(error) if error else math.inf
 
 
-def ssim_y(sr: np.ndarray, hq: np.ndarray, border: int = 0) -> float:
-    """Structural similarity of Y (Wang et al. 2004), 1 for equal pictures; NaN when no 11x11 window fits.
+def ssim(sr: np.ndarray, hq: np.ndarray, protocol: Protocol = STABLESR) -> float:
+    """Structural similarity (Wang et al. 2004), 1 for equal pictures; NaN when no 11x11 window fits."""
+    x, y = (
+        cut_border(_channels(picture, protocol, protocol.ssim_rounds_y), protocol.border_px) for picture in (sr, hq)
+    )
+    if min(x.shape[:2]) < SSIM_WINDOW:
+        return math.nan
+    return float(np.mean([_ssim(x[..., k], y[..., k], protocol.ssim_clamps) for k in range(x.shape[2])]))
 
-    Two habits of the field are kept because the published numbers have them: Y is rounded to whole levels here (and
-    not in PSNR), and the contrast-structure term is clamped at 0 before it is multiplied.
-    """
-    x, y = (cut_border(np.round(luma(picture) * 255), border) for picture in (sr, hq))
-    if min(x.shape) < SSIM_WINDOW:
-        return float("nan")
+
+def psnr_lq(sr: np.ndarray, lq: np.ndarray) -> float:
+    """How faithful the picture stays to its input: shrink it to the LQ size and take PSNR there."""
+    height, width = lq.shape[:2]
+    return psnr(np.asarray(Image.fromarray(sr).resize((width, height), Image.Resampling.BICUBIC)), lq)
+
+
+def _channels(picture: np.ndarray, protocol: Protocol, rounds_y: bool) -> np.ndarray:
+    """What the protocol compares, in levels from 0 to 255: float64 [H, W, 1 or 3]."""
+    if protocol.color == "rgb":
+        return picture.astype(np.float64)
+    y = luma(picture)[..., None] * 255
+    return np.round(y) if rounds_y else y
+
+
+def _ssim(x: np.ndarray, y: np.ndarray, clamps: bool) -> float:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     mu_x, mu_y = _gaussian_mean(x), _gaussian_mean(y)
     var_x = _gaussian_mean(x * x) - mu_x**2
     var_y = _gaussian_mean(y * y) - mu_y**2
     cov = _gaussian_mean(x * y) - mu_x * mu_y
-    contrast = np.maximum((2 * cov + c2) / (var_x + var_y + c2), 0)
+    contrast = (2 * cov + c2) / (var_x + var_y + c2)
     luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
-    return float(np.mean(luminance * contrast))
-
-
-def psnr_lq(sr: np.ndarray, lq: np.ndarray) -> float:
-    """How faithful the picture stays to its input: shrink it to the LQ size and take PSNR-Y there."""
-    height, width = lq.shape[:2]
-    return psnr_y(np.asarray(Image.fromarray(sr).resize((width, height), Image.Resampling.BICUBIC)), lq)
+    return float(np.mean(luminance * (np.maximum(contrast, 0) if clamps else contrast)))
 
 
 def _gaussian_mean(x: np.ndarray) -> np.ndarray:

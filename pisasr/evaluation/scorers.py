@@ -1,50 +1,102 @@
-"""Names of metrics -> functions of one example. A metric whose files are absent costs its own column, no other."""
+"""Names of metrics -> functions of one picture. A metric whose files are absent costs its own column, no other."""
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Callable
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 
-from pisasr.evaluation.metrics import METRICS, psnr_lq, psnr_y, ssim_y
+from pisasr.evaluation.metrics import METRICS, STABLESR, Protocol, psnr, psnr_lq, ssim
 from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet_lite0
 
 # (picture, true picture or None, input or None), each uint8 [H, W, 3] -> score
 Scorer = Callable[[np.ndarray, np.ndarray | None, np.ndarray | None], float]
 
-# The papers' names -> pyiqa's.
-PYIQA = {
-    "lpips": "lpips",
-    "dists": "dists",
-    "musiq": "musiq",
-    "maniqa": "maniqa-pipal",
-    "clipiqa": "clipiqa",
-    "fid": "fid",
-}
+# uint8 [H, W, 3] -> features, float32 [d]
+Extractor = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What every picture is asked.
+
+    scorers: metric -> number. extractors: metrics of whole sets -> features. checks: the same metrics by another
+    library. missing: metric -> the line that says what it lacks here.
+    """
+
+    scorers: dict[str, Scorer] = field(default_factory=dict)
+    extractors: dict[str, Extractor] = field(default_factory=dict)
+    checks: dict[str, Scorer] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def drop(self, why: dict[str, str]) -> Panel:
+        """The panel without these metrics, for a set that can't answer them."""
+        scorers, extractors, checks = (
+            {name: f for name, f in part.items() if name not in why}
+            for part in (self.scorers, self.extractors, self.checks)
+        )
+        return Panel(scorers, extractors, checks, {**self.missing, **why})
+
+
+def load_panel(
+    metrics: Iterable[str], protocol: Protocol = STABLESR, weights: Path | None = None, cross_check: bool = False
+) -> Panel:
+    """Everything that can be asked here of these metrics."""
+    metrics = list(metrics)
+    scorers, missing = load_scorers([m for m in metrics if METRICS[m].needs != "hq_set"], protocol, weights)
+    extractors, checks = {}, {}
+    for name in (name for name in metrics if METRICS[name].needs == "hq_set"):
+        from pisasr.evaluation.fid import load_inception
+
+        try:
+            extractors[name] = load_inception(weights)
+        except MetricUnavailable as reason:
+            missing[name] = str(reason)
+    if cross_check:
+        from pisasr.evaluation.deep import load_second_opinions
+
+        checks, why = load_second_opinions(list(scorers), protocol, weights)
+        missing |= {f"cross-check of {name}": reason for name, reason in why.items()}
+    return Panel(scorers, extractors, checks, missing)
 
 
 def load_scorers(
-    names: list[str], border: int = 0, weights: Path | None = None
+    names: Iterable[str], protocol: Protocol = STABLESR, weights: Path | None = None
 ) -> tuple[dict[str, Scorer], dict[str, str]]:
     """The scorers of single pictures that can run here, and for each other one the line that says what it lacks."""
     scorers, missing = {}, {}
-    for name in (name for name in names if METRICS[name].needs != "hq_set"):
+    for name in names:
         try:
-            scorers[name] = _load_scorer(name, border, weights)
+            scorers[name] = _load_scorer(name, protocol, weights)
         except MetricUnavailable as reason:
             missing[name] = str(reason)
     return scorers, missing
 
 
-def _load_scorer(name: str, border: int, weights: Path | None) -> Scorer:
+def describe(metric: str, protocol: Protocol) -> str:
+    """The recipe of one column, with the library that computes it: what must stand beside its numbers."""
+    recipe = protocol.describe(metric) if metric in ("psnr", "ssim") else METRICS[metric].recipe
+    return f"{recipe}; {_library(metric)}"
+
+
+def _library(metric: str) -> str:
+    from pisasr.evaluation.deep import NETWORKS
+
+    package, name = ("pyiqa", f" {NETWORKS[metric].name}") if metric in NETWORKS else ("pisasr", "")
+    try:
+        return f"{package} {version(package)}{name}"
+    except PackageNotFoundError:
+        return f"{package}{name}"
+
+
+def _load_scorer(name: str, protocol: Protocol, weights: Path | None) -> Scorer:
     if name == "psnr":
-        return lambda sr, hq, lq: psnr_y(sr, hq, border)
+        return lambda sr, hq, lq: psnr(sr, hq, protocol)
     if name == "ssim":
-        return lambda sr, hq, lq: ssim_y(sr, hq, border)
+        return lambda sr, hq, lq: ssim(sr, hq, protocol)
     if name == "psnr_lq":
         return lambda sr, hq, lq: psnr_lq(sr, lq)
     if name == "niqe":
@@ -58,64 +110,6 @@ def _load_scorer(name: str, border: int, weights: Path | None) -> Scorer:
 
         network = load_network(path)
         return lambda sr, hq, lq: picture_distance(sr, hq, network)
-    return _load_pyiqa(name)
+    from pisasr.evaluation.deep import load_scorer
 
-
-def _load_pyiqa(name: str) -> Scorer:
-    """A scorer of IQA-PyTorch, which is not installed with pisasr because its licence forbids commercial use."""
-    metric = create_pyiqa(name)
-
-    def score(sr: np.ndarray, hq: np.ndarray | None, lq: np.ndarray | None) -> float:
-        import torch
-
-        pictures = [sr, hq] if METRICS[name].needs == "hq" else [sr]
-        with torch.inference_mode():
-            return float(metric(*(torch.from_numpy(p.copy()).permute(2, 0, 1)[None] / 255 for p in pictures)))
-
-    return score
-
-
-def score_folders(
-    names: list[str], methods: dict[str, Path], hq: Path | None, has_gaps: bool
-) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """The metrics that compare whole folders (FID): metric -> method -> score, and what keeps the others away.
-
-    They read every file of a folder, so with gaps their number would not be about the pictures of the table.
-    """
-    scores, missing = {}, {}
-    for name in (name for name in names if METRICS[name].needs == "hq_set"):
-        try:
-            if has_gaps:
-                raise MetricUnavailable("it compares whole folders, and pictures were left out of this table")
-            metric = create_pyiqa(name)
-            scores[name] = {method: float(metric(str(folder), str(hq))) for method, folder in methods.items()}
-        except MetricUnavailable as reason:
-            missing[name] = str(reason)
-    return scores, missing
-
-
-def create_pyiqa(name: str) -> Callable:
-    """pyiqa's own metric object, or MetricUnavailable when the package or its weights cannot be had."""
-    if find_spec("pyiqa") is None:
-        raise MetricUnavailable("pyiqa is not installed: pip install pyiqa (PolyForm Noncommercial licence)")
-    _fail_fast_when_offline()
-    from pisasr._compat import repair_torchvision
-
-    repair_torchvision()
-    try:
-        import pyiqa
-
-        return pyiqa.create_metric(PYIQA[name])
-    except Exception as error:  # URLError, hub errors, missing pkg_resources: all mean that this column cannot be had
-        raise MetricUnavailable(
-            f"pyiqa could not load {PYIQA[name]} ({type(error).__name__}: {' '.join(str(error).split())[:200]}); its"
-            " weights are looked for in $TORCH_HOME/hub/pyiqa and $TORCH_HOME/hub/checkpoints"
-        ) from error
-
-
-def _fail_fast_when_offline() -> None:
-    """The hub client retries for most of a minute where there is no network; tell it so before it is imported."""
-    try:
-        socket.create_connection(("huggingface.co", 443), timeout=1).close()
-    except OSError:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return load_scorer(name, weights)

@@ -22,7 +22,7 @@ from pisasr.errors import ImageError, PisasrError
 from pisasr.evaluation.features import feature_distance, load_network
 from pisasr.evaluation.figure import draw_comparison
 from pisasr.evaluation.folders import list_pictures, match_names, read_picture
-from pisasr.evaluation.metrics import psnr_y
+from pisasr.evaluation.metrics import psnr
 from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet_lite0
 from pisasr.images import crop, open_image, pad, plan_frame, save_image, split, to_image, to_signed, to_tensor, to_unit
 from pisasr.model import PiSASR
@@ -203,7 +203,7 @@ def score_picture(
     x, y = (to_tensor(image).to(device) for image in (picture, hq))
     with torch.autocast(device.type, enabled=False):
         perceived = {name: float(distance(x, y)) for name, distance in distances.items()}
-    return {"psnr": psnr_y(np.asarray(picture), np.asarray(hq)), **perceived}
+    return {"psnr": psnr(np.asarray(picture), np.asarray(hq)), **perceived}
 
 
 # --- the pictures ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,281 @@
+"""The deep metrics: pyiqa's networks through one doorway, torchmetrics' as a second opinion.
+
+pyiqa is no part of pisasr: its licence forbids commercial use since 2026. What it would download is known here by name,
+so that a file put into a folder by hand does, and a machine without a network is told at once which file is wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pisasr.evaluation.metrics import METRICS, Protocol, luma
+from pisasr.evaluation.weights import MetricUnavailable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pisasr.evaluation.scorers import Scorer
+
+IQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
+TORCHVISION = "https://download.pytorch.org/models/"
+CLIP = "https://openaipublic.azureedge.net/clip/models/"
+
+# Where torch's hub folder keeps the files of each place.
+FOLDERS = {IQA_HUB: "pyiqa", TORCHVISION: "checkpoints", CLIP: "clip"}
+
+VGG16 = TORCHVISION + "vgg16-397923af.pth"
+RN50 = CLIP + "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt"
+VIT_B32 = CLIP + "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
+
+
+class Network(NamedTuple):
+    """pyiqa's name for a metric and the files that it loads."""
+
+    name: str
+    urls: tuple[str, ...]
+
+
+NETWORKS = {
+    "lpips": Network("lpips", (IQA_HUB + "LPIPS_v0.1_alex-df73285e.pth", TORCHVISION + "alexnet-owt-7be5be79.pth")),
+    "lpips_vgg": Network("lpips-vgg", (IQA_HUB + "LPIPS_v0.1_vgg-a78928a0.pth", VGG16)),
+    "dists": Network("dists", (IQA_HUB + "DISTS_weights-f5e65c96.pth", VGG16)),
+    "fid": Network("fid", (IQA_HUB + "pt_inception-2015-12-05-6726825d.pth",)),
+    "musiq": Network("musiq", (IQA_HUB + "musiq_koniq_ckpt-e95806b9.pth",)),
+    "maniqa": Network("maniqa-pipal", (IQA_HUB + "MANIQA_PIPAL-ae6d356b.pth",)),
+    "clipiqa": Network("clipiqa", (RN50,)),
+    "clipiqa+": Network("clipiqa+", (RN50, IQA_HUB + "CLIP-IQA+_learned_prompts-603f3273.pth")),
+    "topiq": Network("topiq_nr", (IQA_HUB + "cfanet_nr_koniq_res50-9a73138b.pth",)),
+    "liqe": Network("liqe", (VIT_B32, IQA_HUB + "liqe_koniq.pt")),
+}
+
+
+def load_network(metric: str, weights: Path | None, create: Callable):
+    """What `create(pyiqa's name)` makes, with files from `weights` or torch's hub folder; else it may download them.
+
+    MetricUnavailable, one line, when pyiqa is not there, when it fails, or when files are missing and there is no
+    network: known within seconds, where pyiqa itself would try for a minute.
+    """
+    network = NETWORKS[metric]
+    if find_spec("pyiqa") is None:
+        files = " and ".join(url.rsplit("/", 1)[1] for url in network.urls)
+        raise MetricUnavailable(
+            "pyiqa is not installed: pip install 'pisasr[pyiqa]' (PolyForm Noncommercial licence); it then fetches"
+            f" {files}, or finds them in --weights FOLDER"
+        )
+    found = {url: _find(url, weights) for url in network.urls}
+    missing = [url for url, path in found.items() if path is None]
+    if missing and not is_online():
+        raise MetricUnavailable(
+            f"no network, and {', '.join(url.rsplit('/', 1)[1] for url in missing)} not found: fetch"
+            f" {' and '.join(missing)} elsewhere, put {'it' if len(missing) == 1 else 'them'} into a folder and give"
+            " --weights FOLDER"
+        )
+    from pisasr._compat import repair_torchvision
+
+    repair_torchvision()
+    try:
+        with contextlib.redirect_stdout(sys.stderr), _without_backbones(), _hub_of(found if not missing else {}):
+            return create(network.name)
+    except Exception as error:  # a bad file, a hub error, a missing package: all mean that this column can't be had
+        reason = " ".join(str(error).split())[:200]
+        raise MetricUnavailable(f"pyiqa could not load {network.name} ({type(error).__name__}: {reason})") from error
+
+
+def load_scorer(metric: str, weights: Path | None = None) -> Scorer:
+    """pyiqa's metric as a function of uint8 pictures."""
+    device = choose_device()
+
+    def create(name: str):
+        import pyiqa
+
+        return pyiqa.create_metric(name, device=device)
+
+    network = load_network(metric, weights, create)
+
+    def score(sr: np.ndarray, hq: np.ndarray | None, lq: np.ndarray | None) -> float:
+        import torch
+
+        pictures = [sr, hq] if METRICS[metric].needs == "hq" else [sr]
+        with torch.inference_mode():
+            return float(network(*(_to_tensor(picture).to(device) for picture in pictures)))
+
+    return score
+
+
+def is_online() -> bool:
+    """Whether the place of the weights answers; asked once, for two seconds at most. HF_HUB_OFFLINE=1 says no."""
+    return os.environ.get("HF_HUB_OFFLINE", "0") not in ("1", "ON", "YES", "TRUE") and _answers("huggingface.co")
+
+
+@cache
+def _answers(host: str) -> bool:
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(1)  # looking up a name knows no time limit of its own
+    try:
+        pool.submit(lambda: socket.create_connection((host, 443), timeout=2).close()).result(timeout=2)
+        return True
+    except Exception:
+        return False
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def choose_device() -> str:
+    """This process's GPU, or the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
+def _find(url: str, weights: Path | None) -> Path | None:
+    """The file that this address names: in the given folder, or where torch keeps what it has fetched before."""
+    from torch.hub import get_dir
+
+    name = url.rsplit("/", 1)[1]
+    places = [weights] if weights else []
+    places += [Path(get_dir()) / folder for place, folder in FOLDERS.items() if url.startswith(place)]
+    return next((place / name for place in places if (place / name).is_file()), None)
+
+
+@contextlib.contextmanager
+def _hub_of(found: dict[str, Path]) -> Iterator[None]:
+    """For a while, torch's hub folder is one that holds exactly these files, so that nothing is fetched again."""
+    if not found:
+        yield
+        return
+    from torch import hub
+
+    usual = hub.get_dir()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
+        for url, path in found.items():
+            inside = next(inside for place, inside in FOLDERS.items() if url.startswith(place))
+            _link(path.resolve(), Path(folder, inside, path.name))
+        hub.set_dir(folder)
+        undo.callback(hub.set_dir, usual)
+        if (download := sys.modules.get("pyiqa.utils.download_util")) is not None:  # it looks once, when it is imported
+            undo.callback(setattr, download, "DEFAULT_CACHE_DIR", download.DEFAULT_CACHE_DIR)
+            download.DEFAULT_CACHE_DIR = str(Path(folder, "pyiqa"))
+        else:
+            undo.callback(_restore_pyiqa_folder, Path(usual, "pyiqa"))
+        yield
+
+
+def _restore_pyiqa_folder(folder: Path) -> None:
+    if (download := sys.modules.get("pyiqa.utils.download_util")) is not None:
+        download.DEFAULT_CACHE_DIR = str(folder)
+
+
+def _link(path: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.symlink_to(path)
+    except OSError:  # Windows asks for rights
+        shutil.copyfile(path, place)
+
+
+@contextlib.contextmanager
+def _without_backbones() -> Iterator[None]:
+    """For a while, timm builds its networks without fetching weights for them.
+
+    MANIQA and TOPIQ fetch a backbone from the hub and then load a checkpoint over it that holds the backbone, too
+    (strictly: a tensor that it lacked would be an error). Without this, a file could not be put in place by hand.
+    """
+    if find_spec("timm") is None:
+        yield
+        return
+    import timm
+
+    create = timm.create_model
+    timm.create_model = lambda *args, **options: create(*args, **{**options, "pretrained": False})
+    try:
+        yield
+    finally:
+        timm.create_model = create
+
+
+def _to_tensor(picture: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+
+
+# --- a second opinion ------------------------------------------------------------------------------------------------
+
+
+def load_second_opinions(
+    metrics: list[str], protocol: Protocol, weights: Path | None
+) -> tuple[dict[str, Scorer], dict[str, str]]:
+    """torchmetrics' own code for those of these metrics that it has; and what keeps the others away.
+
+    PSNR and SSIM get the same prepared Y or RGB, cut and rounded as the protocol says: what is compared is the formula.
+    """
+    wanted = [name for name in metrics if name in ("psnr", "ssim", "lpips", "lpips_vgg", "dists")]
+    if find_spec("torchmetrics") is None:
+        return {}, dict.fromkeys(wanted, "torchmetrics is not installed: pip install torchmetrics")
+    scorers, missing = {}, {}
+    for name in wanted:
+        try:
+            scorers[name] = _second_opinion(name, protocol, weights)
+        except Exception as error:
+            missing[name] = f"torchmetrics could not load it ({' '.join(str(error).split())[:120]})"
+    return scorers, missing
+
+
+def _second_opinion(metric: str, protocol: Protocol, weights: Path | None) -> Scorer:
+    from pisasr._compat import repair_torchvision
+
+    repair_torchvision()
+    from torchmetrics.functional import image
+
+    if metric in ("psnr", "ssim"):
+        rounds = protocol.psnr_rounds_y if metric == "psnr" else protocol.ssim_rounds_y
+        compare = _torchmetrics_psnr if metric == "psnr" else _torchmetrics_ssim
+        return lambda sr, hq, lq: compare(image, *(_levels(picture, protocol, rounds) for picture in (sr, hq)))
+    backbone = NETWORKS[metric].urls[-1]
+    path = _find(backbone, weights)
+    if path is None and not is_online():
+        raise MetricUnavailable(f"{backbone} is not there")
+    with _hub_of({backbone: path} if path else {}):
+        if metric == "dists":
+            from torchmetrics.functional.image.dists import DISTSNetwork
+
+            network = DISTSNetwork()
+            return lambda sr, hq, lq: float(network(_to_tensor(sr), _to_tensor(hq)).detach())
+        from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
+
+        network = LearnedPerceptualImagePatchSimilarity("vgg" if "vgg" in metric else "alex", normalize=True)
+    return lambda sr, hq, lq: float(network(_to_tensor(sr), _to_tensor(hq)).detach())
+
+
+def _levels(picture: np.ndarray, protocol: Protocol, rounds: bool) -> Tensor:
+    """float64 [1, C, H, W] from 0 to 255, as the protocol reads the picture."""
+    import torch
+
+    levels = picture.astype(np.float64) if protocol.color == "rgb" else luma(picture)[..., None] * 255
+    levels = np.round(levels) if rounds else levels
+    cut = slice(protocol.border_px, -protocol.border_px or None)
+    return torch.from_numpy(levels[cut, cut]).permute(2, 0, 1)[None]
+
+
+def _torchmetrics_psnr(image, x: Tensor, y: Tensor) -> float:
+    return float(image.peak_signal_noise_ratio(x, y, data_range=255.0))
+
+
+def _torchmetrics_ssim(image, x: Tensor, y: Tensor) -> float:
+    return float(image.structural_similarity_index_measure(x, y, sigma=1.5, data_range=255.0))

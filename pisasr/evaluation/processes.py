@@ -1,0 +1,64 @@
+"""One process or several, started by accelerate or torchrun: who scores what, and what everybody must know.
+
+A single process imports neither torch nor accelerate.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes of this run. There is no exchange while pictures are scored: a slow one holds nobody up."""
+
+    def __init__(self) -> None:
+        self.count, self.rank, self._state = int(os.environ.get("WORLD_SIZE", 1)), 0, None
+        if self.count > 1:
+            import torch
+            from accelerate import PartialState
+
+            self._state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+            self.count, self.rank = self._state.num_processes, self._state.process_index
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def split(self, items: Sequence[T]) -> Sequence[T]:
+        """This process' share, in order; the shares are disjoint and nothing is left over or doubled."""
+        if self._state is None:
+            return items
+        with self._state.split_between_processes(list(items), apply_padding=False) as share:
+            return share
+
+    def once(self, work: Callable[[], T]) -> T:
+        """What `work` gives, or raises, when the first process alone does it; all get the same."""
+        if self._state is None:
+            return work()
+        outcome: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                outcome = [work(), None]
+            except Exception as error:
+                outcome = [None, error]
+        from accelerate.utils import broadcast_object_list
+
+        result, error = broadcast_object_list(outcome)
+        if error is not None:
+            raise error
+        return result
+
+    def wait(self) -> None:
+        """Until everybody is here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+
+    def close(self) -> None:
+        """Leave the group, so that the launcher has nothing to warn about."""
+        if self._state is not None:
+            self._state.destroy_process_group()

@@ -1,0 +1,237 @@
+"""Summaries as tables: for a terminal, for Markdown, for a paper. Best is bold, second underlined, notes come along."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pisasr.evaluation.metrics import METRICS
+
+LATEX_SPECIAL = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "≥": r"$\geq$",
+    ">": r"$>$",
+    "<": r"$<$",
+}
+
+
+class Cell(NamedTuple):
+    """A number as it is printed, its interval ("" if none), and whether it is the best (1) or the second (2)."""
+
+    text: str
+    interval: str = ""
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """One test set: metric names for heads, a row of cells per method, and what must be known of them."""
+
+    title: str
+    metrics: list[str]
+    timed: bool
+    rows: dict[str, list[Cell]]
+    paired: list[list[str]]
+    notes: list[str]
+
+    @property
+    def heads(self) -> list[tuple[str, str]]:
+        """(label, "up" or "down" or "") of every column behind the method's."""
+        heads = [(METRICS[m].label, "up" if METRICS[m].higher_is_better else "down") for m in self.metrics]
+        return heads + [("s / picture", "")] * self.timed
+
+
+def build_table(summary: dict, methods: Iterable[str] | None = None) -> Table:
+    """The table of a summary, or of some of its methods; best and second are those of the methods shown."""
+    shown = {m: columns for m, columns in summary["methods"].items() if methods is None or m in set(methods)}
+    metrics = list(summary["protocol"]["metrics"])
+    ranks = {metric: _rank(metric, shown) for metric in metrics}
+    timed = any("seconds" in columns for columns in shown.values())
+    rows = {}
+    for method, columns in shown.items():
+        cells = [_cell(metric, columns.get(metric), ranks[metric].get(method, 0)) for metric in metrics]
+        seconds = [Cell(f"{columns['seconds']:.2f}" if "seconds" in columns else "n/a")] if timed else []
+        rows[method] = cells + seconds
+    return Table(summary["set"], metrics, timed, rows, _paired(summary), list(_notes(summary, shown)))
+
+
+def _rank(metric: str, methods: dict) -> dict[str, int]:
+    """method -> 1 for the best, 2 for the second; equal numbers share. A lone method is neither."""
+    means = {name: columns[metric]["mean"] for name, columns in methods.items() if metric in columns}
+    means = {name: mean for name, mean in means.items() if mean is not None}
+    order = sorted(set(means.values()), reverse=METRICS[metric].higher_is_better)[:2]
+    return {name: order.index(mean) + 1 for name, mean in means.items() if mean in order} if len(means) > 1 else {}
+
+
+def _cell(metric: str, column: dict | None, rank: int) -> Cell:
+    if column is None:
+        return Cell("n/a")
+    decimals = METRICS[metric].decimals
+    if column["mean"] is None:
+        kind, names = ("nan", column["not_a_number"]) if "not_a_number" in column else ("inf", column.get("identical"))
+        return Cell(f"{kind} ({len(names)} of {column['count']})" if names else "nan")
+    low, high = column.get("interval", (math.nan, math.nan))
+    interval = "" if math.isnan(low) else f"{low:.{decimals}f}, {high:.{decimals}f}"
+    return Cell(f"{column['mean']:.{decimals}f}", interval, rank)
+
+
+def _paired(summary: dict) -> list[list[str]]:
+    rows = []
+    for row in summary["paired"]:
+        decimals = METRICS[row["metric"]].decimals + 1
+        pair = [f"{row['first']} - {row['second']}", METRICS[row["metric"]].label]
+        if row["count"] == 0:
+            rows.append([*pair, "n/a", "n/a", "n/a", "n/a"])
+            continue
+        low, high = row["interval"]
+        rows.append(
+            [
+                *pair,
+                f"{row['difference']:+.{decimals}f}",
+                f"{low:+.{decimals}f}, {high:+.{decimals}f}",
+                f"{row['first_better']} : {row['second_better']} of {row['count']}",
+                f"{row['p']:.4f}" if row["p"] > 1.5e-4 else "<= 0.0001",
+            ]
+        )
+    return rows
+
+
+PAIRED_HEADS = ["Pair", "Metric", "Mean difference", "95 % interval", "Better : worse", "p (sign flips)"]
+
+
+def _notes(summary: dict, methods: dict) -> Iterable[str]:
+    protocol, count = summary["protocol"], summary["pictures"]
+    about = f" of {summary['set']}" if summary["set"] else ""
+    yield f"{count} pictures{about}, paired by name; {protocol['average']}; in brackets: {protocol['interval']}."
+    if summary["set_check"]:
+        yield f"{summary['set_check'][0].upper()}{summary['set_check'][1:]}."
+    yield f"Protocol {protocol['name']}: {protocol['source']}. Files: {protocol['pictures']}."
+    for name, recipe in protocol["metrics"].items():
+        if name not in summary["not_available"]:
+            yield f"{METRICS[name].label}: {recipe}; {count} pictures."
+    yield from (f"{what}: {words}." for what, words in summary["made_by"].items())
+    if "fid" in protocol["metrics"] and "fid" not in summary["not_available"] and count < 2048:
+        yield f"FID of {count} pictures is biased upwards; only tables with the same {count} compare."
+    for method, columns in methods.items():
+        for name, column in columns.items():
+            if isinstance(column, dict) and "not_a_number" in column:
+                yield f"{method}, {METRICS[name].label}: no number for {', '.join(column['not_a_number'])}."
+            if isinstance(column, dict) and "identical" in column:
+                yield f"{method}: equal to the true picture: {', '.join(column['identical'])}."
+    for name, check in summary["cross_check"].items():
+        where = f"on {check['count']} pictures, at {check['at']}"
+        yield f"{METRICS[name].label}: torchmetrics' own code differs by at most {check['largest']:.1e} {where}."
+    for name, reason in summary["not_available"].items():
+        yield f"{METRICS[name].label if name in METRICS else name}: n/a. {reason}."
+    yield from (f"Failed: {fault}." for fault in summary["faults"])
+    yield from (f"Left out: {problem}." for problem in summary["left_out"])
+
+
+# --- forms -----------------------------------------------------------------------------------------------------------
+
+
+def to_text(table: Table) -> str:
+    """For a terminal: means alone, the best marked *."""
+    arrows = {"up": " ↑", "down": " ↓", "": ""}
+    lines = [["Method", *(label + arrows[way] for label, way in table.heads)]]
+    lines += [[name, *(c.text + ("*" if c.rank == 1 else " ") for c in cells)] for name, cells in table.rows.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = (
+        [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        for cells in lines
+    )
+    return "".join("  ".join(cells).rstrip() + "\n" for cells in aligned)
+
+
+def to_markdown(tables: Sequence[Table]) -> str:
+    """A table per set, its pairs, its notes."""
+    return "\n".join(_markdown(table, len(tables) > 1) for table in tables)
+
+
+def _markdown(table: Table, titled: bool) -> str:
+    arrows = {"up": " ↑", "down": " ↓", "": ""}
+    heads = ["Method", *(label + arrows[way] for label, way in table.heads)]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines += [[_plain(name), *map(_markdown_cell, cells)] for name, cells in table.rows.items()]
+    text = f"## {table.title}\n\n" if titled else ""
+    text += _pipes(lines)
+    if table.paired:
+        text += "\n" + _pipes([PAIRED_HEADS, ["---", "---", *["---:"] * 4], *table.paired])
+    return text + "\n" + "\n".join(f"- {note}" for note in table.notes) + "\n"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = {0: cell.text, 1: f"**{cell.text}**", 2: f"<u>{cell.text}</u>"}[cell.rank]
+    return f"{text} <sub>[{cell.interval}]</sub>" if cell.interval else text
+
+
+def _pipes(lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _plain(name: str) -> str:
+    return name.replace("|", "\\|")
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    """One `table` (needs booktabs) with a block per set; intervals stand small under the means, notes under all."""
+    table = tables[0]
+    arrows = {"up": r" $\uparrow$", "down": r" $\downarrow$", "": ""}
+    heads = ["Method", *(escape_latex(label) + arrows[way] for label, way in table.heads)]
+    lines = [r"\begin{table}[t]", r"\centering\small", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(heads) + r" \\"]
+    for block in tables:
+        lines.append(r"\midrule")
+        if len(tables) > 1:
+            lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{\emph{{{escape_latex(block.title)}}}}} \\")
+        for name, cells in block.rows.items():
+            lines.append(" & ".join([escape_latex(name), *map(_latex_cell, cells)]) + r" \\")
+            if any(cell.interval for cell in cells):
+                small = [rf"{{\scriptsize [{cell.interval}]}}" if cell.interval else "" for cell in cells]
+                lines.append(" & ".join(["", *small]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += _latex_paired([row for block in tables for row in block.paired])
+    notes = dict.fromkeys(escape_latex(note) for block in tables for note in block.notes)
+    lines += [r"\par\medskip\parbox{\linewidth}{\scriptsize", *(note + r" \\" for note in notes), "}"]
+    lines += [r"\caption{Best in bold, second underlined.}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_paired(rows: list[list[str]]) -> list[str]:
+    if not rows:
+        return []
+    body = [" & ".join(map(escape_latex, row)) + r" \\" for row in rows]
+    heads = " & ".join(map(escape_latex, PAIRED_HEADS)) + r" \\"
+    return [r"\par\medskip", r"\begin{tabular}{llrrrr}", r"\toprule", heads, r"\midrule", *body,
+            r"\bottomrule", r"\end{tabular}"]  # fmt: skip
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = escape_latex(cell.text)
+    return {0: text, 1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}[cell.rank]
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it stands."""
+    return "".join(LATEX_SPECIAL.get(character, character) for character in text)
+
+
+def surface_markdown(summary: dict) -> str:
+    """The maps of a grid of strengths, lambda_pix down and lambda_sem across; "" where there is no grid."""
+    surface = summary.get("surface")
+    if not surface:
+        return ""
+    text = f"\n## Strengths\n\n{surface['best']['rule']}: {surface['best']['words']}\n" if "best" in surface else ""
+    heads = ["lambda_pix \\ lambda_sem", *(f"{value:g}" for value in surface["lambdas_sem"])]
+    for metric, rows in surface["maps"].items():
+        decimals = METRICS[metric].decimals
+        lines = [heads, ["---:"] * len(heads)]
+        for pix, row in zip(surface["lambdas_pix"], rows, strict=True):
+            lines.append([f"{pix:g}", *("n/a" if value is None else f"{value:.{decimals}f}" for value in row)])
+        text += f"\n{METRICS[metric].label}, means of {summary['pictures']} pictures:\n\n{_pipes(lines)}"
+    return text
