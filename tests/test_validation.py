@@ -17,7 +17,7 @@ from pisasr.bases import load_others
 from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrainConfig, ValidationConfig, load_config
 from pisasr.errors import PisasrError
 from pisasr.evaluation.features import EfficientNetLite0
-from pisasr.evaluation.metrics import psnr_y
+from pisasr.evaluation.metrics import psnr
 from pisasr.evaluation.weights import MetricUnavailable
 from pisasr.images import to_signed
 from pisasr.model import PiSASR, predict
@@ -110,10 +110,10 @@ def test_the_rows_hold_the_means_of_each_strength(model, folder, tmp_path, featu
     metrics, columns = ("featdist", "lpips_vgg", "psnr"), ("lq", "pix1_sem0", "pix1_sem1")
     assert list(found.scores) == [f"{metric}/{column}" for metric in metrics for column in columns]
     lqs, hqs = ([np.asarray(getattr(pair, side)) for pair in validator.pairs] for side in ("lq", "hq"))
-    assert found.scores["psnr/lq"] == pytest.approx(np.mean([psnr_y(*pair) for pair in zip(lqs, hqs, strict=True)]))
+    assert found.scores["psnr/lq"] == pytest.approx(np.mean([psnr(*pair) for pair in zip(lqs, hqs, strict=True)]))
     with torch.no_grad():
         restored = [np.asarray(restore_picture(model, pair.lq, [(1.0, 1.0)])[0]) for pair in validator.pairs]
-    wanted = np.mean([psnr_y(*pair) for pair in zip(restored, hqs, strict=True)])
+    wanted = np.mean([psnr(*pair) for pair in zip(restored, hqs, strict=True)])
     assert found.scores["psnr/pix1_sem1"] == pytest.approx(wanted)
     in_signed_units = np.mean([np.abs(a / 127.5 - b / 127.5).mean() for a, b in zip(lqs, hqs, strict=True)])
     assert found.scores["lpips_vgg/lq"] == pytest.approx(in_signed_units, rel=1e-5)
@@ -394,7 +394,7 @@ def test_photos_are_degraded_by_their_names_alone(tmp_path):
     for side in ("lq", "hq"):
         assert np.array_equal(np.asarray(getattr(among[2], side)), np.asarray(getattr(alone[0], side)))
     assert alone[0].hq.size == alone[0].lq.size == (64, 64)
-    assert psnr_y(np.asarray(alone[0].lq), np.asarray(alone[0].hq)) < 40, "it was degraded"
+    assert psnr(np.asarray(alone[0].lq), np.asarray(alone[0].hq)) < 40, "it was degraded"
     (tmp_path / "b" / "2.png").write_bytes(b"no picture")
     with pytest.raises(PisasrError, match=r"validation.photos: .*2\.png: "):
         make_pairs(ValidationConfig(photos=[str(tmp_path / "b")], **settings), recipe)
