@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pisasr.config import TrainConfig
-    from pisasr.evaluation.scorers import Scorer
+    from pisasr.evaluation.metrics import Scorer
     from pisasr.pipeline import PiSASRPipeline
 
 OK, NOTHING_STARTED, WRONG_USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -120,25 +120,51 @@ def infer_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument_group("files").add_argument
-    add("--input", "--input_image", "-i", nargs="+", action="extend", required=True, metavar="PATH",
-        help="pictures, folders or globs (PNG, JPEG, WebP, TIFF, BMP)")
+    add(
+        "--input",
+        "--input_image",
+        "-i",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="PATH",
+        help="pictures, folders or globs (PNG, JPEG, WebP, TIFF, BMP)",
+    )
     add("--output", "--output_dir", "-o", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     add("--recursive", action="store_true", help="go into sub-folders, and keep them in the output")
-    add("--existing", choices=("overwrite", "skip", "error"), default="overwrite",
-        help="when an output is there already (default: overwrite)")
+    add(
+        "--existing",
+        choices=("overwrite", "skip", "error"),
+        default="overwrite",
+        help="when an output is there already (default: overwrite)",
+    )
     add("--max_input_pixels", type=positive_int, metavar="N", help="refuse larger inputs (default: 64 million)")
 
     add = parser.add_argument_group("strengths").add_argument
     add("--lambda_pix", type=finite, help="how much to repair (default: 1)")
     add("--lambda_sem", type=finite, help="how much detail to add (default: 1)")
-    add("--lambda_grid", nargs=2, type=parse_lambdas, metavar=("PIX", "SEM"),
+    add(
+        "--lambda_grid",
+        nargs=2,
+        type=parse_lambdas,
+        metavar=("PIX", "SEM"),
         help='all pairs of two lists, "0,0.5,1" or "0:1.5:0.25" (start:stop:step): a folder per input with every '
-             "picture and a labelled sheet")
-    add("--lambda_auto", type=parse_rule, metavar="RULE",
+        "picture and a labelled sheet",
+    )
+    add(
+        "--lambda_auto",
+        type=parse_rule,
+        metavar="RULE",
         help=f'for each picture the pair of --lambda_grid (default: "{AUTO_LAMBDAS}" twice) that is best by a rule, '
-             '"METRIC" or "METRIC where METRIC >= X and ..."; only metrics that need no true picture')
-    add("--weights", type=Path, default=os.environ.get("PISASR_WEIGHTS") or None, metavar="DIR",
-        help="files that the rule's metrics need (default: $PISASR_WEIGHTS)")
+        '"METRIC" or "METRIC where METRIC >= X and ..."; only metrics that need no true picture',
+    )
+    add(
+        "--weights",
+        type=Path,
+        default=os.environ.get("PISASR_WEIGHTS") or None,
+        metavar="DIR",
+        help="files that the rule's metrics need (default: $PISASR_WEIGHTS)",
+    )
     add("--default", action="store_true", help="both strengths at 1, whatever else is said (published option)")
     add_pipeline_options(parser)
 
@@ -294,10 +320,15 @@ def train(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML over the defaults in pisasr/config.py")
-    parser.add_argument("--dry_run", "--dry-run", action="store_true",
-        help="print the resolved options and what a step costs, and stop")
-    parser.add_argument("--allow_change", "--allow-change", action="store_true",
-        help="continue a run although its photos, processes or settings differ")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="print the resolved options and what a step costs, and stop"
+    )
+    parser.add_argument(
+        "--allow_change",
+        "--allow-change",
+        action="store_true",
+        help="continue a run although its photos, processes or settings differ",
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="rules over the file")
     return _guarded(_train, parser.parse_intermixed_args(argv))

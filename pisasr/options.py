@@ -20,34 +20,79 @@ if TYPE_CHECKING:
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     """The groups "model", "picture" and "memory"; the published script's names are aliases of ours."""
     add = parser.add_argument_group("model").add_argument
-    add("--pretrained_model", "--pretrained_model_path", metavar="MODEL",
-        help="base model: a folder or a hub id (default: the small model that comes with pisasr)")
-    add("--adapters", "--pretrained_path", metavar="ADAPTERS",
-        help="the two adapters: a folder, a hub id or a published .pkl (default: those of the model)")
+    add(
+        "--pretrained_model",
+        "--pretrained_model_path",
+        metavar="MODEL",
+        help="base model: a folder or a hub id (default: the small model that comes with pisasr)",
+    )
+    add(
+        "--adapters",
+        "--pretrained_path",
+        metavar="ADAPTERS",
+        help="the two adapters: a folder, a hub id or a published .pkl (default: those of the model)",
+    )
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    add("--dtype", "--mixed_precision", choices=("auto", "fp32", "bf16", "fp16", "no"), default="auto",
-        help="auto: fp16 on CUDA, fp32 elsewhere")
+    add(
+        "--dtype",
+        "--mixed_precision",
+        choices=("auto", "fp32", "bf16", "fp16", "no"),
+        default="auto",
+        help="auto: fp16 on CUDA, fp32 elsewhere",
+    )
 
     add = parser.add_argument_group("picture").add_argument
     add("--upscale", type=at_least_one, default=4, help="any factor from 1 (default: 4)")
-    add("--process_size", type=positive_int, default=512,
-        help="smaller pictures are first enlarged to give the model this many pixels (default: 512)")
-    add("--color_fix", "--align_method", choices=("adain", "wavelet", "none", "nofix"), default="adain",
-        help="how the result gets the input's colours (default: adain)")
+    add(
+        "--process_size",
+        type=positive_int,
+        default=512,
+        help="smaller pictures are first enlarged to give the model this many pixels (default: 512)",
+    )
+    add(
+        "--color_fix",
+        "--align_method",
+        choices=("adain", "wavelet", "none", "nofix"),
+        default="adain",
+        help="how the result gets the input's colours (default: adain)",
+    )
     add("--prompt", default="", help="what the picture shows (default: nothing)")
-    add("--posterior", choices=("mean", "sample"), default="mean",
-        help="the VAE's mean, or a sample of it as published (default: mean)")
+    add(
+        "--posterior",
+        choices=("mean", "sample"),
+        default="mean",
+        help="the VAE's mean, or a sample of it as published (default: mean)",
+    )
     add("--seed", type=int, default=42, help="for --posterior sample (default: 42)")
 
     add = parser.add_argument_group("memory").add_argument
-    add("--tile_size", "--latent_tiled_size", type=positive_int, metavar="N",
-        help="UNet tile in latent pixels (default: 768 px of the picture, 96 for Stable Diffusion)")
-    add("--tile_overlap", "--latent_tiled_overlap", type=whole, metavar="N",
-        help="in latent pixels (default: a third of the tile)")
-    add("--vae_tile_size", "--vae_encoder_tiled_size", type=positive_int, metavar="N",
-        help="VAE tile in pixels of the picture; changes memory, not the result (default: 512)")
-    add("--vae_decoder_tiled_size", type=positive_int, metavar="N",
-        help="the same in latent pixels, as the published script has it; the smaller one rules")
+    add(
+        "--tile_size",
+        "--latent_tiled_size",
+        type=positive_int,
+        metavar="N",
+        help="UNet tile in latent pixels (default: 768 px of the picture, 96 for Stable Diffusion)",
+    )
+    add(
+        "--tile_overlap",
+        "--latent_tiled_overlap",
+        type=whole,
+        metavar="N",
+        help="in latent pixels (default: a third of the tile)",
+    )
+    add(
+        "--vae_tile_size",
+        "--vae_encoder_tiled_size",
+        type=positive_int,
+        metavar="N",
+        help="VAE tile in pixels of the picture; changes memory, not the result (default: 512)",
+    )
+    add(
+        "--vae_decoder_tiled_size",
+        type=positive_int,
+        metavar="N",
+        help="the same in latent pixels, as the published script has it; the smaller one rules",
+    )
 
 
 def normalise(argv: list[str]) -> list[str]:

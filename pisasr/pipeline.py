@@ -147,9 +147,7 @@ class PiSASRPipeline(DiffusionPipeline):
         """One picture at several (lambda_pix, lambda_sem): one encode and at most two UNet passes for all of them."""
         return list(self.sweep_lazily(image, lambdas, **options))
 
-    def sweep_lazily(
-        self, image: Picture, lambdas: Iterable[tuple[float, float]], **options: Any
-    ) -> Iterator[Picture]:
+    def sweep_lazily(self, image: Picture, lambdas: Iterable[tuple[float, float]], **options: Any) -> Iterator[Picture]:
         """The pictures of `sweep` one after another, each decoded when it is asked for: many need no more memory.
 
         Wrong options are refused at the call; the encode and the UNet passes come with the first picture.

@@ -175,6 +175,8 @@ def evaluate(methods: dict[str, Path], args: argparse.Namespace, processes: Proc
     panel = _load_panel(metrics, args, processes)
     if not panel.scorers and not panel.extractors:
         return NOTHING_STARTED
+    if args.rule and (absent := [name for name in args.rule.metrics if name in panel.missing]):
+        raise PisasrError(f"--rule '{args.rule}' needs {absent[0]}, which can't be had here (the reason stands above)")
     settings = _build_settings(metrics, args)
     summaries = []
     for one in checked:
@@ -255,12 +257,10 @@ def _protocol(args: argparse.Namespace):
 
 def _build_settings(metrics: list[str], args: argparse.Namespace) -> Settings:
     from pisasr.evaluation.evaluate import Settings
-    from pisasr.evaluation.folders import SUFFIX
 
     return Settings(
         metrics,
         _protocol(args),
-        args.suffix or SUFFIX,
         tuple(args.paired) if args.paired else None,
         "" if args.plots == "none" else args.plots,
         args.sheets,

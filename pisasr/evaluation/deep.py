@@ -20,13 +20,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pisasr.evaluation.metrics import METRICS, Protocol, luma
+from pisasr.evaluation.metrics import METRICS, Protocol, Scorer, luma
 from pisasr.evaluation.weights import MetricUnavailable
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from pisasr.evaluation.scorers import Scorer
 
 IQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
 TORCHVISION = "https://download.pytorch.org/models/"

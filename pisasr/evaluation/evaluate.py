@@ -34,7 +34,6 @@ class Settings:
 
     metrics: Sequence[str]
     protocol: Protocol = STABLESR
-    suffix: str = SUFFIX
     paired: tuple[str, str] | None = None
     plots: str = "png"
     sheets: int = 8

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pisasr.evaluation.deep import choose_device, load_network
-from pisasr.evaluation.scorers import Extractor
+from pisasr.evaluation.metrics import Extractor
 
 INCEPTION_SIDE = 299
 FEW = 2048  # below as many pictures as features, the covariances have no full rank and the bias is large

@@ -6,6 +6,7 @@ Pictures are uint8 [H, W, 3], RGB, as an 8-bit PNG holds them. All arithmetic is
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,12 @@ import numpy as np
 from PIL import Image
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+
+# (picture, true picture or None, input or None), each uint8 [H, W, 3] -> score
+Scorer = Callable[[np.ndarray, np.ndarray | None, np.ndarray | None], float]
+
+# uint8 [H, W, 3] -> features, float32 [d]: of metrics that compare whole sets
+Extractor = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)

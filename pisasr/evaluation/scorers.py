@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-
-from pisasr.evaluation.metrics import METRICS, STABLESR, Protocol, psnr, psnr_lq, ssim
+from pisasr.evaluation.metrics import METRICS, STABLESR, Extractor, Protocol, Scorer, psnr, psnr_lq, ssim
 from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet_lite0
-
-# (picture, true picture or None, input or None), each uint8 [H, W, 3] -> score
-Scorer = Callable[[np.ndarray, np.ndarray | None, np.ndarray | None], float]
-
-# uint8 [H, W, 3] -> features, float32 [d]
-Extractor = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,7 @@ def score_set(
     fingerprint: what the numbers depend on beside the files: metrics, protocol, versions, model. The result is the same
     for any number of processes and however often the run was killed.
     """
-    keys = [_key(example, fingerprint) for example in examples]
-    done = processes.once(lambda: set(_read_ledger(folder)))
+    keys, done = processes.once(lambda: ([_key(e, fingerprint) for e in examples], set(_read_ledger(folder))))
     waiting = [(key, example) for key, example in zip(keys, examples, strict=True) if key not in done]
     share = processes.split(waiting)
     folder.mkdir(parents=True, exist_ok=True)
