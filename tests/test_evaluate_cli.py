@@ -131,7 +131,6 @@ def test_nothing_computable_is_a_failure(folders, no_packages):
         (["--sr", "a", "--hr", "h", "--output", "o", "--metrics", "psnrr"], "did you mean psnr"),
         (["--sr", "a", "--output", "o", "--rule", "niqe"], "--rule chooses among the pairs"),
         (["--lambdas", "0:1:1", "0:1:1", "--output", "o"], "--lr"),
-        (["--sr", "a", "--hr", "h", "--output", "o", "--compare_published"], "give --set"),
     ],
 )
 def test_wrong_usage(arguments, complaint, capsys):
@@ -218,6 +217,18 @@ def test_inputs_that_differ_from_their_manifest_are_refused(folders, capsys):
     Image.open(folders / "brighter" / "a.png").save(folders / "same" / "a.png")
     assert run(folders, "--lr", str(folders / "same")) == 1
     assert "a.png" in capsys.readouterr().err
+
+
+def test_the_literature_is_asked_about_a_named_set(folders, capsys):
+    assert run(folders, "--compare_published") == 1
+    assert "name it with --set" in capsys.readouterr().err
+    assert run(folders, "--set", "DRealSR", "--compare_published", "brighter=OSEDiff") == 0
+    said = capsys.readouterr().out
+    assert (
+        "OSEDiff" in said
+        and "| not reproduced |" in said
+        and "3 pictures were scored, the published DRealSR has 93" in said
+    )
 
 
 def test_somebody_elses_scores_are_held_against_ours(folders, capsys):

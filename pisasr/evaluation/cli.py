@@ -172,6 +172,8 @@ def evaluate(methods: dict[str, Path], args: argparse.Namespace, processes: Proc
     checked = processes.once(lambda: _check_sets(sets, args))
     if checked is None:
         return UNFIT
+    if args.compare_published is not None and not all(one.set.name for one in checked):
+        raise PisasrError("--compare_published: these pictures are of no set known by its pixels; name it with --set")
     panel = _load_panel(metrics, args, processes)
     if not panel.scorers and not panel.extractors:
         return NOTHING_STARTED
@@ -387,8 +389,6 @@ def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         parser.error("--rule chooses among the pairs of --lambdas; give both")
     if wrong := [word for word in args.compare_published or [] if "=" not in word]:
         parser.error(f"--compare_published {wrong[0]}: wanted OURS=THEIRS, or nothing where the names are the same")
-    if args.compare_published is not None and not (args.sets or args.set):
-        parser.error("--compare_published wants to know which test set this is: give --set, such as --set RealSR")
     check_pipeline_options(parser, args)
 
 
