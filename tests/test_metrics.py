@@ -3,13 +3,14 @@
 import csv
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr.evaluation.metrics import PSNR_CEILING, luma, psnr_lq, psnr_y, ssim_y
+from pisasr.evaluation.metrics import PROTOCOLS, STABLESR, luma, psnr, psnr_lq, ssim
 
 REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).parents[2] / "shared" / "realsr"))
 
@@ -27,22 +28,22 @@ def test_luma_spans_the_studio_range():
 def test_psnr_by_hand():
     hq = np.full((16, 16, 3), 100, np.uint8)
     step = 10 * (65.481 + 128.553 + 24.966) / 255 / 255  # ten levels of grey, seen through Y
-    assert psnr_y(hq + np.uint8(10), hq) == pytest.approx(-10 * math.log10(step**2 + 1e-8))
+    assert psnr(hq + np.uint8(10), hq) == pytest.approx(-10 * math.log10(step**2 + 1e-8))
 
 
 def test_equal_pictures_score_80_db_and_1():
     picture = random_picture(0)
-    assert psnr_y(picture, picture) == pytest.approx(80) == PSNR_CEILING
-    assert ssim_y(picture, picture) == pytest.approx(1)
+    assert psnr(picture, picture) == pytest.approx(80) == STABLESR.psnr_of_equals
+    assert ssim(picture, picture) == pytest.approx(1)
 
 
 def test_border_is_left_out():
     hq = random_picture(1)
     sr = hq.copy()
     sr[:4], sr[-4:], sr[:, :4], sr[:, -4:] = 0, 0, 0, 0
-    assert psnr_y(sr, hq, border=4) == PSNR_CEILING
-    assert ssim_y(sr, hq, border=4) == pytest.approx(1)
-    assert psnr_y(sr, hq, border=3) < 80
+    assert psnr(sr, hq, PROTOCOLS["seesr"]) == pytest.approx(80)
+    assert ssim(sr, hq, PROTOCOLS["seesr"]) == pytest.approx(1)
+    assert psnr(sr, hq, replace(STABLESR, border_px=3)) < 80
 
 
 def test_ssim_equals_its_definition_at_one_window():
@@ -57,16 +58,67 @@ def test_ssim_equals_its_definition_at_one_window():
     cov = (weights * (lx - mx) * (ly - my)).sum()
     c1, c2 = 6.5025, 58.5225
     contrast = max((2 * cov + c2) / (vx + vy + c2), 0)
-    assert ssim_y(x, y) == pytest.approx((2 * mx * my + c1) / (mx**2 + my**2 + c1) * contrast)
+    assert ssim(x, y) == pytest.approx((2 * mx * my + c1) / (mx**2 + my**2 + c1) * contrast)
 
 
 def test_ssim_contrast_never_pulls_below_zero():
     x = random_picture(4)
-    assert ssim_y(255 - x, x) >= 0
+    assert ssim(255 - x, x) >= 0
 
 
 def test_ssim_without_room_for_a_window_is_nan():
-    assert math.isnan(ssim_y(random_picture(5, 10, 40), random_picture(6, 10, 40)))
+    assert math.isnan(ssim(random_picture(5, 10, 40), random_picture(6, 10, 40)))
+
+
+def test_the_seesr_preset_is_the_stablesr_one_without_its_outer_4_px():
+    x, y = random_picture(8), random_picture(9)
+    inner = [picture[4:-4, 4:-4] for picture in (x, y)]
+    for measure in (psnr, ssim):
+        assert measure(x, y, PROTOCOLS["seesr"]) == pytest.approx(measure(*inner), rel=1e-12)
+
+
+def test_the_matlab_preset_rounds_y_and_the_basicsr_preset_does_not():
+    x, y = random_picture(10), random_picture(11)
+    for name, rounds in (("matlab", np.round), ("basicsr", lambda levels: levels)):
+        lx, ly = (rounds(luma(picture) * 255)[4:-4, 4:-4] for picture in (x, y))
+        assert psnr(x, y, PROTOCOLS[name]) == pytest.approx(10 * math.log10(255**2 / np.mean((lx - ly) ** 2)))
+    assert psnr(x, x, PROTOCOLS["basicsr"]) == math.inf
+
+
+def test_the_rgb_preset_takes_all_channels():
+    hq = random_picture(12)
+    sr = hq.copy()
+    sr[..., 2] ^= 1  # one level of blue: a third of the mean squared error of one level everywhere
+    assert psnr(sr, hq, PROTOCOLS["rgb"]) == pytest.approx(10 * math.log10(255**2 * 3))
+    grey = [np.repeat(picture[..., :1], 3, axis=2) for picture in (random_picture(13), random_picture(14))]
+    reds = [picture.copy() for picture in grey]
+    reds[0][..., 1:] = reds[1][..., 1:]
+    assert ssim(*reds, PROTOCOLS["rgb"]) == pytest.approx((ssim(*grey, PROTOCOLS["rgb"]) + 2) / 3)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_torchmetrics_own_formulas_agree(name):
+    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+    from pisasr.evaluation.deep import load_second_opinions
+
+    protocol = PROTOCOLS[name]
+    checks, missing = load_second_opinions(["psnr", "ssim"], protocol, None)
+    assert not missing
+    hq = random_picture(15, 64, 80)
+    sr = np.clip(hq.astype(int) + np.random.default_rng(16).integers(-40, 41, hq.shape), 0, 255).astype(np.uint8)
+    assert checks["psnr"](sr, hq, None) == pytest.approx(psnr(sr, hq, protocol), abs=1e-4)
+    assert checks["ssim"](sr, hq, None) == pytest.approx(ssim(sr, hq, protocol), abs=1e-6)
+
+
+def test_pyiqa_agrees():
+    pyiqa = pytest.importorskip("pyiqa", reason="pyiqa is not installed (its licence is non-commercial)")
+    import torch
+
+    pictures = random_picture(17, 64, 80), random_picture(18, 64, 80)
+    x, y = (torch.from_numpy(picture).permute(2, 0, 1)[None] / 255 for picture in pictures)
+    space = {"test_y_channel": True, "color_space": "ycbcr"}
+    assert float(pyiqa.create_metric("psnr", **space)(x, y)) == pytest.approx(psnr(*pictures), abs=1e-4)
+    assert float(pyiqa.create_metric("ssim", **space)(x, y)) == pytest.approx(ssim(*pictures), abs=1e-5)
 
 
 def test_psnr_lq_is_high_for_an_enlarged_input_and_low_for_another_picture():
@@ -85,5 +137,5 @@ def test_psnr_and_ssim_agree_with_published_scores_of_every_picture():
     assert len(rows) == 100
     for row in rows:
         sr, hq = read(REALSR / "osediff" / row["name"]), read(REALSR / "hr" / row["name"])
-        assert psnr_y(sr, hq) == pytest.approx(float(row["psnr"]), abs=1e-4), row["name"]
-        assert ssim_y(sr, hq) == pytest.approx(float(row["ssim"]), abs=1e-5), row["name"]
+        assert psnr(sr, hq) == pytest.approx(float(row["psnr"]), abs=1e-4), row["name"]
+        assert ssim(sr, hq) == pytest.approx(float(row["ssim"]), abs=1e-5), row["name"]

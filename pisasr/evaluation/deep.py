@@ -7,20 +7,23 @@ so that a file put into a folder by hand does, and a machine without a network i
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
-from pisasr.evaluation.metrics import METRICS, Protocol, Scorer, luma
+from pisasr.evaluation.metrics import METRICS, SSIM_WINDOW, Protocol, Scorer, luma
 from pisasr.evaluation.weights import MetricUnavailable
 
 if TYPE_CHECKING:
@@ -80,6 +83,9 @@ def load_network(metric: str, weights: Path | None, create: Callable):
             f" {' and '.join(missing)} elsewhere, put {'it' if len(missing) == 1 else 'them'} into a folder and give"
             " --weights FOLDER"
         )
+    for url, path in found.items():
+        if path is not None and url.startswith(CLIP):
+            _check_clip(url, path)
     from pisasr._compat import repair_torchvision
 
     repair_torchvision()
@@ -114,21 +120,24 @@ def load_scorer(metric: str, weights: Path | None = None) -> Scorer:
 
 def is_online() -> bool:
     """Whether the place of the weights answers; asked once, for two seconds at most. HF_HUB_OFFLINE=1 says no."""
-    return os.environ.get("HF_HUB_OFFLINE", "0") not in ("1", "ON", "YES", "TRUE") and _answers("huggingface.co")
+    says_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return not says_offline and _answers("huggingface.co")
 
 
 @cache
 def _answers(host: str) -> bool:
-    from concurrent.futures import ThreadPoolExecutor
+    answers = []
 
-    pool = ThreadPoolExecutor(1)  # looking up a name knows no time limit of its own
-    try:
-        pool.submit(lambda: socket.create_connection((host, 443), timeout=2).close()).result(timeout=2)
-        return True
-    except Exception:
-        return False
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    def ask() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, 443), timeout=2).close()
+            answers.append(host)
+
+    # Looking up a name knows no time limit of its own, and only a daemon doesn't hold up the end of the process.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(timeout=2)
+    return bool(answers)
 
 
 def choose_device() -> str:
@@ -145,9 +154,17 @@ def _find(url: str, weights: Path | None) -> Path | None:
     from torch.hub import get_dir
 
     name = url.rsplit("/", 1)[1]
+    names = (name, quote(name))  # pyiqa keeps a + as %2B
     places = [weights] if weights else []
     places += [Path(get_dir()) / folder for place, folder in FOLDERS.items() if url.startswith(place)]
-    return next((place / name for place in places if (place / name).is_file()), None)
+    return next((place / name for place in places for name in names if (place / name).is_file()), None)
+
+
+def _check_clip(url: str, path: Path) -> None:
+    """pyiqa would download a file with another hash anew, with no time limit, and write over it through the link."""
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() not in url:
+            raise MetricUnavailable(f"{path} is not the file at {url}: its SHA256 is another")
 
 
 @contextlib.contextmanager
@@ -162,20 +179,19 @@ def _hub_of(found: dict[str, Path]) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
         for url, path in found.items():
             inside = next(inside for place, inside in FOLDERS.items() if url.startswith(place))
-            _link(path.resolve(), Path(folder, inside, path.name))
+            _link(path.resolve(), Path(folder, inside, quote(url.rsplit("/", 1)[1])))
         hub.set_dir(folder)
         undo.callback(hub.set_dir, usual)
-        if (download := sys.modules.get("pyiqa.utils.download_util")) is not None:  # it looks once, when it is imported
-            undo.callback(setattr, download, "DEFAULT_CACHE_DIR", download.DEFAULT_CACHE_DIR)
-            download.DEFAULT_CACHE_DIR = str(Path(folder, "pyiqa"))
-        else:
-            undo.callback(_restore_pyiqa_folder, Path(usual, "pyiqa"))
+        undo.callback(_set_pyiqa_folder, Path(usual, "pyiqa"))
+        _set_pyiqa_folder(Path(folder, "pyiqa"))
         yield
 
 
-def _restore_pyiqa_folder(folder: Path) -> None:
-    if (download := sys.modules.get("pyiqa.utils.download_util")) is not None:
-        download.DEFAULT_CACHE_DIR = str(folder)
+def _set_pyiqa_folder(folder: Path) -> None:
+    """pyiqa's modules look once, when they are imported, and some copy what another has found."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("pyiqa.") and "DEFAULT_CACHE_DIR" in getattr(module, "__dict__", {}):
+            module.DEFAULT_CACHE_DIR = str(folder)
 
 
 def _link(path: Path, place: Path) -> None:
@@ -276,4 +292,7 @@ def _torchmetrics_psnr(image, x: Tensor, y: Tensor) -> float:
 
 
 def _torchmetrics_ssim(image, x: Tensor, y: Tensor) -> float:
-    return float(image.structural_similarity_index_measure(x, y, sigma=1.5, data_range=255.0))
+    """torchmetrics' mean counts the mirrored margin, too; ours is that of the part where the window fits whole."""
+    _, places = image.structural_similarity_index_measure(x, y, sigma=1.5, data_range=255.0, return_full_image=True)
+    margin = SSIM_WINDOW // 2
+    return float(places[..., margin:-margin, margin:-margin].mean())
