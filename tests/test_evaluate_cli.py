@@ -131,6 +131,9 @@ def test_nothing_computable_is_a_failure(folders, no_packages):
         (["--sr", "a", "--hr", "h", "--output", "o", "--metrics", "psnrr"], "did you mean psnr"),
         (["--sr", "a", "--output", "o", "--rule", "niqe"], "--rule chooses among the pairs"),
         (["--lambdas", "0:1:1", "0:1:1", "--output", "o"], "--lr"),
+        (["--sr", "a", "--output", "o", "--save_pictures"], "--save_pictures keeps those of --lambdas"),
+        (["--sr", "a", "b", "--output", "o", "--paired", "a", "a"], "two different methods"),
+        (["--sr", "a\nb=c", "--output", "o"], "can't be printed"),
     ],
 )
 def test_wrong_usage(arguments, complaint, capsys):
@@ -217,6 +220,63 @@ def test_inputs_that_differ_from_their_manifest_are_refused(folders, capsys):
     Image.open(folders / "brighter" / "a.png").save(folders / "same" / "a.png")
     assert run(folders, "--lr", str(folders / "same")) == 1
     assert "a.png" in capsys.readouterr().err
+
+
+def test_inputs_where_the_run_writes_are_refused_and_stay(folders, capsys):
+    (folders / "out").mkdir()
+    own = (folders / "brighter").rename(folders / "out" / "sheets")
+    (own / "a.png").rename(own / "sheet_01.png"), (folders / "hq" / "a.png").rename(folders / "hq" / "sheet_01.png")
+    assert run(folders, sr=("out/sheets",)) == 1
+    assert "lies where this run writes" in capsys.readouterr().err
+    assert len(list(own.iterdir())) == 3
+
+
+def test_nothing_of_an_earlier_run_is_left_beside_a_later_one(folders):
+    theirs = folders / "theirs.csv"
+    theirs.write_text("name,psnr\na.png,1.0\nb.png,2.0\nc.png,3.0\n")
+    assert run(folders, "--published_scores", str(theirs), sr=("same", "brighter")) == 0
+    first = {path.relative_to(folders / "out").as_posix() for path in (folders / "out").rglob("*.*")}
+    assert {"published.md", "plots/differences.png", "sheets/sheet_01.png"} <= first
+    assert run(folders, "--plots", "none", "--sheets", "0") == 0
+    left = {path.name for path in (folders / "out").rglob("*.*")}
+    assert left == {"per_image.csv", "summary.json", "table.md", "table.tex"}
+
+
+def test_what_must_fail_fails_before_anything_is_scored(folders, capsys):
+    for options in (
+        ("--paired", "same", "other"),
+        ("--published_scores", "nowhere.csv"),
+        ("--published_scores", f"other={folders / 'sets.csv'}"),
+        ("--set", "DRealSR", "--compare_published", "other=OSEDiff"),
+        ("--set", "DRealSR", "--compare_published", "same=OSEDif"),
+        ("--set", "DRealS", "--compare_published"),
+    ):
+        (folders / "sets.csv").write_text("name,psnr\na.png,1\n")
+        assert run(folders, *options, sr=("same",)) == 1, options
+        assert len(capsys.readouterr().err.splitlines()) == 1
+        assert not (folders / "out").exists(), options
+
+
+def test_a_set_that_nobody_published_does_not_stop_the_others(folders):
+    (folders / "sets.yaml").write_text("sr: {brighter: brighter}\nsets: {mine: {hr: hq}, DRealSR: {hr: hq}}\n")
+    arguments = ["--sets", str(folders / "sets.yaml"), "--metrics", "psnr", "--output", str(folders / "out")]
+    assert main([*arguments, "--compare_published", "brighter=OSEDiff", "--sheets", "0", "--plots", "none"]) == 0
+    said = [(folders / "out" / name / "published.md").read_text() for name in ("mine", "DRealSR")]
+    assert "Nothing is published here on mine" in said[0] and "OSEDiff" in said[1]
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "''", ".."])
+def test_a_set_needs_a_name_that_a_folder_can_have(folders, name, capsys):
+    (folders / "sets.yaml").write_text(f"sets: {{{name}: {{hr: hq, sr: {{same: same}}}}}}\n")
+    assert main(["--sets", str(folders / "sets.yaml"), "--output", str(folders / "out")]) == 1
+    assert "can't name a set" in capsys.readouterr().err
+
+
+def test_inputs_of_another_shape_are_refused(folders, capsys):
+    shutil.copytree(folders / "hq", folders / "lq")
+    Image.open(folders / "lq" / "b.png").resize((5, 9)).save(folders / "lq" / "b.png")
+    assert run(folders, "--lr", str(folders / "lq")) == 3
+    assert "--lr: b.png is 5x9, another shape than 20x24" in capsys.readouterr().err
 
 
 def test_the_literature_is_asked_about_a_named_set(folders, capsys):
@@ -382,6 +442,8 @@ def test_a_grid_of_strengths_scores_what_infer_writes(folders, base_folder):
     with open(folders / "again" / "per_image.csv", newline="") as file:
         for row in csv.DictReader(file):
             assert (row["psnr"], row["psnr_lq"]) == (scores[row["name"]]["psnr"], scores[row["name"]]["psnr_lq"])
+    clash = ["--sr", f"ours (1, 0)={folders / 'one'}", *scoring, str(folders / "clash"), *grid, *model]
+    assert main(clash) == 1 and not (folders / "clash").exists()
     saved = folders / "out" / "pictures" / "ours (1, 0)" / "a.png"
     assert saved.read_bytes() == (folders / "one" / "a.png").read_bytes()
 

@@ -110,15 +110,66 @@ def test_torchmetrics_own_formulas_agree(name):
     assert checks["ssim"](sr, hq, None) == pytest.approx(ssim(sr, hq, protocol), abs=1e-6)
 
 
-def test_pyiqa_agrees():
+def test_the_basicsr_preset_neither_rounds_nor_clamps_in_ssim_by_hand():
+    """19x19 without its border is one window; its luma is made to run against the other's, so SSIM is below 0."""
+    x = random_picture(19, 19, 19)
+    y = 255 - x
+    lx, ly = (luma(picture)[4:-4, 4:-4] * 255 for picture in (x, y))
+    offsets = np.arange(-5, 6)
+    weights = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    mx, my = (weights * lx).sum(), (weights * ly).sum()
+    vx, vy = (weights * (lx - mx) ** 2).sum(), (weights * (ly - my) ** 2).sum()
+    contrast = (2 * (weights * (lx - mx) * (ly - my)).sum() + 58.5225) / (vx + vy + 58.5225)
+    expected = (2 * mx * my + 6.5025) / (mx**2 + my**2 + 6.5025) * contrast
+    assert ssim(x, y, PROTOCOLS["basicsr"]) == pytest.approx(expected) < 0
+    assert ssim(x, y, PROTOCOLS["seesr"]) == 0
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_pyiqa_agrees(real):
     pyiqa = pytest.importorskip("pyiqa", reason="pyiqa is not installed (its licence is non-commercial)")
     import torch
 
-    pictures = random_picture(17, 64, 80), random_picture(18, 64, 80)
-    x, y = (torch.from_numpy(picture).permute(2, 0, 1)[None] / 255 for picture in pictures)
-    space = {"test_y_channel": True, "color_space": "ycbcr"}
-    assert float(pyiqa.create_metric("psnr", **space)(x, y)) == pytest.approx(psnr(*pictures), abs=1e-4)
-    assert float(pyiqa.create_metric("ssim", **space)(x, y)) == pytest.approx(ssim(*pictures), abs=1e-5)
+    pairs = [(random_picture(17, 64, 80), random_picture(18, 64, 80))]
+    if real:
+        names = sorted(path.name for path in (REALSR / "osediff").glob("*.png"))[:3]
+        if not names:
+            pytest.skip("no RealSR pairs beside this checkout, nor in PISASR_REALSR")
+        pairs = [
+            tuple(np.asarray(Image.open(REALSR / side / name).convert("RGB")) for side in ("osediff", "hr"))
+            for name in names
+        ]
+    for name in ("stablesr", "seesr"):
+        options = {"test_y_channel": True, "color_space": "ycbcr", "crop_border": PROTOCOLS[name].border_px}
+        metrics = [pyiqa.create_metric(metric, device="cpu", **options) for metric in ("psnr", "ssim")]
+        for pair in pairs:
+            x, y = (torch.tensor(picture).permute(2, 0, 1)[None] / 255 for picture in pair)
+            theirs, ours = (
+                [float(metric(x, y)) for metric in metrics],
+                [f(*pair, PROTOCOLS[name]) for f in (psnr, ssim)],
+            )
+            assert theirs == pytest.approx(ours, abs=1e-4)
+
+
+def test_pyiqa_s_niqe_agrees(tmp_path):
+    pyiqa = pytest.importorskip("pyiqa", reason="pyiqa is not installed (its licence is non-commercial)")
+    import torch
+    from scipy.io import savemat
+
+    from pisasr.evaluation.niqe import find_parameters, load_parameters, niqe
+    from pisasr.evaluation.weights import MetricUnavailable
+
+    try:
+        pristine = load_parameters(find_parameters())
+    except MetricUnavailable as missing:
+        pytest.skip(f"NIQE's parameters are not installed: {missing}")
+    savemat(tmp_path / "a.mat", {"mu_prisparam": pristine.mean, "cov_prisparam": pristine.covariance})
+    metric = pyiqa.create_metric("niqe", device="cpu", pretrained_model_path=str(tmp_path / "a.mat"))
+    rough = np.random.default_rng(20).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    picture = np.asarray(Image.fromarray(rough).resize((400, 320), Image.Resampling.BICUBIC))
+    x = torch.tensor(picture).permute(2, 0, 1)[None] / 255
+    assert niqe(picture, pristine) == pytest.approx(float(metric(x)), rel=1e-3)
 
 
 def test_psnr_lq_is_high_for_an_enlarged_input_and_low_for_another_picture():

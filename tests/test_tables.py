@@ -1,6 +1,6 @@
 """Tables say what the summary says, in a form that survives Markdown and LaTeX."""
 
-from pisasr.evaluation.metrics import STABLESR
+from pisasr.evaluation.metrics import PROTOCOLS, STABLESR
 from pisasr.evaluation.report import Circumstances, summarise
 from pisasr.evaluation.scorers import Panel
 from pisasr.evaluation.scoring import Scores
@@ -28,8 +28,8 @@ def test_equals_share_a_rank_and_a_lone_method_has_none():
     assert ranks({"a": [2.0]}) == {"a": 0}
 
 
-def test_a_mean_that_is_not_whole_takes_no_rank():
-    assert ranks({"a": [2.0, float("nan")], "b": [1.0, 1.0], "c": [0.5, 0.5]}) == {"a": 0, "b": 1, "c": 2}
+def test_nobody_is_best_where_a_method_has_no_mean():
+    assert ranks({"a": [2.0, float("nan")], "b": [1.0, 1.0], "c": [0.5, 0.5]}) == {"a": 0, "b": 0, "c": 0}
 
 
 def test_best_and_second_are_among_the_methods_shown():
@@ -45,6 +45,18 @@ def test_forms():
     assert r"x\_y.png is 3x3" in latex and "Left out: x_y.png is 3x3." in markdown
     assert latex.count("{") == latex.count("}")
     assert to_text(table).splitlines()[2].split() == ["b", "&", "c", "30.50*"]
+
+
+def test_a_row_may_begin_as_a_line_breaks_option_would():
+    table = build_table(summary_of({"[br]": [1.0], "*": [2.0]}))
+    assert "\n{}[br] & " in to_latex([table]) and "\n{}* & " in to_latex([table])
+
+
+def test_an_infinite_mean_is_the_best():
+    equal = {"a": [float("inf")], "b": [30.0], "c": [20.0]}
+    rows = [{"method": m, "name": "0.png", "psnr": v} for m, (v,) in equal.items()]
+    summary = summarise(Scores(rows), Panel(scorers={"psnr": None}), Circumstances(["psnr"], PROTOCOLS["basicsr"]))
+    assert {name: cells[0].rank for name, cells in build_table(summary).rows.items()} == {"a": 1, "b": 2, "c": 0}
 
 
 def test_several_sets_are_blocks_of_one_latex_table():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pisasr.evaluation.surface import Grid
     from pisasr.evaluation.testsets import TestSet
 
-OK, NOTHING_STARTED, UNFIT = 0, 1, 3
+OK, NOTHING_STARTED, UNFIT, INTERRUPTED = 0, 1, 3, 130
 OFFLINE_METRICS = ("psnr", "ssim", "niqe", "featdist")
 
 EXAMPLES = """\
@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="pisasr evaluate",
+        usage="%(prog)s --sr [NAME=]DIR ... --hr DIR --output DIR [options]; --help tells them",
         description="Score folders of restored pictures: a number per picture, the means, and how they were made.",
         epilog=EXAMPLES,
         allow_abbrev=False,
@@ -154,6 +155,9 @@ def main(argv: list[str] | None = None) -> int:
     processes = Processes()
     try:
         return evaluate(methods, args, processes)
+    except KeyboardInterrupt:
+        print("pisasr: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
     except (PisasrError, OSError) as error:
         if args.debug:
             raise
@@ -174,6 +178,7 @@ def evaluate(methods: dict[str, Path], args: argparse.Namespace, processes: Proc
         return UNFIT
     if args.compare_published is not None and not all(one.set.name for one in checked):
         raise PisasrError("--compare_published: these pictures are of no set known by its pixels; name it with --set")
+    _check_promises(checked, args)
     panel = _load_panel(metrics, args, processes)
     if not panel.scorers and not panel.extractors:
         return NOTHING_STARTED
@@ -205,9 +210,43 @@ def _read_sets(methods: dict[str, Path], args: argparse.Namespace) -> list[TestS
     for one in sets:
         if args.lambdas and not one.lr:
             raise PisasrError(f"--lambdas restores inputs, and {one.name} has none; name their folder with lr")
+        _refuse_own_folders(one, args.output / one.name if len(sets) > 1 else args.output)
         if args.metrics and not one.sr and not args.lambdas:
             raise PisasrError(f"{one.name} has no restored pictures; name their folders with sr, or give --lambdas")
     return sets
+
+
+def _refuse_own_folders(one: TestSet, output: Path) -> None:
+    """Folders that this run writes, and empties of what an earlier one wrote, can't be its inputs."""
+    if output.exists() and not output.is_dir():
+        raise PisasrError(f"--output {output} is a file; name a folder")
+    for folder in filter(None, [*one.sr.values(), one.hr, one.lr]):
+        for own in (output / name for name in ("sheets", "plots", "pictures", ".scores")):
+            if own.resolve() in [folder.resolve(), *folder.resolve().parents]:
+                raise PisasrError(f"{folder} lies where this run writes ({own}); choose another --output")
+
+
+def _check_promises(checked: list[Checked], args: argparse.Namespace) -> None:
+    """What can be known to fail before anything is scored: names of methods and sets, other people's scores."""
+    from pisasr.evaluation.published import compare_published, read_scores
+    from pisasr.evaluation.surface import name_pairs
+
+    if args.published_scores:
+        read_scores(Path(args.published_scores.rpartition("=")[2]))
+    grid = name_pairs(*args.lambdas) if args.lambdas else {}
+    named = [*(args.paired or []), *(word.split("=", 1)[0] for word in args.compare_published or [])]
+    named += [args.published_scores.rpartition("=")[0]] if "=" in (args.published_scores or "") else []
+    for one in checked:
+        if clash := grid.keys() & one.set.sr.keys():
+            raise PisasrError(f"--sr {min(clash)} has the name of a pair of --lambdas; call it otherwise")
+        methods = [*one.set.sr, *grid]
+        if absent := [name for name in named if name not in methods]:
+            raise PisasrError(f"{one.set.name or 'the set'} has no method {absent[0]}; it has {', '.join(methods)}")
+    if args.compare_published is not None:
+        names = [one.set.name for one in checked]
+        known = [name for name in names if _is_published(name)] or names[:1]
+        aliases = dict(word.split("=", 1) for word in args.compare_published)
+        compare_published(known[0], {name: {} for name in aliases}, 0, aliases)
 
 
 def _usual_metrics(sets: list[TestSet]) -> list[str]:
@@ -254,7 +293,8 @@ def _protocol(args: argparse.Namespace):
     protocol = PROTOCOLS[args.protocol]
     if args.border is None or args.border == protocol.border_px:
         return protocol
-    return replace(protocol, name=f"{protocol.name}, border {args.border} px", border_px=args.border)
+    name, source = f"{protocol.name}, border {args.border} px", f"{protocol.source}; but for the border"
+    return replace(protocol, name=name, source=source, border_px=args.border)
 
 
 def _build_settings(metrics: list[str], args: argparse.Namespace) -> Settings:
@@ -290,6 +330,14 @@ def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
     return Grid(*args.lambdas, restore, args.rule, fingerprint=repr(model), saves=args.save_pictures)
 
 
+def _is_published(set_name: str) -> bool:
+    """Whether the tables of the literature, as kept here, speak of a set."""
+    from pisasr.evaluation.published import load_published
+    from pisasr.evaluation.testsets import fold_name
+
+    return fold_name(set_name) in {fold_name(row.set) for row in load_published().rows}
+
+
 # --- after -----------------------------------------------------------------------------------------------------------
 
 
@@ -322,8 +370,6 @@ def _compare(summary: dict, rows: list[dict], args: argparse.Namespace, output: 
     if args.published_scores:
         method, equals, path = args.published_scores.rpartition("=")
         method = method or next(iter(summary["methods"]))
-        if method not in summary["methods"]:
-            raise PisasrError(f"--published_scores {method}: no such method; there are {', '.join(summary['methods'])}")
         chosen = [row for row in rows if row["method"] == method]
         parts.append(f"{method}\n\n" + render_scores(compare_scores(chosen, read_scores(Path(path)))))
     if args.compare_published is not None:
@@ -332,7 +378,13 @@ def _compare(summary: dict, rows: list[dict], args: argparse.Namespace, output: 
             method: {name: column["mean"] for name, column in columns.items() if isinstance(column, dict)}
             for method, columns in summary["methods"].items()
         }
-        parts.append(render_published(compare_published(summary["set"], means, summary["pictures"], aliases)))
+        protocol = summary["protocol"]["name"]
+        parts.append(f"{summary['pictures']} pictures, protocol {protocol}; the published numbers are by stablesr.\n")
+        if _is_published(summary["set"]):
+            found = compare_published(summary["set"], means, summary["pictures"], aliases)
+            parts.append(render_published(found))
+        else:
+            parts.append(f"Nothing is published here on {summary['set']}.\n")
     if parts:
         print("\n" + "\n".join(parts))
         write_whole(output / "published.md", "\n".join(parts))
@@ -361,6 +413,8 @@ def _name_methods(words: list[str], parser: argparse.ArgumentParser) -> dict[str
         name, equals, folder = word.partition("=")
         if not equals or Path(word).is_dir():
             name, folder = Path(word).resolve().name, word
+        if not name.isprintable():
+            parser.error(f"--sr {word!r}: a name that can't be printed; give another as NAME=DIR")
         if not name or name in methods:
             parser.error(f"--sr {word}: every method needs a name of its own, as in --sr NAME={folder}")
         methods[name] = Path(folder)
@@ -387,6 +441,10 @@ def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
             parser.error(f"--metrics {name} compares with the inputs; name their folder with --lr")
     if args.rule and not args.lambdas:
         parser.error("--rule chooses among the pairs of --lambdas; give both")
+    if args.save_pictures and not args.lambdas:
+        parser.error("--save_pictures keeps those of --lambdas; give both")
+    if args.paired and args.paired[0] == args.paired[1]:
+        parser.error(f"--paired {args.paired[0]} {args.paired[1]}: two different methods are wanted")
     if wrong := [word for word in args.compare_published or [] if "=" not in word]:
         parser.error(f"--compare_published {wrong[0]}: wanted OURS=THEIRS, or nothing where the names are the same")
     check_pipeline_options(parser, args)

@@ -26,6 +26,13 @@ from pisasr.files import write_whole
 LEDGER = ".scores"
 DETAIL_PX = 128
 
+# What an earlier run may have left in the output and this one would not write over.
+OWN_FILES = ("published.md", "surface.csv", "sheets/sheet_[0-9][0-9].png") + tuple(
+    f"plots/{name}.{ending}"
+    for name in ("perception_distortion", "differences", "surface")
+    for ending in ("png", "pdf", "svg")
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -84,6 +91,7 @@ def evaluate_set(
         test_set.name,
         checked.check,
         checked.pairing.problems,
+        checked.pairing.total,
         _choose_pairs(settings, [*dict.fromkeys(str(row["method"]) for row in scores.rows)]),
         settings.seconds,
         settings.made_by | (settings.grid.describe() if settings.grid else {}),
@@ -91,6 +99,8 @@ def evaluate_set(
     summary = summarise(scores, panel, around)
     if settings.grid:
         summary["surface"] = settings.grid.summarise(summary)
+        if best := summary["surface"].get("best"):
+            summary["made_by"]["Chosen"] = f"{best['rule']}: {best['words']}"
     write_report(output, examples, scores, summary, settings)
     forget(output / LEDGER)
     return summary, scores
@@ -98,6 +108,8 @@ def evaluate_set(
 
 def write_report(output: Path, examples: Sequence[Example], scores: Scores, summary: dict, settings: Settings) -> None:
     """Everything that a set's summary is shown as."""
+    for old in (path for pattern in OWN_FILES for path in output.glob(pattern)):
+        old.unlink()
     write_scores(output, scores, summary)
     table = tables.build_table(summary, shown_methods(summary))
     write_whole(output / "table.md", tables.to_markdown([table]) + tables.surface_markdown(summary))
@@ -107,8 +119,6 @@ def write_report(output: Path, examples: Sequence[Example], scores: Scores, summ
     if settings.plots:
         draw_plots(output / "plots", scores, summary, settings.plots)
     folder = output / "sheets"
-    for old in folder.glob("sheet_*.png"):
-        old.unlink()
     if settings.sheets and examples and examples[0].sr:
         draw_sheets(folder, examples, scores, settings.sheets)
 
@@ -127,6 +137,8 @@ def draw_plots(folder: Path, scores: Scores, summary: dict, ending: str) -> None
 
     folder.mkdir(parents=True, exist_ok=True)
     computed = [m for m in summary["protocol"]["metrics"] if m not in summary["not_available"]]
+    means = {m: [columns.get(m, {}).get("mean") for columns in summary["methods"].values()] for m in computed}
+    computed = [m for m in computed if any(mean is not None for mean in means[m])]
     distortion = next((m for m in ("psnr", "psnr_lq", "ssim") if m in computed), None)
     perceptual = [m for m in computed if m not in ("psnr", "ssim", "psnr_lq")]
     if distortion and perceptual:
@@ -140,7 +152,7 @@ def draw_plots(folder: Path, scores: Scores, summary: dict, ending: str) -> None
         path = folder / f"differences.{ending}"
         plots.draw_differences(path, scores.rows, single, pair["first"], pair["second"])
     if surface := summary.get("surface"):
-        best = tuple(surface["best"]["pair"]) if "best" in surface else None
+        best = tuple(surface.get("best", {}).get("pair", ())) or None
         maps = {m: surface["maps"][m] for m in computed if m in surface["maps"]}
         maps = {m: [[float("nan") if v is None else v for v in row] for row in rows] for m, rows in maps.items()}
         if maps:
@@ -184,6 +196,10 @@ def _choose_pairs(settings: Settings, methods: list[str]) -> list[tuple[str, str
         if unknown := [name for name in settings.paired if name not in methods]:
             raise PisasrError(f"--paired {unknown[0]}: no such method; there are {', '.join(methods)}")
         return [settings.paired]
+    if settings.grid:
+        grid = settings.grid.methods
+        corners = [method for pair in ((1.0, 1.0), (1.0, 0.0)) for method, other in grid.items() if other == pair]
+        methods = [*(method for method in methods if method not in grid), *corners]
     return [(methods[0], methods[1])] if len(methods) > 1 else []
 
 

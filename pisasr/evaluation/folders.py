@@ -31,10 +31,11 @@ class Example:
 
 @dataclass
 class Pairing:
-    """The examples that can be scored, and one line for each thing that keeps a picture out."""
+    """The examples that can be scored, one line for each thing that keeps a picture out, and how many there were."""
 
     examples: list[Example]
     problems: list[str] = field(default_factory=list)
+    total: int = 0
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -93,7 +94,7 @@ def pair_folders(
     files = {role: list_pictures(folder) for role, folder in folders.items()}
     anchor = "--hr" if hq else next(iter(files))
     matches = {role: match_names(files[anchor], stems, suffix) for role, stems in files.items()}
-    pairing = Pairing([], list(_describe_strays(files, matches, anchor)))
+    pairing = Pairing([], list(_describe_strays(files, matches, anchor)), len(files[anchor]))
     for stem, path in files[anchor].items():
         if not all(stem in match for match in matches.values()):
             continue
@@ -147,4 +148,12 @@ def _find_faults(example: Example) -> list[str]:
             for role, size in sizes.items()
             if role in paths and size != sizes[anchor]
         ]
+    if "--lr" in sizes and anchor in sizes and not _same_shape(sizes["--lr"], sizes[anchor]):
+        faults.append(f"--lr: {example.lq.name} is {sizes['--lr']}, another shape than {sizes[anchor]} in {anchor}")
     return sorted(faults)
+
+
+def _same_shape(small: str, large: str) -> bool:
+    """Whether "WxH" of both have one aspect, but for the rounding of a pixel."""
+    (w, h), (width, height) = (map(int, size.split("x")) for size in (small, large))
+    return abs(width * h - height * w) <= max(width, height)

@@ -27,7 +27,8 @@ class Metric:
     """What the tables must say about one column.
 
     needs: 'hq' compares with the true picture, 'lq' with the input, 'hq_set' compares two whole sets, None judges
-    the picture alone. recipe: what stands beside every number; of PSNR and SSIM the Protocol knows it.
+    the picture alone. recipe: what stands beside every number; of PSNR and SSIM the Protocol knows it. wants: without
+    which a picture has no number.
     """
 
     label: str
@@ -35,11 +36,12 @@ class Metric:
     needs: Literal["hq", "lq", "hq_set"] | None
     decimals: int
     recipe: str = ""
+    wants: str = ""
 
 
 METRICS = {
-    "psnr": Metric("PSNR (dB)", True, "hq", 2),
-    "ssim": Metric("SSIM", True, "hq", 4),
+    "psnr": Metric("PSNR (dB)", True, "hq", 2, wants="pixels inside the border"),
+    "ssim": Metric("SSIM", True, "hq", 4, wants="11 px each way inside the border"),
     "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, "PSNR on Y of the picture shrunk to the LQ size (bicubic)"),
     "lpips": Metric("LPIPS", False, "hq", 4, "AlexNet, version 0.1"),
     "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, "VGG16, version 0.1"),
@@ -52,7 +54,14 @@ METRICS = {
         "EfficientNet-Lite0 (ImageNet), stem and blocks 2, 4, 10, unit-normalised; this is not LPIPS",
     ),
     "fid": Metric("FID", False, "hq_set", 2, "clean-fid resize, InceptionV3 pool3; comparable at one count only"),
-    "niqe": Metric("NIQE", False, None, 4, "YIQ luma rounded, blocks of 96 px, two scales, float64"),
+    "niqe": Metric(
+        "NIQE",
+        False,
+        None,
+        4,
+        "YIQ luma rounded, blocks of 96 px, two scales, float64",
+        "two whole blocks of 96 px that are not flat",
+    ),
     "musiq": Metric("MUSIQ", True, None, 2, "KonIQ-10k"),
     "maniqa": Metric("MANIQA", True, None, 4, "PIPAL weights (maniqa-pipal), 20 crops of 224 px"),
     "clipiqa": Metric("CLIPIQA", True, None, 4, "CLIP RN50, fixed prompts (not CLIPIQA+)"),
@@ -63,6 +72,11 @@ METRICS = {
 
 # Other people's names for the same columns.
 ALIASES = {
+    "psnr-y": "psnr",
+    "psnry": "psnr",
+    "ssim-y": "ssim",
+    "clip-iqa": "clipiqa",
+    "clip-iqa+": "clipiqa+",
     "maniqa-pipal": "maniqa",
     "lpips-vgg": "lpips_vgg",
     "lpips-alex": "lpips",

@@ -29,8 +29,8 @@ class Circumstances:
     """What a reader must know beside the numbers.
 
     set_name: of the test set, "" if it has none. set_check: what was found out about its files. left_out: one line for
-    each thing that kept a picture out. paired: methods to compare with each other. seconds: method -> median per
-    picture. made_by: what else produced the pictures.
+    each thing that kept a picture out. total: how many pictures there were before. paired: methods to compare with each
+    other. seconds: method -> median per picture. made_by: what else produced the pictures.
     """
 
     metrics: Sequence[str]
@@ -38,6 +38,7 @@ class Circumstances:
     set_name: str = ""
     set_check: str = ""
     left_out: Sequence[str] = ()
+    total: int = 0
     paired: Sequence[tuple[str, str]] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     made_by: Mapping[str, str] = field(default_factory=dict)
@@ -62,6 +63,7 @@ def summarise(scores: Scores, panel: Panel, around: Circumstances) -> dict:
         "set": around.set_name,
         "set_check": around.set_check,
         "pictures": len(names),
+        "pictures_before": max(around.total, len(names)),
         "methods": summarised,
         "paired": [_compare(methods, *pair, metric) for pair in around.paired for metric in panel.scorers],
         "protocol": _describe_protocol(around),
@@ -79,7 +81,7 @@ def _summarise_columns(methods: dict[str, dict[str, list[float]]], names: list[s
     found = {method: {m: _summarise(m, column, names, protocol) for m, column in columns.items()}
              for method, columns in methods.items()}  # fmt: skip
     whole = [(method, m) for method, columns in found.items() for m, c in columns.items() if c["mean"] is not None]
-    if whole:
+    if whole and len(names) > 1:  # one picture says nothing about others
         intervals = bootstrap_intervals(np.array([methods[method][metric] for method, metric in whole]).T)
         for (method, metric), interval in zip(whole, intervals, strict=True):
             found[method][metric]["interval"] = [float(f"{end:.10g}") for end in interval]

@@ -58,8 +58,13 @@ def compare_paired(first: np.ndarray, second: np.ndarray, higher_is_better: bool
 def sign_flip_p(differences: np.ndarray) -> float:
     """How often the mean would be as far from zero if each picture's sign were a coin's (Fisher's randomisation).
 
-    10,000 draws, the observed one counted, so never below 1e-4.
+    All ways for few pictures (2^n up to 10,000); else 10,000 draws, the observed one counted, so never below 1e-4.
     """
+    count = len(differences)
+    if 2**count <= RESAMPLES:
+        signs = 1.0 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+        sums = np.abs(np.einsum("rn,n->r", signs, differences))
+        return float(np.mean(sums >= abs(differences.sum()) * (1 - 1e-12)))
     rng = np.random.default_rng(SEED)
     observed, extreme = abs(differences.sum()), 0
     for _ in range(RESAMPLES // CHUNK):

@@ -38,7 +38,6 @@ class Grid:
     lambdas_sem: Sequence[float]
     restore: RestoreFile
     rule: Rule | None = None
-    label: str = "ours"
     fingerprint: str = ""
     saves: bool = False
 
@@ -49,7 +48,7 @@ class Grid:
     @property
     def methods(self) -> dict[str, Pair]:
         """The name of each pair in the tables: "ours (1, 0.5)"."""
-        return {f"{self.label} ({pix:g}, {sem:g})": (pix, sem) for pix, sem in self.pairs}
+        return name_pairs(self.lambdas_pix, self.lambdas_sem)
 
     def pictures(self, folder: Path | None) -> Pictures:
         """What is scored of an example: the pictures of its folders, then one of the model for each pair."""
@@ -68,9 +67,8 @@ class Grid:
 
     def describe(self) -> dict[str, str]:
         """For the notes under a table."""
-        rule = f"; the best by the rule '{self.rule}' is among those shown" if self.rule else ""
-        return {"Strengths": f"{self.label} (lambda_pix, lambda_sem), {len(self.pairs)} pairs from one encoding and two"
-                f" UNet passes a picture{rule}"}  # fmt: skip
+        return {"Strengths": f"ours (lambda_pix, lambda_sem), {len(self.pairs)} pairs from one encoding and two"
+                f" UNet passes a picture"}  # fmt: skip
 
     def summarise(self, summary: dict) -> dict:
         """The surface for summary.json: the means as maps [lambda_pix][lambda_sem], and the rule's choice."""
@@ -90,9 +88,12 @@ class Grid:
         if self.rule:
             scores = {pair: {n: np.nan if v is None else v for n, v in means[method].items()}
                       for method, pair in self.methods.items()}  # fmt: skip
-            choice = choose(self.rule, scores)
-            words = describe(self.rule, choice)
-            surface["best"] = {"rule": str(self.rule), "pair": choice.pair, "kept": choice.kept, "words": words}
+            try:
+                choice = choose(self.rule, scores)
+                words = describe(self.rule, choice)
+                surface["best"] = {"rule": str(self.rule), "pair": choice.pair, "kept": choice.kept, "words": words}
+            except PisasrError as error:  # no number anywhere: what was scored is still worth its tables
+                surface["best"] = {"rule": str(self.rule), "pair": (), "kept": False, "words": str(error)}
         return surface
 
     def write_csv(self, path: Path, summary: dict) -> None:
@@ -105,6 +106,11 @@ class Grid:
             means = [summary["methods"][method][name]["mean"] for name in metrics]
             writer.writerow([*pair, *("n/a" if mean is None else mean for mean in means)])
         write_whole(path, text.getvalue())
+
+
+def name_pairs(lambdas_pix: Sequence[float], lambdas_sem: Sequence[float]) -> dict[str, Pair]:
+    """What each pair is called in the tables: "ours (1, 0.5)"."""
+    return {f"ours ({pix:.15g}, {sem:.15g})": (pix, sem) for pix, sem in product(lambdas_pix, lambdas_sem)}
 
 
 def check_rule(rule: Rule, metrics: Sequence[str]) -> None:

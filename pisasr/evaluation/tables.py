@@ -11,6 +11,8 @@ from pisasr.evaluation.metrics import METRICS
 
 LATEX_SPECIAL = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
+    "≤": r"$\leq$",
+    "λ": r"$\lambda$",
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -61,9 +63,17 @@ def build_table(summary: dict, methods: Iterable[str] | None = None) -> Table:
 
 
 def _rank(metric: str, methods: dict) -> dict[str, int]:
-    """method -> 1 for the best, 2 for the second; equal numbers share. A lone method is neither."""
-    means = {name: columns[metric]["mean"] for name, columns in methods.items() if metric in columns}
-    means = {name: mean for name, mean in means.items() if mean is not None}
+    """method -> 1 for the best, 2 for the second; equal numbers share. A lone method is neither.
+
+    Infinite throughout is a number, too; where a method has none, nobody can be said to be the best.
+    """
+    columns = {name: columns[metric] for name, columns in methods.items() if metric in columns}
+    means = {name: column["mean"] for name, column in columns.items()}
+    for name, column in columns.items():
+        if means[name] is None and len(column.get("identical", ())) == column["count"]:
+            means[name] = math.inf
+    if None in means.values():
+        return {}
     order = sorted(set(means.values()), reverse=METRICS[metric].higher_is_better)[:2]
     return {name: order.index(mean) + 1 for name, mean in means.items() if mean in order} if len(means) > 1 else {}
 
@@ -74,7 +84,7 @@ def _cell(metric: str, column: dict | None, rank: int) -> Cell:
     decimals = METRICS[metric].decimals
     if column["mean"] is None:
         kind, names = ("nan", column["not_a_number"]) if "not_a_number" in column else ("inf", column.get("identical"))
-        return Cell(f"{kind} ({len(names)} of {column['count']})" if names else "nan")
+        return Cell(f"{kind} ({len(names)} of {column['count']})" if names else "nan", rank=rank)
     low, high = column.get("interval", (math.nan, math.nan))
     interval = "" if math.isnan(low) else f"{low:.{decimals}f}, {high:.{decimals}f}"
     return Cell(f"{column['mean']:.{decimals}f}", interval, rank)
@@ -107,7 +117,11 @@ PAIRED_HEADS = ["Pair", "Metric", "Mean difference", "95 % interval", "Better : 
 def _notes(summary: dict, methods: dict) -> Iterable[str]:
     protocol, count = summary["protocol"], summary["pictures"]
     about = f" of {summary['set']}" if summary["set"] else ""
-    yield f"{count} pictures{about}, paired by name; {protocol['average']}; in brackets: {protocol['interval']}."
+    before = summary["pictures_before"]
+    counted = f"{count} of the {before} pictures" if before > count else f"{count} picture{'s' * (count != 1)}"
+    yield f"{counted}{about}, paired by name; {protocol['average']}; in brackets: {protocol['interval']}."
+    if count < 10:
+        yield f"So few pictures say little about others: intervals are too narrow, no p can be below {2 / 2**count:g}."
     if summary["set_check"]:
         yield f"{summary['set_check'][0].upper()}{summary['set_check'][1:]}."
     yield f"Protocol {protocol['name']}: {protocol['source']}. Files: {protocol['pictures']}."
@@ -120,7 +134,8 @@ def _notes(summary: dict, methods: dict) -> Iterable[str]:
     for method, columns in methods.items():
         for name, column in columns.items():
             if isinstance(column, dict) and "not_a_number" in column:
-                yield f"{method}, {METRICS[name].label}: no number for {', '.join(column['not_a_number'])}."
+                wants = f" (it wants {METRICS[name].wants})" if METRICS[name].wants else ""
+                yield f"{method}, {METRICS[name].label}: no number for {', '.join(column['not_a_number'])}{wants}."
             if isinstance(column, dict) and "identical" in column:
                 yield f"{method}: equal to the true picture: {', '.join(column['identical'])}."
     for name, check in summary["cross_check"].items():
@@ -161,7 +176,9 @@ def _markdown(table: Table, titled: bool) -> str:
     text = f"## {table.title}\n\n" if titled else ""
     text += _pipes(lines)
     if table.paired:
-        text += "\n" + _pipes([PAIRED_HEADS, ["---", "---", *["---:"] * 4], *table.paired])
+        text += "\n" + _pipes(
+            [PAIRED_HEADS, ["---", "---", *["---:"] * 4], *([_plain(c) for c in row] for row in table.paired)]
+        )
     return text + "\n" + "\n".join(f"- {note}" for note in table.notes) + "\n"
 
 
@@ -190,22 +207,37 @@ def to_latex(tables: Sequence[Table]) -> str:
         if len(tables) > 1:
             lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{\emph{{{escape_latex(block.title)}}}}} \\")
         for name, cells in block.rows.items():
-            lines.append(" & ".join([escape_latex(name), *map(_latex_cell, cells)]) + r" \\")
+            lines.append(_start(" & ".join([escape_latex(name), *map(_latex_cell, cells)])) + r" \\")
             if any(cell.interval for cell in cells):
                 small = [rf"{{\scriptsize [{cell.interval}]}}" if cell.interval else "" for cell in cells]
                 lines.append(" & ".join(["", *small]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += _latex_paired([row for block in tables for row in block.paired])
-    notes = dict.fromkeys(escape_latex(note) for block in tables for note in block.notes)
-    lines += [r"\par\medskip\parbox{\linewidth}{\scriptsize", *(note + r" \\" for note in notes), "}"]
+    lines += _latex_paired(tables)
+    notes = [_start(escape_latex(note)) + r" \\" for note in _notes_of_all(tables)]
+    lines += [r"\par\medskip\parbox{\linewidth}{\scriptsize", *notes, "}"]
     lines += [r"\caption{Best in bold, second underlined.}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
-def _latex_paired(rows: list[list[str]]) -> list[str]:
-    if not rows:
+def _notes_of_all(tables: Sequence[Table]) -> list[str]:
+    """What is true of every set once, then what is true of one alone behind its name."""
+    common = [note for note in tables[0].notes if all(note in table.notes for table in tables)]
+    return common + [f"{t.title}: {note}" for t in tables for note in t.notes if note not in common]
+
+
+def _start(line: str) -> str:
+    """A line that may follow a line break: LaTeX would take a bracket or a star there for the break's own."""
+    return "{}" + line if line.startswith(("[", "*")) else line
+
+
+def _latex_paired(tables: Sequence[Table]) -> list[str]:
+    if not any(table.paired for table in tables):
         return []
-    body = [" & ".join(map(escape_latex, row)) + r" \\" for row in rows]
+    body = []
+    for table in tables:
+        if len(tables) > 1:
+            body.append(rf"\multicolumn{{{len(PAIRED_HEADS)}}}{{l}}{{\emph{{{escape_latex(table.title)}}}}} \\")
+        body += [_start(" & ".join(map(escape_latex, row))) + r" \\" for row in table.paired]
     heads = " & ".join(map(escape_latex, PAIRED_HEADS)) + r" \\"
     return [r"\par\medskip", r"\begin{tabular}{llrrrr}", r"\toprule", heads, r"\midrule", *body,
             r"\bottomrule", r"\end{tabular}"]  # fmt: skip
@@ -218,6 +250,7 @@ def _latex_cell(cell: Cell) -> str:
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX prints as it stands."""
+    text = text.replace(">=", "≥").replace("<=", "≤")
     return "".join(LATEX_SPECIAL.get(character, character) for character in text)
 
 

@@ -60,6 +60,11 @@ def load_sets(path: Path) -> list[TestSet]:
         raise PisasrError(
             f"{path} names no test set; wanted stablesr_testsets: FOLDER, or sets: {{NAME: {{lr: FOLDER}}}}"
         )
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or name.strip(". ") == "":
+            raise PisasrError(
+                f"{path}: {name!r} can't name a set, whose results get a folder of that name; quote a word"
+            )
     return [_build_set(path, name, entries.get(name, {}), common, found.get(name, (None, None))) for name in names]
 
 
