@@ -1,0 +1,360 @@
+"""pyiqa's doorway, by a stand-in everywhere and by the real package where it can be imported."""
+
+import shutil
+import socket
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pisasr.evaluation import deep
+from pisasr.evaluation.deep import NETWORKS, load_scorer, load_second_opinions
+from pisasr.evaluation.metrics import METRICS, STABLESR
+from pisasr.evaluation.weights import MetricUnavailable
+
+
+def random_picture(seed: int, height: int = 64, width: int = 72) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def to_tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+
+
+def file_name(url: str) -> str:
+    return url.rsplit("/", 1)[1]
+
+
+@pytest.fixture
+def offline(monkeypatch) -> list:
+    """No network: what is asked of it is an error, and noted."""
+    asked = []
+
+    def refuse(*args, **options):
+        asked.append(args)
+        raise OSError("the network was asked")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return asked
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """torch's hub folder, empty."""
+    usual = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path / "hub")
+    yield tmp_path / "hub"
+    torch.hub.set_dir(usual)
+
+
+# --- a stand-in -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def standin(monkeypatch, hub, offline):
+    """A package that notes what it is asked to create, from which files; `fail` makes it raise."""
+    pyiqa, timm, download = (types.ModuleType(name) for name in ("pyiqa", "timm", "pyiqa.utils.download_util"))
+    pyiqa.created, pyiqa.fail, pyiqa.timm, pyiqa.download = {}, None, timm, download
+    download.DEFAULT_CACHE_DIR = str(hub / "pyiqa")
+    timm.create_model = lambda name, pretrained=False: pretrained
+
+    def create_metric(name, device):
+        print("Loading pretrained model")
+        folder = Path(torch.hub.get_dir())
+        assert not timm.create_model("vit", pretrained=True)
+        assert download.DEFAULT_CACHE_DIR == str(folder / "pyiqa")
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        pyiqa.created[name] = files
+        if pyiqa.fail:
+            raise pyiqa.fail
+        return lambda *pictures: torch.tensor([[float(sum(picture.mean() for picture in pictures))]])
+
+    pyiqa.create_metric = create_metric
+    for name in [name for name in sys.modules if name.split(".")[0] == "pyiqa"]:
+        monkeypatch.delitem(sys.modules, name)
+    for module in (pyiqa, timm, download):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(deep, "find_spec", lambda name: object())
+    monkeypatch.setattr(deep, "_check_clip", lambda url, path: None)
+    return pyiqa
+
+
+def put_files(folder: Path, *metrics: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for url in (url for metric in metrics for url in NETWORKS[metric].urls):
+        (folder / file_name(url)).write_bytes(file_name(url).encode())
+    return folder
+
+
+@pytest.mark.parametrize("metric", [name for name in NETWORKS if name != "fid"])
+def test_files_are_served_from_a_hub_that_lasts_as_long_as_the_loading(metric, standin, hub, tmp_path, offline, capsys):
+    usual, create_model = torch.hub.get_dir(), standin.timm.create_model
+    score = load_scorer(metric, put_files(tmp_path / "weights", metric))
+    names = {deep.IQA_HUB: "pyiqa", deep.TORCHVISION: "checkpoints", deep.CLIP: "clip"}
+    expected = {
+        f"{next(folder for place, folder in names.items() if url.startswith(place))}/{file_name(url)}": file_name(url)
+        for url in NETWORKS[metric].urls
+    }
+    [(name, files)] = standin.created.items()
+    assert name == NETWORKS[metric].name
+    assert {path.replace("%2B", "+"): text.decode() for path, text in files.items()} == expected
+    assert torch.hub.get_dir() == usual and standin.timm.create_model is create_model
+    assert standin.download.DEFAULT_CACHE_DIR == str(hub / "pyiqa")
+    white, grey = np.full((8, 8, 3), 255, np.uint8), np.full((8, 8, 3), 51, np.uint8)
+    assert score(white, grey, None) == pytest.approx(1.2 if METRICS[metric].needs == "hq" else 1)
+    assert not offline and capsys.readouterr().out == ""
+
+
+def test_files_that_were_fetched_before_are_found_where_torch_keeps_them(standin, hub):
+    for url in NETWORKS["clipiqa+"].urls:
+        path = hub / ("clip" if url.startswith(deep.CLIP) else "pyiqa") / file_name(url).replace("+", "%2B")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    load_scorer("clipiqa+")
+    assert sorted(standin.created["clipiqa+"]) == ["clip/RN50.pt", "pyiqa/CLIP-IQA%2B_learned_prompts-603f3273.pth"]
+
+
+def test_an_error_inside_pyiqa_is_one_line_and_leaves_nothing_changed(standin, hub, tmp_path):
+    usual, create_model = torch.hub.get_dir(), standin.timm.create_model
+    standin.fail = RuntimeError("size mismatch\n\tfor conv.weight")
+    with pytest.raises(
+        MetricUnavailable, match="could not load musiq .RuntimeError: size mismatch for conv"
+    ) as failure:
+        load_scorer("musiq", put_files(tmp_path / "weights", "musiq"))
+    assert "\n" not in str(failure.value)
+    assert torch.hub.get_dir() == usual and standin.timm.create_model is create_model
+    assert standin.download.DEFAULT_CACHE_DIR == str(hub / "pyiqa")
+
+
+@pytest.mark.parametrize("metric", NETWORKS)
+def test_without_network_the_missing_file_is_named_at_once(metric, standin, tmp_path, offline):
+    start = time.monotonic()
+    weights = put_files(tmp_path / "weights", metric)
+    url = NETWORKS[metric].urls[-1]
+    (weights / file_name(url)).unlink()
+    with pytest.raises(MetricUnavailable) as missing:
+        deep.load_network(metric, weights, lambda name: pytest.fail("must not be tried"))
+    line = str(missing.value)
+    assert url in line and f"{file_name(url)} not found" in line and "--weights" in line and "\n" not in line
+    assert all(other not in line for other in NETWORKS[metric].urls[:-1])
+    assert time.monotonic() - start < 5 and not offline
+
+
+def test_with_a_network_pyiqa_may_fetch_what_is_missing_into_its_usual_folder(standin, monkeypatch, tmp_path):
+    monkeypatch.setattr(deep, "is_online", lambda: True)
+    usual = torch.hub.get_dir()
+    seen = []
+    deep.load_network("musiq", tmp_path, lambda name: seen.append(torch.hub.get_dir()))
+    assert seen == [usual]
+
+
+@pytest.mark.parametrize("value", ["1", "true", "YES"])
+def test_hugging_face_s_own_word_for_offline_is_taken_without_asking(value, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    monkeypatch.setattr(deep, "_answers", lambda host: pytest.fail("asked"))
+    assert not deep.is_online()
+
+
+@pytest.mark.parametrize("wait, error", [(0, None), (0, OSError("unreachable")), (30, None)])
+def test_the_network_is_asked_for_two_seconds_at_most(wait, error, monkeypatch):
+    def connect(address, timeout):
+        time.sleep(wait)
+        if error:
+            raise error
+        return types.SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    deep._answers.cache_clear()
+    start = time.monotonic()
+    assert deep.is_online() == (not wait and error is None)
+    assert time.monotonic() - start < 4
+    deep._answers.cache_clear()
+
+
+def test_without_pyiqa_the_line_says_how_to_install_it_and_which_files_it_wants(monkeypatch):
+    monkeypatch.setattr(deep, "find_spec", lambda name: None)
+    with pytest.raises(MetricUnavailable, match="pip install 'pisasr.pyiqa.'") as missing:
+        load_scorer("lpips")
+    line = str(missing.value)
+    assert all(file_name(url) in line for url in NETWORKS["lpips"].urls) and "\n" not in line
+
+
+def test_another_clip_file_is_refused_and_left_as_it_is(tmp_path, monkeypatch):
+    """pyiqa would write over it: what it gets is a link to the file."""
+    weights = put_files(tmp_path, "clipiqa")
+    monkeypatch.setattr(deep, "find_spec", lambda name: object())
+    with pytest.raises(MetricUnavailable, match="RN50.pt is not the file at .*SHA256") as refusal:
+        deep.load_network("clipiqa", weights, lambda name: pytest.fail("must not be tried"))
+    assert "\n" not in str(refusal.value)
+    assert (weights / "RN50.pt").read_bytes() == b"RN50.pt"
+
+
+def test_without_torchmetrics_there_is_no_second_opinion(monkeypatch):
+    monkeypatch.setattr(deep, "find_spec", lambda name: None)
+    checks, missing = load_second_opinions(["psnr", "niqe", "dists"], STABLESR, None)
+    assert not checks and list(missing) == ["psnr", "dists"] and "pip install torchmetrics" in missing["psnr"]
+
+
+# --- the real package, with random weights ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pyiqa(offline, hub):
+    return pytest.importorskip("pyiqa", reason="pyiqa is not installed (its licence is non-commercial)")
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A folder for files of up to half a gigabyte, which pytest would keep."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+def save_backbone(name: str, folder: Path) -> torch.nn.Module:
+    """torchvision's network with random weights, in its file; the unused classifier takes no room there."""
+    import torchvision
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        network = getattr(torchvision.models, name)()
+    network.features.to_empty(device="cpu")
+    for layer in network.features:
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            torch.nn.init.normal_(layer.bias, std=0.1)
+    state = {k: torch.zeros(()).expand(v.shape) if v.is_meta else v for k, v in network.state_dict().items()}
+    [url] = {url for entry in NETWORKS.values() for url in entry.urls if file_name(url).startswith(name)}
+    torch.save(state, folder / file_name(url))
+    return network
+
+
+def save_state(metric: str, state: dict, folder: Path) -> None:
+    torch.save(state, folder / file_name(NETWORKS[metric].urls[0]))
+
+
+def build(kind, monkeypatch, backbone: torch.nn.Module | None = None, **options) -> torch.nn.Module:
+    """pyiqa's class without any file: only its backbone is given."""
+    import torchvision
+
+    torch.manual_seed(1)
+    with monkeypatch.context() as patch:
+        for name in ("alexnet", "vgg16"):
+            patch.setattr(torchvision.models, name, lambda **_: backbone)
+        return kind(pretrained=False, **options).eval()
+
+
+@pytest.mark.parametrize("metric, net, backbone", [("lpips", "alex", "alexnet"), ("lpips_vgg", "vgg", "vgg16")])
+def test_lpips_loads_from_files_alone(metric, net, backbone, pyiqa, weights, offline, monkeypatch, capsys):
+    from pyiqa.archs.lpips_arch import LPIPS
+
+    direct = build(LPIPS, monkeypatch, save_backbone(backbone, weights), net=net)
+    heads = {key: tensor.abs() for key, tensor in direct.state_dict().items() if key.startswith("lin")}
+    direct.load_state_dict(heads, strict=False)
+    save_state(metric, heads, weights)
+    check(metric, direct, weights, offline, capsys)
+
+
+def test_dists_loads_from_files_alone(pyiqa, weights, offline, monkeypatch, capsys):
+    from pyiqa.archs.dists_arch import DISTS
+
+    direct = build(DISTS, monkeypatch, save_backbone("vgg16", weights))
+    save_state("dists", {"alpha": direct.alpha.data, "beta": direct.beta.data}, weights)
+    check("dists", direct, weights, offline, capsys)
+
+
+def test_musiq_loads_from_a_file_alone(pyiqa, weights, offline, monkeypatch, capsys):
+    from pyiqa.archs.musiq_arch import MUSIQ
+
+    direct = build(MUSIQ, monkeypatch)
+    save_state("musiq", direct.state_dict(), weights)
+    check("musiq", direct, weights, offline, capsys)
+
+
+def test_topiq_loads_from_a_file_alone_backbone_and_all(pyiqa, weights, offline, monkeypatch, capsys):
+    from pyiqa.archs.topiq_arch import CFANet
+
+    direct = build(CFANet, monkeypatch, use_ref=False, backbone_pretrain=False)
+    save_state("topiq", {"params": direct.state_dict()}, weights)
+    check("topiq", direct, weights, offline, capsys)
+
+
+def test_maniqa_loads_from_a_file_alone_backbone_and_all(pyiqa, weights, offline, monkeypatch, capsys):
+    from pyiqa.archs.maniqa_arch import MANIQA
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    with deep._without_backbones():
+        direct = build(MANIQA, monkeypatch, test_sample=1)
+    save_state("maniqa", direct.state_dict(), weights)
+    monkeypatch.setitem(DEFAULT_CONFIGS["maniqa-pipal"]["metric_opts"], "test_sample", 1)  # 20 crops take minutes
+    check("maniqa", direct, weights, offline, capsys)
+
+
+def test_a_checkpoint_without_its_backbone_is_an_error_and_no_random_number(pyiqa, weights, monkeypatch):
+    from pyiqa.archs.topiq_arch import CFANet
+
+    state = build(CFANet, monkeypatch, use_ref=False, backbone_pretrain=False).state_dict()
+    save_state("topiq", {"params": {k: v for k, v in state.items() if not k.startswith("semantic_model")}}, weights)
+    with pytest.raises(MetricUnavailable, match="could not load topiq_nr .*Missing key"):
+        load_scorer("topiq", weights)
+
+
+def check(metric: str, direct: torch.nn.Module, weights: Path, offline: list, capsys) -> None:
+    usual = torch.hub.get_dir()
+    score = load_scorer(metric, weights)
+    assert torch.hub.get_dir() == usual and not Path(usual).exists()
+    pictures = [random_picture(seed) for seed in (0, 1)][: 2 if METRICS[metric].needs == "hq" else 1]
+    with torch.inference_mode():
+        expected = float(direct(*(to_tensor(picture) for picture in pictures)))
+    assert score(pictures[0], pictures[-1], None) == pytest.approx(expected, rel=1e-5)
+    assert expected != 0
+    assert not offline and capsys.readouterr().out == ""
+
+
+def test_inception_loads_from_a_file_alone(pyiqa, weights, offline, monkeypatch, capsys):
+    from pyiqa.archs import inception
+
+    from pisasr.evaluation.fid import load_inception, resize_clean
+
+    torch.manual_seed(2)
+    bare = []
+    with monkeypatch.context() as patch:
+        patch.setattr(inception, "load_pretrained_network", lambda network, url: bare.append(network))
+        direct = inception.InceptionV3([3]).eval()
+    save_state("fid", bare[0].state_dict(), weights)
+    picture = random_picture(3)
+    found = load_inception(weights)(picture)
+    with torch.inference_mode():
+        x = (torch.from_numpy(resize_clean(picture)).permute(2, 0, 1)[None] - 128) / 128
+        expected = direct(x, False, False)[0].flatten().numpy()
+    assert found.shape == (2048,) and np.abs(found).max() > 0
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6 * float(np.abs(expected).max()))
+    assert not offline and capsys.readouterr().out == ""
+
+
+def test_lpips_and_dists_agree_with_torchmetrics_on_the_same_backbones(pyiqa, weights, offline):
+    """torchmetrics carries the published heads, which pyiqa gets here too; only the backbones are random."""
+    from torchmetrics.functional.image import dists, lpips
+
+    for name in ("alexnet", "vgg16"):
+        save_backbone(name, weights)
+    for metric, net in (("lpips", "alex"), ("lpips_vgg", "vgg")):
+        shutil.copy(Path(lpips.__file__).parent / "lpips_models" / f"{net}.pth", weights / "heads")
+        (weights / "heads").rename(weights / file_name(NETWORKS[metric].urls[0]))
+    shutil.copy(dists._PATH_WEIGHT_DISTS, weights / file_name(NETWORKS["dists"].urls[0]))
+    checks, missing = load_second_opinions(["lpips", "lpips_vgg", "dists"], STABLESR, weights)
+    assert not missing
+    sr, hq = random_picture(4), random_picture(5)
+    sr = (sr / 4 + hq * 0.75).astype(np.uint8)
+    for metric, second in checks.items():
+        assert load_scorer(metric, weights)(sr, hq, None) == pytest.approx(second(sr, hq, None), abs=1e-6), metric
+    assert not offline
