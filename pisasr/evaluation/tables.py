@@ -140,7 +140,9 @@ def _notes(summary: dict, methods: dict) -> Iterable[str]:
                 yield f"{method}: equal to the true picture: {', '.join(column['identical'])}."
     for name, check in summary["cross_check"].items():
         where = f"on {check['count']} pictures, at {check['at']}"
-        yield f"{METRICS[name].label}: torchmetrics' own code differs by at most {check['largest']:.1e} {where}."
+        clamps = name == "ssim" and "contrast term >= 0" in protocol["metrics"]["ssim"]
+        why = " (it does not clamp the contrast term)" if clamps else ""
+        yield f"{METRICS[name].label}: torchmetrics' own code differs by at most {check['largest']:.1e} {where}{why}."
     for name, reason in summary["not_available"].items():
         yield f"{METRICS[name].label if name in METRICS else name}: n/a. {reason}."
     yield from (f"Failed: {fault}." for fault in summary["faults"])
