@@ -242,6 +242,15 @@ def test_nothing_of_an_earlier_run_is_left_beside_a_later_one(folders):
     assert left == {"per_image.csv", "summary.json", "table.md", "table.tex"}
 
 
+def test_plots_without_matplotlib_cost_a_line_and_no_table(folders, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    assert run(folders, sr=("same", "brighter"), metrics=("psnr",)) == 0
+    assert "no plots: plots need matplotlib" in capsys.readouterr().err
+    assert (folders / "out" / "table.md").is_file() and not (folders / "out" / ".scores").exists()
+
+
 def test_what_must_fail_fails_before_anything_is_scored(folders, capsys):
     for options in (
         ("--paired", "same", "other"),

@@ -7,6 +7,7 @@ table.tex, plots/ and sheets/, and for a grid of strengths surface.csv and surfa
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,10 +118,12 @@ def write_report(output: Path, examples: Sequence[Example], scores: Scores, summ
     if settings.grid:
         settings.grid.write_csv(output / "surface.csv", summary)
     if settings.plots:
-        draw_plots(output / "plots", scores, summary, settings.plots)
-    folder = output / "sheets"
+        try:
+            draw_plots(output / "plots", scores, summary, settings.plots)
+        except PisasrError as error:  # without matplotlib the tables are whole all the same
+            print(f"no plots: {error}", file=sys.stderr)
     if settings.sheets and examples and examples[0].sr:
-        draw_sheets(folder, examples, scores, settings.sheets)
+        draw_sheets(output / "sheets", examples, scores, settings.sheets)
 
 
 def shown_methods(summary: dict) -> list[str]:
