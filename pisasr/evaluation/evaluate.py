@@ -145,7 +145,8 @@ def draw_plots(folder: Path, scores: Scores, summary: dict, ending: str) -> None
     distortion = next((m for m in ("psnr", "psnr_lq", "ssim") if m in computed), None)
     perceptual = [m for m in computed if m not in ("psnr", "ssim", "psnr_lq")]
     if distortion and perceptual:
-        points = {name: _points(summary["methods"][name]) for name in shown_methods(summary)}
+        pairs = summary.get("surface", {}).get("methods", {})  # they are the curves
+        points = {name: _points(columns) for name, columns in summary["methods"].items() if name not in pairs}
         curves = _curves(summary, [distortion, *perceptual])
         path = folder / f"perception_distortion.{ending}"
         plots.draw_perception_distortion(path, points, distortion, perceptual, curves)
