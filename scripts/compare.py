@@ -95,6 +95,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--lq brings its own pictures; --crop and --recipe only go with photos that are degraded here")
     if args.crop is not None and args.crop < SCALE:
         parser.error(f"--crop {args.crop}: it must be at least {SCALE}")
+    names = [*map(name_method, dict.fromkeys(args.methods)), *(name for name, _ in args.also)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        parser.error(f"--also {twice[0]}: another method has that name; give one of its own")
     if args.border < 0:
         parser.error(f"--border {args.border}: it must be 0 or more")
     return args

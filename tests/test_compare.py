@@ -100,6 +100,17 @@ def test_a_photo_without_room_for_the_crop(photos, tmp_path, capsys):
     assert "70x60 has no room for --crop 64" in capsys.readouterr().err
 
 
+def test_other_pictures_stand_beside_ours_under_a_name_of_their_own(photos, tmp_path, capsys):
+    assert run(photos, tmp_path / "one") == 0
+    theirs = tmp_path / "one" / "lanczos"
+    assert run(photos, tmp_path / "two", "--also", f"theirs={theirs}", methods=("bicubic",)) == 0
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert list(summary["methods"]) == ["bicubic", "theirs"]
+    with pytest.raises(SystemExit):
+        run(photos, tmp_path / "three", "--also", f"bicubic={theirs}")
+    assert "another method has that name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["magic", "1", "1,2,3", "1,x", "nan,1"])
 def test_methods_that_are_none(photos, tmp_path, word):
     with pytest.raises(SystemExit) as leaving:
