@@ -5,7 +5,7 @@
 Downloads five Debian packages (about 620 MB; needs apt-get and dpkg-deb, no root), unpacks them without installing,
 takes the 49 photos named in scripts/demo_photos.json (package, path, size, licence, author) and writes
 
-    OUTPUT/train/*.png     512 px tiles of the training photos, flat ones dropped
+    OUTPUT/train/*.png     256 px tiles of the training photos at four sizes, those that bicubic can't enlarge well
     OUTPUT/held_out/*.png  the sharpest 512 px tiles of photos that no training ever sees (split by whole photo)
     OUTPUT/manifest.json   a row per photo: licence, author, sha256, split, tiles
 """
@@ -21,9 +21,11 @@ import numpy as np
 from PIL import Image
 
 LIST = Path(__file__).with_suffix(".json")
-TILE = 512
-MIN_DETAIL = 1.5  # mean absolute Laplacian in grey levels under which a tile teaches nothing
-HELD_OUT_TILES = 2
+SCALES = (1, 2, 3, 4)  # a photo that is soft at full size is sharp at a third of it
+TRAIN_TILE, TILES_PER_PHOTO = 256, 100
+MIN_LOST = 4.0  # grey levels (36 dB) that bicubic must lose of a training tile
+TEST_TILE, HELD_OUT_TILES = 512, 2
+MIN_DETAIL = 1.5  # mean absolute Laplacian in grey levels of a test tile at half size; twice that at full size
 
 
 def main() -> None:
@@ -44,8 +46,8 @@ def main() -> None:
         if row["path"].startswith("enlightenment-data/extracted/"):
             extract_largest_jpeg(packages, photo)
         row["sha256"] = hashlib.sha256(photo.read_bytes()).hexdigest()
-        keep = HELD_OUT_TILES if row["split"] == "held_out" else None
-        row["tiles"] = cut(photo, row["name"], args.output / row["split"], keep)
+        cut = cut_for_training if row["split"] == "train" else cut_for_testing
+        row["tiles"] = cut(photo, row["name"], args.output / row["split"])
         print(f"{row['split']:8} {row['tiles']:3d} tiles  {row['name']}", flush=True)
     (args.output / "manifest.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
@@ -76,24 +78,51 @@ def extract_largest_jpeg(packages: Path, photo: Path) -> None:
     photo.write_bytes(max((b for b in blobs if b[:3] == b"\xff\xd8\xff"), key=len))
 
 
-def cut(photo: Path, name: str, folder: Path, keep: int | None) -> int:
-    """Cut a photo into tiles: at full size where it is sharp there, and at half size where it is large.
+def cut_for_training(photo: Path, name: str, folder: Path) -> int:
+    """Cut a photo, at four sizes, into the tiles that a fourfold enlargement has something to learn from.
 
-    A soft tile at full size says little about what sharp looks like; at half size the same photo is sharp.
+    Most of a large photo is soft at full size: bicubic brings it back as well as anything, and a network shown such
+    tiles learns to do nothing. So a tile stays only if bicubic gets it wrong enough. The sharpest are kept where a photo
+    has more than its share, so that none of them rules.
     """
+    image = Image.open(photo).convert("RGB")
+    tiles = []
+    for scale in SCALES:
+        picture = image.resize((image.width // scale, image.height // scale), Image.Resampling.LANCZOS)
+        for top in range(0, picture.height - TRAIN_TILE + 1, TRAIN_TILE):
+            for left in range(0, picture.width - TRAIN_TILE + 1, TRAIN_TILE):
+                tile = picture.crop((left, top, left + TRAIN_TILE, top + TRAIN_TILE))
+                if (error := lost_by_bicubic(tile)) >= MIN_LOST:
+                    tiles.append((error, f"{name}_{scale}_{top}_{left}.png", tile))
+    return save_first(sorted(tiles, key=lambda row: -row[0])[:TILES_PER_PHOTO], folder)
+
+
+def cut_for_testing(photo: Path, name: str, folder: Path) -> int:
+    """The two tiles of a photo with the most fine structure, at full size or, where that is soft, at half."""
     image = Image.open(photo).convert("RGB")
     half = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
     tiles = []
     for scale, picture, needed in ((1, image, 2 * MIN_DETAIL), (2, half, MIN_DETAIL)):
-        for top in range(0, picture.height - TILE + 1, TILE):
-            for left in range(0, picture.width - TILE + 1, TILE):
-                tile = picture.crop((left, top, left + TILE, top + TILE))
+        for top in range(0, picture.height - TEST_TILE + 1, TEST_TILE):
+            for left in range(0, picture.width - TEST_TILE + 1, TEST_TILE):
+                tile = picture.crop((left, top, left + TEST_TILE, top + TEST_TILE))
                 if (found := detail(tile)) >= needed:
                     tiles.append((found, f"{name}_{scale}_{top}_{left}.png", tile))
-    tiles.sort(key=lambda row: -row[0])
-    for _, file_name, tile in tiles[:keep]:
+    return save_first(sorted(tiles, key=lambda row: -row[0])[:HELD_OUT_TILES], folder)
+
+
+def save_first(tiles: list[tuple[float, str, Image.Image]], folder: Path) -> int:
+    for _, file_name, tile in tiles:
         tile.save(folder / file_name)
-    return len(tiles[:keep])
+    return len(tiles)
+
+
+def lost_by_bicubic(tile: Image.Image) -> float:
+    """Root mean square of what bicubic loses of the luma on the way to a fourth of the size and back, in grey levels."""
+    y = tile.convert("L")
+    small = y.resize((y.width // 4, y.height // 4), Image.Resampling.BICUBIC)
+    difference = np.asarray(y, np.float32) - np.asarray(small.resize(y.size, Image.Resampling.BICUBIC), np.float32)
+    return float(np.sqrt(np.square(difference).mean()))
 
 
 def detail(tile: Image.Image) -> float:
