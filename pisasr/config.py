@@ -71,6 +71,8 @@ class StageConfig:
     weight_lpips: float = 0.0
     weight_csd: float = 0.0
     weight_lattice: float = 0.0  # against what repeats in every latent cell: `losses.lattice`; the paper has none
+    weight_gan: float = 0.0  # against a critic that learns beside the adapter: `adversary`; the paper has none
+    lr_critic: float = 2e-4
     shift: int = 0  # px by which the window moves that perception and distillation look through; the paper has none
     sharpen: float = 0.0  # unsharp masking of the target, as Real-ESRGAN's training has it; the paper has none
     init_from: str | None = None  # an adapter file to start from; sem: the pixel adapter to stand on
@@ -80,8 +82,8 @@ class StageConfig:
 class PerceptualConfig:
     """The backbone of the perceptual loss."""
 
-    net: str = "vgg"  # vgg, alex, squeeze (LPIPS) or hed
-    weights: str | None = None  # hed only: the .h5 file
+    net: str = "vgg"  # vgg, alex, squeeze (LPIPS), hed or efficientnet-lite1 (what can be had offline)
+    weights: str | None = None  # of the last two, their file; efficientnet-lite1 is also found where it is installed
 
 
 @dataclass
@@ -245,6 +247,8 @@ BOUNDS = {
             "weight_lpips": (0, 1e12),
             "weight_csd": (0, 1e12),
             "weight_lattice": (0, 1e12),
+            "weight_gan": (0, 1e12),
+            "lr_critic": (0, 1e6),
             "sharpen": (0, 10),
             "shift": (0, 65528),
         }.items()
@@ -281,7 +285,7 @@ def _check(config: TrainConfig) -> None:
         "data.degrade_on": ("workers", "device"),
         "pix.lr_schedule": ("constant", "cosine"),
         "sem.lr_schedule": ("constant", "cosine"),
-        "perceptual.net": ("vgg", "alex", "squeeze", "hed"),
+        "perceptual.net": ("vgg", "alex", "squeeze", "hed", "efficientnet-lite1"),
         "run.mixed_precision": ("no", "fp16", "bf16"),
     }
     for key, values in allowed.items():
@@ -308,7 +312,7 @@ def _check(config: TrainConfig) -> None:
 
 
 def _check_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
-    if stage.steps and not (stage.weight_l2 or stage.weight_lpips or stage.weight_csd):
+    if stage.steps and not (stage.weight_l2 or stage.weight_lpips or stage.weight_csd or stage.weight_gan):
         raise ConfigError(f"{name} has no loss; give {name}.weight_l2, or another, a weight, or set {name}.steps=0.")
     if stage.shift % 8 or stage.shift >= config.data.crop_px:
         raise ConfigError(

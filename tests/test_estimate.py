@@ -76,7 +76,7 @@ def real_step(config, stage):
         noise = torch.randn(BATCH, vae.config.latent_channels, CROP // model.factor, CROP // model.factor)
         with active(unet, stage.active):
             x_pred, z_H = restore(model, Predictor(unet), x_L, words, noise)
-            total, _ = score(Restored(x_pred, x_H, z_H, captions=[""] * BATCH, seeds=[0] * BATCH))
+            total, _ = score(Restored(x_pred, x_H, x_L, z_H, captions=[""] * BATCH, seeds=[0] * BATCH))
             total.backward()
 
     return step

@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from pisasr.evaluation.features import EfficientNetLite0, feature_distance, load_network, picture_distance
-from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet_lite0
+from pisasr.evaluation.features import EfficientNetLite, feature_distance, load_network, picture_distance
+from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet
 
 
 @pytest.fixture
 def random_network():
     torch.manual_seed(0)
-    return EfficientNetLite0().eval()
+    return EfficientNetLite().eval()
 
 
 def test_taps_are_where_the_protocol_has_them(random_network):
@@ -55,7 +55,7 @@ def test_another_checkpoint_is_refused_in_one_line(tmp_path):
 def test_published_weights_see_more_difference_in_more_blur():
     folder = os.environ.get("PISASR_WEIGHTS")
     try:
-        network = load_network(find_efficientnet_lite0(Path(folder) if folder else None))
+        network = load_network(find_efficientnet(Path(folder) if folder else None))
     except MetricUnavailable as missing:
         pytest.skip(f"EfficientNet-Lite0's weights are not installed: {missing}")
     texture = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)

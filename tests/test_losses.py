@@ -36,10 +36,10 @@ def test_the_lattice_loss_sees_what_repeats_in_every_cell_and_little_else():
 
 def test_a_window_moves_each_sample_by_its_own_corner():
     x = torch.arange(2 * 3 * 6 * 6.0).view(2, 3, 6, 6)
-    restored = Restored(x, x, x, ["", ""], [0, 1], shift=2, corners=[(0, 2), (1, 0)])
+    restored = Restored(x, x, x, x, ["", ""], [0, 1], shift=2, corners=[(0, 2), (1, 0)])
     seen = restored.window(x)
     assert torch.equal(seen[0], x[0, :, 0:4, 2:6]) and torch.equal(seen[1], x[1, :, 1:5, 0:4])
-    assert Restored(x, x, x, ["", ""], [0, 1]).window(x) is x
+    assert Restored(x, x, x, x, ["", ""], [0, 1]).window(x) is x
 
 
 def test_a_missing_backbone_file_is_named():

@@ -470,7 +470,7 @@ def test_losses_and_gradients_are_the_published_ones(parity, number):
     noise = tensors["vae_noise"] * (case["vae_sampling"] == "noise")
     with active(unet, ("pix",) if learns == "pix" else ("pix", "sem")):
         x_pred, z_H = restore(model, Predictor(unet), tensors["lr"], heard, noise)
-        total, values = score(Restored(x_pred, tensors["hr"], z_H, captions=index["prompts"], seeds=[]))
+        total, values = score(Restored(x_pred, tensors["hr"], tensors["lr"], z_H, captions=index["prompts"], seeds=[]))
         total.backward()
 
     name = case["case"]

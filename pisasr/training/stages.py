@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pisasr.config import StageConfig, TrainConfig
 from pisasr.training.losses import lattice, pixel_l2
+
+if TYPE_CHECKING:
+    from pisasr.training.adversary import Adversary
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Restored:
 
     x_pred: Tensor
     x_H: Tensor
+    x_L: Tensor
     z_H: Tensor
     captions: list[str]
     seeds: list[int]
@@ -79,7 +84,12 @@ class Restored:
         )
 
 
-def build_score(settings: StageConfig, perceptual: Callable[[], Callable], csd: Callable[[], Callable]) -> Score:
+def build_score(
+    settings: StageConfig,
+    perceptual: Callable[[], Callable],
+    csd: Callable[[], Callable],
+    adversary: "Adversary | None" = None,
+) -> Score:
     """Only what has a weight. `perceptual` and `csd` build their loss when it is asked for, and only then."""
     score = Score()
     if settings.weight_l2:
@@ -91,4 +101,6 @@ def build_score(settings: StageConfig, perceptual: Callable[[], Callable], csd: 
         score.terms["csd"] = (settings.weight_csd, csd())
     if settings.weight_lattice:
         score.terms["lattice"] = (settings.weight_lattice, lambda r: lattice(r.x_pred, r.x_H, r.cell_px))
+    if adversary:
+        score.terms["gan"] = (settings.weight_gan, adversary.loss)
     return score

@@ -34,6 +34,7 @@ from pisasr.data.photos import (
 from pisasr.errors import CheckpointError
 from pisasr.model import ONE_STEP, PiSASR, predict
 from pisasr.text import PromptEncoder
+from pisasr.training.adversary import Adversary
 from pisasr.training.card import write_card
 from pisasr.training.checkpoints import Checkpoint, Checkpoints
 from pisasr.training.csd import ClassifierScoreDistillation
@@ -119,6 +120,7 @@ class Trainer:
         self.config, self.accelerator, self.photos, self.shares = config, accelerator, photos, shares
         self.identity, self.validator = identity, validator
         self._built_perceptual: Perceptual | None = None
+        self.adversary: Adversary | None = None
         self.ground: dict[str, str | None] = {}  # what the running stage stands on, as it was loaded
         self.bad_photos = BadPhotos(len(photos), config.data.max_bad_fraction)
         self.output = Path(config.run.output)
@@ -159,12 +161,13 @@ class Trainer:
         parameters = parameters_of(self.unet, stage.learns)
         optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
         guard = NonFiniteGuard(self.config.run.max_bad_steps)
+        self.adversary = self._adversary(settings) if settings.weight_gan else None
         first = self._take_up(found, stage, parameters, optimizer, guard)
         if self.accelerator.is_main_process:
             write_identity(self.output, self.config, self.identity)
         # Prepared after freezing: a DDP wrapper averages only what learned when it was made.
         network, optimizer = self.accelerator.prepare(Predictor(self.unet), optimizer)
-        score = build_score(settings, self._perceptual, self._distillation)
+        score = build_score(settings, self._perceptual, self._distillation, self.adversary)
         batches = self._batches(stage, first)
         main = self.accelerator.is_main_process
         self._rewind_logs(stage, first)
@@ -218,6 +221,8 @@ class Trainer:
                 restored = self.restore(network, batch, settings)
                 total, values = score(restored)
                 self.accelerator.backward(total / count)
+                if self.adversary:
+                    values["critic"] = self.adversary.collect(restored, 1 / count)
             for name, value in {**values, "total": total.item()}.items():
                 totals[name] = totals.get(name, 0.0) + value / count
         totals["grad_norm"] = float(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm))
@@ -238,6 +243,8 @@ class Trainer:
         return dict(zip(names, means, strict=True)), failed, int(everyones[:, -1].max())
 
     def _step(self, optimizer, taken: bool) -> None:
+        if self.adversary:
+            self.adversary.step(taken)
         if taken:
             optimizer.step()
         elif self.accelerator.scaler is not None:
@@ -262,7 +269,7 @@ class Trainer:
         corners = [
             tuple(torch.randint(settings.shift + 1, (2,), generator=stream(seed, "window")).tolist()) for seed in seeds
         ]
-        return Restored(x_pred, x_H, z_H, batch["caption"], seeds, self.model.factor, settings.shift, corners)
+        return Restored(x_pred, x_H, x_L, z_H, batch["caption"], seeds, self.model.factor, settings.shift, corners)
 
     def adapter_file(self, name: str) -> Path:
         return self.output / "adapters" / f"{name}.safetensors"
@@ -273,6 +280,12 @@ class Trainer:
             settings = self.config.perceptual
             self._built_perceptual = build_perceptual(settings.net, settings.weights, self.accelerator.device)
         return self._built_perceptual
+
+    def _adversary(self, settings: StageConfig) -> Adversary:
+        def average(gradient: Tensor) -> Tensor:
+            return self.accelerator.reduce(gradient, "mean")
+
+        return Adversary(self.accelerator.device, settings.lr_critic, self.config.run.seed, average)
 
     def _distillation(self):
         """The base is its own teacher: the adapters are off while it looks."""
@@ -367,6 +380,8 @@ class Trainer:
         moments = optimizer.state_dict()["state"]
         for number, key in enumerate(parameters):
             tensors |= {f"optimizer.{name}.{key}": t.detach().cpu() for name, t in moments.get(number, {}).items()}
+        if self.adversary:
+            tensors |= {f"adversary.{name}": t.detach().cpu() for name, t in self.adversary.tensors()}
         try:
             self.loss_log.sync()
             if self.validator:
@@ -381,17 +396,19 @@ class Trainer:
         """Go back to a checkpoint: adapter, Adam's moments, counters. Returns its step; without one, 0."""
         if found is None:
             return 0
-        kept: dict[str, dict[str, Tensor]] = {"adapter": {}}
+        kept: dict[str, dict[str, Tensor]] = {"adapter": {}, "adversary": {}}
         moments: dict[int, dict[str, Tensor]] = {}
         numbers = {key: number for number, key in enumerate(parameters)}
         for name, tensor in found.tensors.items():
             kind, rest = name.split(".", 1)
-            if kind == "adapter":
-                kept["adapter"][rest] = tensor
+            if kind in kept:
+                kept[kind][rest] = tensor
             else:
                 moment, key = rest.split(".", 1)
                 moments.setdefault(numbers[key], {})[moment] = tensor
         load_into(self.unet, stage.learns, kept["adapter"])
+        if self.adversary:
+            self.adversary.load(kept["adversary"])
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         guard.load(found.state["guard"])
         self.bad_photos.paths |= set(found.state["bad_photos"])

