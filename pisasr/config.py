@@ -44,7 +44,7 @@ class ModelConfig:
 class DataConfig:
     """High-quality photos; their low-quality versions are made while training runs."""
 
-    photos: list[str] = MISSING  # folders (searched recursively), lists with one path a line, manifest.jsonl
+    photos: list[str] = MISSING  # folders (searched, or pairs: hq/ and lq/ in them), lists of paths, manifest.jsonl
     mix: dict[str, float] = field(default_factory=dict)  # weights of sources by name; {}: all photos equally often
     hq_fraction: float = 1.0  # the best-scored share of the photos that is used; below 1 it needs a manifest
     max_bad_fraction: float = 0.01  # of the photos may fail while training runs, and always one, unless this is 0
@@ -71,6 +71,7 @@ class StageConfig:
     weight_lpips: float = 0.0
     weight_csd: float = 0.0
     weight_lattice: float = 0.0  # against what repeats in every latent cell: `losses.lattice`; the paper has none
+    weight_teacher: float = 0.0  # L1 to what another method made of x_L (pairs with teacher/); the paper has none
     weight_gan: float = 0.0  # against a critic that learns beside the adapter: `adversary`; the paper has none
     lr_critic: float = 2e-4
     shift: int = 0  # px by which the window moves that perception and distillation look through; the paper has none
@@ -247,6 +248,7 @@ BOUNDS = {
             "weight_lpips": (0, 1e12),
             "weight_csd": (0, 1e12),
             "weight_lattice": (0, 1e12),
+            "weight_teacher": (0, 1e12),
             "weight_gan": (0, 1e12),
             "lr_critic": (0, 1e6),
             "sharpen": (0, 10),
@@ -312,7 +314,8 @@ def _check(config: TrainConfig) -> None:
 
 
 def _check_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
-    if stage.steps and not (stage.weight_l2 or stage.weight_lpips or stage.weight_csd or stage.weight_gan):
+    losses = [value for key, value in vars(stage).items() if key.startswith("weight_") and key != "weight_decay"]
+    if stage.steps and not any(losses):
         raise ConfigError(f"{name} has no loss; give {name}.weight_l2, or another, a weight, or set {name}.steps=0.")
     if stage.shift % 8 or stage.shift >= config.data.crop_px:
         raise ConfigError(

@@ -82,8 +82,8 @@ def cut_for_training(photo: Path, name: str, folder: Path) -> int:
     """Cut a photo, at four sizes, into the tiles that a fourfold enlargement has something to learn from.
 
     Most of a large photo is soft at full size: bicubic brings it back as well as anything, and a network shown such
-    tiles learns to do nothing. So a tile stays only if bicubic gets it wrong enough. The sharpest are kept where a photo
-    has more than its share, so that none of them rules.
+    tiles learns to do nothing. So a tile stays only if bicubic gets it wrong enough. Where a photo has more than its
+    share, the sharpest are kept, so that none of them rules.
     """
     image = Image.open(photo).convert("RGB")
     tiles = []
@@ -118,7 +118,7 @@ def save_first(tiles: list[tuple[float, str, Image.Image]], folder: Path) -> int
 
 
 def lost_by_bicubic(tile: Image.Image) -> float:
-    """Root mean square of what bicubic loses of the luma on the way to a fourth of the size and back, in grey levels."""
+    """Root mean square of what bicubic loses of the luma on its way to a fourth of the size and back, grey levels."""
     y = tile.convert("L")
     small = y.resize((y.width // 4, y.height // 4), Image.Resampling.BICUBIC)
     difference = np.asarray(y, np.float32) - np.asarray(small.resize(y.size, Image.Resampling.BICUBIC), np.float32)

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 TILE = 256
 OVERSIZE = 2  # drawn larger and reduced, so that edges fall between pixels as they do on screens with smoothed fonts
 FACES = ("Sans", "Sans-Bold", "Sans-Oblique", "Serif", "Serif-Bold", "SansMono", "SansMono-Bold")
-SYLLABLES = "ra te li no ves mar con tri sta be ul ing er qu fo gy pla wex hom ji dak 07 3.5 19 x4 : - , . ( ) %".split()
+SYLLABLES = "ra te li no ves mar con tri sta be ul ing er qu fo gy pla wex hom ji dak 07 3.5 19 x4 : - , . ( )".split()
 
 
 def main() -> None:
@@ -45,7 +45,8 @@ def draw_page(chance: random.Random) -> Image.Image:
     while top < side:
         font = load_font(chance.choice(FACES), chance.choice((18, 20, 22, 24, 26, 30, 36, 48, 72)))
         text = " ".join(word(chance) for _ in range(12))
-        canvas.text((chance.randrange(-20, 60), top), text, font=font, fill=colors(chance)[1] if chance.random() < 0.15 else ink)
+        fill = colors(chance)[1] if chance.random() < 0.15 else ink
+        canvas.text((chance.randrange(-20, 60), top), text, font=font, fill=fill)
         top += int(font.size * chance.uniform(1.15, 2))
     return page.resize((TILE, TILE), Image.Resampling.BOX)
 

@@ -278,3 +278,53 @@ def test_degrading_on_the_device_gives_the_workers_pixels(folder):
     assert torch.equal(x_H, in_workers["x_H"]) and torch.equal(as_plans["seed"], in_workers["seed"])
     difference = (x_L - in_workers["x_L"]).abs() * 127.5
     assert difference.mean() < 0.05 and (difference <= 2).float().mean() > 0.995
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Three scenes whose every square of 4 px has one level: in lq a pixel each, in teacher's pictures 5 more."""
+    folder = tmp_path / "pairs"
+    for i in range(3):
+        small = torch.randint(0, 250, (20, 24, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        large = small.repeat_interleave(4, 0).repeat_interleave(4, 1)
+        for side, levels in (("hq", large), ("lq", small), ("teacher", large + 5)):
+            (folder / side).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(levels.numpy()).save(folder / side / f"{i}.png")
+    return folder
+
+
+def given(folder, **options):
+    chosen = choose_photos([str(folder)])
+    options = {"crop_px": 32, "recipe": DegradationRecipe(), "seed": 7, **options}
+    return Photos([p.path for p in chosen], pairs={p.path: p.pair for p in chosen}, **options)
+
+
+def test_given_pairs_are_cut_at_the_same_place_and_never_degraded(pairs):
+    corners = set()
+    for key in itertools.product(range(8), range(3)):
+        sample = given(pairs)[key]
+        x_H, x_T = ((sample[name] + 1) * 127.5 for name in ("x_H", "x_T"))
+        torch.testing.assert_close(x_T, x_H + 5, atol=1e-3, rtol=0)
+        middles = ((sample["x_L"] + 1) * 127.5)[:, 1:-1:4, 1:-1:4]
+        small = torch.nn.functional.avg_pool2d(x_H, 4)
+        assert torch.equal(small.repeat_interleave(4, 1).repeat_interleave(4, 2), x_H)  # on the grid of lq's pixels
+        assert (middles - small).abs().mean() < 30  # noise of another place is 80 levels away
+        corners.add(tuple(x_H[:, 0, 0].tolist()))
+    assert len(corners) > 10
+
+
+def test_pairs_need_no_teacher(pairs):
+    for path in (pairs / "teacher").iterdir():
+        path.unlink()
+    (pairs / "teacher").rmdir()
+    photos = given(pairs)
+    assert not photos.taught and "x_T" not in photos[(0, 0)]
+
+
+def test_pairs_that_do_not_fit_are_told(pairs):
+    write_noise(pairs / "lq" / "1.png", 0, height=21, width=24)
+    failed = json.loads(given(pairs)[(0, 1)]["failed"])
+    assert "lq/1.png is 24x21; wanted 24x20" in failed[str(pairs / "hq" / "1.png")]
+    (pairs / "teacher" / "2.png").unlink()
+    with pytest.raises(PisasrError, match="1 of its pictures are only in one of hq and teacher, like 2"):
+        choose_photos([str(pairs)])

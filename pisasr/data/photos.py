@@ -34,6 +34,15 @@ class Photo:
     source: str  # what data.mix calls it: the name of its folder or list, or the source in its manifest
     caption: str | None = None  # the manifest's; one beside the photo goes before it
     score: float | None = None  # the manifest's
+    pair: "Pair | None" = None  # where its low-quality version is given
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What lies beside a photo whose low-quality version is not made while training runs."""
+
+    lq: Path
+    teacher: Path | None = None  # lq as another method repaired it, of the photo's size
 
 
 def list_photos(sources: Sequence[str]) -> list[Path]:
@@ -46,13 +55,16 @@ def choose_photos(
 ) -> list[Photo]:
     """All photos of some folders (searched recursively), path lists (a path a line) and manifests (.jsonl).
 
+    A folder with hq/ and lq/ in it holds pairs, and with teacher/ what another method made of lq; names are the same.
     `hq_fraction` keeps this share of them, the best by their manifest's score. `mix`, where given, has a weight for
     each source by name; a source of weight 0 is left out.
     """
     photos: list[Photo] = []
     for source in map(Path, sources):
         name = source.resolve().name
-        if source.is_dir():
+        if (source / "hq").is_dir() and (source / "lq").is_dir():
+            photos += _pairs_in(source, name)
+        elif source.is_dir():
             photos += [Photo(p, name) for p in sorted(source.rglob("*")) if p.suffix.lower() in SUFFIXES]
         elif source.is_file() and source.suffix == ".jsonl":
             photos += [_from_row(row, source) for row in read_manifest(source)]
@@ -70,6 +82,24 @@ def choose_photos(
     if not photos:
         raise PisasrError(f"data.photos: no photos in {', '.join(sources)} (looked for {', '.join(sorted(SUFFIXES))}).")
     return photos
+
+
+def _pairs_in(folder: Path, name: str) -> list[Photo]:
+    sides = {
+        side: {p.stem: p for p in sorted((folder / side).glob("*")) if p.suffix.lower() in SUFFIXES}
+        for side in ("hq", "lq", "teacher")
+    }
+    needed = ("lq", "teacher") if (folder / "teacher").is_dir() else ("lq",)
+    for side in needed:
+        if without := sorted(sides["hq"].keys() ^ sides[side].keys()):
+            raise PisasrError(
+                f"data.photos: {folder} holds pairs, but {len(without)} of its pictures are only in one of hq and "
+                f"{side}, like {without[0]}; take them out, or make the rest."
+            )
+    return [
+        Photo(path, name, pair=Pair(sides["lq"][stem], sides["teacher"].get(stem)))
+        for stem, path in sides["hq"].items()
+    ]
 
 
 def _from_row(row: dict, manifest: Path) -> Photo:
@@ -121,6 +151,9 @@ class Photos(Dataset):
     input. The seed is for whatever else is drawn for this sample. With `plan_only` the degradation is left to whoever
     has the batch on a device (`degrade_batch`): x_H holds levels of 255 (uint8) and "plan" takes x_L's place.
 
+    A photo in `pairs` has its x_L given: both are cut at the same place. If all have a teacher's picture, samples have
+    it too, as "x_T" like x_H.
+
     A photo that can't be used (unreadable, gone, too small) is replaced by another one, drawn for this key alone;
     "failed" tells `BadPhotos` so, as JSON {path: reason}, and is "" where all went well.
     """
@@ -133,22 +166,35 @@ class Photos(Dataset):
     keep_in_memory: bool = False
     plan_only: bool = False
     captions: Mapping[Path, str] = field(default_factory=dict)  # from a manifest; PHOTO.txt goes before it
-    _kept: dict[Path, Tensor] = field(default_factory=dict, repr=False)
+    pairs: Mapping[Path, Pair] = field(default_factory=dict)
+    scale: int = 4  # of pairs
+    _kept: dict[Path, list[Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.photos)
 
+    @property
+    def taught(self) -> bool:
+        """Whether every photo has a teacher's picture."""
+        return all(path in self.pairs and self.pairs[path].teacher for path in self.photos)
+
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | str | int]:
         epoch, index = key
-        path, pixels, failed = self._find_usable(epoch, index)
+        path, levels, failed = self._find_usable(epoch, index)
         generator = sample_generator(self.seed, epoch, index)
-        x_H = random_crop(pixels, self.crop_px, generator)
-        plan = draw_plan(self.recipe, (self.crop_px, self.crop_px), generator)
-        if self.plan_only:
-            pictures = {"x_H": x_H, "plan": plan}
-        else:
-            x_L = enlarge(carry_out_one(x_H.float() / 255, plan)[None], self.crop_px)[0]
+        x_H, *given = random_crop(levels, self.crop_px, generator)
+        if given:
+            x_L = enlarge(given[0][None].float() / 255, self.crop_px)[0]
             pictures = {"x_H": to_range(x_H), "x_L": x_L}
+            if self.taught:
+                pictures["x_T"] = to_range(given[1])
+        else:
+            plan = draw_plan(self.recipe, (self.crop_px, self.crop_px), generator)
+            if self.plan_only:
+                pictures = {"x_H": x_H, "plan": plan}
+            else:
+                x_L = enlarge(carry_out_one(x_H.float() / 255, plan)[None], self.crop_px)[0]
+                pictures = {"x_H": to_range(x_H), "x_L": x_L}
         return {
             **pictures,
             "caption": read_sidecar(path) or self.captions.get(path) or self.caption,
@@ -157,7 +203,7 @@ class Photos(Dataset):
             "failed": json.dumps(failed) if failed else "",
         }
 
-    def _find_usable(self, epoch: int, index: int) -> tuple[Path, Tensor, dict[str, str]]:
+    def _find_usable(self, epoch: int, index: int) -> tuple[Path, list[Tensor], dict[str, str]]:
         """The photo of this key or, when it fails, the first of its replacements that doesn't; and what failed."""
         failed: dict[str, str] = {}
         generator = sample_generator(self.seed, epoch, -1 - index)  # negative: no sample's own
@@ -170,19 +216,25 @@ class Photos(Dataset):
             index = int(torch.randint(len(self.photos), (), generator=generator))
         raise PisasrError(f"{ATTEMPTS} photos in a row can't be used, like {path}: {failed[str(path)]}.")
 
-    def _read(self, path: Path) -> Tensor:
-        """Levels of 255, uint8 [3, H, W]; ImageError if there are fewer than crop_px on a side."""
+    def _read(self, path: Path) -> list[Tensor]:
+        """Levels of 255, uint8 [3, H, W]: the photo and, of a pair, lq and the teacher's picture. PisasrError if they
+        don't fit each other or crop_px."""
         if path in self._kept:
             return self._kept[path]
-        rgb, _, _ = split(open_image(path))
-        if min(rgb.size) < self.crop_px:
-            raise PisasrError(
-                f"it is {rgb.width}x{rgb.height}; wanted at least data.crop_px={self.crop_px} on each side"
-            )
-        pixels = ((to_signed(rgb)[0] + 1) * 127.5).round().byte()
+        pair = self.pairs.get(path)
+        files = [path, *filter(None, (pair.lq, pair.teacher))] if pair else [path]
+        pictures = [split(open_image(file))[0] for file in files]
+        width, height = pictures[0].size
+        if min(width, height) < self.crop_px:
+            raise PisasrError(f"it is {width}x{height}; wanted at least data.crop_px={self.crop_px} on each side")
+        wanted = [(width, height), (width // self.scale, height // self.scale), (width, height)]
+        for file, picture, size in zip(files, pictures, wanted, strict=False):
+            if picture.size != size:
+                raise PisasrError(f"{file} is {'x'.join(map(str, picture.size))}; wanted {'x'.join(map(str, size))}")
+        levels = [((to_signed(picture)[0] + 1) * 127.5).round().byte() for picture in pictures]
         if self.keep_in_memory:
-            self._kept[path] = pixels
-        return pixels
+            self._kept[path] = levels
+        return levels
 
 
 def to_range(levels: Tensor) -> Tensor:
@@ -207,14 +259,23 @@ def collate(samples: list[dict]) -> dict:
     return {**default_collate(samples), **plans}
 
 
-def random_crop(photo: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A random size x size piece of [3, H, W], mirrored half of the time."""
-    height, width = photo.shape[1:]
-    top, left, mirror = (
-        int(torch.randint(high, (), generator=generator)) for high in (height - size + 1, width - size + 1, 2)
-    )
-    crop = photo[:, top : top + size, left : left + size]
-    return crop.flip(2) if mirror else crop
+def random_crop(pictures: list[Tensor], size: int, generator: torch.Generator) -> list[Tensor]:
+    """The same random piece of every picture of one scene, mirrored half of the time.
+
+    pictures [3, H, W], of which the first is as large as any: size x size of its pixels, and of a smaller one, in
+    proportion, fewer. With a smaller one among them the piece begins where its pixels do.
+    """
+    height, width = pictures[0].shape[1:]
+    step = height // min(picture.shape[1] for picture in pictures)
+    rows, columns = (height - size) // step + 1, (width - size) // step + 1
+    row, column, mirror = (int(torch.randint(high, (), generator=generator)) for high in (rows, columns, 2))
+    pieces = []
+    for picture in pictures:
+        ratio = height // picture.shape[1]
+        top, left, side = row * step // ratio, column * step // ratio, size // ratio
+        piece = picture[:, top : top + side, left : left + side]
+        pieces.append(piece.flip(2) if mirror else piece)
+    return pieces
 
 
 @dataclass

@@ -93,7 +93,8 @@ def load_network(path: Path, variant: str = "lite0") -> EfficientNetLite:
         network.load_state_dict({key: published[key] for key in network.state_dict()})
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise MetricUnavailable(f"{path.name} does not hold EfficientNet-L{variant[1:]}'s weights ({reason})") from error
+        name = f"EfficientNet-{variant.capitalize()}"
+        raise MetricUnavailable(f"{path.name} does not hold {name}'s weights ({reason})") from error
     return network.eval().requires_grad_(False)
 
 

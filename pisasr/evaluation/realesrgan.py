@@ -124,6 +124,6 @@ def upscale(picture: Image.Image, network: RRDBNet) -> Image.Image:
     """An RGB picture four times as large."""
     x_L = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None] / 255
     with torch.inference_mode():
-        x_H = network(x_L.to(network.first.weight.device, memory_format=torch.channels_last))
+        x_H = network(x_L.to(network.first.weight, memory_format=torch.channels_last)).float()
     levels = x_H[0].clamp(0, 1).mul(255).round().byte().cpu()
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())

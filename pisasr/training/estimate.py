@@ -248,7 +248,16 @@ def run_step(
     x_pred, z_H = restore(model, meter.within("UNet", Predictor(model.unet)), x_L, words, noise)
     corners = [(0, 0)] * count
     restored = Restored(
-        x_pred, x_H, x_L, z_H, [""] * count, [0] * count, cell_px=model.factor, shift=settings.shift, corners=corners
+        x_pred,
+        x_H,
+        x_L,
+        z_H,
+        [""] * count,
+        [0] * count,
+        cell_px=model.factor,
+        shift=settings.shift,
+        corners=corners,
+        x_T=x_H,
     )
     total = 0
     for name, (weight, loss) in score.terms.items():

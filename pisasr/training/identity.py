@@ -36,6 +36,8 @@ def fingerprint(photos: Photos, shares: list) -> str:
         size = path.stat().st_size if path.is_file() else "gone"
         caption = read_sidecar(path) or photos.captions.get(path, "")
         digest.update(os.fsencode(f"{path.name} {size} {caption}\n"))
+        if pair := photos.pairs.get(path):
+            digest.update(repr([file and file.stat().st_size for file in (pair.lq, pair.teacher)]).encode())
     return f"{len(photos)} photos, {digest.hexdigest()[:16]}"
 
 

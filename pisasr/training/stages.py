@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pisasr.config import StageConfig, TrainConfig
 from pisasr.training.losses import lattice, pixel_l2
@@ -73,6 +73,7 @@ class Restored:
     cell_px: int = 8
     shift: int = 0
     corners: list[tuple[int, int]] = field(default_factory=list)
+    x_T: Tensor | None = None  # what a teacher made of x_L, like x_H
 
     def window(self, x: Tensor) -> Tensor:
         """x [B, 3, H, W] through each sample's window [H - shift, W - shift]; x itself without a shift."""
@@ -94,6 +95,8 @@ def build_score(
     score = Score()
     if settings.weight_l2:
         score.terms["l2"] = (settings.weight_l2, lambda r: pixel_l2(r.x_pred, r.x_H))
+    if settings.weight_teacher:
+        score.terms["teacher"] = (settings.weight_teacher, lambda r: nn.functional.l1_loss(r.x_pred, r.x_T))
     if settings.weight_lpips:
         distance = perceptual()
         score.terms["lpips"] = (settings.weight_lpips, lambda r: distance(r.window(r.x_pred), r.window(r.x_H)))

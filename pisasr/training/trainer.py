@@ -101,8 +101,23 @@ def open_photos(config: TrainConfig) -> tuple[Photos, Shares]:
         keep_in_memory=data.keep_in_memory,
         plan_only=data.degrade_on == "device",
         captions={photo.path: photo.caption for photo in chosen if photo.caption},
+        pairs={photo.path: photo.pair for photo in chosen if photo.pair},
+        scale=config.degradation.scale,
     )
+    check_pairs(config, photos)
     return photos, share_out(chosen, data.mix)
+
+
+def check_pairs(config: TrainConfig, photos: Photos) -> None:
+    """ConfigError where the configuration asks of given pairs what they can't do."""
+    if photos.pairs and photos.plan_only:
+        raise ConfigError("data.photos names pairs, which nobody degrades any more; set data.degrade_on=workers.")
+    for stage in stages_of(config):
+        if stage.settings.weight_teacher and not photos.taught:
+            raise ConfigError(
+                f"{stage.name}.weight_teacher wants a teacher's picture for every photo; make them with "
+                "scripts/prepare_teacher.py and name only such folders in data.photos."
+            )
 
 
 class Trainer:
@@ -266,10 +281,11 @@ class Trainer:
         x_pred, z_H = restore(self.model, network, x_L, self.words(heard), draw(seeds, shape, "posterior").to(device))
         if settings.sharpen:
             x_H = sharpen(x_H, settings.sharpen)
+        x_T = batch["x_T"].to(device, non_blocking=True) if settings.weight_teacher else None
         corners = [
             tuple(torch.randint(settings.shift + 1, (2,), generator=stream(seed, "window")).tolist()) for seed in seeds
         ]
-        return Restored(x_pred, x_H, x_L, z_H, batch["caption"], seeds, self.model.factor, settings.shift, corners)
+        return Restored(x_pred, x_H, x_L, z_H, batch["caption"], seeds, self.model.factor, settings.shift, corners, x_T)
 
     def adapter_file(self, name: str) -> Path:
         return self.output / "adapters" / f"{name}.safetensors"

