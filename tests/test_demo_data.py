@@ -1,0 +1,103 @@
+"""What the embedded default is trained on: tiles with something to learn, drawn pages, a teacher's pictures."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import degrade  # noqa: E402
+import demo_photos  # noqa: E402
+import draw_pages  # noqa: E402
+import prepare_teacher  # noqa: E402
+
+from pisasr.data.degradation import degrade_one, draw_steps, sample_generator  # noqa: E402
+from pisasr.evaluation.metrics import PROTOCOLS, psnr  # noqa: E402
+
+
+def test_training_tiles_are_those_that_bicubic_gets_wrong(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512), dtype=np.uint8)
+    photo = np.full((512, 1024, 3), 128, np.uint8)
+    photo[:, 512:] = noise[..., None]  # the left half is flat, at any size
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    count = demo_photos.cut_for_training(tmp_path / "photo.png", "p", folder)
+    names = {path.stem for path in folder.iterdir()}
+    assert count == len(names)
+    assert names == {"p_1_0_512", "p_1_0_768", "p_1_256_512", "p_1_256_768", "p_2_0_256"}
+    assert {Image.open(path).size for path in folder.iterdir()} == {(256, 256)}
+
+
+def test_of_a_rich_photo_only_the_sharpest_tiles_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_photos, "TILES_PER_PHOTO", 1)
+    contrast = np.repeat([20, 90], 256)[None, :, None]
+    noise = np.random.default_rng(0).normal(128, contrast, (256, 512, 1)).clip(0, 255)
+    Image.fromarray(noise.astype(np.uint8).repeat(3, 2)).save(tmp_path / "photo.png")
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    assert demo_photos.cut_for_training(tmp_path / "photo.png", "p", folder) == 1
+    assert [path.stem for path in folder.iterdir()] == ["p_1_0_256"]
+
+
+def test_pages_are_the_same_for_a_seed_and_have_letters_on_paper(tmp_path, monkeypatch):
+    def draw(name, seed):
+        folder = tmp_path / name
+        monkeypatch.setattr(sys, "argv", ["draw_pages", "--output", str(folder), "--count", "4", "--seed", str(seed)])
+        draw_pages.main()
+        return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+    assert draw("a", 0) == draw("b", 0)
+    assert not set(draw("c", 1)) & set(draw("a", 0))
+    for path in (tmp_path / "a").iterdir():
+        page = np.asarray(Image.open(path).convert("L"), float)
+        assert page.shape == (256, 256) and page.std() > 15  # something to read
+
+
+def test_the_mild_recipe_is_one_blur_one_noise_and_one_jpeg(tmp_path):
+    recipe = degrade.read_recipe(Path(__file__).parents[1] / "configs/degradation/mild.yaml", None)
+    gray = torch.full((3, 128, 128), 0.5)
+    for index in range(8):
+        steps = list(filter(None, draw_steps(recipe, (128, 128), sample_generator(0, 0, index))))
+        assert [type(step).__name__ for step in steps] == ["Blur", "Resize", "Noise", "Resize", "Jpeg"]
+        assert steps[1].to == steps[3].to == (32, 32) and steps[2].kind == "gaussian" and not steps[2].gray
+        x_L = degrade_one(gray, recipe, sample_generator(0, 0, index))
+        assert x_L.shape == (3, 32, 32) and 255 * x_L.std() < 9
+
+
+@pytest.fixture
+def teacher(monkeypatch):
+    """A stand-in for x4plus: nearest neighbours, one level brighter."""
+
+    class Nearest(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Conv2d(3, 64, 3)
+
+        def forward(self, x_L):
+            return torch.nn.functional.interpolate(x_L, scale_factor=4) + 1 / 255
+
+    monkeypatch.setattr("pisasr.evaluation.realesrgan.load_x4plus", lambda weights: Nearest())
+
+
+def test_the_teacher_repairs_what_is_missing_and_nothing_else(tmp_path, teacher):
+    (tmp_path / "lq").mkdir()
+    for i in range(2):
+        Image.new("RGB", (8, 8), (50 * i, 100, 150)).save(tmp_path / "lq" / f"{i}.png")
+    (tmp_path / "teacher").mkdir()
+    kept = tmp_path / "teacher" / "0.png"
+    kept.write_bytes(b"done before")
+    assert prepare_teacher.main(["--pairs", str(tmp_path)]) == 0
+    assert kept.read_bytes() == b"done before"
+    made = np.asarray(Image.open(tmp_path / "teacher" / "1.png"))
+    wanted = np.full((32, 32, 3), (51, 101, 151), np.uint8)
+    assert psnr(made, wanted, PROTOCOLS["stablesr"]) > 50  # bfloat16 has eight bits
+
+
+def test_pairs_without_pictures_are_told(tmp_path, teacher, capsys):
+    assert prepare_teacher.main(["--pairs", str(tmp_path)]) == 1
+    assert "no *.png in" in capsys.readouterr().err
