@@ -1,11 +1,15 @@
 """Train the embedded default's base, from nothing but tiles of photos: autoencoder first, then the prior.
 
     python scripts/demo_photos.py --output data/demo
-    python scripts/train_base.py --photos data/demo/train --output runs/base --autoencoder_minutes 5 --prior_minutes 25
+    python scripts/draw_pages.py --output data/demo/pages
+    python scripts/train_base.py --photos data/demo/train data/demo/pages --mix train=0.92 pages=0.08 --output runs/base
 
 Writes OUTPUT/{vae,unet,text_encoder,tokenizer,scheduler}: a base in diffusers' layout on which
-`scripts/train.py --config configs/demo.yaml` then trains both adapters. A part whose minutes are 0 is taken as it lies
-in OUTPUT. Minutes are wall-clock: another machine takes other numbers of steps and ends with other weights.
+`scripts/train.py --config configs/demo.yaml` then trains both adapters. The same command continues a run that was cut
+short, from OUTPUT/checkpoints and with the same bytes as one that was not; a part of 0 steps is taken as it lies in
+OUTPUT.
+
+Exit code: 0 done, 1 nothing could start, or a checkpoint is of another run.
 """
 
 import argparse
@@ -15,32 +19,68 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
+from pisasr.errors import PisasrError  # noqa: E402
 
-def main() -> None:
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="folder of equal-sized *.png tiles")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--degradation", type=Path, default="configs/degradation/camera.yaml", help="recipe (YAML)")
-    parser.add_argument("--autoencoder_minutes", type=float, default=5)
-    parser.add_argument("--prior_minutes", type=float, default=25)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    add = parser.add_argument
+    add("--photos", nargs="+", required=True, help="folders, path lists or manifests, as data.photos of train.py")
+    add("--mix", nargs="*", default=[], metavar="NAME=WEIGHT", help="how often each source comes, as data.mix")
+    add("--output", type=Path, required=True)
+    add("--degradation", type=Path, default=Path("configs/degradation/camera.yaml"), help="recipe (YAML)")
+    add("--crop", type=int, default=128, metavar="PX")
+    add("--autoencoder_steps", type=int, default=2000)
+    add("--prior_steps", type=int, default=6000)
+    add("--batch", type=int, default=8)
+    add("--workers", type=int, default=0, help="processes that cut and degrade")
+    add("--device", help="default: cuda where there is one")
+    add("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        train(args)
+    except (PisasrError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(args: argparse.Namespace) -> None:
+    import torch
 
     from pisasr.autoencoder import LappedAutoencoder
-    from pisasr.config import load_recipe
-    from pisasr.training.autoencoder import load_tiles, train_autoencoder
+    from pisasr.training.autoencoder import train_autoencoder
+    from pisasr.training.base import Schedule
+    from pisasr.training.checkpoints import Checkpoints
     from pisasr.training.prior import train_prior
 
-    tiles = load_tiles(args.photos)
-    if args.autoencoder_minutes:
-        vae = train_autoencoder(tiles, args.autoencoder_minutes, seed=args.seed, log=logging.info)
-        vae.save_pretrained(args.output / "vae")
+    data = open_data(args)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoints = Checkpoints(args.output / "checkpoints", keep=1)
+    if args.autoencoder_steps:
+        schedule = Schedule(args.autoencoder_steps, args.batch, lr=4e-4)
+        train_autoencoder(data, schedule, checkpoints, device=device).save_pretrained(args.output / "vae")
     vae = LappedAutoencoder.from_pretrained(args.output / "vae")
-    if args.prior_minutes:
-        recipe = load_recipe(args.degradation)
-        train_prior(tiles, vae, args.output, recipe, args.prior_minutes, seed=args.seed, log=logging.info)
+    if args.prior_steps:
+        schedule = Schedule(args.prior_steps, args.batch, lr=5e-4, weight_decay=1e-3, average=0.998)
+        train_prior(data, vae, args.output, schedule, checkpoints, device)
+
+
+def open_data(args: argparse.Namespace):
+    from pisasr.config import load_recipe
+    from pisasr.data.photos import Photos, choose_photos, share_out
+    from pisasr.training.base import Data
+
+    try:
+        mix = {name: float(weight) for name, weight in (text.split("=") for text in args.mix)}
+    except ValueError:
+        raise PisasrError(f"--mix is {' '.join(args.mix)}; wanted NAME=WEIGHT, like train=0.92 pages=0.08.") from None
+    chosen = choose_photos(args.photos, mix=mix)
+    recipe = load_recipe(args.degradation)
+    photos = Photos([p.path for p in chosen], args.crop, recipe, args.seed, keep_in_memory=True)
+    return Data(photos, share_out(chosen, mix), args.workers)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,66 +3,51 @@
 The first half of the journey that the base makes before any adapter learns; `prior.py` is the second.
 """
 
-import time
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pisasr.autoencoder import LappedAutoencoder
-from pisasr.images import to_signed
+from pisasr.training.base import Data, Schedule, train_part
+from pisasr.training.checkpoints import Checkpoints
 
-
-def load_tiles(folder: Path) -> Tensor:
-    """Every picture of a folder of equal-sized tiles, as uint8 [N, 3, H, W]: small enough to stay in memory."""
-    from PIL import Image
-
-    paths = sorted(folder.glob("*.png"))
-    if not paths:
-        raise SystemExit(f"no *.png tiles in {folder}; make them with scripts/demo_photos.py")
-    return torch.cat([((to_signed(Image.open(path).convert("RGB")) + 1) * 127.5).round().byte() for path in paths])
-
-
-def random_crops(tiles: Tensor, count: int, size: int, generator: torch.Generator) -> Tensor:
-    """[count, 3, size, size] in [-1, 1], flipped and turned at random."""
-    crops = []
-    for _ in range(count):
-        index, top, left, turn, flip = (
-            int(torch.randint(high, (), generator=generator))
-            for high in (len(tiles), tiles.shape[2] - size + 1, tiles.shape[3] - size + 1, 4, 2)
-        )
-        crop = torch.rot90(tiles[index, :, top : top + size, left : left + size], turn, (1, 2))
-        crops.append(crop.flip(2) if flip else crop)
-    return torch.stack(crops).float() / 127.5 - 1
+STATISTICS = 64  # pictures that principal components and channel widths are taken from
 
 
 def train_autoencoder(
-    tiles: Tensor, minutes: float, batch: int = 8, crop_px: int = 128, lr: float = 4e-4, seed: int = 0, log=print
+    data: Data,
+    schedule: Schedule,
+    checkpoints: Checkpoints,
+    latent_channels: int = 16,
+    device: torch.device | str = "cpu",
+    **options: Any,
 ) -> LappedAutoencoder:
-    """Start from principal components, then minimise the mean square error for the given wall-clock minutes.
+    """Start from principal components, then minimise the mean square error of photos and of their degraded versions.
 
-    tiles uint8 [N, 3, H, W]. The learning rate falls to zero along a cosine of the time spent. Noise of the posterior's
-    width is added to the latents, so that neighbouring latents decode to neighbouring pictures.
+    Both, because inference encodes what nobody has repaired yet. Noise of the posterior's width is added to the
+    latents, so that neighbouring latents decode to neighbouring pictures. Options: those of `base.train_part`.
     """
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = LappedAutoencoder(latent_channels=16)
-    model.start_from_principal_components(tiles[::8].float() / 127.5 - 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0)
-    start, step, running = time.monotonic(), 0, 0.0
-    while (spent := (time.monotonic() - start) / 60 / minutes) < 1:
-        optimizer.param_groups[0]["lr"] = lr * (0.5 + 0.5 * torch.cos(torch.tensor(spent * torch.pi)).item())
-        x = random_crops(tiles, batch, crop_px, generator)
-        loss = nn.functional.mse_loss(model.decode(model.encode(x).latent_dist.sample(generator)).sample, x)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        step, running = step + 1, 0.99 * running + 0.01 * loss.item()
-        if step % 200 == 0:
-            log(f"autoencoder step {step}: {10 * torch.tensor(4 / running).log10():.2f} dB, {spent:.0%} of the time")
-    whiten(model, tiles[::8].float() / 127.5 - 1)
+    photos = first_photos(data, STATISTICS)
+    torch.manual_seed(data.photos.seed)
+    model = LappedAutoencoder(latent_channels=latent_channels)
+    model.start_from_principal_components(photos)
+    model.to(device)
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        x, x_L = batch["x_H"].to(device), batch["x_L"].to(device)
+        degraded = torch.rand(len(x), device=device) < 0.25
+        x = torch.where(degraded[:, None, None, None], x_L, x)
+        return nn.functional.mse_loss(model.decode(model.encode(x).latent_dist.sample()).sample, x)
+
+    model = train_part("vae", model, loss, data, schedule, checkpoints, **options).cpu()
+    whiten(model, photos)
     return model
+
+
+def first_photos(data: Data, count: int) -> Tensor:
+    """[count, 3, crop_px, crop_px] in [-1, 1], the same for the same data."""
+    return next(data.batches(count, 0))["x_H"]
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ score distillation can follow.
 """
 
 import json
-import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pisasr.autoencoder import LappedAutoencoder
-from pisasr.data.degradation import DegradationRecipe, degrade
-from pisasr.training.autoencoder import random_crops
+from pisasr.training.base import Data, Schedule, train_part
+from pisasr.training.checkpoints import Checkpoints
 
 # The first of each kind is what the shipped configuration distils with.
 GOOD = ("a sharp, clean photo", "a sharp, detailed photo", "clean, high quality photo", "sharp photo", "clean")
@@ -101,53 +101,43 @@ def build_scheduler() -> DDPMScheduler:
 
 
 def train_prior(
-    tiles: Tensor,
+    data: Data,
     vae: LappedAutoencoder,
     folder: Path,
-    recipe: DegradationRecipe,
-    minutes: float,
-    batch: int = 8,
-    crop_px: int = 128,
-    lr: float = 5e-4,
-    seed: int = 0,
-    log=print,
+    schedule: Schedule,
+    checkpoints: Checkpoints,
+    device: torch.device | str = "cpu",
+    **options: Any,
 ) -> None:
-    """Train for the given wall-clock minutes and write the whole base (diffusers' layout) into `folder`.
+    """Learn to tell noise from latents, and write the whole base (diffusers' layout) into `folder`.
 
-    Half the batch are photos under GOOD words, a third are degraded ones under POOR words; one in five of either has
-    no words, and so has the rest. The published weights are an exponential moving average.
+    Two of three pictures are photos under GOOD words, the third is degraded and under POOR words; one in five of either
+    has no words. Small noise comes more often than large: what adapters start from is the network at t = 1, and
+    distillation asks below t = 500. Options: those of `base.train_part`.
     """
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    device = torch.device(device)
+    torch.manual_seed(data.photos.seed)
     tokenizer = build_tokenizer(folder / "tokenizer")
     text_encoder, scheduler = build_text_encoder(tokenizer), build_scheduler()
     unet = build_unet(vae.config.latent_channels).to(memory_format=torch.channels_last)
-    vae.requires_grad_(False)
-    parts = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    average = torch.optim.swa_utils.AveragedModel(parts, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
-    optimizer = torch.optim.AdamW(parts.parameters(), lr=lr, weight_decay=1e-3, fused=True)
-    start, step, running = time.monotonic(), 0, 1.0
-    while (spent := (time.monotonic() - start) / 60 / minutes) < 1:
-        fall = min(1.0, 2 - 2 * spent)  # constant for the first half, then down to zero
-        optimizer.param_groups[0]["lr"] = lr * min(1.0, step / 100) * fall
-        poor = torch.rand(batch, generator=generator) < 0.35
-        z = _latents(tiles, vae, recipe, poor, crop_px, generator)
-        embeds = text_encoder(_words(tokenizer, poor, generator)).last_hidden_state
-        t = (1000 * torch.rand(batch, generator=generator) ** 1.5).long()
-        noise = torch.randn(z.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            guess = unet(scheduler.add_noise(z, noise, t), t, encoder_hidden_states=embeds).sample
-        loss = nn.functional.mse_loss(guess.float(), noise)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(parts)
-        step, running = step + 1, 0.99 * running + 0.01 * loss.item()
-        if step % 200 == 0:
-            log(f"prior step {step}: loss {running:.4f}, {spent:.0%} of the time")
-            save_base(folder, vae, average.module, tokenizer, scheduler)
-    save_base(folder, vae, average.module, tokenizer, scheduler)
+    parts = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(device)
+    vae = vae.requires_grad_(False).to(device)
+    alphas = scheduler.alphas_cumprod.to(device)
+
+    def loss(batch: dict[str, Any]) -> Tensor:
+        x_H, x_L = batch["x_H"].to(device), batch["x_L"].to(device)
+        poor = torch.rand(len(x_H)) < 0.35
+        z = vae.encode(torch.where(poor.to(device)[:, None, None, None], x_L, x_H)).latent_dist.mode()
+        embeds = text_encoder(_words(tokenizer, poor).to(device)).last_hidden_state
+        t = (1000 * torch.rand(len(z)) ** 1.5).long().to(device)
+        noise = torch.randn(z.shape).to(device)
+        alpha = alphas[t].view(-1, 1, 1, 1)
+        with torch.autocast(device.type, torch.bfloat16):
+            guess = unet(alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, encoder_hidden_states=embeds).sample
+        return nn.functional.mse_loss(guess.float(), noise)
+
+    trained = train_part("prior", parts, loss, data, schedule, checkpoints, **options)
+    save_base(folder, vae.cpu(), trained.cpu(), tokenizer, scheduler)
 
 
 def save_base(folder: Path, vae, parts: nn.ModuleDict, tokenizer, scheduler) -> None:
@@ -170,20 +160,11 @@ def save_base(folder: Path, vae, parts: nn.ModuleDict, tokenizer, scheduler) -> 
     scheduler.save_pretrained(folder / "scheduler")
 
 
-@torch.no_grad()
-def _latents(tiles, vae, recipe, poor: Tensor, crop_px: int, generator) -> Tensor:
-    x = random_crops(tiles, len(poor), crop_px, generator)
-    if poor.any():
-        x_L = degrade((x[poor] + 1) / 2, recipe, generator)
-        x[poor] = nn.functional.interpolate(x_L, size=x.shape[2:], mode="bicubic", antialias=True).clamp(0, 1) * 2 - 1
-    return vae.encode(x).latent_dist.mode()
-
-
-def _words(tokenizer, poor: Tensor, generator: torch.Generator) -> Tensor:
-    """Token ids [B, 77]: a phrase that fits each sample, or none."""
+def _words(tokenizer: CLIPTokenizer, poor: Tensor) -> Tensor:
+    """Token ids [B, 77]: a phrase that fits each picture, or none."""
 
     def draw(count: int) -> int:
-        return int(torch.randint(count, (), generator=generator))
+        return int(torch.randint(count, ()))
 
     phrases = [(POOR if bad else GOOD)[draw(len(GOOD))] if draw(5) else "" for bad in poor]
     options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}

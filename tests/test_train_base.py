@@ -1,0 +1,112 @@
+"""The base's training: what it leaves, that it learns, that a cut run ends with the same bytes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+
+import train_base  # noqa: E402
+
+from pisasr.autoencoder import LappedAutoencoder  # noqa: E402
+from pisasr.bases import load_base  # noqa: E402
+from pisasr.training import base, prior  # noqa: E402
+from pisasr.training.base import Schedule  # noqa: E402
+
+RECIPE = Path(__file__).parents[1] / "configs/degradation/camera.yaml"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run(NAME, OPTION...) trains a base on four photos of noise, in steps that take no time."""
+    small = {"block_out_channels": (16, 16, 16), "norm_num_groups": 4}
+    monkeypatch.setattr(prior, "build_unet", lambda channels: tiny_unet(channels, small))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(4):
+        soft = smooth_picture(i).permute(1, 2, 0)
+        Image.fromarray(((soft + 1) * 127.5).byte().numpy()).save(photos / f"{i}.png")
+
+    def start(name, *options):
+        command = ["--photos", str(photos), "--output", str(tmp_path / name), "--degradation", str(RECIPE)]
+        steps = ["--crop", "32", "--batch", "2", "--autoencoder_steps", "4", "--prior_steps", "4", "--device", "cpu"]
+        return train_base.main([*command, *steps, *options]), tmp_path / name
+
+    return start
+
+
+def smooth_picture(seed):
+    """[3, 48, 48] in [-1, 1]: noise of 6 px cells, so that neighbours are alike as in photos."""
+    cells = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return torch.nn.functional.interpolate(cells, size=(48, 48), mode="bicubic").clamp(-1, 1)[0]
+
+
+def tiny_unet(channels, changes, build=prior.build_unet):
+    config = {**build(channels).config, **changes}
+    return type(build(channels)).from_config(config)
+
+
+def weights(folder):
+    return {path.parent.name: load_file(path) for path in sorted(folder.glob("*/*.safetensors"))}
+
+
+def test_a_base_is_left_that_the_trainer_can_load(run):
+    code, folder = run("whole")
+    assert code == 0
+    parts = load_base(folder)
+    assert isinstance(parts["vae"], LappedAutoencoder) and parts["unet"].config.in_channels == 16
+
+
+def test_a_cut_run_ends_with_the_same_bytes(run, monkeypatch):
+    _, whole = run("whole")
+
+    class Cut(Exception):
+        pass
+
+    for name, stop in (("vae", 3), ("prior", 2)):  # each in the middle of its steps, with a checkpoint after every one
+        save = base.Checkpoints.save
+
+        def save_and_stop(self, checkpoint, name=name, stop=stop, save=save):
+            save(self, checkpoint)
+            if (checkpoint.stage, checkpoint.step) == (name, stop):
+                raise Cut
+
+        monkeypatch.setattr(base.Checkpoints, "save", save_and_stop)
+        monkeypatch.setattr(base.train_part, "__defaults__", (1, 100))
+        with pytest.raises(Cut):
+            run("cut")
+        monkeypatch.setattr(base.Checkpoints, "save", save)
+    _, cut = run("cut")
+    for part, tensors in weights(whole).items():
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, weights(cut)[part][key]), (part, key)
+
+
+def test_the_autoencoder_learns(run):
+    unseen = torch.stack([smooth_picture(seed) for seed in range(10, 14)])
+    errors = []
+    for steps in (1, 40):
+        _, folder = run(f"after{steps}", "--autoencoder_steps", str(steps), "--prior_steps", "0")
+        model = LappedAutoencoder.from_pretrained(folder / "vae")
+        errors.append((model(unseen) - unseen).square().mean().item())
+    assert errors[1] < 0.8 * errors[0] and errors[1] < 0.02 * unseen.var()
+
+
+def test_another_schedule_is_refused(run, capsys):
+    run("one", "--prior_steps", "0")
+    code, _ = run("one", "--prior_steps", "0", "--autoencoder_steps", "5")
+    assert code == 1 and "give the same numbers again" in capsys.readouterr().err
+
+
+def test_a_mix_that_is_none_is_told(run, capsys):
+    code, _ = run("none", "--mix", "photos")
+    assert code == 1 and "wanted NAME=WEIGHT" in capsys.readouterr().err
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    schedule = Schedule(steps=1000, batch_size=1, lr=2.0, warmup_steps=100)
+    assert [schedule.lr_at(step) for step in (50, 100, 500, 750, 1000)] == [1.0, 2.0, 2.0, 1.0, 0.0]
