@@ -69,6 +69,7 @@ class StageConfig:
     max_grad_norm: float = 1.0
     weight_l2: float = 1.0
     weight_lpips: float = 0.0
+    lpips_to: str = "photo"  # or "teacher": to the teacher's picture, which follows from x_L as the photo does not
     weight_csd: float = 0.0
     weight_lattice: float = 0.0  # against what repeats in every latent cell: `losses.lattice`; the paper has none
     weight_teacher: float = 0.0  # L1 to what another method made of x_L (pairs with teacher/); the paper has none
@@ -77,6 +78,10 @@ class StageConfig:
     shift: int = 0  # px by which the window moves that perception and distillation look through; the paper has none
     sharpen: float = 0.0  # unsharp masking of the target, as Real-ESRGAN's training has it; the paper has none
     init_from: str | None = None  # an adapter file to start from; sem: the pixel adapter to stand on
+
+    @property
+    def asks_teacher(self) -> bool:
+        return bool(self.weight_teacher or (self.weight_lpips and self.lpips_to == "teacher"))
 
 
 @dataclass
@@ -287,6 +292,8 @@ def _check(config: TrainConfig) -> None:
         "data.degrade_on": ("workers", "device"),
         "pix.lr_schedule": ("constant", "cosine"),
         "sem.lr_schedule": ("constant", "cosine"),
+        "pix.lpips_to": ("photo", "teacher"),
+        "sem.lpips_to": ("photo", "teacher"),
         "perceptual.net": ("vgg", "alex", "squeeze", "hed", "efficientnet-lite1"),
         "run.mixed_precision": ("no", "fp16", "bf16"),
     }

@@ -99,7 +99,12 @@ def build_score(
         score.terms["teacher"] = (settings.weight_teacher, lambda r: nn.functional.l1_loss(r.x_pred, r.x_T))
     if settings.weight_lpips:
         distance = perceptual()
-        score.terms["lpips"] = (settings.weight_lpips, lambda r: distance(r.window(r.x_pred), r.window(r.x_H)))
+
+        def perceived(restored: Restored) -> Tensor:
+            target = restored.x_T if settings.lpips_to == "teacher" else restored.x_H
+            return distance(restored.window(restored.x_pred), restored.window(target))
+
+        score.terms["lpips"] = (settings.weight_lpips, perceived)
     if settings.weight_csd:
         score.terms["csd"] = (settings.weight_csd, csd())
     if settings.weight_lattice:

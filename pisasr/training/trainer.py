@@ -113,9 +113,9 @@ def check_pairs(config: TrainConfig, photos: Photos) -> None:
     if photos.pairs and photos.plan_only:
         raise ConfigError("data.photos names pairs, which nobody degrades any more; set data.degrade_on=workers.")
     for stage in stages_of(config):
-        if stage.settings.weight_teacher and not photos.taught:
+        if stage.settings.asks_teacher and not photos.taught:
             raise ConfigError(
-                f"{stage.name}.weight_teacher wants a teacher's picture for every photo; make them with "
+                f"{stage.name}.weight_teacher, or lpips_to=teacher, wants a teacher's picture for every photo; make them with "
                 "scripts/prepare_teacher.py and name only such folders in data.photos."
             )
 
@@ -281,7 +281,7 @@ class Trainer:
         x_pred, z_H = restore(self.model, network, x_L, self.words(heard), draw(seeds, shape, "posterior").to(device))
         if settings.sharpen:
             x_H = sharpen(x_H, settings.sharpen)
-        x_T = batch["x_T"].to(device, non_blocking=True) if settings.weight_teacher else None
+        x_T = batch["x_T"].to(device, non_blocking=True) if settings.asks_teacher else None
         corners = [
             tuple(torch.randint(settings.shift + 1, (2,), generator=stream(seed, "window")).tolist()) for seed in seeds
         ]
