@@ -115,7 +115,7 @@ def check_pairs(config: TrainConfig, photos: Photos) -> None:
     for stage in stages_of(config):
         if stage.settings.asks_teacher and not photos.taught:
             raise ConfigError(
-                f"{stage.name}.weight_teacher, or lpips_to=teacher, wants teacher's pictures for all photos; make them with "
+                f"{stage.name}.weight_teacher, or lpips_to=teacher, wants a teacher's pictures; make them with "
                 "scripts/prepare_teacher.py and name only such folders in data.photos."
             )
 
