@@ -71,9 +71,7 @@ def test_a_moved_window_and_the_lattice_term_take_part(run, monkeypatch):
 
 
 def test_a_teacher_and_a_critic_take_part_and_the_critic_continues(run, tmp_path):
-    with pytest.raises(
-        ConfigError, match="sem.weight_teacher, or lpips_to=teacher, wants a teacher's picture for every photo"
-    ):
+    with pytest.raises(ConfigError, match="sem.weight_teacher, or lpips_to=teacher, wants a teacher's pictures"):
         run("untaught", "sem.weight_teacher=1")
     folder = tmp_path / "pairs"
     for side, size in (("hq", 40), ("lq", 10), ("teacher", 40)):
