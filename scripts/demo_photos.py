@@ -15,6 +15,7 @@ import hashlib
 import json
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -85,36 +86,35 @@ def cut_for_training(photo: Path, name: str, folder: Path) -> int:
     tiles learns to do nothing. So a tile stays only if bicubic gets it wrong enough. Where a photo has more than its
     share, the sharpest are kept, so that none of them rules.
     """
-    image = Image.open(photo).convert("RGB")
-    tiles = []
-    for scale in SCALES:
-        picture = image.resize((image.width // scale, image.height // scale), Image.Resampling.LANCZOS)
-        for top in range(0, picture.height - TRAIN_TILE + 1, TRAIN_TILE):
-            for left in range(0, picture.width - TRAIN_TILE + 1, TRAIN_TILE):
-                tile = picture.crop((left, top, left + TRAIN_TILE, top + TRAIN_TILE))
-                if (error := lost_by_bicubic(tile)) >= MIN_LOST:
-                    tiles.append((error, f"{name}_{scale}_{top}_{left}.png", tile))
-    return save_first(sorted(tiles, key=lambda row: -row[0])[:TILES_PER_PHOTO], folder)
+    tiles = (row for scale in SCALES for row in tiles_of(photo, name, scale, TRAIN_TILE))
+    rated = [(lost, tile, file_name) for tile, file_name in tiles if (lost := lost_by_bicubic(tile)) >= MIN_LOST]
+    return save_first(rated, TILES_PER_PHOTO, folder)
 
 
 def cut_for_testing(photo: Path, name: str, folder: Path) -> int:
     """The two tiles of a photo with the most fine structure, at full size or, where that is soft, at half."""
-    image = Image.open(photo).convert("RGB")
-    half = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
     tiles = []
-    for scale, picture, needed in ((1, image, 2 * MIN_DETAIL), (2, half, MIN_DETAIL)):
-        for top in range(0, picture.height - TEST_TILE + 1, TEST_TILE):
-            for left in range(0, picture.width - TEST_TILE + 1, TEST_TILE):
-                tile = picture.crop((left, top, left + TEST_TILE, top + TEST_TILE))
-                if (found := detail(tile)) >= needed:
-                    tiles.append((found, f"{name}_{scale}_{top}_{left}.png", tile))
-    return save_first(sorted(tiles, key=lambda row: -row[0])[:HELD_OUT_TILES], folder)
+    for scale, needed in ((1, 2 * MIN_DETAIL), (2, MIN_DETAIL)):
+        rated = ((detail(tile), tile, file_name) for tile, file_name in tiles_of(photo, name, scale, TEST_TILE))
+        tiles += [row for row in rated if row[0] >= needed]
+    return save_first(tiles, HELD_OUT_TILES, folder)
 
 
-def save_first(tiles: list[tuple[float, str, Image.Image]], folder: Path) -> int:
-    for _, file_name, tile in tiles:
+def tiles_of(photo: Path, name: str, scale: int, side: int) -> Iterator[tuple[Image.Image, str]]:
+    """(tile, its file's name): the photo at 1/scale of its size in squares side by side, what is left over dropped."""
+    image = Image.open(photo).convert("RGB")
+    picture = image.resize((image.width // scale, image.height // scale), Image.Resampling.LANCZOS)
+    for top in range(0, picture.height - side + 1, side):
+        for left in range(0, picture.width - side + 1, side):
+            yield picture.crop((left, top, left + side, top + side)), f"{name}_{scale}_{top}_{left}.png"
+
+
+def save_first(rated: list[tuple[float, Image.Image, str]], count: int, folder: Path) -> int:
+    """Write the `count` highest of (rating, tile, file's name), and return how many there were to write."""
+    best = sorted(rated, key=lambda row: -row[0])[:count]
+    for _, tile, file_name in best:
         tile.save(folder / file_name)
-    return len(tiles)
+    return len(best)
 
 
 def lost_by_bicubic(tile: Image.Image) -> float:

@@ -8,6 +8,7 @@ with frames, buttons and lines. Nobody's work is in them, so they ship with no n
 
 import argparse
 import random
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -15,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 TILE = 256
 OVERSIZE = 2  # drawn larger and reduced, so that edges fall between pixels as they do on screens with smoothed fonts
 FACES = ("Sans", "Sans-Bold", "Sans-Oblique", "Serif", "Serif-Bold", "SansMono", "SansMono-Bold")
-SYLLABLES = "ra te li no ves mar con tri sta be ul ing er qu fo gy pla wex hom ji dak 07 3.5 19 x4 : - , . ( )".split()
+SYLLABLES = "ra te li no ves mar con tri sta be ul ing er qu fo gy pla wex hom ji dak".split()
+SYLLABLES += "07 3.5 19 x4 : - , . ( ) %".split()
 
 
 def main() -> None:
@@ -81,6 +83,7 @@ def word(chance: random.Random) -> str:
     return chance.choice((text, text, text.capitalize(), text.upper()))
 
 
+@cache
 def load_font(face: str, size: int) -> ImageFont.FreeTypeFont:
     from matplotlib import get_data_path
 

@@ -12,6 +12,7 @@ from pisasr.config import ConfigError, TrainConfig
 from pisasr.errors import ModelError
 from pisasr.model import PiSASR, predict
 from pisasr.text import PromptEncoder
+from pisasr.training.adversary import PatchCritic
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.estimate import CudaRules, Meter, base_configs, build_model, estimate, render
 from pisasr.training.method import Predictor, restore
@@ -113,6 +114,17 @@ def test_checkpoints_cost_operations_and_save_memory(config, costs):
         assert after.flops["backward"] > before.flops["backward"], key
         assert {**after.flops, "backward": 0} == {**before.flops, "backward": 0}, key
         before = after
+
+
+def test_a_critic_is_counted_as_what_learns_and_nothing_frozen(config, costs):
+    config.sem.weight_gan = 0.1
+    without, with_critic = costs[1], estimate(config)[1]
+    weights = sum(p.numel() for p in PatchCritic().parameters())
+    assert with_critic.trainable == without.trainable + weights
+    assert with_critic.learning == without.learning + 16 * weights  # float32: itself, gradient, two moments
+    vectors = sum(b.nbytes for b in PatchCritic().buffers())
+    assert with_critic.frozen == without.frozen + vectors
+    assert with_critic.flops["critic"] > 0 and "critic" not in without.flops
 
 
 def test_the_rules_are_those_of_cudas_autocast(config, monkeypatch):

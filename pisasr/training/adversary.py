@@ -2,16 +2,17 @@
 
 Beyond the paper, which leaves invented detail to classifier score distillation: that needs a prior that knows what
 photos look like, and the embedded default's, trained for minutes, does not. A critic learns that on the side, from the
-same photos, for a twentieth of the step's work.
+same photos. It is no shortcut: an adapter that can't draw yet is only taught a lattice (configs/DEMO.md).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.nn.utils.parametrizations import spectral_norm
 
+from pisasr.training.checkpoints import by_kind, load_moments, pack_moments
 from pisasr.training.stages import Restored
 
 
@@ -20,7 +21,7 @@ class PatchCritic(nn.Module):
 
     A score depends on a square of 34 px (Isola et al. 2017, arXiv:1611.07004: patches judge texture, the l2 keeps the
     rest). It sees the input beside the picture, so that it asks for the detail that belongs there and not for any.
-    Every layer has a spectral norm of 1 (arXiv:1802.05957), or a few hundred steps end in a lattice.
+    Every layer but the last has a spectral norm of 1 (arXiv:1802.05957), which keeps its gradients small.
     """
 
     def __init__(self, channels: int = 48):
@@ -85,24 +86,13 @@ class Adversary:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> dict[str, Tensor]:
         """Everything that an exact continuation needs, by name."""
-        for name, tensor in self.critic.state_dict().items():
-            yield f"critic.{name}", tensor
-        for number, moments in self.optimizer.state_dict()["state"].items():
-            for name, tensor in moments.items():
-                yield f"moments.{number}.{name}", tensor
+        critic = {f"critic.{name}": tensor for name, tensor in self.critic.state_dict().items()}
+        return critic | {f"moments.{key}": tensor for key, tensor in pack_moments(self.optimizer).items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take up what `tensors` gave."""
-        weights, moments = {}, {}
-        for name, tensor in tensors.items():
-            kind, rest = name.split(".", 1)
-            if kind == "critic":
-                weights[rest] = tensor
-            else:
-                number, moment = rest.split(".")
-                moments.setdefault(int(number), {})[moment] = tensor
-        self.critic.load_state_dict(weights)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        kinds = by_kind(tensors)
+        self.critic.load_state_dict(kinds["critic"])
+        load_moments(self.optimizer, kinds["moments"])

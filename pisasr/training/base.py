@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from pisasr.data.degradation import sample_generator
 from pisasr.data.photos import KeyedBatches, Photos, collate
 from pisasr.errors import CheckpointError
-from pisasr.training.checkpoints import Checkpoint, Checkpoints
+from pisasr.training.checkpoints import Checkpoint, Checkpoints, by_kind, load_moments, pack_moments
+from pisasr.training.guard import TrainingDiverged
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def train_part(
     """Take every step that no checkpoint has yet, and return the part, or its average where the schedule has one.
 
     loss_of: a batch of `Photos` -> loss; chance in it belongs to the step. CheckpointError where the checkpoint found
-    is of another schedule: its steps were others.
+    is of another schedule: its steps were others. TrainingDiverged at a loss that is not finite.
     """
     optimizer = torch.optim.AdamW(part.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
     average = AveragedModel(part, multi_avg_fn=get_ema_multi_avg_fn(schedule.average)) if schedule.average else None
@@ -86,7 +87,7 @@ def train_part(
             average.update_parameters(part)
         running = loss.item() if running is None else 0.99 * running + 0.01 * loss.item()
         if not math.isfinite(running):
-            raise CheckpointError(f"{name}: the loss is {running} at step {step}; start again with a lower lr.")
+            raise TrainingDiverged(f"{name}: the loss is {running} at step {step}; the last checkpoint is whole.")
         if step % log_every == 0 or step == schedule.steps:
             log.info("%s step %d/%d: loss %.5f", name, step, schedule.steps, running)
         if step % checkpoint_every == 0 or step == schedule.steps:
@@ -95,12 +96,10 @@ def train_part(
 
 
 def pack(part: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> dict[str, Tensor]:
-    tensors = {f"part.{key}": tensor for key, tensor in part.state_dict().items()}
-    for number, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"moments.{number}.{key}": tensor for key, tensor in moments.items()}
+    kinds = {"part": part.state_dict(), "moments": pack_moments(optimizer)}
     if average:
-        tensors |= {f"average.{key}": tensor for key, tensor in average.state_dict().items()}
-    return {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
+        kinds["average"] = average.state_dict()
+    return {f"{kind}.{key}": t.detach().cpu().clone() for kind, tensors in kinds.items() for key, t in tensors.items()}
 
 
 def take_up(
@@ -118,17 +117,10 @@ def take_up(
             f"{found.name} was trained by {found.state['schedule']}, not {vars(schedule)}; "
             "give the same numbers again, or another --output."
         )
-    kinds: dict[str, dict[str, Tensor]] = {"part": {}, "moments": {}, "average": {}}
-    for name, tensor in found.tensors.items():
-        kind, key = name.split(".", 1)
-        kinds[kind][key] = tensor
+    kinds = by_kind(found.tensors)
     part.load_state_dict(kinds["part"])
+    load_moments(optimizer, kinds["moments"])
     if average:
         average.load_state_dict(kinds["average"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in kinds["moments"].items():
-        number, key = name.split(".")
-        moments.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     log.info("continued at %s", found.name)
     return found.step

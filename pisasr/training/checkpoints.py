@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+from collections import defaultdict
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pisasr.files import write_through
 
@@ -42,6 +44,30 @@ class Checkpoint:
     @property
     def name(self) -> str:
         return f"{self.stage}-{self.step:08d}"
+
+
+def pack_moments(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Adam's state by "number of the parameter.name of the moment"."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": tensor for number, moments in state.items() for name, tensor in moments.items()}
+
+
+def load_moments(optimizer: Optimizer, packed: dict[str, Tensor]) -> None:
+    """Take up what `pack_moments` gave; learning rates and the like stay the optimizer's own."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in packed.items():
+        number, name = key.split(".")
+        state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def by_kind(tensors: dict[str, Tensor]) -> defaultdict[str, dict[str, Tensor]]:
+    """{"kind.rest": tensor} as {"kind": {"rest": tensor}}; a kind that is not there is empty."""
+    kinds: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        kind, rest = key.split(".", 1)
+        kinds[kind][rest] = tensor
+    return kinds
 
 
 class Broken(Exception):

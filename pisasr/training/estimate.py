@@ -130,11 +130,13 @@ def _count(config: TrainConfig, stage: Stage, configs: dict, processes: int) -> 
     train_only(model.unet, stage.learns)
     learning = list(parameters_of(model.unet, stage.learns).values())
     perceptual = build_perceptual(config.perceptual.net) if settings.weight_lpips else None
-    adversary = build_adversary() if settings.weight_gan else None
-    if adversary:
+    parts = [part for part in (model.unet, model.vae, text_encoder, perceptual) if part is not None]
+    adversary = None
+    if settings.weight_gan:
+        adversary = Adversary("meta", lr=0.0, seed=0, average=lambda gradient: gradient)
         learning += adversary.critic.parameters()
+        parts.append(adversary.critic)
     score = build_score(settings, lambda: lambda *x: perceptual(*x).mean(), lambda: distillation(model), adversary)
-    frozen = [part for part in (model.unet, model.vae, text_encoder, perceptual) if part is not None]
     for parameter in learning:
         parameter.grad = torch.zeros_like(parameter)  # there before the count starts, so that it is no activation
     meter = Meter()
@@ -148,7 +150,7 @@ def _count(config: TrainConfig, stage: Stage, configs: dict, processes: int) -> 
         precision=config.run.mixed_precision,
         trainable=sum(p.numel() for p in learning),
         flops={part: meter.flops[part] for part in PARTS if meter.flops[part]},
-        frozen=sum(_bytes(part) for part in frozen) - sum(p.nbytes for p in learning),
+        frozen=sum(_bytes(part) for part in parts) - sum(p.nbytes for p in learning),
         learning=4 * sum(p.nbytes for p in learning),
         activations=meter.peak,
     )
@@ -204,14 +206,6 @@ class FeatureDistance(nn.Module):
         return feature_distance(x_pred, x_H, self.network)
 
 
-def build_adversary() -> Adversary:
-    """The critic with its gradients already there, for the same reason as the adapter's."""
-    adversary = Adversary("meta", lr=0.0, seed=0, average=lambda gradient: gradient)
-    for parameter in adversary.critic.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    return adversary
-
-
 def distillation(model: PiSASR) -> Callable[[Restored], Tensor]:
     """Classifier score distillation as the trainer has it: the base is its own teacher."""
     distill = ClassifierScoreDistillation(torch.empty(1000, device="meta"))
@@ -246,19 +240,8 @@ def run_step(
     noise = torch.empty(count, model.vae.config.latent_channels, side, side, device="meta")
     model.encode, model.decode = meter.within("encode", model.encode), meter.within("decode", model.decode)
     x_pred, z_H = restore(model, meter.within("UNet", Predictor(model.unet)), x_L, words, noise)
-    corners = [(0, 0)] * count
-    restored = Restored(
-        x_pred,
-        x_H,
-        x_L,
-        z_H,
-        [""] * count,
-        [0] * count,
-        cell_px=model.factor,
-        shift=settings.shift,
-        corners=corners,
-        x_T=x_H,
-    )
+    where = {"cell_px": model.factor, "shift": settings.shift, "corners": [(0, 0)] * count}
+    restored = Restored(x_pred, x_H, x_L, z_H, [""] * count, [0] * count, **where, x_T=x_H)
     total = 0
     for name, (weight, loss) in score.terms.items():
         with meter.part({"lpips": "perceptual", "csd": "distillation", "gan": "critic"}.get(name, "other")):

