@@ -47,8 +47,9 @@ def draw_page(chance: random.Random) -> Image.Image:
     while top < side:
         font = load_font(chance.choice(FACES), chance.choice((18, 20, 22, 24, 26, 30, 36, 48, 72)))
         text = " ".join(word(chance) for _ in range(12))
+        left = chance.randrange(-20, 60)
         fill = colors(chance)[1] if chance.random() < 0.15 else ink
-        canvas.text((chance.randrange(-20, 60), top), text, font=font, fill=fill)
+        canvas.text((left, top), text, font=font, fill=fill)
         top += int(font.size * chance.uniform(1.15, 2))
     return page.resize((TILE, TILE), Image.Resampling.BOX)
 

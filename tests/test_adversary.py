@@ -23,7 +23,7 @@ def learn(adversary, first, steps):
     losses = []
     for seed in range(first, first + steps):
         x_H = pictures(seed)
-        losses.append(adversary.collect(restored(soft(x_H), x_H)))
+        losses.append(adversary.collect(restored(soft(x_H), x_H)).item())
         adversary.step()
     return losses
 

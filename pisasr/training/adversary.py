@@ -70,13 +70,13 @@ class Adversary:
         self.critic.requires_grad_(True).train()
         return value
 
-    def collect(self, restored: Restored, share: float = 1.0) -> float:
+    def collect(self, restored: Restored, share: float = 1.0) -> Tensor:
         """Add `share` of the critic's gradient on this batch to what `step` will follow; its loss is returned."""
         both = self.critic(torch.cat([restored.x_H, restored.x_pred.detach()]), restored.x_L.repeat(2, 1, 1, 1))
         of_photo, of_restored = both.float().chunk(2)
         loss = softplus(of_restored - of_photo).mean()
         (share * loss).backward()
-        return loss.item()
+        return loss.detach()
 
     def step(self, taken: bool = True) -> None:
         """One step of the critic along what was collected; without `taken`, that is only thrown away."""

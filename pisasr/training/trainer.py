@@ -236,7 +236,7 @@ class Trainer:
                 total, values = score(restored)
                 self.accelerator.backward(total / count)
                 if self.adversary:
-                    values["critic"] = self.adversary.collect(restored, 1 / count)
+                    values["critic"] = self.adversary.collect(restored, 1 / count).item()
             for name, value in {**values, "total": total.item()}.items():
                 totals[name] = totals.get(name, 0.0) + value / count
         totals["grad_norm"] = float(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm))
