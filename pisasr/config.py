@@ -78,6 +78,7 @@ class StageConfig:
     shift: int = 0  # px by which the window moves that perception and distillation look through; the paper has none
     sharpen: float = 0.0  # unsharp masking of the target, as Real-ESRGAN's training has it; the paper has none
     init_from: str | None = None  # an adapter file to start from; sem: the pixel adapter to stand on
+    start_from: str | None = None  # sem: a semantic adapter file to start from, for a second phase with other losses
 
     @property
     def asks_teacher(self) -> bool:

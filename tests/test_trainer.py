@@ -331,13 +331,24 @@ def test_the_pixel_adapter_from_elsewhere_comes_along(run):
     assert (output / "adapters" / "pix.safetensors").read_bytes() == pix.read_bytes()
 
 
+def test_the_semantic_stage_goes_on_from_a_semantic_adapter(run):
+    """With nothing left to move it, the second phase ends where the first one did."""
+    first = run("a") / "adapters"
+    second = run("b", "pix.steps=0", f"sem.init_from={first / 'pix.safetensors'}", "sem.lr=0.0",
+                 f"sem.start_from={first / 'sem.safetensors'}") / "adapters"  # fmt: skip
+    before, after = (load_adapter(folder / "sem.safetensors").tensors for folder in (first, second))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert any(tensor.any() for key, tensor in before.items() if "lora_B" in key)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["model.alpha=16.0"], "alpha 8.0, wanted 16.0"),
         (["model.rank_pix=8"], "rank 4, wanted 8"),
-        (["sem.init_from={sem}"], "kind sem, wanted pix"),
+        (["sem.init_from={folder}/sem.safetensors"], "kind sem, wanted pix"),
         (["sem.init_from=nowhere"], "no pix adapter at nowhere"),
+        (["sem.start_from={folder}/pix.safetensors"], "kind pix, wanted sem"),
     ],
 )
 def test_a_stage_stands_only_on_what_the_configuration_describes(run, monkeypatch, overrides, message):
@@ -345,7 +356,7 @@ def test_a_stage_stands_only_on_what_the_configuration_describes(run, monkeypatc
     monkeypatch.setattr(trainer, "load_base", lambda _: pytest.fail("a model was loaded"))
     words = [
         f"sem.init_from={folder / 'pix.safetensors'}",
-        *(o.format(sem=folder / "sem.safetensors") for o in overrides),
+        *(o.format(folder=folder) for o in overrides),
     ]
     with pytest.raises(CheckpointError, match=message):
         run("b", "pix.steps=5", *words)

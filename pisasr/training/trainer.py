@@ -69,6 +69,8 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
         share_of_batch(stage, config, accelerator.num_processes)
         if main and stage.settings.init_from:
             check_adapter(Path(stage.settings.init_from), "pix", config)
+        if main and stage.settings.start_from:
+            check_adapter(Path(stage.settings.start_from), stage.learns, config)
     validator = Validator.build(config) if main else None
     held = lock(output) if main else None  # as long as this function runs
     if main and not allow_change:
@@ -351,8 +353,8 @@ class Trainer:
         """Load what the stage stands on or starts from; an adapter from elsewhere is kept beside the new one."""
         sources = self._ground(stage)
         self.ground = {name: digest_of(path) for name, path in sources.items()}
-        if not stage.stands_on and stage.settings.init_from:
-            sources = {stage.learns: Path(stage.settings.init_from)}
+        if start := stage.settings.start_from or (not stage.stands_on and stage.settings.init_from):
+            sources[stage.learns] = Path(start)
         for name, path in sources.items():
             adapter = self._from_main(lambda name=name, path=path: check_adapter(path, name, self.config))
             check_base_of(adapter, path, base_facts(self.unet.config))
