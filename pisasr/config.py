@@ -76,7 +76,8 @@ class StageConfig:
     weight_gan: float = 0.0  # against a critic that learns beside the adapter: `adversary`; the paper has none
     lr_critic: float = 2e-4
     shift: int = 0  # px by which the window moves that perception and distillation look through; the paper has none
-    sharpen: float = 0.0  # unsharp masking of the target, as Real-ESRGAN's training has it; the paper has none
+    sharpen: float = 0.0  # unsharp masking of the targets, as Real-ESRGAN's training has it; the paper has none
+    sharpen_sigma: float = 2.0  # px of its Gaussian
     init_from: str | None = None  # an adapter file to start from; sem: the pixel adapter to stand on
     start_from: str | None = None  # sem: a semantic adapter file to start from, for a second phase with other losses
 
@@ -258,6 +259,7 @@ BOUNDS = {
             "weight_gan": (0, 1e12),
             "lr_critic": (0, 1e6),
             "sharpen": (0, 10),
+            "sharpen_sigma": (0.1, 100),
             "shift": (0, 65528),
         }.items()
     },

@@ -21,6 +21,10 @@ def test_sharpening_leaves_flat_areas_and_steepens_edges():
     assert sharp[0, 0, 5, 11] < -0.4 and sharp[0, 0, 5, 12] > 0.4
     torch.testing.assert_close(sharp.mean(), x.mean(), atol=1e-5, rtol=0)
     assert torch.equal(sharpen(x, amount=0.0), x)
+    narrow = sharpen(x, amount=1.0, sigma=1.0)
+    assert (
+        narrow[0, 0, 5, 11] < -0.4 and (narrow[..., 8] - x[..., 8]).abs().max() < 0.01 < (sharp - x)[0, 0, 5, 8].abs()
+    )
 
 
 def test_the_lattice_loss_sees_what_repeats_in_every_cell_and_little_else():

@@ -35,7 +35,7 @@ def lattice(x_pred: Tensor, x_H: Tensor, cell_px: int, cells: int = 8) -> Tensor
 
 
 def sharpen(x_H: Tensor, amount: float, sigma: float = 2.0) -> Tensor:
-    """Unsharp masking: x + amount * (x - blur(x)), [B, 3, H, W] in [-1, 1], clamped to it.
+    """Unsharp masking: x + amount * (x - blur(x)), [B, 3, H, W] in [-1, 1], clamped to it; sigma in pixels.
 
     A target for detail that a small model can hit: an l2 alone averages what it can't know into softness, and a
     sharpened target asks for the contrast of the edges that it does know.

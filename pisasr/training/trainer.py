@@ -280,9 +280,9 @@ class Trainer:
             for seed, caption in zip(seeds, batch["caption"], strict=True)
         ]
         x_pred, z_H = restore(self.model, network, x_L, self.words(heard), draw(seeds, shape, "posterior").to(device))
-        if settings.sharpen:
-            x_H = sharpen(x_H, settings.sharpen)
         x_T = batch["x_T"].to(device, non_blocking=True) if settings.asks_teacher else None
+        if settings.sharpen:
+            x_H, x_T = (x if x is None else sharpen(x, settings.sharpen, settings.sharpen_sigma) for x in (x_H, x_T))
         corners = [
             tuple(torch.randint(settings.shift + 1, (2,), generator=stream(seed, "window")).tolist()) for seed in seeds
         ]
