@@ -61,7 +61,7 @@ Results are PNG, whatever the input was; what happened to every input is in OUTP
 
 
 TRAIN_EXAMPLES = """examples:
-  pisasr train --config configs/demo.yaml run.output=runs/demo
+  pisasr train --config configs/small.yaml "data.photos=[photos]" run.output=runs/small
   accelerate launch scripts/train.py --config configs/pisasr.yaml "data.photos=[photos]" run.output=runs/pisasr
 
 run.output receives adapters/pix.safetensors, adapters/sem.safetensors, the resolved config.yaml and log.jsonl."""

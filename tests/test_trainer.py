@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -86,6 +87,21 @@ def test_a_teacher_and_a_critic_take_part_and_the_critic_continues(run, tmp_path
     assert row["critic"] > 0 and "critic" not in rows(tmp_path / "taught")[0]
     kept = Checkpoints(tmp_path / "taught" / "checkpoints", 2).newest("sem").tensors
     assert any(name.startswith("adversary.moments.") for name in kept)
+
+
+def test_sharpening_reaches_the_teachers_pictures(run, tmp_path):
+    folder = tmp_path / "pairs"
+    for side, size in (("hq", 40), ("lq", 10), ("teacher", 40)):
+        (folder / side).mkdir(parents=True)
+        halves = np.full((size, size, 3), 90, np.uint8)
+        halves[:, size // 2 :] = 160
+        Image.fromarray(halves).save(folder / side / "0.png")
+    given = (f"data.photos=[{folder}]", "pix.steps=0", f"sem.init_from={run('a') / 'adapters' / 'pix.safetensors'}")
+    taught = (*given, "sem.weight_teacher=1", "sem.steps=1", "sem.weight_csd=0")
+    plain, sharp = (
+        rows(run(name, *taught, f"sem.sharpen={amount}"))[-1]["teacher"] for name, amount in (("p", 0), ("s", 3))
+    )
+    assert sharp > 1.01 * plain
 
 
 def test_both_stages_leave_their_adapters_and_a_row_per_step(run):
