@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pisasr.errors import ModelError
-from pisasr.training.losses import build_perceptual, lattice, pixel_l2, sharpen
+from pisasr.training.losses import GREY_LEVEL, build_perceptual, lattice, pixel_l2, sharpen
 from pisasr.training.stages import Restored
 
 
@@ -27,15 +27,17 @@ def test_sharpening_leaves_flat_areas_and_steepens_edges():
     )
 
 
-def test_the_lattice_loss_sees_what_repeats_in_every_cell_and_little_else():
+def test_the_lattice_loss_is_the_share_that_repeats_in_every_cell():
     x_H = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) - 0.5
-    cell = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1)) * 0.01
+    cell = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1))
     cell -= cell.mean((1, 2), keepdim=True)
+    cell *= GREY_LEVEL / cell.square().mean((1, 2), keepdim=True).sqrt()
     tiled = cell.repeat(1, 16, 16)
-    torch.testing.assert_close(lattice(x_H + tiled, x_H, cell_px=4), cell.square().mean())
-    noise = torch.randn(x_H.shape, generator=torch.Generator().manual_seed(2)) * 0.01
-    assert lattice(x_H + noise, x_H, cell_px=4) < cell.square().mean() / 30  # averaged over 8 * 8 cells
-    assert lattice(x_H + 0.2, x_H, cell_px=4) < 1e-12  # a wrong brightness is no lattice
+    torch.testing.assert_close(lattice(x_H + tiled, x_H, cell_px=4), torch.tensor(0.5), atol=1e-4, rtol=0)
+    noise = torch.randn(x_H.shape, generator=torch.Generator().manual_seed(2))
+    assert lattice(x_H + noise, x_H, cell_px=4) == pytest.approx(1 / 64, rel=0.2)  # averaged over 8 * 8 cells
+    assert lattice(x_H + tiled + 20 * GREY_LEVEL * noise, x_H, cell_px=4) < 0.025  # a busy window hides it
+    assert lattice(x_H + 0.2, x_H, cell_px=4) < 1e-6  # a wrong brightness is no lattice
 
 
 def test_a_window_moves_each_sample_by_its_own_corner():

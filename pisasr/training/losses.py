@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pisasr.errors import ModelError
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
+GREY_LEVEL = 2 / 255
 
 
 def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
@@ -18,20 +19,28 @@ def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
 
 
 def lattice(x_pred: Tensor, x_H: Tensor, cell_px: int, cells: int = 8) -> Tensor:
-    """Mean square of the error that repeats from latent cell to latent cell, both [B, 3, H, W] in [-1, 1].
+    """The share of the error that repeats from latent cell to latent cell, 0 to 1; both [B, 3, H, W] in [-1, 1].
 
     A latent's cell is cell_px wide. What the error's pixels have in common at the same place of their cells, averaged
     over windows of cells * cells of them and without the windows' means, is a lattice: no photo has it, the eye sees
-    it on flat areas at one grey level, and an l2 over all pixels hardly does.
+    it on flat areas at one grey level, and an l2 over all pixels hardly does. Its mean square is divided by that of the
+    window's whole error and a grey level more, so that a calm window counts as much as a busy one: noise is at
+    1 / cells^2, a lattice of one level alone at 1/2.
     """
     error = (x_pred - x_H).float()
     batch, channels, height, width = error.shape
     rows, columns = height // cell_px, width // cell_px
     folded = error[..., : rows * cell_px, : columns * cell_px]
     folded = folded.reshape(batch, channels, rows, cell_px, columns, cell_px).permute(0, 1, 3, 5, 2, 4)
-    repeated = nn.functional.avg_pool2d(folded.reshape(batch, -1, rows, columns), min(cells, rows, columns), stride=1)
-    repeated = repeated.reshape(batch, channels, cell_px * cell_px, -1)
-    return (repeated - repeated.mean(2, keepdim=True)).square().mean()
+    folded = folded.reshape(batch, channels * cell_px**2, rows, columns)
+
+    def over_windows(x: Tensor) -> Tensor:
+        means = nn.functional.avg_pool2d(x, min(cells, rows, columns), stride=1)
+        return means.reshape(batch, channels, cell_px**2, -1)
+
+    repeated, whole = over_windows(folded), over_windows(folded.square()).mean(2)
+    mean = repeated.mean(2, keepdim=True)
+    return ((repeated - mean).square().mean(2) / (whole - mean[:, :, 0].square() + GREY_LEVEL**2)).mean()
 
 
 def sharpen(x_H: Tensor, amount: float, sigma: float = 2.0) -> Tensor:

@@ -108,7 +108,11 @@ def build_score(
     if settings.weight_csd:
         score.terms["csd"] = (settings.weight_csd, csd())
     if settings.weight_lattice:
-        score.terms["lattice"] = (settings.weight_lattice, lambda r: lattice(r.x_pred, r.x_H, r.cell_px))
+
+        def repeated(r: Restored) -> Tensor:  # a teacher's calm areas are calm, a photo's have noise that hides it
+            return lattice(r.x_pred, r.x_H if r.x_T is None else r.x_T, r.cell_px)
+
+        score.terms["lattice"] = (settings.weight_lattice, repeated)
     if adversary:
         score.terms["gan"] = (settings.weight_gan, adversary.loss)
     return score
