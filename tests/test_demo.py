@@ -1,12 +1,13 @@
 """The embedded default: it is what its card says, runs offline, and its two strengths do what the paper says."""
 
 import hashlib
+import io
 import json
 import socket
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pisasr import PiSASRPipeline
 from pisasr.bases import EMBEDDED
@@ -43,12 +44,54 @@ def test_it_loads_without_a_network(monkeypatch):
     assert PiSASRPipeline.from_pretrained().unet.config.in_channels == 16
 
 
-def test_lambda_pix_takes_noise_from_flat_areas(demo):
-    noise = np.random.default_rng(0).normal(120, 6, (64, 64, 3))
-    flat = Image.fromarray(noise.clip(0, 255).astype(np.uint8))
-    pictures = demo.sweep(flat, [(value, 0.0) for value in (0.0, 0.5, 1.0)], color_fix="none")
-    spreads = [np.asarray(picture, dtype=float).std() for picture in pictures]
-    assert spreads == sorted(spreads, reverse=True) and spreads[2] < 0.75 * spreads[0]
+@pytest.fixture(scope="module")
+def drawn() -> Image.Image:
+    """Calm areas and steep edges that everybody knows the place of, a fourth as large, with noise and JPEG blocks."""
+    large = Image.new("L", (512, 512), 110)
+    pen = ImageDraw.Draw(large)
+    pen.rectangle((0, 0, 200, 300), fill=60)
+    pen.ellipse((230, 180, 460, 430), fill=190)
+    small = np.asarray(large.resize((128, 128), Image.Resampling.BOX), dtype=float)[..., None]
+    noisy = small + np.random.default_rng(0).normal(0, 6, (128, 128, 3))
+    file = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).round().astype(np.uint8)).save(file, "JPEG", quality=60)
+    return Image.open(file).convert("RGB")
+
+
+def unrest(picture: Image.Image) -> float:
+    """What moves within 16 px on the calm areas of `drawn`: mean standard deviation of the luma, in grey levels."""
+    y = np.asarray(picture.convert("L"), dtype=float)
+    calm = (y[32:272, 32:176], y[32:144, 240:480], y[240:368, 288:400])
+    blocks = [area.reshape(area.shape[0] // 16, 16, area.shape[1] // 16, 16).std((1, 3)).ravel() for area in calm]
+    return float(np.concatenate(blocks).mean())
+
+
+def steepness(picture: Image.Image) -> float:
+    """Largest step from pixel to pixel across the long edge of `drawn`, mean over its rows, in grey levels."""
+    across = np.asarray(picture.convert("L"), dtype=float)[32:272, 184:220]
+    return float(np.abs(np.diff(across)).max(1).mean())
+
+
+def lattice_of(picture: Image.Image) -> float:
+    """What the calm ground of `drawn` repeats every four pixels: standard deviation, in grey levels."""
+    y = np.asarray(picture.convert("L"), dtype=float)[32:144, 240:480]
+    return float(y.reshape(28, 4, 60, 4).mean((0, 2)).std())
+
+
+def test_lambda_pix_takes_noise_and_blocks_from_calm_areas(demo, drawn):
+    unrests = [unrest(picture) for picture in demo.sweep(drawn, [(value / 4, 0.0) for value in range(5)])]
+    assert unrests == sorted(unrests, reverse=True) and unrests[-1] < 0.7 * unrests[0]
+
+
+def test_lambda_sem_steepens_edges_and_leaves_calm_areas_calm(demo, drawn):
+    pictures = demo.sweep(drawn, [(1.0, value) for value in (0.0, 0.5, 1.0, 1.5)])
+    steps = [steepness(picture) for picture in pictures]
+    assert steps == sorted(steps) and steps[2] > 1.1 * steps[0]
+    assert unrest(pictures[2]) < 1.1 * unrest(pictures[0])
+
+
+def test_both_strengths_draw_no_lattice(demo, drawn):
+    assert lattice_of(demo(drawn).images[0]) < 0.25
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

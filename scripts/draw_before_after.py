@@ -1,0 +1,54 @@
+"""Draw what the model does to pictures: bicubic, (1, 0) and (1, 1) side by side, one JPEG per picture.
+
+    python scripts/draw_before_after.py --input pisasr/demo/examples/*.png --output figs/before_after
+
+Each panel is the middle of the picture after fourfold enlargement, its pixels as they are.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+
+from PIL import Image  # noqa: E402
+
+SCALE = 4
+GAP = 8
+STRENGTHS = ((1.0, 0.0), (1.0, 1.0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, nargs="+", required=True, help="low-quality pictures")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--pretrained_model", metavar="MODEL", help="folder or hub id (default: the embedded model)")
+    parser.add_argument("--adapters", metavar="PATH", help="folder, hub id or .pkl (default: those beside the model)")
+    parser.add_argument("--panel", type=int, default=360, metavar="PX", help="side of a panel (default 360)")
+    args = parser.parse_args()
+
+    from pisasr import PiSASRPipeline
+    from pisasr.images import open_image
+
+    pipeline = PiSASRPipeline.from_pretrained(args.pretrained_model, args.adapters)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for path in args.input:
+        photo = open_image(path).convert("RGB")
+        bicubic = photo.resize((SCALE * photo.width, SCALE * photo.height), Image.Resampling.BICUBIC)
+        place = args.output / f"{path.stem}.jpg"
+        side_by_side([bicubic, *pipeline.sweep(photo, STRENGTHS, upscale=SCALE)], args.panel).save(place, quality=92)
+        print(place)
+
+
+def side_by_side(pictures: list[Image.Image], panel: int) -> Image.Image:
+    """The middle of each picture, at most `panel` px wide and high, in a row on white."""
+    width, height = (min(panel, side) for side in pictures[0].size)
+    left, top = (pictures[0].width - width) // 2, (pictures[0].height - height) // 2
+    sheet = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "white")
+    for column, picture in enumerate(pictures):
+        sheet.paste(picture.crop((left, top, left + width, top + height)), (column * (width + GAP), 0))
+    return sheet
+
+
+if __name__ == "__main__":
+    main()
