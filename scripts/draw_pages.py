@@ -1,9 +1,12 @@
 """Draw tiles of text and plain shapes: what a screenshot has and no photo of ours.
 
     python scripts/draw_pages.py --output data/demo/pages --count 60
+    python scripts/draw_pages.py --output data/demo/letters --count 120 --zoom 2 4
 
 Every tile is a window of made-up words in the DejaVu fonts that matplotlib brings along, on a plain or shaded ground,
-with frames, buttons and lines. Nobody's work is in them, so they ship with no notice. Same --seed, same tiles.
+with frames, buttons and lines. Nobody's work is in them, so they ship with no notice. Same --seed, same tiles. The
+letters are 9 to 36 px high, so that a fourfold reduction leaves hints of them; --zoom makes them larger, as they are in
+the pictures that are to come out when a readable screenshot is enlarged.
 """
 
 import argparse
@@ -24,15 +27,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--zoom", type=int, nargs="+", default=[1], help="letters larger by this, tile by tile in turn")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     for number in range(args.count):
-        page = draw_page(random.Random(f"{args.seed} {number}"))
+        page = draw_page(random.Random(f"{args.seed} {number}"), args.zoom[number % len(args.zoom)])
         page.save(args.output / f"page_{number:03}.png")
 
 
-def draw_page(chance: random.Random) -> Image.Image:
+def draw_page(chance: random.Random, zoom: int = 1) -> Image.Image:
     """One tile, TILE px wide and high: shapes first, then lines of text until the tile is full."""
     side = TILE * OVERSIZE
     paper, ink = colors(chance)
@@ -45,7 +49,7 @@ def draw_page(chance: random.Random) -> Image.Image:
         draw_shape(canvas, chance, side)
     top = chance.randrange(0, 40)
     while top < side:
-        font = load_font(chance.choice(FACES), chance.choice((18, 20, 22, 24, 26, 30, 36, 48, 72)))
+        font = load_font(chance.choice(FACES), zoom * chance.choice((18, 20, 22, 24, 26, 30, 36, 48, 72)))
         text = " ".join(word(chance) for _ in range(12))
         left = chance.randrange(-20, 60)
         fill = colors(chance)[1] if chance.random() < 0.15 else ink
