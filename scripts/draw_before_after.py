@@ -11,11 +11,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from PIL import Image  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
 SCALE = 4
 GAP = 8
+HEAD = 28
 STRENGTHS = ((1.0, 0.0), (1.0, 1.0))
+TITLES = ("bicubic", *(f"lambda_pix {pix:g}, lambda_sem {sem:g}" for pix, sem in STRENGTHS))
 
 
 def main() -> None:
@@ -41,12 +43,14 @@ def main() -> None:
 
 
 def side_by_side(pictures: list[Image.Image], panel: int) -> Image.Image:
-    """The middle of each picture, at most `panel` px wide and high, in a row on white."""
+    """The middle of each picture, at most `panel` px wide and high, in a row on white under its title."""
     width, height = (min(panel, side) for side in pictures[0].size)
     left, top = (pictures[0].width - width) // 2, (pictures[0].height - height) // 2
-    sheet = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), "white")
-    for column, picture in enumerate(pictures):
-        sheet.paste(picture.crop((left, top, left + width, top + height)), (column * (width + GAP), 0))
+    sheet = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, HEAD + height), "white")
+    for column, (title, picture) in enumerate(zip(TITLES, pictures, strict=True)):
+        x = column * (width + GAP)
+        ImageDraw.Draw(sheet).text((x + width / 2, HEAD / 2), title, "black", ImageFont.load_default(18), anchor="mm")
+        sheet.paste(picture.crop((left, top, left + width, top + height)), (x, HEAD))
     return sheet
 
 

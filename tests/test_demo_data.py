@@ -58,6 +58,30 @@ def test_pages_are_the_same_for_a_seed_and_have_letters_on_paper(tmp_path, monke
         assert page.shape == (256, 256) and page.std() > 15  # something to read
 
 
+def test_zoom_makes_the_letters_larger_and_the_strokes_wider(tmp_path, monkeypatch):
+    def widths(zoom):
+        """Mean length of a run of ink or paper along the rows of four tiles, px."""
+        argv = ["draw_pages", "--output", str(tmp_path / zoom), "--count", "4", "--zoom", *zoom]
+        monkeypatch.setattr(sys, "argv", argv)
+        draw_pages.main()
+        pages = [np.asarray(Image.open(path).convert("L"), float) for path in sorted((tmp_path / zoom).iterdir())]
+        inked = [page > (page.min() + page.max()) / 2 for page in pages]
+        return [256 / (1 + np.diff(page, axis=1).sum(1).mean()) for page in inked]
+
+    plain, mixed = widths("1"), widths("14")
+    assert mixed[0] == plain[0] and mixed[2] == plain[2]
+    assert mixed[1] > 1.5 * plain[1] and mixed[3] > 1.5 * plain[3]
+
+
+def test_the_clean_recipe_only_reduces(tmp_path):
+    recipe = degrade.read_recipe(Path(__file__).parents[1] / "configs/degradation/clean.yaml", None)
+    photo = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    reduced = torch.nn.functional.interpolate(photo[None], scale_factor=0.25, mode="bicubic", antialias=True)[0]
+    for index in range(4):
+        x_L = degrade_one(photo, recipe, sample_generator(0, 0, index))
+        assert (x_L - reduced.clamp(0, 1)).abs().max() < 1.5 / 255
+
+
 def test_the_mild_recipe_is_one_blur_one_noise_and_one_jpeg(tmp_path):
     recipe = degrade.read_recipe(Path(__file__).parents[1] / "configs/degradation/mild.yaml", None)
     gray = torch.full((3, 128, 128), 0.5)

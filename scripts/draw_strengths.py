@@ -1,0 +1,48 @@
+"""Draw one place of a picture under every pair of strengths, its pixels as they are.
+
+    python scripts/infer.py --input pisasr/demo/examples/coffee.png --output results/grid --lambda_grid "0,1" "0,1"
+    python scripts/draw_strengths.py --pictures results/grid/coffee --box 200 140 220 160 --output figs/adjustable.png
+
+Rows are lambda_pix, columns lambda_sem, as in the sheet that infer.py makes of whole pictures.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+
+from PIL import Image  # noqa: E402
+
+from pisasr.grid import draw_sheet  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, required=True, help="folder with pixX_semY.png, from --lambda_grid")
+    parser.add_argument("--box", type=int, nargs=4, required=True, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"))
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    args = parser.parse_args()
+
+    found = {pair: path for path in args.pictures.glob("pix*_sem*.png") if (pair := strengths(path.stem))}
+    lambdas_pix, lambdas_sem = (sorted({pair[axis] for pair in found}) for axis in (0, 1))
+    absent = [(pix, sem) for pix in lambdas_pix for sem in lambdas_sem if (pix, sem) not in found]
+    if not found or absent:
+        sys.exit(f"{args.pictures}: a whole grid of pixX_semY.png is wanted; missing: {absent or 'all'}")
+    left, top, width, height = args.box
+    details = []
+    for pair in sorted(found):
+        with Image.open(found[pair]) as picture:
+            details.append(picture.crop((left, top, left + width, top + height)))
+    draw_sheet(details, lambdas_pix, lambdas_sem).save(args.output)
+
+
+def strengths(name: str) -> tuple[float, float] | None:
+    """(lambda_pix, lambda_sem) of a picture's name, as infer.py gives it."""
+    match = re.fullmatch(r"pix([\d.]+)_sem([\d.]+)", name)
+    return (float(match[1]), float(match[2])) if match else None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The scripts that draw the README's figures: the right pixels in the right place."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+import draw_before_after  # noqa: E402
+import draw_strengths  # noqa: E402
+
+
+def flat(level, size=(40, 30)):
+    return Image.new("RGB", size, (level, level, level))
+
+
+def test_before_and_after_stand_in_a_row_in_their_own_pixels():
+    pictures = [flat(level, (400, 300)) for level in (10, 20, 30)]
+    for index, picture in enumerate(pictures):
+        picture.putpixel((200, 150), (200 + index, 0, 0))  # the middle
+    sheet = np.asarray(draw_before_after.side_by_side(pictures, 100))
+    head, pitch = draw_before_after.HEAD, 100 + draw_before_after.GAP
+    assert sheet.shape == (head + 100, 3 * pitch - draw_before_after.GAP, 3)
+    for index in range(3):
+        panel = sheet[head:, index * pitch : index * pitch + 100]
+        assert tuple(panel[50, 50]) == (200 + index, 0, 0)
+        assert (panel[..., 2] != 10 * (index + 1)).sum() == 1
+
+
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    def draw(*names):
+        for level, name in enumerate(names):
+            flat(level).save(tmp_path / name)
+        argv = ["draw_strengths", "--pictures", str(tmp_path), "--box", "5", "6", "20", "10"]
+        monkeypatch.setattr(sys, "argv", [*argv, "--output", str(tmp_path / "sheet.png")])
+        draw_strengths.main()
+        return np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
+
+    return draw
+
+
+def test_strengths_are_ordered_as_numbers(draw):
+    sheet = draw("pix0_sem10.png", "pix0_sem2.png", "pix1_sem10.png", "pix1_sem2.png")
+    places = {level: np.argwhere(sheet == level).mean(0) for level in range(4)}
+    assert all((sheet == level).sum() >= 20 * 10 for level in range(4))
+    assert places[1][1] < places[0][1] and places[0][0] < places[2][0]  # 2 is left of 10, pix 0 is above pix 1
+
+
+@pytest.mark.parametrize("names", [[], ["pix0_sem0.png", "pix1_sem1.png"]])
+def test_a_grid_with_holes_is_refused(draw, names):
+    with pytest.raises(SystemExit, match="a whole grid"):
+        draw(*names)
