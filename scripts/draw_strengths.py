@@ -1,7 +1,8 @@
 """Draw one place of a picture under every pair of strengths, its pixels as they are.
 
-    python scripts/infer.py --input pisasr/demo/examples/coffee.png --output results/grid --lambda_grid "0,1" "0,1"
-    python scripts/draw_strengths.py --pictures results/grid/coffee --box 200 140 220 160 --output figs/adjustable.png
+    python scripts/infer.py --input pisasr/demo/examples/coffee.png --output results/grid \
+        --lambda_grid "0,0.5,1,1.5" "0,0.5,1,1.5"
+    python scripts/draw_strengths.py --pictures results/grid/coffee --box 150 130 220 170 --output figs/adjustable.png
 
 Rows are lambda_pix, columns lambda_sem, as in the sheet that infer.py makes of whole pictures.
 """

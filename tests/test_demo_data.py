@@ -73,7 +73,7 @@ def test_zoom_makes_the_letters_larger_and_the_strokes_wider(tmp_path, monkeypat
     assert mixed[1] > 1.5 * plain[1] and mixed[3] > 1.5 * plain[3]
 
 
-def test_the_clean_recipe_only_reduces(tmp_path):
+def test_the_clean_recipe_only_reduces():
     recipe = degrade.read_recipe(Path(__file__).parents[1] / "configs/degradation/clean.yaml", None)
     photo = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
     reduced = torch.nn.functional.interpolate(photo[None], scale_factor=0.25, mode="bicubic", antialias=True)[0]
