@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,16 @@ def check_base(folder: Path) -> dict[str, Any]:
     if vae.get("_class_name") not in VAES:
         raise ModelError(f"{folder} has a VAE {vae.get('_class_name')}; wanted {' or '.join(VAES)}.")
     return unet
+
+
+def own_color_fix(folder: Path, known: Collection[str]) -> str:
+    """The colour fix that the maker of this model chose, "color_fix" in its model_index.json, else the published one."""
+    if not (folder / "model_index.json").is_file():
+        return "adain"
+    name = _config(folder, ".", "model_index.json").get("color_fix", "adain")
+    if name not in known:
+        raise ModelError(f"{folder}/model_index.json names the color_fix {name!r}; wanted one of {', '.join(known)}.")
+    return name
 
 
 def _config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any]:

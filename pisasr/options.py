@@ -53,8 +53,7 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
         "--color_fix",
         "--align_method",
         choices=("adain", "wavelet", "none", "nofix"),
-        default="adain",
-        help="how the result gets the input's colours (default: adain)",
+        help="how the result gets the input's colours (default: the model's own way, adain if it names none)",
     )
     add("--prompt", default="", help="what the picture shows (default: nothing)")
     add(

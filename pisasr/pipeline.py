@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pisasr import color, images
 from pisasr.adapters import merge_in_place, merged
-from pisasr.bases import BASES, check_base, find_model, is_merged, load_others, load_unet
+from pisasr.bases import BASES, check_base, find_model, is_merged, load_others, load_unet, own_color_fix
 from pisasr.errors import CheckpointError, ModelError, PisasrError
 from pisasr.model import PiSASR
 from pisasr.residual import needed, restore_latent
@@ -37,16 +37,17 @@ class Options:
     """How pictures are repaired: what `PiSASRPipeline.__call__` and the sweeps take beside pictures and strengths.
 
     upscale: any factor from 1 up. process_size: the short side, in pixels of the result, up to which small pictures are
-    enlarged first. color_fix: how the result gets the input's colours back. tile_size, tile_overlap: latent pixels;
-    None is 768 image pixels and a third of the tile. vae_tile_size: image pixels; beyond its square the VAE works in
-    pieces, to the same result. posterior: "mean", or "sample" with `generator`: a seed, which every picture starts
-    anew from, or a torch.Generator, which goes on from picture to picture.
+    enlarged first. color_fix: how the result gets the input's colours back; None is the model's own way (adain, as
+    published, unless its model_index.json names another). tile_size, tile_overlap: latent pixels; None is 768 image
+    pixels and a third of the tile. vae_tile_size: image pixels; beyond its square the VAE works in pieces, to the same
+    result. posterior: "mean", or "sample" with `generator`: a seed, which every picture starts anew from, or a
+    torch.Generator, which goes on from picture to picture.
     output_type: "pil"; "np" [H, W, C] or "pt" [C, H, W], the same levels in [0, 1] (C: 1 grey, 3 colour, + 1 alpha).
     """
 
     upscale: float = 4
     process_size: int = 512
-    color_fix: Literal["adain", "wavelet", "none"] = "adain"
+    color_fix: Literal["adain", "wavelet", "none"] | None = None
     tile_size: int | None = None
     tile_overlap: int | None = None
     vae_tile_size: int | None = None
@@ -61,7 +62,8 @@ class Options:
         for name in ("process_size", "vae_tile_size"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise ValueError(f"{name} is {size}; it must be a positive number of pixels.")
-        _check_choice("color_fix", self.color_fix, COLOR_FIXES)
+        if self.color_fix is not None:
+            _check_choice("color_fix", self.color_fix, COLOR_FIXES)
         _check_choice("posterior", self.posterior, ("mean", "sample"))
         _check_choice("output_type", self.output_type, ("pil", "np", "pt"))
 
@@ -81,16 +83,19 @@ class PiSASRPipeline(DiffusionPipeline):
     """Repair and enlarge photos in one step, with one strength for fidelity and one for detail.
 
     unet carries both adapters in its weights and gives eps_pisa; unet_pix carries the pixel adapter and gives eps_pix.
-    The scheduler takes no part: its config says how the base was trained.
+    The scheduler takes no part: its config says how the base was trained. color_fix is what this model's pictures get
+    where no other is asked for.
     """
 
     model_cpu_offload_seq = "text_encoder->unet_pix->unet->vae"
 
-    def __init__(self, vae, text_encoder, tokenizer, unet, unet_pix, scheduler):
+    def __init__(self, vae, text_encoder, tokenizer, unet, unet_pix, scheduler, color_fix: str = "adain"):
         super().__init__()
+        _check_choice("color_fix", color_fix, COLOR_FIXES)
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, unet_pix=unet_pix, scheduler=scheduler
         )
+        self.register_to_config(color_fix=color_fix)
         self._prompt_encoder = PromptEncoder(tokenizer, text_encoder)
 
     @classmethod
@@ -115,6 +120,7 @@ class PiSASRPipeline(DiffusionPipeline):
         torch_dtype = dtype or torch_dtype
         folder = find_model(model, **hub)
         unet_config = check_base(folder)
+        color_fix = own_color_fix(folder, COLOR_FIXES)
         if is_merged(folder):
             if adapters is not None:
                 raise ModelError(f"{folder} has its adapters merged already; drop `adapters`, or give a bare base.")
@@ -124,7 +130,7 @@ class PiSASRPipeline(DiffusionPipeline):
             for adapter in filter(None, (pix, sem)):
                 _check_trained_on(adapter, unet_config)
             unet, unet_pix = _merge_both(load_unet(folder, "unet"), pix, sem, torch_dtype)
-        return cls(unet=unet, unet_pix=unet_pix, **load_others(folder, torch_dtype))
+        return cls(unet=unet, unet_pix=unet_pix, color_fix=color_fix, **load_others(folder, torch_dtype))
 
     def __call__(
         self,
@@ -180,7 +186,7 @@ class PiSASRPipeline(DiffusionPipeline):
         for lambda_pix, lambda_sem in pairs:
             z_H = restore_latent(z_L, eps_pix, eps_pisa, lambda_pix, lambda_sem)
             x_H = images.crop(model.decode(z_H, tile_px=vae_tile), frame)
-            restored = images.finish(_to_picture(x_H, prepared, options.color_fix), frame)
+            restored = images.finish(_to_picture(x_H, prepared, options.color_fix or self.config.color_fix), frame)
             yield _as_type(images.join(restored, alpha, is_grey), options.output_type)
 
     def _residuals(

@@ -7,7 +7,7 @@ import socket
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from pisasr import PiSASRPipeline
 from pisasr.bases import EMBEDDED
@@ -42,6 +42,18 @@ def test_it_loads_without_a_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     assert PiSASRPipeline.from_pretrained().unet.config.in_channels == 16
+
+
+def test_the_paper_of_a_screenshot_stays_white():
+    page = Image.new("RGB", (128, 128), "white")
+    pen = ImageDraw.Draw(page)
+    pen.rectangle((0, 0, 128, 16), fill=(40, 60, 110))
+    for row in range(5):
+        pen.text((4, 20 + 18 * row), "def main(args): 13", fill="black", font=ImageFont.load_default(11))
+    restored = PiSASRPipeline.from_pretrained()(page).images[0]
+    paper, bar = restored.crop((440, 80, 500, 500)), restored.crop((460, 16, 500, 48))
+    assert np.asarray(paper).mean() > 254
+    np.testing.assert_allclose(np.asarray(bar).mean((0, 1)), (40, 60, 110), atol=3)
 
 
 @pytest.fixture(scope="module")

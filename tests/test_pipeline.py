@@ -160,6 +160,24 @@ def test_what_is_saved_loads_and_gives_equal_pictures(pipe, tmp_path):
         load_base(tmp_path / "saved")
 
 
+def test_a_model_names_its_own_colour_fix_and_keeps_it_when_saved(base_folder, pipe, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(base_folder, folder)
+    (folder / "model_index.json").write_text('{"color_fix": "wavelet"}')
+    own = PiSASRPipeline.from_pretrained(folder)
+    own.save_pretrained(tmp_path / "saved")
+    adain, wavelet = (pipe(photo(), **SMALL, color_fix=name).images[0] for name in ("adain", "wavelet"))
+    assert not equal(adain, wavelet)
+    assert equal(pipe(photo(), **SMALL).images[0], adain)
+    for named in (own, PiSASRPipeline.from_pretrained(tmp_path / "saved")):
+        assert equal(named(photo(), **SMALL).images[0], wavelet)
+        assert equal(named(photo(), **SMALL, color_fix="adain").images[0], adain)
+
+    (folder / "model_index.json").write_text('{"color_fix": "rainbow"}')
+    with pytest.raises(ModelError, match="names the color_fix 'rainbow'; wanted one of adain, wavelet, none"):
+        PiSASRPipeline.from_pretrained(folder)
+
+
 def test_the_bare_base_for_training_is_whole_frozen_and_float32(base_folder):
     base = load_base(base_folder)
     assert base.keys() == {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}

@@ -149,6 +149,7 @@ def save_base(folder: Path, vae, parts: nn.ModuleDict, tokenizer, scheduler) -> 
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", "DDPMScheduler"],
+        "color_fix": "wavelet",  # adain greys a page: letters made blacker spread the values, and it shrinks them
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
