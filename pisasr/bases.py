@@ -120,7 +120,7 @@ def check_base(folder: Path) -> dict[str, Any]:
 
 
 def own_color_fix(folder: Path, known: Collection[str]) -> str:
-    """The colour fix that the maker of this model chose, "color_fix" in its model_index.json, else the published one."""
+    """The colour fix that this model's maker chose, "color_fix" in its model_index.json, else the published one."""
     if not (folder / "model_index.json").is_file():
         return "adain"
     name = _config(folder, ".", "model_index.json").get("color_fix", "adain")
