@@ -123,9 +123,13 @@ def own_color_fix(folder: Path, known: Collection[str]) -> str:
     """The colour fix that this model's maker chose, "color_fix" in its model_index.json, else the published one."""
     if not (folder / "model_index.json").is_file():
         return "adain"
-    name = _config(folder, ".", "model_index.json").get("color_fix", "adain")
-    if name not in known:
-        raise ModelError(f"{folder}/model_index.json names the color_fix {name!r}; wanted one of {', '.join(known)}.")
+    index = _config(folder, ".", "model_index.json")
+    name = index.get("color_fix", "adain") if isinstance(index, dict) else index
+    if not isinstance(name, str) or name not in known:
+        wanted = ", ".join(known)
+        raise ModelError(
+            f"{folder}/model_index.json has color_fix {name!r}, wanted one of {wanted}; correct that line."
+        )
     return name
 
 

@@ -180,16 +180,22 @@ def _check_infer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("--default fixes both strengths, --lambda_grid varies them: leave one of them out")
     if args.lambda_auto:
         _check_auto(parser, args)
+    elif args.lambda_grid and (fixed := _fixed_strengths(args)):
+        parser.error(f"--{fixed[0]} fixes a strength, --lambda_grid varies both: leave one of them out")
     if args.default:
         args.lambda_pix = args.lambda_sem = 1.0
     args.lambda_pix = 1.0 if args.lambda_pix is None else args.lambda_pix
     args.lambda_sem = 1.0 if args.lambda_sem is None else args.lambda_sem
 
 
+def _fixed_strengths(args: argparse.Namespace) -> list[str]:
+    return [name for name in ("lambda_pix", "lambda_sem") if getattr(args, name) is not None]
+
+
 def _check_auto(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     from pisasr.evaluation.metrics import METRICS
 
-    fixed = [name for name in ("lambda_pix", "lambda_sem") if getattr(args, name) is not None]
+    fixed = _fixed_strengths(args)
     if fixed or args.default:
         said = "--default" if args.default else f"--{fixed[0]}"
         parser.error(f"{said} fixes strengths, --lambda_auto chooses them: leave one of them out")

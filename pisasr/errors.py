@@ -1,6 +1,8 @@
 """What pisasr says when it can't go on. Each message is one line: what was wanted, what came, what to do."""
 
 import argparse
+import sys
+from collections.abc import Callable
 
 
 class PisasrError(Exception):
@@ -21,3 +23,13 @@ class ModelError(PisasrError):
 
 class UsageError(PisasrError, argparse.ArgumentTypeError):
     """The command line asks for something that can't be. argparse prints it as its own line, with the option's name."""
+
+
+def exit_code(run: Callable[[], None]) -> int:
+    """Of a script: 0 after `run()`, 1 and one line on stderr where the user or the disk has something to put right."""
+    try:
+        run()
+    except (PisasrError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

@@ -12,20 +12,30 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
+from pisasr.errors import PisasrError, exit_code  # noqa: E402
+
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--adapters", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return exit_code(lambda: assemble(args))
 
+
+def assemble(args: argparse.Namespace) -> None:
     import torch
 
+    from pisasr.bases import check_base
     from pisasr.weights import load_adapters, save_adapter
 
+    if args.output.resolve() == args.base.resolve():
+        raise PisasrError(f"--output {args.output} is the base itself; give another folder")
+    check_base(args.base)
+    adapters = load_adapters(args.adapters)
     for part in PARTS:
         shutil.copytree(args.base / part, args.output / part, dirs_exist_ok=True)
         for config in (args.output / part).glob("config.json"):
@@ -33,7 +43,7 @@ def main() -> None:
             content.pop("_name_or_path", None)  # where this machine had it
             config.write_text(json.dumps(content, indent=2) + "\n")
     shutil.copy(args.base / "model_index.json", args.output)
-    for adapter in filter(None, load_adapters(args.adapters)):
+    for adapter in filter(None, adapters):
         save_adapter(args.output / "adapters" / f"{adapter.name}.safetensors", adapter, torch.float16)
     weights = sorted(args.output.rglob("*.safetensors"))
     for path in weights:
@@ -45,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works be
 
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
+from pisasr.errors import ImageError, exit_code  # noqa: E402
+from pisasr.options import positive_int  # noqa: E402
+
 SCALE = 4
 GAP = 8
 HEAD = 28
@@ -20,22 +23,28 @@ STRENGTHS = ((1.0, 0.0), (1.0, 1.0))
 TITLES = ("bicubic", *(f"lambda_pix {pix:g}, lambda_sem {sem:g}" for pix, sem in STRENGTHS))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, nargs="+", required=True, help="low-quality pictures")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--pretrained_model", metavar="MODEL", help="folder or hub id (default: the embedded model)")
     parser.add_argument("--adapters", metavar="PATH", help="folder, hub id or .pkl (default: those beside the model)")
-    parser.add_argument("--panel", type=int, default=360, metavar="PX", help="side of a panel (default 360)")
-    args = parser.parse_args()
+    parser.add_argument("--panel", type=positive_int, default=360, metavar="PX", help="side of a panel (default 360)")
+    args = parser.parse_args(argv)
+    return exit_code(lambda: draw(args))
 
+
+def draw(args: argparse.Namespace) -> None:
     from pisasr import PiSASRPipeline
     from pisasr.images import open_image
 
     pipeline = PiSASRPipeline.from_pretrained(args.pretrained_model, args.adapters)
     args.output.mkdir(parents=True, exist_ok=True)
     for path in args.input:
-        photo = open_image(path).convert("RGB")
+        try:
+            photo = open_image(path).convert("RGB")
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}; give the pictures themselves, no folders") from None
         bicubic = photo.resize((SCALE * photo.width, SCALE * photo.height), Image.Resampling.BICUBIC)
         place = args.output / f"{path.stem}.jpg"
         side_by_side([bicubic, *pipeline.sweep(photo, STRENGTHS, upscale=SCALE)], args.panel).save(place, quality=92)
@@ -55,4 +64,4 @@ def side_by_side(pictures: list[Image.Image], panel: int) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

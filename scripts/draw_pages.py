@@ -11,10 +11,16 @@ the pictures that are to come out when a readable screenshot is enlarged.
 
 import argparse
 import random
+import sys
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+
+from pisasr.errors import exit_code  # noqa: E402
+from pisasr.options import positive_int  # noqa: E402
 
 TILE = 256
 OVERSIZE = 2  # drawn larger and reduced, so that edges fall between pixels as they do on screens with smoothed fonts
@@ -23,13 +29,18 @@ SYLLABLES = "ra te li no ves mar con tri sta be ul ing er qu fo gy pla wex hom j
 SYLLABLES += "07 3.5 19 x4 : - , . ( ) %".split()
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--zoom", type=int, nargs="+", default=[1], help="letters larger by this, tile by tile in turn")
+    parser.add_argument("--count", type=positive_int, default=60)
+    zooms = {"type": int, "choices": range(1, 17), "metavar": "1..16"}
+    parser.add_argument("--zoom", nargs="+", default=[1], help="letters larger by this, tile by tile in turn", **zooms)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return exit_code(lambda: draw_pages(args))
+
+
+def draw_pages(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for number in range(args.count):
         page = draw_page(random.Random(f"{args.seed} {number}"), args.zoom[number % len(args.zoom)])
@@ -96,4 +107,4 @@ def load_font(face: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

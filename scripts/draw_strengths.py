@@ -16,27 +16,38 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works be
 
 from PIL import Image  # noqa: E402
 
+from pisasr.errors import PisasrError, exit_code  # noqa: E402
 from pisasr.grid import draw_sheet  # noqa: E402
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, required=True, help="folder with pixX_semY.png, from --lambda_grid")
     parser.add_argument("--box", type=int, nargs=4, required=True, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"))
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return exit_code(lambda: draw(args.pictures, tuple(args.box), args.output))
 
-    found = {pair: path for path in args.pictures.glob("pix*_sem*.png") if (pair := strengths(path.stem))}
+
+def draw(folder: Path, box: tuple[int, int, int, int], output: Path) -> None:
+    found = {pair: path for path in folder.glob("pix*_sem*.png") if (pair := strengths(path.stem))}
     lambdas_pix, lambdas_sem = (sorted({pair[axis] for pair in found}) for axis in (0, 1))
     absent = [(pix, sem) for pix in lambdas_pix for sem in lambdas_sem if (pix, sem) not in found]
     if not found or absent:
-        sys.exit(f"{args.pictures}: a whole grid of pixX_semY.png is wanted; missing: {absent or 'all'}")
-    left, top, width, height = args.box
+        raise PisasrError(f"{folder}: a whole grid of pixX_semY.png is wanted; missing: {absent or 'all'}")
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise PisasrError(f"--output is {output}; give a file such as sheet.png")
+    left, top, width, height = box
     details = []
     for pair in sorted(found):
         with Image.open(found[pair]) as picture:
+            inside = left + width <= picture.width and top + height <= picture.height
+            if min(left, top) < 0 or min(width, height) < 1 or not inside:
+                size = f"{picture.width} x {picture.height}"
+                raise PisasrError(f"--box {left} {top} {width} {height} is no place inside the pictures of {size} px")
             details.append(picture.crop((left, top, left + width, top + height)))
-    draw_sheet(details, lambdas_pix, lambdas_sem).save(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw_sheet(details, lambdas_pix, lambdas_sem).save(output)
 
 
 def strengths(name: str) -> tuple[float, float] | None:
@@ -46,4 +57,4 @@ def strengths(name: str) -> tuple[float, float] | None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

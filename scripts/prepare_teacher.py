@@ -17,21 +17,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.errors import PisasrError  # noqa: E402
+from pisasr.errors import PisasrError, exit_code  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, nargs="+", required=True, help="folders with lq/ and hq/ in them")
     parser.add_argument("--weights", type=Path, help="folder with the teacher's files")
-    parser.add_argument("--device", help="default: cuda where there is one")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one")
     args = parser.parse_args(argv)
-    try:
-        prepare(args.pairs, args.weights, args.device)
-    except (PisasrError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: prepare(args.pairs, args.weights, args.device))
 
 
 def prepare(folders: list[Path], weights: Path | None, device: str | None) -> None:
@@ -47,13 +42,20 @@ def prepare(folders: list[Path], weights: Path | None, device: str | None) -> No
         inputs = sorted((folder / "lq").glob("*.png"))
         if not inputs:
             raise PisasrError(f"no *.png in {folder / 'lq'}; make them with scripts/degrade.py")
+        if absent := [path.name for path in inputs if not (folder / "hq" / path.name).is_file()]:
+            raise PisasrError(f"{folder / 'hq'} lacks {absent[0]}, the photo of {len(absent)} in lq/; both are wanted")
         (folder / "teacher").mkdir(exist_ok=True)
         todo += [(path, folder / "hq" / path.name, folder / "teacher" / path.name) for path in inputs]
+    if weights is not None and not weights.is_dir():
+        raise PisasrError(f"--weights: no folder at {weights}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     network = load_x4plus(weights).to(device, torch.bfloat16)
     for path, photo, place in tqdm(todo, unit="picture"):
         if not place.exists():
-            taught, true = to_tensor(upscale(open_image(path), network)), to_tensor(open_image(photo))
+            lq, hq = open_image(path), open_image(photo)
+            if hq.size != (4 * lq.width, 4 * lq.height):
+                raise PisasrError(f"{photo} has {hq.size} px; four times {path} is {4 * lq.width, 4 * lq.height}")
+            taught, true = to_tensor(upscale(lq, network)), to_tensor(hq)
             save_image(to_image(wavelet(taught, true)), place)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
 from pisasr.errors import PisasrError  # noqa: E402
+from pisasr.options import positive_int  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,14 +30,16 @@ def main(argv: list[str] | None = None) -> int:
     add("--mix", nargs="*", default=[], metavar="NAME=WEIGHT", help="how often each source comes, as data.mix")
     add("--output", type=Path, required=True)
     add("--degradation", type=Path, default=Path("configs/degradation/camera.yaml"), help="recipe (YAML)")
-    add("--crop", type=int, default=128, metavar="PX")
+    add("--crop", type=positive_int, default=128, metavar="PX", help="side of a sample, a multiple of 16")
     add("--autoencoder_steps", type=int, default=2000)
     add("--prior_steps", type=int, default=6000)
-    add("--batch", type=int, default=8)
+    add("--batch", type=positive_int, default=8)
     add("--workers", type=int, default=0, help="processes that cut and degrade")
-    add("--device", help="default: cuda where there is one")
+    add("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one")
     add("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.crop % 16:
+        parser.error(f"--crop {args.crop} is no multiple of 16, which the autoencoder and the UNet divide it by")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         train(args)

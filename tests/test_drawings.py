@@ -37,7 +37,7 @@ def draw(tmp_path, monkeypatch):
             flat(level).save(tmp_path / name)
         argv = ["draw_strengths", "--pictures", str(tmp_path), "--box", "5", "6", "20", "10"]
         monkeypatch.setattr(sys, "argv", [*argv, "--output", str(tmp_path / "sheet.png")])
-        draw_strengths.main()
+        assert draw_strengths.main() == 0
         return np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
 
     return draw
@@ -51,6 +51,32 @@ def test_strengths_are_ordered_as_numbers(draw):
 
 
 @pytest.mark.parametrize("names", [[], ["pix0_sem0.png", "pix1_sem1.png"]])
-def test_a_grid_with_holes_is_refused(draw, names):
-    with pytest.raises(SystemExit, match="a whole grid"):
-        draw(*names)
+def test_a_grid_with_holes_is_refused(tmp_path, capsys, names):
+    for name in names:
+        flat(0).save(tmp_path / name)
+    argv = ["--pictures", str(tmp_path), "--output", str(tmp_path / "sheet.png"), "--box", "0", "0", "9", "9"]
+    assert draw_strengths.main(argv) == 1
+    assert "a whole grid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("box", "file", "reason"),
+    [
+        ("30 6 20 10", "sheet.png", "--box 30 6 20 10 is no place inside the pictures of 40 x 30 px"),
+        ("0 0 0 9", "sheet.png", "is no place"),
+        ("-1 0 9 9", "sheet.png", "is no place"),
+        ("0 0 9 9", "sheet.xyz", "give a file such as sheet.png"),
+    ],
+)
+def test_places_that_are_not_there_are_one_line(tmp_path, capsys, box, file, reason):
+    flat(0).save(tmp_path / "pix0_sem0.png")
+    argv = ["--pictures", str(tmp_path), "--output", str(tmp_path / "new" / file), "--box", *box.split()]
+    assert draw_strengths.main(argv) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line and not (tmp_path / "new").exists()
+
+
+def test_the_picture_that_can_not_be_read_is_named(tmp_path, capsys):
+    assert draw_before_after.main(["--input", str(tmp_path / "gone.png"), "--output", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "gone.png: no such file" in line

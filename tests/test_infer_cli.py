@@ -147,6 +147,7 @@ def test_default_is_one_one(here, stub):
         ["--existing", "maybe"],
         ["--seed", "x"],
         ["--default", "--lambda_grid", "0,1", "0,1"],
+        ["--lambda_grid", "0,1", "0,1", "--lambda_pix", "0.5"],
         ["--unknown"],
     ],
 )

@@ -173,9 +173,10 @@ def test_a_model_names_its_own_colour_fix_and_keeps_it_when_saved(base_folder, p
         assert equal(named(photo(), **SMALL).images[0], wavelet)
         assert equal(named(photo(), **SMALL, color_fix="adain").images[0], adain)
 
-    (folder / "model_index.json").write_text('{"color_fix": "rainbow"}')
-    with pytest.raises(ModelError, match="names the color_fix 'rainbow'; wanted one of adain, wavelet, none"):
-        PiSASRPipeline.from_pretrained(folder)
+    for wrong in ('{"color_fix": "rainbow"}', '{"color_fix": ["adain"]}', "[]"):
+        (folder / "model_index.json").write_text(wrong)
+        with pytest.raises(ModelError, match=r"has color_fix .*, wanted one of adain, wavelet, none; correct"):
+            PiSASRPipeline.from_pretrained(folder)
 
 
 def test_the_bare_base_for_training_is_whole_frozen_and_float32(base_folder):

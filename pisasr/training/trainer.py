@@ -491,7 +491,10 @@ def share_of_batch(stage: Stage, config: TrainConfig, processes: int) -> int:
 def check_adapter(path: Path, name: str, config: TrainConfig) -> Adapter:
     """Read an adapter that training is to build upon. CheckpointError unless it is the one that config describes."""
     if not path.is_file():
-        raise CheckpointError(f"no {name} adapter at {path}; train that stage first, or set sem.init_from.")
+        where = "pix.init_from, sem.init_from" if name == "pix" else "sem.start_from"
+        raise CheckpointError(
+            f"no {name} adapter at {path}; train that stage first, or name one that is there ({where})."
+        )
     adapter = load_adapter(path)
     rank = {"pix": config.model.rank_pix, "sem": config.model.rank_sem}[name]
     wanted = {"kind": name, "rank": rank, "alpha": config.model.alpha, "timestep": ONE_STEP}
