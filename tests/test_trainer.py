@@ -277,7 +277,7 @@ def test_two_processes_equal_one(run, tmp_path):
     assert len(rows(together)) == 2  # only one of them writes
     for one, other in zip(rows(alone), rows(together), strict=True):
         for name in one.keys() - {"stage", "step"}:
-            assert one[name] == pytest.approx(other[name], rel=1e-6), name
+            assert one[name] == pytest.approx(other[name], rel=1e-5), name  # float32, summed in another order
     for name in ("pix", "sem"):
         kept = [read_checkpoint(folder / "checkpoints" / f"{name}-00000001").tensors for folder in (alone, together)]
         gradients = [{k: 10 * t for k, t in each.items() if k.startswith("optimizer.exp_avg.")} for each in kept]
