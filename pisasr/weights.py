@@ -51,8 +51,9 @@ class Adapter:
 
 
 def base_facts(unet_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells one base from another, out of a UNet's config."""
-    return {key: unet_config[key] for key in ("in_channels", "cross_attention_dim", "block_out_channels")}
+    """What tells one base from another, out of a UNet's config; lists where the config has tuples, as JSON keeps it."""
+    facts = {key: unet_config[key] for key in ("in_channels", "cross_attention_dim", "block_out_channels")}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
 
 def save_adapter(path: str | os.PathLike, adapter: Adapter, dtype: torch.dtype = torch.float32) -> None:

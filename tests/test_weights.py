@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from pisasr.cli import main
 from pisasr.errors import CheckpointError
-from pisasr.weights import convert_release, load_adapter, load_adapters, looks_like_hub_id, save_adapter
+from pisasr.weights import base_facts, convert_release, load_adapter, load_adapters, looks_like_hub_id, save_adapter
 
 
 def published(pix, sem) -> dict:
@@ -52,6 +52,12 @@ def test_a_saved_adapter_comes_back_to_the_bit(tmp_path, pix):
     assert_same(back, pix)
     assert back.base["cross_attention_dim"] == 16
     assert os.listdir(tmp_path / "new") == ["pix.safetensors"]
+
+
+def test_a_base_is_known_again_when_its_config_holds_tuples(tmp_path, pix):
+    facts = base_facts({"in_channels": 4, "cross_attention_dim": 16, "block_out_channels": (8, 16), "sample_size": 64})
+    save_adapter(tmp_path / "pix.safetensors", replace(pix, base=facts))
+    assert load_adapter(tmp_path / "pix.safetensors").base == facts
 
 
 def test_the_file_says_what_it_is(tmp_path, sem):
