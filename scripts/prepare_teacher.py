@@ -43,18 +43,18 @@ def prepare(folders: list[Path], weights: Path | None, device: str | None) -> No
         if not inputs:
             raise PisasrError(f"no *.png in {folder / 'lq'}; make them with scripts/degrade.py")
         if absent := [path.name for path in inputs if not (folder / "hq" / path.name).is_file()]:
-            raise PisasrError(f"{folder / 'hq'} lacks {absent[0]}, the photo of {len(absent)} in lq/; both are wanted")
+            lack = f"{len(absent)} of the {len(inputs)} pictures in lq/, {absent[0]} first"
+            raise PisasrError(f"{folder / 'hq'} lacks the photos of {lack}; degrade.py --hq_output writes them")
         (folder / "teacher").mkdir(exist_ok=True)
         todo += [(path, folder / "hq" / path.name, folder / "teacher" / path.name) for path in inputs]
-    if weights is not None and not weights.is_dir():
-        raise PisasrError(f"--weights: no folder at {weights}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     network = load_x4plus(weights).to(device, torch.bfloat16)
     for path, photo, place in tqdm(todo, unit="picture"):
         if not place.exists():
             lq, hq = open_image(path), open_image(photo)
             if hq.size != (4 * lq.width, 4 * lq.height):
-                raise PisasrError(f"{photo} has {hq.size} px; four times {path} is {4 * lq.width, 4 * lq.height}")
+                wanted = f"{4 * lq.width} x {4 * lq.height}, four times {path}"
+                raise PisasrError(f"{photo} is {hq.width} x {hq.height} px; wanted {wanted}; degrade.py makes both")
             taught, true = to_tensor(upscale(lq, network)), to_tensor(hq)
             save_image(to_image(wavelet(taught, true)), place)
 

@@ -126,3 +126,17 @@ def test_the_teacher_repairs_what_is_missing_and_nothing_else(tmp_path, teacher)
 def test_pairs_without_pictures_are_told(tmp_path, teacher, capsys):
     assert prepare_teacher.main(["--pairs", str(tmp_path)]) == 1
     assert "no *.png in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("hq_px", "reason"),
+    [(None, "hq lacks the photos of 1 of the 1 pictures in lq/, 0.png first"), (24, "24 x 24 px; wanted 32 x 32")],
+)
+def test_pairs_that_do_not_fit_are_told(tmp_path, teacher, capsys, hq_px, reason):
+    for side, size in (("lq", 8), ("hq", hq_px)):
+        (tmp_path / side).mkdir()
+        if size:
+            Image.new("RGB", (size, size)).save(tmp_path / side / "0.png")
+    assert prepare_teacher.main(["--pairs", str(tmp_path)]) == 1
+    assert reason in capsys.readouterr().err
+    assert not list(tmp_path.glob("teacher/*"))

@@ -51,6 +51,11 @@ def test_another_checkpoint_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_named_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(MetricUnavailable, match="no folder at .*gone"):
+        find_efficientnet(tmp_path / "gone")
+
+
 @pytest.mark.weights
 def test_published_weights_see_more_difference_in_more_blur():
     folder = os.environ.get("PISASR_WEIGHTS")

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 import train_base  # noqa: E402
 
 from pisasr.autoencoder import LappedAutoencoder  # noqa: E402
-from pisasr.bases import load_base  # noqa: E402
+from pisasr.bases import load_base, own_color_fix  # noqa: E402
+from pisasr.pipeline import COLOR_FIXES  # noqa: E402
 from pisasr.training import base, prior  # noqa: E402
 from pisasr.training.base import Schedule  # noqa: E402
 
@@ -59,6 +60,7 @@ def test_a_base_is_left_that_the_trainer_can_load(run):
     assert code == 0
     parts = load_base(folder)
     assert isinstance(parts["vae"], LappedAutoencoder) and parts["unet"].config.in_channels == 16
+    assert own_color_fix(folder, COLOR_FIXES) == "wavelet"
 
 
 def test_a_cut_run_ends_with_the_same_bytes(run, monkeypatch):

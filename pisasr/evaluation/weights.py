@@ -18,6 +18,8 @@ def find_weights(pattern: str, folder: Path | None, packages: dict[str, str], ad
     packages maps an import name to the folder inside it. The package is located, not imported: basicsr and iqa cannot
     be imported without a working torchvision, and reading one file of theirs needs no code.
     """
+    if folder and not folder.is_dir():
+        raise MetricUnavailable(f"no folder at {folder}, where {pattern} is to be; correct it, or leave --weights out")
     places = [folder] if folder else []
     for package, inside in packages.items():
         spec = find_spec(package)
