@@ -246,7 +246,7 @@ BOUNDS = {
         for stage in ("pix", "sem")
         for key, bounds in {
             "steps": (0, 2**31),
-            "batch_size": (1, 2**31),
+            "batch_size": (1, 65536),  # an estimate of a larger one would fill the memory itself
             "lr": (0, 1e6),
             "warmup_steps": (0, 2**31),
             "weight_decay": (0, 1e6),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -17,9 +18,10 @@ from torch import Tensor
 from pisasr.errors import CheckpointError
 from pisasr.files import write_whole
 
-FORMAT, VERSION = "pisasr-adapter", 1
+FORMAT, VERSION = "pisasr-adapter", 2
 PUBLISHED_ALPHA = 8.0  # peft's default of the time; the published file does not hold it
 PUBLISHED_TIMESTEP = 1
+TIMESTEPS = 1000  # of the schedule that every base of this kind was trained with
 KINDS = ("pix", "sem")
 OTHER_SIDE = {"A": "B", "B": "A"}
 
@@ -57,38 +59,33 @@ def base_facts(unet_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_adapter(path: str | os.PathLike, adapter: Adapter, dtype: torch.dtype = torch.float32) -> None:
-    """Write one adapter; the file appears whole or not at all. dtype float16 halves it, for shipping."""
+    """Write one adapter; the file appears whole or not at all. dtype float16 halves it, for shipping.
+
+    What the file says of itself is one JSON text, so that equal adapters are equal files (safetensors orders several
+    texts anew in each process), and its SHA-256 covers that text as well as the tensors.
+    """
     _check(adapter, str(path))
     tensors = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.tensors.items()}
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
+    head = {
+        "version": VERSION,
         "kind": adapter.name,
-        "rank": str(adapter.rank),
-        "alpha": str(adapter.alpha),
-        "base": json.dumps(adapter.base, sort_keys=True),
-        "timestep": str(adapter.timestep),
-        "targets": json.dumps(adapter.targets),
-        "sha256": _digest(tensors),
+        "rank": adapter.rank,
+        "alpha": adapter.alpha,
+        "base": adapter.base,
+        "timestep": adapter.timestep,
+        "targets": adapter.targets,
     }
+    head["sha256"] = _digest(tensors, head)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, in_order(save(tensors, metadata)))
-
-
-def in_order(content: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: the library's order is another one each time, and equal adapters
-    shall be equal files."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[start:]
+    write_whole(path, save(tensors, {FORMAT: json.dumps(head, sort_keys=True)}))
 
 
 def load_adapter(path: str | os.PathLike) -> Adapter:
-    """Read one adapter. CheckpointError if it is missing, damaged (to the bit), too new for us, or inconsistent."""
+    """Read one adapter. CheckpointError if it is missing, damaged (to the bit), too new for us, or inconsistent.
+
+    Files of version 1 are read too; their checksum covers the tensors alone.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no adapter at {path}; give the folder that holds pix.safetensors and sem.safetensors.")
@@ -96,11 +93,13 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({_one_line(error)}); get it again.") from error
-    adapter = _from_metadata(path, metadata, tensors)
-    if _digest(tensors) != metadata.get("sha256"):
-        raise CheckpointError(f"{path} is damaged: its numbers differ from those that were saved; get it again.")
+    head = _head_of(path, metadata)
+    wanted = head.pop("sha256", None)
+    if wanted != _digest(tensors, head if FORMAT in metadata else None):
+        raise CheckpointError(f"{path} is damaged: it differs from what was saved; get it again.")
+    adapter = _from_head(path, head, tensors)
     _check(adapter, str(path))
     return adapter
 
@@ -181,23 +180,30 @@ def _unpickle(path: Path) -> Any:
         raise CheckpointError(f"{path} can't be read as plain weights; get pisa_sr.pkl again.") from error
 
 
-def _from_metadata(path: Path, metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> Adapter:
-    if metadata.get("format") != FORMAT:
+def _head_of(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the file says of itself, of either version."""
+    if FORMAT not in metadata and metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by pisasr; convert pisa_sr.pkl with scripts/convert.py.")
     try:
-        if int(metadata["version"]) > VERSION:
-            version = metadata["version"]
-            raise CheckpointError(f"{path} is of format version {version}, this pisasr reads {VERSION}; update it.")
-        adapter = Adapter(
-            name=metadata["kind"],
-            rank=int(metadata["rank"]),
-            alpha=float(metadata["alpha"]),
-            tensors=tensors,
-            base=json.loads(metadata["base"]),
-            timestep=int(metadata["timestep"]),
-        )
-        targets = json.loads(metadata["targets"])
-    except (KeyError, ValueError) as error:
+        if FORMAT in metadata:
+            head = dict(json.loads(metadata[FORMAT]))
+        else:  # version 1: a text for each
+            head = {key: metadata[key] for key in ("kind", "sha256", "version", "rank", "alpha", "timestep")}
+            head |= {key: json.loads(metadata[key]) for key in ("base", "targets")}
+        version = int(head["version"])
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has an unreadable header ({_one_line(error)}); get it again.") from error
+    if version > VERSION:
+        raise CheckpointError(f"{path} is of format version {version}, this pisasr reads {VERSION}; update it.")
+    return head
+
+
+def _from_head(path: Path, head: Mapping[str, Any], tensors: dict[str, Tensor]) -> Adapter:
+    try:
+        rank, alpha, timestep = int(head["rank"]), float(head["alpha"]), int(head["timestep"])
+        adapter = Adapter(head["kind"], rank, alpha, tensors, dict(head["base"]), timestep)
+        targets = head["targets"]
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path} has an unreadable header ({_one_line(error)}); get it again.") from error
     if targets != adapter.targets:
         raise CheckpointError(f"{path}: the layers its header names are not those that have tensors; get it again.")
@@ -208,6 +214,10 @@ def _check(adapter: Adapter, where: str) -> None:
     """A LoRA of the stated rank, whole and finite."""
     if adapter.name not in KINDS:
         raise CheckpointError(f"{where}: an adapter is 'pix' or 'sem', not {adapter.name!r}.")
+    if not (math.isfinite(adapter.alpha) and adapter.alpha > 0):
+        raise CheckpointError(f"{where}: alpha is {adapter.alpha}, wanted a positive number; get it again.")
+    if not 0 <= adapter.timestep < TIMESTEPS:
+        raise CheckpointError(f"{where}: timestep is {adapter.timestep}, wanted 0 to {TIMESTEPS - 1}; get it again.")
     if not adapter.tensors:
         raise CheckpointError(f"{where}: the {adapter.name} adapter holds no tensors; get it again.")
     for key, tensor in adapter.tensors.items():
@@ -241,8 +251,12 @@ def _fetch_adapters(name: str) -> Path:
         raise CheckpointError(f"no adapters from hub id {name} ({reason}); download them, give the folder.") from error
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _digest(tensors: Mapping[str, Tensor], head: Mapping[str, Any] | None) -> str:
+    """SHA-256 of the tensors, and of the head with their types and shapes where the format has it (None: version 1)."""
     sha = hashlib.sha256()
+    if head is not None:
+        layout = {key: [str(tensor.dtype), list(tensor.shape)] for key, tensor in tensors.items()}
+        sha.update(json.dumps([head, layout], sort_keys=True).encode())
     for key in sorted(tensors):
         sha.update(key.encode())
         sha.update(tensors[key].contiguous().view(torch.uint8).numpy().tobytes())

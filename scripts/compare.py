@@ -38,6 +38,7 @@ from pisasr.evaluation.scorers import load_panel  # noqa: E402
 from pisasr.evaluation.tables import build_table, to_text  # noqa: E402
 from pisasr.evaluation.testsets import TestSet  # noqa: E402
 from pisasr.evaluation.weights import MetricUnavailable  # noqa: E402
+from pisasr.images import save_image  # noqa: E402
 
 SCALE = 4
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         hq, lq = args.output / "hq", args.output / "lq"
+        refuse_own_inputs(args, hq, lq)
         names = collect_pairs(args, hq, lq) if args.lq else degrade_photos(args, hq, lq)
         refuse_strangers(hq, names)
         results, seconds, absent = run_methods(args, lq, names)
@@ -131,6 +133,25 @@ def name_method(method: str | Strengths) -> str:
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
+def refuse_own_inputs(args: argparse.Namespace, *pictures: Path) -> None:
+    """No picture that is given may lie where this run writes: it would be gone."""
+    written = {folder.resolve() for folder in (args.output, *pictures, *method_folders(args).values())}
+    given = {"--hq": args.hq, "--lq": args.lq, **{f"--also {name}": folder for name, folder in args.also}}
+    for option, folder in given.items():
+        for path in (folder, *list_pictures(folder).values()) if folder else ():
+            if path.resolve() in written or path.resolve().parent in written:
+                raise PisasrError(
+                    f"{option} {folder}: {path} lies where --output {args.output} is written, and would be lost; "
+                    "choose another --output"
+                )
+
+
+def method_folders(args: argparse.Namespace) -> dict[str, Path]:
+    """Each method's name -> where its pictures go."""
+    names = map(name_method, dict.fromkeys(args.methods))
+    return {name: args.output / re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_") for name in names}
+
+
 def degrade_photos(args: argparse.Namespace, hq_folder: Path, lq_folder: Path) -> list[str]:
     """Write each photo's crop and its degraded version, both as PNG; returns their names."""
     import torch
@@ -198,7 +219,7 @@ def refuse_strangers(folder: Path, names: list[str]) -> None:
 
 def save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    save_image(picture, path)
 
 
 # --- methods ---------------------------------------------------------------------------------------------------------
@@ -218,7 +239,7 @@ def run_methods(
             absent.append(f"{name}: {reason}")
             print(absent[-1], file=sys.stderr)
             continue
-        folders[name] = args.output / re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_")
+        folders[name] = method_folders(args)[name]
         seconds[name] = run(name, upscaler, lq_folder, folders[name], names)
     return folders, seconds, absent
 

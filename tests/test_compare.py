@@ -116,3 +116,29 @@ def test_methods_that_are_none(photos, tmp_path, word):
     with pytest.raises(SystemExit) as leaving:
         run(photos, tmp_path / "out", methods=(word,))
     assert leaving.value.code == 2
+
+
+@pytest.mark.parametrize("inside", ["hq", "lq", "bicubic", "."])
+def test_photos_that_lie_where_results_go_are_refused_untouched(photos, tmp_path, capsys, inside):
+    out = tmp_path / "C"
+    home = out / inside
+    home.mkdir(parents=True)
+    for photo in photos.iterdir():
+        photo.rename(home / photo.name)
+    before = {path: path.read_bytes() for path in home.iterdir()}
+    assert run(home, out) == 1
+    assert "would be lost; choose another --output" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in home.iterdir()} == before
+
+
+def test_inputs_and_other_methods_in_the_way_and_links_to_them_are_refused(photos, tmp_path, capsys):
+    out, linked = tmp_path / "C", tmp_path / "linked"
+    (out / "lq").mkdir(parents=True)
+    linked.mkdir()
+    for photo in photos.iterdir():
+        with Image.open(photo) as image:
+            image.resize((17, 15)).save(out / "lq" / photo.name)
+        (linked / photo.name).symlink_to(out / "lq" / photo.name)
+    for options in (("--lq", str(out / "lq")), ("--lq", str(linked)), ("--also", f"other={out / 'lq'}")):
+        assert run(photos, out, *options) == 1
+        assert "would be lost" in capsys.readouterr().err

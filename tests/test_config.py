@@ -47,6 +47,7 @@ def test_the_command_line_has_the_last_word():
         ("perceptual.net=vgg19", "vgg, alex, squeeze, hed"),
         ("csd.t_min=600", "t_min < t_max"),
         ("pix.batch_size=0", "pix.batch_size is 0"),
+        ("pix.batch_size=1000000000", "wanted a number from 1 to 65536"),
         ("pix.lr=nan", "pix.lr is nan"),
         ("model.rank_pix=0", "model.rank_pix is 0"),
         ("run.accumulation=0", "run.accumulation is 0"),

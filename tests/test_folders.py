@@ -1,5 +1,7 @@
 """Pictures belong together by name, and whatever does not fit is said."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -108,3 +110,11 @@ def test_sixteen_bits_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(ImageError, match="more than 8 bits"):
         read_picture(tmp_path / "deep.png")
+
+
+def test_a_pipe_and_a_device_are_no_pictures_and_nobody_waits_for_them(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "endless.png"):
+        with pytest.raises(ImageError, match=f"{name} is not a regular file"):
+            read_picture(tmp_path / name)

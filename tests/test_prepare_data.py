@@ -412,3 +412,17 @@ def test_weights_that_cannot_be_had_cost_a_line(main, photos, tmp_path, monkeypa
     assert "musiq can't be had (no way out); going on without." in capsys.readouterr().err.replace(
         "ConnectionError: ", ""
     )
+
+
+def test_pipes_and_devices_are_told_and_nobody_waits_for_them(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "good.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "endless.png").symlink_to("/dev/zero")
+    for name in ("good.txt", "LICENSE", "metadata.jsonl", "more.parquet"):
+        os.mkfifo(folder / name)
+    found, _ = find_photos(str(folder), "photos", tmp_path / "out")
+    rows = {photo.path.name: prepare.measure_photo(photo.path) for photo in found}
+    assert rows["pipe.png"]["error"] == rows["endless.png"]["error"] == "not a regular file"
+    assert rows["good.png"]["width"] == 8 and all(photo.caption is photo.licence is None for photo in found)

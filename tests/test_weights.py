@@ -1,5 +1,6 @@
 """Adapters survive the disk, and nothing else passes for one."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -60,12 +61,80 @@ def test_a_base_is_known_again_when_its_config_holds_tuples(tmp_path, pix):
     assert load_adapter(tmp_path / "pix.safetensors").base == facts
 
 
+def head_of(path) -> dict:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["pisasr-adapter"])
+
+
+def write_head(path, **changes) -> None:
+    save_file(load_file(path), path, {"pisasr-adapter": json.dumps(head_of(path) | changes, sort_keys=True)})
+
+
 def test_the_file_says_what_it_is(tmp_path, sem):
     save_adapter(tmp_path / "sem.safetensors", sem)
-    with safe_open(tmp_path / "sem.safetensors", "pt") as file:
-        metadata = file.metadata()
-    assert (metadata["kind"], metadata["rank"], metadata["alpha"], metadata["timestep"]) == ("sem", "2", "8.0", "1")
-    assert json.loads(metadata["targets"]) == sem.targets
+    head = head_of(tmp_path / "sem.safetensors")
+    assert (head["kind"], head["rank"], head["alpha"], head["timestep"]) == ("sem", 2, 8.0, 1)
+    assert head["targets"] == sem.targets
+
+
+def test_a_header_that_says_something_else_is_noticed(tmp_path, pix):
+    path = tmp_path / "pix.safetensors"
+    for change in ({"alpha": 6.0}, {"timestep": 3}, {"rank": 5}, {"kind": "sem"}, {"base": {}}, {"version": 0}):
+        save_adapter(path, pix)
+        write_head(path, **change)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            load_adapter(path)
+
+
+def test_every_flipped_bit_of_the_header_is_noticed_or_changes_nothing(tmp_path, pix):
+    path = tmp_path / "pix.safetensors"
+    one = {key: pix.tensors[key] for key in ("conv_in.lora_A.weight", "conv_in.lora_B.weight")}
+    save_adapter(path, replace(pix, tensors=one))
+    whole, saved = path.read_bytes(), load_adapter(path)
+    noticed = 0
+    for at in range(8 + int.from_bytes(whole[:8], "little")):
+        for bit in range(8):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            try:
+                found = load_adapter(path)
+            except CheckpointError:
+                noticed += 1
+            else:
+                assert_same(found, saved)
+                assert found.base == saved.base
+    assert noticed > 3000
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 0.0, -8.0])
+def test_an_alpha_that_means_nothing_is_refused(tmp_path, pix, alpha):
+    with pytest.raises(CheckpointError, match="alpha is .*, wanted a positive number"):
+        save_adapter(tmp_path / "pix.safetensors", replace(pix, alpha=alpha))
+
+
+def test_a_timestep_outside_of_the_schedule_is_refused(tmp_path, pix):
+    with pytest.raises(CheckpointError, match="timestep is 1000, wanted 0 to 999"):
+        save_adapter(tmp_path / "pix.safetensors", replace(pix, timestep=1000))
+
+
+def write_version_1(path, adapter, **changes) -> None:
+    """A file as pisasr 0.1 wrote it: a text a fact, and a checksum over keys and numbers."""
+    digest = hashlib.sha256()
+    for key in sorted(adapter.tensors):
+        digest.update(key.encode() + adapter.tensors[key].numpy().tobytes())
+    texts = {"format": "pisasr-adapter", "version": "1", "kind": adapter.name, "rank": str(adapter.rank)}
+    texts |= {"alpha": str(adapter.alpha), "timestep": str(adapter.timestep), "base": json.dumps(adapter.base)}
+    texts |= {"targets": json.dumps(adapter.targets), "sha256": digest.hexdigest()}
+    save_file(adapter.tensors, path, texts | changes)
+
+
+def test_a_file_of_the_first_version_is_still_read_and_its_alpha_looked_at(tmp_path, pix):
+    path = tmp_path / "pix.safetensors"
+    write_version_1(path, pix)
+    assert_same(load_adapter(path), pix)
+    for alpha in ("nan", "inf", "0"):
+        write_version_1(path, pix, alpha=alpha)
+        with pytest.raises(CheckpointError, match="wanted a positive number"):
+            load_adapter(path)
 
 
 def test_one_flipped_bit_or_a_lost_end_is_noticed(tmp_path, pix):
@@ -98,13 +167,10 @@ def test_a_wrong_rank_a_lone_half_and_a_stranger_are_refused(tmp_path, pix):
 
 
 def test_a_newer_format_is_refused(tmp_path, pix):
-    path = tmp_path / "pix.safetensors"
-    save_adapter(path, pix)
-    with safe_open(path, "pt") as file:
-        metadata = {**file.metadata(), "version": "2"}
-    save_file(load_file(path), path, metadata)
-    with pytest.raises(CheckpointError, match="format version 2, this pisasr reads 1"):
-        load_adapter(path)
+    save_adapter(tmp_path / "pix.safetensors", pix)
+    write_head(tmp_path / "pix.safetensors", version=3)
+    with pytest.raises(CheckpointError, match="format version 3, this pisasr reads 2"):
+        load_adapter(tmp_path / "pix.safetensors")
 
 
 def test_a_folder_gives_both_or_the_pixel_adapter_alone(tmp_path, pix, sem):

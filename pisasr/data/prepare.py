@@ -41,6 +41,8 @@ def measure_photo(path: Path, known: dict | None = None) -> dict[str, Any]:
     `known`, an earlier answer, is kept where the bytes are the same.
     """
     row = {"path": str(path), "version": quality.VERSION, **stamp(path)}
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+        return row | {"error": "not a regular file"}
     try:
         digest = sha256(path.read_bytes()).hexdigest()
         if known and known.get("sha256") == digest:

@@ -105,12 +105,12 @@ def _walk(root: Path, name: str, output: Path, left_out: list[LeftOut]) -> Itera
                 left_out.append(LeftOut(here / folder, reason))
         licences[here] = _licence_in(here) or licences.get(here.parent)
         for file in METADATA_FILES:
-            if file in files:
+            if file in files and (here / file).is_file():
                 with _leaving_out(here / file, left_out):
                     told |= _read_metadata(here / file)
         for file in sorted(files):
             path = here / file
-            if file.endswith(".parquet") and file not in METADATA_FILES:
+            if file.endswith(".parquet") and file not in METADATA_FILES and path.is_file():
                 with _leaving_out(path, left_out):
                     for found in unpack_parquet(path, name, output):
                         yield replace(found, licence=found.licence or licences[here])
@@ -131,11 +131,15 @@ def _leaving_out(file: Path, left_out: list[LeftOut]) -> Iterator[None]:
 
 def read_sidecar(photo: Path) -> str | None:
     """The caption in PHOTO.txt, on one line; None where there is none."""
-    sidecar = photo.with_suffix(".txt")
+    return " ".join(_read_text(photo.with_suffix(".txt")).split()) or None
+
+
+def _read_text(path: Path) -> str:
+    """What a file says, if there is one that can be read; a pipe or a device is none: it may never end."""
     try:
-        return " ".join(sidecar.read_text(encoding="utf-8", errors="replace").split()) or None
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:
-        return None
+        return ""
 
 
 def says_reduced(folder: Path) -> str | None:
@@ -168,10 +172,7 @@ def _folders_in(folder: Path) -> tuple[str, ...]:
 def _licence_in(folder: Path) -> str | None:
     """The first line of a LICENSE file in a folder."""
     for name in LICENCE_FILES:
-        try:
-            lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            continue
+        lines = _read_text(folder / name).splitlines()
         if first := next((line.strip() for line in lines if line.strip()), None):
             return first[:200]
     return None

@@ -44,6 +44,8 @@ def read_picture(path: Path) -> np.ndarray:
     Colour profiles are not applied and alpha is dropped: published scores compare the stored numbers. Sixteen-bit
     pictures are refused, because rounding them to eight bits here would be a step that no protocol names.
     """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write
+        raise ImageError(f"{path.name} is not a regular file; replace it by the picture itself")
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in image.tile):
