@@ -25,6 +25,10 @@ class UsageError(PisasrError, argparse.ArgumentTypeError):
     """The command line asks for something that can't be. argparse prints it as its own line, with the option's name."""
 
 
+class OverlapError(UsageError):
+    """An output would be written over an input."""
+
+
 def exit_code(run: Callable[[], None]) -> int:
     """Of a script: 0 after `run()`, 1 and one line on stderr where the user or the disk has something to put right."""
     try:
@@ -33,3 +37,20 @@ def exit_code(run: Callable[[], None]) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def explain(error: BaseException) -> str:
+    """An exception as one line for the user."""
+    text = " ".join(str(error).split())
+    if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
+        return "out of memory; try a smaller --tile_size and --vae_tile_size"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    if isinstance(error, (PisasrError, ValueError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def shown(text: object) -> str:
+    """A name for one line of a terminal: what can't be printed (newlines, escape codes, broken bytes) is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

@@ -14,15 +14,16 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from pisasr import color, images
-from pisasr.adapters import merge_in_place, merged
-from pisasr.bases import BASES, check_base, find_model, is_merged, load_others, load_unet, own_color_fix
 from pisasr.errors import CheckpointError, ModelError, PisasrError
-from pisasr.model import PiSASR
-from pisasr.residual import needed, restore_latent
-from pisasr.text import PromptEncoder
-from pisasr.tiling import blend_tiles, check_plan
-from pisasr.weights import Adapter, load_adapters
+from pisasr.method import color
+from pisasr.method.adapters import merge_in_place, merged
+from pisasr.method.model import PiSASR
+from pisasr.method.residual import needed, restore_latent
+from pisasr.method.text import PromptEncoder
+from pisasr.method.tiling import blend_tiles, check_plan
+from pisasr.models.bases import BASES, check_base, find_model, is_merged, load_others, load_unet, own_color_fix
+from pisasr.models.weights import Adapter, load_adapters
+from pisasr.pictures import images
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 COLOR_FIXES = {"adain": color.adain, "wavelet": color.wavelet, "none": None}

@@ -31,14 +31,14 @@ from tqdm import tqdm  # noqa: E402
 
 from pisasr.errors import PisasrError  # noqa: E402
 from pisasr.evaluation.evaluate import Settings, check_set, evaluate_set  # noqa: E402
-from pisasr.evaluation.folders import list_pictures, match_names, read_picture  # noqa: E402
+from pisasr.evaluation.lookup import MetricUnavailable  # noqa: E402
 from pisasr.evaluation.metrics import METRICS, STABLESR  # noqa: E402
 from pisasr.evaluation.processes import Processes  # noqa: E402
 from pisasr.evaluation.scorers import load_panel  # noqa: E402
 from pisasr.evaluation.tables import build_table, to_text  # noqa: E402
 from pisasr.evaluation.testsets import TestSet  # noqa: E402
-from pisasr.evaluation.weights import MetricUnavailable  # noqa: E402
-from pisasr.images import save_image  # noqa: E402
+from pisasr.pictures.folders import list_pictures, match_names, read_picture  # noqa: E402
+from pisasr.pictures.images import save_image  # noqa: E402
 
 SCALE = 4
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.batch import Found, find_inputs  # noqa: E402
 from pisasr.errors import ImageError, PisasrError  # noqa: E402
 from pisasr.evaluation.testsets import find_differences, read_entries  # noqa: E402
+from pisasr.pictures.folders import Found, find_inputs  # noqa: E402
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,7 +127,7 @@ def stem(photo: Found) -> str:
 def degrade_photo(photo: Found, recipe: "DegradationRecipe", args: argparse.Namespace) -> dict:
     """Read, cut, degrade and write one photo; returns its line of the manifest."""
     from pisasr.data.degradation import degrade_one, sample_generator
-    from pisasr.images import open_image, split, to_image, to_tensor
+    from pisasr.pictures.images import open_image, split, to_image, to_tensor
 
     if photo.status != "ready":
         raise ImageError(photo.reason)
@@ -155,7 +155,7 @@ def cut_middle(photo: "Image.Image", side: int | None, scale: int) -> "Image.Ima
 
 
 def write_png(picture: "Image.Image", path: Path) -> dict:
-    from pisasr.images import save_image
+    from pisasr.pictures.images import save_image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(picture, path)

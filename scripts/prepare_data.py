@@ -25,8 +25,12 @@ from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.batch import check_output, shown  # noqa: E402
-from pisasr.errors import ImageError, PisasrError  # noqa: E402
+from pisasr.commands.batch import check_output  # noqa: E402
+from pisasr.errors import (  # noqa: E402
+    ImageError,
+    PisasrError,
+    shown,  # noqa: E402
+)
 
 T = TypeVar("T")
 MANIFEST = "manifest.jsonl"
@@ -128,7 +132,7 @@ def score_by_metric(rows: list[dict], args: argparse.Namespace) -> dict | None:
     """Let the metric have half of the say; None, with a line, where it can't be had."""
     from pisasr.data.manifest import Journal
     from pisasr.data.prepare import add_metric, load_metric
-    from pisasr.images import open_image, split, to_tensor
+    from pisasr.pictures.images import open_image, split, to_tensor
 
     try:
         metric = load_metric(args.metric)

@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import torch  # noqa: E402
 
-from pisasr.cli import main as pisasr_main  # noqa: E402
+from pisasr.commands.main import main as pisasr_main  # noqa: E402
 from pisasr.training import checkpoints, trainer  # noqa: E402
 
 LIMIT_S = 120

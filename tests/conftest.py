@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from pisasr.weights import save_adapter
+from pisasr.models.weights import save_adapter
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny import CROSS, wave
 
-from pisasr import adapters
 from pisasr.errors import CheckpointError, ModelError
-from pisasr.model import predict
+from pisasr.method import adapters
+from pisasr.method.model import predict
 
 Z, EMBEDS = wave((1, 4, 6, 8), 3.0), wave((1, 77, CROSS), 4.0)
 

@@ -1,9 +1,9 @@
 """The small autoencoder: principal components at the start, local for ever, the calls of AutoencoderKL."""
 
 import torch
+from autoencoder import whiten
 
-from pisasr.autoencoder import LappedAutoencoder
-from pisasr.training.autoencoder import whiten
+from pisasr.models.autoencoder import LappedAutoencoder
 
 
 def smooth_pictures(count=4, size=64):

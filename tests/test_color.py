@@ -1,12 +1,12 @@
-"""Promises of pisasr.color: the published colour fixes, on any size down to one pixel."""
+"""Promises of pisasr.method.color: the published colour fixes, on any size down to one pixel."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pisasr import color
-from pisasr.images import to_image, to_tensor
+from pisasr.method import color
+from pisasr.pictures.images import to_image, to_tensor
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

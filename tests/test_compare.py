@@ -1,16 +1,11 @@
 """The comparison: seeded pairs, every method by the same ruler, and a peer that may be absent."""
 
 import json
-import sys
-from pathlib import Path
 
+import compare
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import compare  # noqa: E402
 
 
 @pytest.fixture
@@ -81,7 +76,7 @@ def test_given_pairs_that_do_not_fit(photos, tmp_path, capsys):
 
 
 def test_an_absent_peer_is_a_note_under_the_table(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("pisasr.evaluation.weights.find_spec", lambda package: None)
+    monkeypatch.setattr("pisasr.evaluation.lookup.find_spec", lambda package: None)
     assert run(photos, tmp_path / "out", methods=("bicubic", "x4plus")) == 0
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| Real-ESRGAN" not in table

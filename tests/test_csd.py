@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pisasr.bases import load_base
-from pisasr.model import predict
+from pisasr.method.model import predict
+from pisasr.models.bases import load_base
 from pisasr.training.csd import ClassifierScoreDistillation
 
 ALPHAS = torch.linspace(0.999, 0.01, 1000)

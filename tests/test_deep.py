@@ -13,8 +13,8 @@ import torch
 
 from pisasr.evaluation import deep
 from pisasr.evaluation.deep import NETWORKS, load_scorer, load_second_opinions
+from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.metrics import METRICS, STABLESR
-from pisasr.evaluation.weights import MetricUnavailable
 
 
 def random_picture(seed: int, height: int = 64, width: int = 72) -> np.ndarray:

@@ -1,16 +1,12 @@
 """scripts/degrade.py: a fixed folder of low-quality pictures, and whether it still is that folder."""
 
 import json
-import sys
 from pathlib import Path
 
+import degrade
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import degrade  # noqa: E402
 
 
 def run(*arguments: object) -> int:

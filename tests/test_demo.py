@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from pisasr import PiSASRPipeline
-from pisasr.bases import EMBEDDED
+from pisasr.models.bases import EMBEDDED
 
 EXAMPLES = sorted((EMBEDDED / "examples").glob("*.png"))
 

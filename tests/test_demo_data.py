@@ -3,20 +3,17 @@
 import sys
 from pathlib import Path
 
+import degrade
+import demo_photos
+import draw_pages
 import numpy as np
+import prepare_teacher
 import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import degrade  # noqa: E402
-import demo_photos  # noqa: E402
-import draw_pages  # noqa: E402
-import prepare_teacher  # noqa: E402
-
-from pisasr.data.degradation import degrade_one, draw_steps, sample_generator  # noqa: E402
-from pisasr.evaluation.metrics import PROTOCOLS, psnr  # noqa: E402
+from pisasr.data.degradation import degrade_one, draw_steps, sample_generator
+from pisasr.evaluation.metrics import PROTOCOLS, psnr
 
 
 def test_training_tiles_are_those_that_bicubic_gets_wrong(tmp_path):

@@ -1,16 +1,12 @@
 """The scripts that draw the README's figures: the right pixels in the right place."""
 
 import sys
-from pathlib import Path
 
+import draw_before_after
+import draw_strengths
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-import draw_before_after  # noqa: E402
-import draw_strengths  # noqa: E402
 
 
 def flat(level, size=(40, 30)):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from pisasr.adapters import active, attach, parameters_of, train_only
-from pisasr.bases import load_base
 from pisasr.config import ConfigError, TrainConfig
 from pisasr.errors import ModelError
-from pisasr.model import PiSASR, predict
-from pisasr.text import PromptEncoder
+from pisasr.method.adapters import active, attach, parameters_of, train_only
+from pisasr.method.model import PiSASR, predict
+from pisasr.method.text import PromptEncoder
+from pisasr.models.bases import load_base
 from pisasr.training.adversary import PatchCritic
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.estimate import CudaRules, Meter, base_configs, build_model, estimate, render

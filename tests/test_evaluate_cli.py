@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr.evaluation.cli import main
+from pisasr.commands.evaluate import main
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 
@@ -32,7 +32,7 @@ def folders(tmp_path):
 
 @pytest.fixture
 def no_packages(monkeypatch):
-    monkeypatch.setattr("pisasr.evaluation.weights.find_spec", lambda package: None)
+    monkeypatch.setattr("pisasr.evaluation.lookup.find_spec", lambda package: None)
     monkeypatch.setattr("pisasr.evaluation.deep.find_spec", lambda package: None)
 
 
@@ -341,7 +341,7 @@ def test_a_killed_run_goes_on_where_it_stopped(folders, monkeypatch):
     shutil.rmtree(folders / "out")
     arguments = [*("--sr", "same", "brighter", "--hr", "hq", "--metrics", "psnr", "ssim", "--output", "out")]
     program = (
-        "import os, signal, sys; from pisasr.evaluation import scoring; from pisasr.evaluation.cli import main\n"
+        "import os, signal, sys; from pisasr.evaluation import scoring; from pisasr.commands.evaluate import main\n"
         "count = 0\noriginal = scoring.read_methods\n"
         "def read(example):\n"
         "    global count; count += 1\n"
@@ -382,7 +382,7 @@ WITH_STAND_IN = """
 import sys
 import numpy as np
 from pisasr.evaluation import fid
-from pisasr.evaluation.cli import main
+from pisasr.commands.evaluate import main
 
 fid.load_inception = lambda weights: lambda picture: picture.reshape(-1, 3).mean(axis=0)
 sys.exit(main(sys.argv[1:]))
@@ -427,7 +427,7 @@ def test_two_processes_agree_on_a_refusal(folders):
 
 
 def test_a_grid_of_strengths_scores_what_infer_writes(folders, base_folder):
-    from pisasr.cli import main as pisasr
+    from pisasr.commands.main import main as pisasr
 
     lq = folders / "lq"
     lq.mkdir()

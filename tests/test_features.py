@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from pisasr.evaluation.features import EfficientNetLite, feature_distance, load_network, picture_distance
-from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet
+from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
 
 
 @pytest.fixture

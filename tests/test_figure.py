@@ -14,7 +14,7 @@ from pisasr.evaluation.figure import (
     most_different_box,
     pick_examples,
 )
-from pisasr.evaluation.folders import Example
+from pisasr.evaluation.pairs import Example
 
 PITCH = CELL_PX + 4
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from pisasr.errors import ImageError, PisasrError
-from pisasr.evaluation.folders import list_pictures, match_names, pair_folders, read_picture
+from pisasr.evaluation.pairs import pair_folders
+from pisasr.pictures.folders import list_pictures, match_names, read_picture
 
 
 def fill(folder, names, size=(16, 12)):

@@ -18,11 +18,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pisasr.adapters import adapter_shapes
 from pisasr.config import load_config
+from pisasr.method.adapters import adapter_shapes
+from pisasr.models.weights import Adapter, load_adapter
 from pisasr.pipeline import PiSASRPipeline, _merge_both
 from pisasr.training import trainer
-from pisasr.weights import Adapter, load_adapter
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LAYERS = 258  # that the published rule finds in SD-2.1's UNet

@@ -1,4 +1,4 @@
-"""Promises of pisasr.images: what a person sees is what the model gets, at exact sizes, or one line why not."""
+"""Promises of pictures.images: what a person sees is what the model gets, at exact sizes, or one line why not."""
 
 import os
 import random
@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from pisasr import images
 from pisasr.errors import ImageError
+from pisasr.pictures import images
 
 
 def photo(width: int = 24, height: int = 20, mode: str = "RGB") -> Image.Image:

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr import batch, cli, images
+from pisasr.commands import batch
+from pisasr.commands import main as cli
+from pisasr.pictures import images
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -160,8 +162,8 @@ def test_wrong_usage_names_the_option(here, stub, capsys, words):
 @pytest.mark.parametrize("words", ["--help", "infer --help", "infer --lambda_pix nan", "infer -i none", "convert -h"])
 def test_quick_answers_do_not_wait_for_torch(words):
     code = (
-        "import sys, pisasr.cli\n"
-        "try: pisasr.cli.main(sys.argv[1:])\n"
+        "import sys, pisasr.commands.main\n"
+        "try: pisasr.commands.main.main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -432,7 +434,7 @@ def test_lambda_grid_writes_every_picture_and_a_sheet(here, stub):
 
 
 def test_the_sheet_has_rows_for_pix_and_columns_for_sem():
-    from pisasr.grid import INK, draw_sheet
+    from pisasr.pictures.sheets import INK, draw_sheet
 
     pictures = [Image.new("RGB", (200, 100), (10 * row, 10 * column, 255)) for row in range(3) for column in range(2)]
     sheet = draw_sheet(pictures, [0, 0.5, 1], [0, 1])
@@ -448,7 +450,7 @@ def test_the_sheet_has_rows_for_pix_and_columns_for_sem():
 
 
 def test_the_sheet_takes_grey_and_transparent_pictures_and_stays_small():
-    from pisasr.grid import draw_sheet
+    from pisasr.pictures.sheets import draw_sheet
 
     assert draw_sheet([Image.new("LA", (9, 3000))], [1], [1]).size[1] <= 4200
     assert draw_sheet([Image.new("L", (2, 2))] * 4, [0, 1], [0, 1]).mode == "RGB"

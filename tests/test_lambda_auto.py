@@ -14,9 +14,9 @@ import tiny
 import torch
 from PIL import Image
 
-from pisasr import cli
+from pisasr.commands import main as cli
 from pisasr.evaluation import scorers
-from pisasr.rules import choose, parse_rule
+from pisasr.evaluation.rules import choose, parse_rule
 
 PAIRS = [(pix, sem) for pix in (0.0, 0.5, 1.0, 1.5) for sem in (0.0, 1.0)]
 GRID = ["--lambda_grid", "0:1.5:0.5", "0,1"]

@@ -169,8 +169,8 @@ def test_pyiqa_s_niqe_agrees(tmp_path):
     import torch
     from scipy.io import savemat
 
+    from pisasr.evaluation.lookup import MetricUnavailable
     from pisasr.evaluation.niqe import find_parameters, load_parameters, niqe
-    from pisasr.evaluation.weights import MetricUnavailable
 
     try:
         pristine = load_parameters(find_parameters())

@@ -6,12 +6,12 @@ import torch
 from golden import FILE, LAMBDAS
 from safetensors.torch import load_file
 
-from pisasr import model as model_module
-from pisasr.adapters import merged
-from pisasr.autoencoder import LappedAutoencoder
-from pisasr.model import PiSASR, predict, vae_factor
-from pisasr.residual import mix_residuals, remove_residual
-from pisasr.text import PromptEncoder
+from pisasr.method import model as model_module
+from pisasr.method.adapters import merged
+from pisasr.method.model import PiSASR, predict, vae_factor
+from pisasr.method.residual import mix_residuals, remove_residual
+from pisasr.method.text import PromptEncoder
+from pisasr.models.autoencoder import LappedAutoencoder
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_each_prompt_is_encoded_once(prompts):
 
 
 def test_the_prompt_store_has_a_bound(prompts, monkeypatch):
-    monkeypatch.setattr("pisasr.text.REMEMBERED", 2)
+    monkeypatch.setattr("pisasr.method.text.REMEMBERED", 2)
     for prompt in "abc":
         prompts(prompt)
     assert [key[0] for key in prompts._known] == ["b", "c"]

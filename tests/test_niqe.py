@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from pisasr.evaluation import niqe as niqe_module
+from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.niqe import PristineStatistics, find_parameters, load_parameters, niqe
-from pisasr.evaluation.weights import MetricUnavailable
 
 REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).parents[2] / "shared" / "realsr"))
 
@@ -59,7 +59,7 @@ def test_flat_or_too_small_pictures_are_nan(picture):
 
 
 def test_parameters_are_found_in_a_named_folder_and_their_absence_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("pisasr.evaluation.weights.find_spec", lambda package: None)
+    monkeypatch.setattr("pisasr.evaluation.lookup.find_spec", lambda package: None)
     with pytest.raises(MetricUnavailable, match="iqa-torch") as missing:
         find_parameters(tmp_path)
     assert "\n" not in str(missing.value)

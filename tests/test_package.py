@@ -44,7 +44,7 @@ def test_the_door_refuses_other_names():
 def test_inference_needs_nothing_from_the_extras():
     extras = ("torchvision", "lpips", "omegaconf", "scipy", "h5py")
     block = f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
-    assert run(block + "import pisasr.pipeline, pisasr.cli; print('imported')") == "imported"
+    assert run(block + "import pisasr.pipeline, pisasr.commands.main; print('imported')") == "imported"
 
 
 def test_the_pins_fit_the_ranges():

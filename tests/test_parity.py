@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pisasr import PiSASRPipeline, images
-from pisasr import model as model_module
-from pisasr.adapters import active, attach, load_into, merged
-from pisasr.model import predict
-from pisasr.residual import restore_latent
-from pisasr.tiling import blend_tiles
-from pisasr.weights import convert_release
+from pisasr import PiSASRPipeline
+from pisasr.method import model as model_module
+from pisasr.method.adapters import active, attach, load_into, merged
+from pisasr.method.model import predict
+from pisasr.method.residual import restore_latent
+from pisasr.method.tiling import blend_tiles
+from pisasr.models.weights import convert_release
+from pisasr.pictures import images
 
 COLOR_FIXES = {"nofix": "none", "adain": "adain", "wavelet": "wavelet"}
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from pisasr import PiSASRPipeline
-from pisasr.autoencoder import LappedAutoencoder
-from pisasr.bases import SD21_MIRRORS, load_base
 from pisasr.errors import CheckpointError, ModelError, PisasrError
-from pisasr.weights import load_adapter, save_adapter
+from pisasr.models.autoencoder import LappedAutoencoder
+from pisasr.models.bases import SD21_MIRRORS, load_base
+from pisasr.models.weights import load_adapter, save_adapter
 
 SMALL = {"upscale": 2, "process_size": 16}
 

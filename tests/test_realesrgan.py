@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.realesrgan import FLOAT16_TAG, RRDBNet, load_x4plus, read_convolutions, upscale
-from pisasr.evaluation.weights import MetricUnavailable
 
 
 def write_ncnn(folder, convs, halves):

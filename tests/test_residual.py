@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pisasr.residual import mix_residuals, needed, remove_residual, restore_latent
+from pisasr.method.residual import mix_residuals, needed, remove_residual, restore_latent
 
 EPS_PIX, EPS_PISA = torch.tensor([1.0, -2.0, 0.25]), torch.tensor([4.0, 0.5, 0.25])
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pisasr.errors import PisasrError, UsageError
-from pisasr.rules import Choice, Limit, Rule, choose, describe, parse_lambdas, parse_rule, pick
+from pisasr.evaluation.rules import Choice, Limit, Rule, choose, describe, parse_lambdas, parse_rule, pick
 
 NAN = math.nan
 
@@ -214,5 +214,6 @@ def test_what_is_no_list_of_strengths_is_one_line(text, said):
 
 
 def test_rules_do_not_wait_for_numpy():
-    code = "import sys, pisasr.rules, pisasr.options; assert not {'numpy', 'torch', 'PIL'} & set(sys.modules)"
+    code = "import sys, pisasr.evaluation.rules, pisasr.commands.options\n"
+    code += "assert not {'numpy', 'torch', 'PIL'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pisasr.tiling import blend_tiles, gaussian_weight, needs_tiling, tile_grid, tile_starts
+from pisasr.method.tiling import blend_tiles, gaussian_weight, needs_tiling, tile_grid, tile_starts
 
 
 @st.composite

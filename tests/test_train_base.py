@@ -1,22 +1,19 @@
 """The base's training: what it leaves, that it learns, that a cut run ends with the same bytes."""
 
-import sys
 from pathlib import Path
 
+import parts as base
+import prior
 import pytest
 import torch
+import train_base
+from parts import Schedule
 from PIL import Image
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import train_base  # noqa: E402
-
-from pisasr.autoencoder import LappedAutoencoder  # noqa: E402
-from pisasr.bases import load_base, own_color_fix  # noqa: E402
-from pisasr.pipeline import COLOR_FIXES  # noqa: E402
-from pisasr.training import base, prior  # noqa: E402
-from pisasr.training.base import Schedule  # noqa: E402
+from pisasr.models.autoencoder import LappedAutoencoder
+from pisasr.models.bases import load_base, own_color_fix
+from pisasr.pipeline import COLOR_FIXES
 
 RECIPE = Path(__file__).parents[1] / "configs/degradation/camera.yaml"
 

@@ -16,12 +16,13 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
-from pisasr.adapters import active, attach, load_into, parameters_of, train_only
-from pisasr.bases import load_base
 from pisasr.config import ConfigError, StageConfig, load_config
 from pisasr.errors import CheckpointError, ModelError
-from pisasr.model import PiSASR, predict
-from pisasr.text import PromptEncoder
+from pisasr.method.adapters import active, attach, load_into, parameters_of, train_only
+from pisasr.method.model import PiSASR, predict
+from pisasr.method.text import PromptEncoder
+from pisasr.models.bases import load_base
+from pisasr.models.weights import convert_release, load_adapter, save_adapter
 from pisasr.training import checkpoints, identity, stages, trainer
 from pisasr.training.checkpoints import Checkpoints, read_checkpoint
 from pisasr.training.csd import ClassifierScoreDistillation
@@ -29,7 +30,6 @@ from pisasr.training.guard import TrainingDiverged
 from pisasr.training.method import Predictor, restore
 from pisasr.training.stages import Restored, build_score
 from pisasr.training.trainer import learning_rate, train
-from pisasr.weights import convert_release, load_adapter, save_adapter
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_a_dead_process_ends_the_others(run, tmp_path):
         f"""
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from pisasr.cli import main
+from pisasr.commands.main import main
 from pisasr.training import trainer
 original = trainer.Trainer._seed
 def seed(self, stage, step):

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pisasr.autoencoder import LappedAutoencoder
-from pisasr.vae_tiling import Bands, decode_tiled, encode_tiled
+from pisasr.method.vae_tiling import Bands, decode_tiled, encode_tiled
+from pisasr.models.autoencoder import LappedAutoencoder
 
 CUTS = [(16, 16, 5), (9, 20, 3), (1, 40, 2), (40, 1, 3), (15, 9, 1), (3, 2, 2)]  # height, width, tile in latent pixels
 
@@ -101,7 +101,7 @@ def test_encoding_in_bands_is_encoding(attention, h, w, tile):
 @torch.no_grad()
 def test_attention_over_few_queries_at_a_time_is_attention(monkeypatch):
     vae, z = small_vae(), latent(9, 14)
-    monkeypatch.setattr("pisasr.vae_tiling.ATTENTION_SCORES", 1000)
+    monkeypatch.setattr("pisasr.method.vae_tiling.ATTENTION_SCORES", 1000)
     assert_equal_images(decode_tiled(vae, z, 4), vae.decode(z).sample)
 
 

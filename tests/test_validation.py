@@ -12,18 +12,18 @@ import tiny
 import torch
 from PIL import Image
 
-from pisasr.adapters import active, active_names, attach, load_into, parameters_of, train_only
-from pisasr.bases import load_others
 from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrainConfig, ValidationConfig, load_config
 from pisasr.errors import PisasrError
 from pisasr.evaluation.features import EfficientNetLite
+from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.metrics import psnr
-from pisasr.evaluation.weights import MetricUnavailable
-from pisasr.images import to_signed
-from pisasr.model import PiSASR, predict
+from pisasr.method.adapters import active, active_names, attach, load_into, parameters_of, train_only
+from pisasr.method.model import PiSASR, predict
+from pisasr.method.residual import remove_residual
+from pisasr.method.text import PromptEncoder
+from pisasr.models.bases import load_others
+from pisasr.pictures.images import to_signed
 from pisasr.pipeline import PiSASRPipeline
-from pisasr.residual import remove_residual
-from pisasr.text import PromptEncoder
 from pisasr.training import validation
 from pisasr.training.stages import Stage, stages_of
 from pisasr.training.validation import Validator, make_pairs, middle, read_pairs, restore_picture, spread

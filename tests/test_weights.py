@@ -14,9 +14,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pisasr.cli import main
+from pisasr.commands.main import main
 from pisasr.errors import CheckpointError
-from pisasr.weights import base_facts, convert_release, load_adapter, load_adapters, looks_like_hub_id, save_adapter
+from pisasr.models.weights import (
+    base_facts,
+    convert_release,
+    load_adapter,
+    load_adapters,
+    looks_like_hub_id,
+    save_adapter,
+)
 
 
 def published(pix, sem) -> dict:
@@ -269,7 +276,7 @@ def test_a_missing_path_never_asks_the_network(monkeypatch):
 
 def test_equal_adapters_are_equal_files_in_every_process(pix, tmp_path):
     """safetensors orders metadata by a hash that each process seeds anew."""
-    code = "import sys; from pisasr.weights import *; save_adapter(sys.argv[2], load_adapter(sys.argv[1]))"
+    code = "import sys; from pisasr.models.weights import *; save_adapter(sys.argv[2], load_adapter(sys.argv[1]))"
     save_adapter(tmp_path / "0.safetensors", pix)
     for i in range(3):
         command = [

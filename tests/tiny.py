@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pisasr.adapters import adapter_shapes
-from pisasr.weights import Adapter, base_facts
+from pisasr.method.adapters import adapter_shapes
+from pisasr.models.weights import Adapter, base_facts
 
 CROSS = 16
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pisasr.batch import explain
 from pisasr.data.manifest import Journal, read_manifest, write_rows
-from pisasr.errors import ImageError, ModelError, PisasrError
-from pisasr.images import open_image, split
+from pisasr.errors import ImageError, ModelError, PisasrError, explain
+from pisasr.pictures.images import open_image, split
 
 MAX_WORDS = 64  # new tokens of a caption
 MAX_TAGS, MIN_SHARE = 5, 0.1  # of a classifier: at most so many labels, each at least so likely

@@ -16,7 +16,7 @@ from pisasr.data.degradation import DegradationRecipe, Plan, carry_out, carry_ou
 from pisasr.data.manifest import read_manifest
 from pisasr.data.sources import read_sidecar
 from pisasr.errors import PisasrError
-from pisasr.images import open_image, split, to_signed
+from pisasr.pictures.images import open_image, split, to_signed
 
 log = logging.getLogger(__name__)
 

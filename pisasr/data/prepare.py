@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pisasr.batch import explain
 from pisasr.data import quality
 from pisasr.data.duplicates import find_near_duplicates, perceptual_hash
 from pisasr.data.manifest import Journal, relative_path
 from pisasr.data.sources import Found
-from pisasr.errors import PisasrError
-from pisasr.images import open_image, split
+from pisasr.errors import PisasrError, explain
+from pisasr.pictures.images import open_image, split
 
 PARTS = tuple(quality.CURVES)
 

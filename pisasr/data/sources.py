@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pisasr.batch import EXTENSIONS
 from pisasr.errors import PisasrError
+from pisasr.pictures.folders import EXTENSIONS
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description")
 LICENCE_COLUMNS = ("licence", "license")

@@ -23,8 +23,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.metrics import METRICS, SSIM_WINDOW, Protocol, Scorer, luma
-from pisasr.evaluation.weights import MetricUnavailable
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pisasr.errors import PisasrError
 from pisasr.evaluation import tables
-from pisasr.evaluation.folders import SUFFIX, Example, Pairing, pair_folders
 from pisasr.evaluation.metrics import METRICS, STABLESR, Protocol
+from pisasr.evaluation.pairs import Example, Pairing, pair_folders
 from pisasr.evaluation.processes import Processes
 from pisasr.evaluation.report import Circumstances, installed_versions, summarise, write_scores
 from pisasr.evaluation.scorers import Panel, describe
@@ -23,6 +23,7 @@ from pisasr.evaluation.scoring import Pictures, Scores, forget, read_methods, sc
 from pisasr.evaluation.surface import Grid
 from pisasr.evaluation.testsets import TestSet, recognise, verify_known, verify_manifest
 from pisasr.files import write_whole
+from pisasr.pictures.folders import SUFFIX
 
 LEDGER = ".scores"
 DETAIL_PX = 128

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pisasr.evaluation.weights import MetricUnavailable
+from pisasr.evaluation.lookup import MetricUnavailable
 
 # One row per stage up to the last tap: kernel, stride of its first block, expansion, channels out.
 STAGES = ((3, 1, 1, 16), (3, 2, 6, 24), (5, 2, 6, 40), (3, 2, 6, 80), (5, 1, 6, 112))

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from pisasr.evaluation.folders import Example, read_picture
+from pisasr.evaluation.pairs import Example
+from pisasr.pictures.folders import read_picture
 
 CELL_PX, GAP_PX, HEAD_PX, FOOT_PX = 256, 4, 28, 22
 INK, PAPER, MARK = (24, 24, 24), (255, 255, 255), (220, 30, 30)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pisasr.evaluation.lookup import find_weights
 from pisasr.evaluation.metrics import filter_separable
-from pisasr.evaluation.weights import find_weights
 
 BLOCK_PX = 96
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 from pisasr.errors import PisasrError
-from pisasr.evaluation.folders import EXTENSIONS, match_names
 from pisasr.evaluation.metrics import ALIASES, METRICS
 from pisasr.evaluation.testsets import did_you_mean, fold_name, known_sets
+from pisasr.pictures.folders import EXTENSIONS, match_names
 
 # Heads of a CSV's columns, as papers and scripts write them, beyond our own names and metrics.ALIASES.
 HEADS = {"psnry": "psnr", "ssimy": "ssim", **dict.fromkeys(("name", "image", "imagename", "file", "filename"), "name")}

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pisasr.evaluation.weights import MetricUnavailable, find_weights
+from pisasr.evaluation.lookup import MetricUnavailable, find_weights
 
 NAME = "REALESRGAN_X4PLUS_UP4X"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
 from pisasr.evaluation.metrics import METRICS, STABLESR, Extractor, Protocol, Scorer, psnr, psnr_lq, ssim
-from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet
 
 
 @dataclass(frozen=True)

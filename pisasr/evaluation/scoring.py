@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from pisasr.evaluation.folders import Example, read_picture
+from pisasr.evaluation.pairs import Example
 from pisasr.evaluation.processes import Processes
 from pisasr.evaluation.scorers import Panel
+from pisasr.pictures.folders import read_picture
 
 Row = dict[str, str | float]
 

@@ -16,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from pisasr.errors import PisasrError
-from pisasr.evaluation.folders import Example
 from pisasr.evaluation.metrics import METRICS
+from pisasr.evaluation.pairs import Example
+from pisasr.evaluation.rules import Pair, Rule, choose, describe
 from pisasr.evaluation.scoring import Pictures, read_methods
 from pisasr.files import write_whole
-from pisasr.rules import Pair, Rule, choose, describe
 
 # (file of the input, pairs of strengths) -> a picture for each, 8 bits a channel
 RestoreFile = Callable[[Path, Sequence[Pair]], Iterator[Image.Image]]
@@ -122,7 +122,7 @@ def check_rule(rule: Rule, metrics: Sequence[str]) -> None:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    from pisasr.images import save_image
+    from pisasr.pictures.images import save_image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(picture, path)

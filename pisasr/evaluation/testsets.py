@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pisasr.errors import ImageError, PisasrError
-from pisasr.evaluation.folders import EXTENSIONS, list_pictures, match_names, read_picture
+from pisasr.pictures.folders import EXTENSIONS, list_pictures, match_names, read_picture
 
 HR_NAMES = ("gt", "hr", "hq", "test_hr")
 LR_NAMES = ("lq", "lr", "test_lr")  # test_SR_bicubic holds enlarged inputs: it is neither

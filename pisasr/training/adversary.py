@@ -2,7 +2,7 @@
 
 Beyond the paper, which leaves invented detail to classifier score distillation: that needs a prior that knows what
 photos look like, and the embedded default's, trained for minutes, does not. A critic learns that on the side, from the
-same photos. It is no shortcut: an adapter that can't draw yet is only taught a lattice (configs/DEMO.md).
+same photos. It is no shortcut: an adapter that can't draw yet is only taught a lattice (scripts/demo/README.md).
 """
 
 from collections.abc import Callable

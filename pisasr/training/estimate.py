@@ -26,11 +26,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pisasr.adapters import active, attach, parameters_of, train_only
-from pisasr.bases import SD21_NAMES, VAES, check_base, find_model
 from pisasr.config import ConfigError, StageConfig, TrainConfig
 from pisasr.evaluation.features import EfficientNetLite, feature_distance
-from pisasr.model import PiSASR, predict
+from pisasr.method.adapters import active, attach, parameters_of, train_only
+from pisasr.method.model import PiSASR, predict
+from pisasr.models.bases import SD21_NAMES, VAES, check_base, find_model
 from pisasr.training.adversary import Adversary
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.method import LOW_PRECISION, Predictor, freeze_in, restore

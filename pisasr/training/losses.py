@@ -92,7 +92,7 @@ def build_perceptual(net: str, weights: str | None = None, device: torch.device 
 
 def _build_efficientnet(weights: str | None, device: torch.device | str) -> Perceptual:
     from pisasr.evaluation.features import feature_distance, load_network
-    from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet
+    from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
 
     try:
         network = load_network(Path(weights) if weights else find_efficientnet(variant="lite1"), "lite1")

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from pisasr.data.degradation import sample_generator
-from pisasr.model import PiSASR, predict
-from pisasr.residual import remove_residual
+from pisasr.method.model import PiSASR, predict
+from pisasr.method.residual import remove_residual
 
 LOW_PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -17,8 +17,6 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pisasr.adapters import active, attach, load_into, parameters_of, train_only
-from pisasr.bases import load_base
 from pisasr.config import ConfigError, StageConfig, TrainConfig
 from pisasr.data.degradation import sample_generator
 from pisasr.data.photos import (
@@ -32,8 +30,11 @@ from pisasr.data.photos import (
     share_out,
 )
 from pisasr.errors import CheckpointError
-from pisasr.model import ONE_STEP, PiSASR, predict
-from pisasr.text import PromptEncoder
+from pisasr.method.adapters import active, attach, load_into, parameters_of, train_only
+from pisasr.method.model import ONE_STEP, PiSASR, predict
+from pisasr.method.text import PromptEncoder
+from pisasr.models.bases import load_base
+from pisasr.models.weights import KINDS, Adapter, base_facts, load_adapter, save_adapter
 from pisasr.training.adversary import Adversary
 from pisasr.training.card import write_card
 from pisasr.training.checkpoints import Checkpoint, Checkpoints, by_kind, load_moments
@@ -45,7 +46,6 @@ from pisasr.training.method import LOW_PRECISION, Predictor, draw, freeze_in, re
 from pisasr.training.stages import Restored, Score, Stage, build_score, stages_of
 from pisasr.training.tracking import LossLog, Progress, Trackers, tracking_options
 from pisasr.training.validation import Validator
-from pisasr.weights import KINDS, Adapter, base_facts, load_adapter, save_adapter
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def check_pairs(config: TrainConfig, photos: Photos) -> None:
         if stage.settings.asks_teacher and not photos.taught:
             raise ConfigError(
                 f"{stage.name}.weight_teacher, or lpips_to=teacher, wants a teacher's pictures; make them with "
-                "scripts/prepare_teacher.py and name only such folders in data.photos."
+                "scripts/demo/prepare_teacher.py and name only such folders in data.photos."
             )
 
 

@@ -14,19 +14,30 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pisasr.adapters import active
 from pisasr.config import TrainConfig, ValidationConfig
 from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
 from pisasr.data.photos import list_photos
 from pisasr.errors import ImageError, PisasrError
 from pisasr.evaluation.features import feature_distance, load_network
 from pisasr.evaluation.figure import draw_comparison
-from pisasr.evaluation.folders import list_pictures, match_names, read_picture
+from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
 from pisasr.evaluation.metrics import psnr
-from pisasr.evaluation.weights import MetricUnavailable, find_efficientnet
-from pisasr.images import crop, open_image, pad, plan_frame, save_image, split, to_image, to_signed, to_tensor, to_unit
-from pisasr.model import PiSASR
-from pisasr.residual import needed, restore_latent
+from pisasr.method.adapters import active
+from pisasr.method.model import PiSASR
+from pisasr.method.residual import needed, restore_latent
+from pisasr.pictures.folders import list_pictures, match_names, read_picture
+from pisasr.pictures.images import (
+    crop,
+    open_image,
+    pad,
+    plan_frame,
+    save_image,
+    split,
+    to_image,
+    to_signed,
+    to_tensor,
+    to_unit,
+)
 from pisasr.training.losses import Perceptual
 from pisasr.training.stages import Stage
 from pisasr.training.tracking import LossLog

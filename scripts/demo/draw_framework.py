@@ -1,13 +1,13 @@
 """Draw figs/framework.png: inference and both training stages in one picture, with the project's own photos in it.
 
-python scripts/draw_framework.py --input pisasr/demo/examples/chelsea.png --output figs/framework.png
+python scripts/demo/draw_framework.py --input pisasr/demo/examples/chelsea.png --output figs/framework.png
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
@@ -58,7 +58,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from pisasr import PiSASRPipeline
-    from pisasr.images import open_image, save_image
+    from pisasr.pictures.images import open_image, save_image
 
     photo = open_image(args.input)
     restored = PiSASRPipeline.from_pretrained()(photo).images[0]

@@ -2,7 +2,8 @@
 
     python scripts/infer.py --input pisasr/demo/examples/coffee.png --output results/grid \
         --lambda_grid "0,0.5,1,1.5" "0,0.5,1,1.5"
-    python scripts/draw_strengths.py --pictures results/grid/coffee --box 150 130 220 170 --output figs/adjustable.png
+    python scripts/demo/draw_strengths.py --pictures results/grid/coffee --box 150 130 220 170 \\
+        --output figs/adjustable.png
 
 Rows are lambda_pix, columns lambda_sem, as in the sheet that infer.py makes of whole pictures.
 """
@@ -12,12 +13,12 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
 from PIL import Image  # noqa: E402
 
 from pisasr.errors import PisasrError, exit_code  # noqa: E402
-from pisasr.grid import draw_sheet  # noqa: E402
+from pisasr.pictures.sheets import draw_sheet  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from parts import Data, Schedule, train_part
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pisasr.autoencoder import LappedAutoencoder
-from pisasr.training.base import Data, Schedule, train_part
+from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.training.checkpoints import Checkpoints
 
 # The first of each kind is what the shipped configuration distils with.
@@ -144,7 +144,7 @@ def save_base(folder: Path, vae, parts: nn.ModuleDict, tokenizer, scheduler) -> 
     """The base in diffusers' layout, every weight in float16."""
     index = {
         "_class_name": "PiSASRPipeline",
-        "vae": ["pisasr.autoencoder", "LappedAutoencoder"],
+        "vae": ["pisasr.models.autoencoder", "LappedAutoencoder"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],

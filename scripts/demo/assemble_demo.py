@@ -1,6 +1,6 @@
 """Put a base and its two adapters together as the embedded default: float16, with their hashes.
 
-python scripts/assemble_demo.py --base runs/base --adapters runs/demo/adapters --output pisasr/demo
+python scripts/demo/assemble_demo.py --base runs/base --adapters runs/demo/adapters --output pisasr/demo
 """
 
 import argparse
@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
 from pisasr.errors import PisasrError, exit_code  # noqa: E402
 
@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
 def assemble(args: argparse.Namespace) -> None:
     import torch
 
-    from pisasr.bases import check_base
-    from pisasr.weights import load_adapters, save_adapter
+    from pisasr.models.bases import check_base
+    from pisasr.models.weights import load_adapters, save_adapter
 
     if args.output.resolve() == args.base.resolve():
         raise PisasrError(f"--output {args.output} is the base itself; give another folder")

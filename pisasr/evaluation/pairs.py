@@ -1,22 +1,13 @@
-"""Folders of pictures -> pairs. Two files belong together because of their names, never because of their order."""
+"""Folders of pictures -> examples to score: every method's file beside the true picture and the input."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
-
-from pisasr.errors import ImageError, PisasrError
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-
-# Endings that methods and data sets add to a name: 0801x4, Canon_001_LR4, photo_out, baby_SR, img-hq.
-SUFFIX = r"[_-]?x\d|[_-](?:sr|hr|lr|hq|lq|gt|out|output|restored)\d*"
+from pisasr.errors import ImageError
+from pisasr.pictures.folders import SUFFIX, list_pictures, match_names, read_picture
 
 
 @dataclass
@@ -36,50 +27,6 @@ class Pairing:
     examples: list[Example]
     problems: list[str] = field(default_factory=list)
     total: int = 0
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """The file's own 8-bit values as uint8 [H, W, 3] RGB, upright; ImageError when it cannot be decoded whole.
-
-    Colour profiles are not applied and alpha is dropped: published scores compare the stored numbers. Sixteen-bit
-    pictures are refused, because rounding them to eight bits here would be a step that no protocol names.
-    """
-    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write
-        raise ImageError(f"{path.name} is not a regular file; replace it by the picture itself")
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in image.tile):
-                raise ImageError(f"{path.name} has more than 8 bits per channel; save it as an 8-bit PNG to score it")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except ImageError:
-        raise
-    except Exception as error:  # a damaged file can raise nearly anything out of its decoder
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path.name} cannot be read: {reason}") from error
-
-
-def list_pictures(folder: Path) -> dict[str, Path]:
-    """Stem -> file, for the pictures directly inside `folder`. Two files with one stem are refused."""
-    if not folder.is_dir():
-        raise PisasrError(f"{folder} is not a folder")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
-    if not paths:
-        raise PisasrError(f"{folder} holds no picture ({' '.join(EXTENSIONS)})")
-    if twice := _repeated(path.stem for path in paths):
-        raise PisasrError(f"{folder} holds several files named {', '.join(twice)}; keep one of each")
-    return {path.stem: path for path in paths}
-
-
-def match_names(wanted: Iterable[str], found: Iterable[str], suffix: str = SUFFIX) -> dict[str, str]:
-    """wanted stem -> found stem.
-
-    Equal stems belong together. What is left over is compared without its endings (`suffix`, a regular expression,
-    taken off repeatedly, in any case); names that are then no longer unique on their side are not matched at all.
-    """
-    wanted, found = set(wanted), set(found)
-    pairs = {stem: stem for stem in wanted & found}
-    left, right = (_unique_bare(stems - pairs.keys(), suffix) for stems in (wanted, found))
-    return pairs | {left[bare]: right[bare] for bare in left.keys() & right.keys()}
 
 
 def pair_folders(
@@ -108,17 +55,6 @@ def pair_folders(
         else:
             pairing.examples.append(example)
     return pairing
-
-
-def _repeated(items: Iterable[str]) -> list[str]:
-    return [item for item, count in Counter(items).items() if count > 1]
-
-
-def _unique_bare(stems: set[str], suffix: str) -> dict[str, str]:
-    """bare name -> stem, for the stems whose bare name no other stem shares."""
-    bare = {stem: re.sub(f"(?:{suffix})+$", "", stem, flags=re.IGNORECASE) for stem in stems}
-    shared = _repeated(bare.values())
-    return {name: stem for stem, name in bare.items() if name not in shared}
 
 
 def _describe_strays(files: dict[str, dict], matches: dict[str, dict], anchor: str) -> Iterable[str]:

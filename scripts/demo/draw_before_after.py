@@ -1,6 +1,6 @@
 """Draw what the model does to pictures: bicubic, (1, 0) and (1, 1) side by side, one JPEG per picture.
 
-    python scripts/draw_before_after.py --input pisasr/demo/examples/*.png --output figs/before_after
+    python scripts/demo/draw_before_after.py --input pisasr/demo/examples/*.png --output figs/before_after
 
 Each panel is the middle of the picture after fourfold enlargement, its pixels as they are.
 """
@@ -9,12 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
+from pisasr.commands.options import positive_int  # noqa: E402
 from pisasr.errors import ImageError, exit_code  # noqa: E402
-from pisasr.options import positive_int  # noqa: E402
 
 SCALE = 4
 GAP = 8
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def draw(args: argparse.Namespace) -> None:
     from pisasr import PiSASRPipeline
-    from pisasr.images import open_image
+    from pisasr.pictures.images import open_image
 
     pipeline = PiSASRPipeline.from_pretrained(args.pretrained_model, args.adapters)
     args.output.mkdir(parents=True, exist_ok=True)

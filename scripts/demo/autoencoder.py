@@ -6,10 +6,10 @@ The first half of the journey that the base makes before any adapter learns; `pr
 from typing import Any
 
 import torch
+from parts import Data, Schedule, train_part
 from torch import Tensor, nn
 
-from pisasr.autoencoder import LappedAutoencoder
-from pisasr.training.base import Data, Schedule, train_part
+from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.training.checkpoints import Checkpoints
 
 STATISTICS = 64  # pictures that principal components and channel widths are taken from

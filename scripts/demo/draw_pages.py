@@ -1,7 +1,7 @@
 """Draw tiles of text and plain shapes: what a screenshot has and no photo of ours.
 
-    python scripts/draw_pages.py --output data/demo/pages --count 60
-    python scripts/draw_pages.py --output data/demo/letters --count 120 --zoom 2 4
+    python scripts/demo/draw_pages.py --output data/demo/pages --count 60
+    python scripts/demo/draw_pages.py --output data/demo/letters --count 120 --zoom 2 4
 
 Every tile is a window of made-up words in the DejaVu fonts that matplotlib brings along, on a plain or shaded ground,
 with frames, buttons and lines. Nobody's work is in them, so they ship with no notice. Same --seed, same tiles. The
@@ -15,12 +15,12 @@ import sys
 from functools import cache
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
+from pisasr.commands.options import positive_int  # noqa: E402
 from pisasr.errors import exit_code  # noqa: E402
-from pisasr.options import positive_int  # noqa: E402
 
 TILE = 256
 OVERSIZE = 2  # drawn larger and reduced, so that edges fall between pixels as they do on screens with smoothed fonts

@@ -1,6 +1,6 @@
 """Draw what a training run logged: losses by step, and the scores of its fixed pictures.
 
-python scripts/draw_training.py runs/demo --output figs/training.png
+python scripts/demo/draw_training.py runs/demo --output figs/training.png
 
 Reads RUN/log.jsonl and RUN/validation.jsonl. Losses are means over --smooth steps; steps that were not taken are left
 out. SEM continues where PIX ends.

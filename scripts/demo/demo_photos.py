@@ -1,9 +1,9 @@
 """Gather the photos that the embedded default is trained on, and cut them into tiles.
 
-    python scripts/demo_photos.py --output data/demo
+    python scripts/demo/demo_photos.py --output data/demo
 
 Downloads five Debian packages (about 620 MB; needs apt-get and dpkg-deb, no root), unpacks them without installing,
-takes the 49 photos named in scripts/demo_photos.json (package, path, size, licence, author) and writes
+takes the 49 photos named in scripts/demo/demo_photos.json (package, path, size, licence, author) and writes
 
     OUTPUT/train/*.png     256 px tiles of the training photos at four sizes, those that bicubic can't enlarge well
     OUTPUT/held_out/*.png  the sharpest 512 px tiles of photos that no training ever sees (split by whole photo)

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pisasr.text import PromptEncoder
-from pisasr.vae_tiling import decode_tiled, encode_tiled
+from pisasr.method.text import PromptEncoder
+from pisasr.method.vae_tiling import decode_tiled, encode_tiled
 
 ONE_STEP = 1  # the only timestep the UNet is asked at: z_L counts as almost clean (published as `timesteps1`)
 

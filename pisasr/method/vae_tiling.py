@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pisasr.tiling import Tile
+from pisasr.method.tiling import Tile
 
 ATTENTION_SCORES = 2**26  # query-key pairs at once in the mid attention: 256 MB in float32 where a backend stores them
 

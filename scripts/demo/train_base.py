@@ -1,11 +1,12 @@
 """Train the embedded default's base, from nothing but tiles of photos: autoencoder first, then the prior.
 
-    python scripts/demo_photos.py --output data/demo
-    python scripts/draw_pages.py --output data/demo/pages
-    python scripts/train_base.py --photos data/demo/train data/demo/pages --mix train=0.92 pages=0.08 --output runs/base
+    python scripts/demo/demo_photos.py --output data/demo
+    python scripts/demo/draw_pages.py --output data/demo/pages
+    python scripts/demo/train_base.py --photos data/demo/train data/demo/pages --mix train=0.92 pages=0.08 \\
+        --output runs/base
 
 Writes OUTPUT/{vae,unet,text_encoder,tokenizer,scheduler}: a base in diffusers' layout on which
-`scripts/train.py --config configs/demo.yaml` then trains both adapters. The same command continues a run that was cut
+`scripts/train.py --config scripts/demo/demo.yaml` then trains both. The same command continues a run that was cut
 short, from OUTPUT/checkpoints and with the same bytes as one that was not; a part of 0 steps is taken as it lies in
 OUTPUT.
 
@@ -17,10 +18,10 @@ import logging
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
+from pisasr.commands.options import positive_int  # noqa: E402
 from pisasr.errors import PisasrError  # noqa: E402
-from pisasr.options import positive_int  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,12 +52,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> None:
     import torch
+    from autoencoder import train_autoencoder
+    from parts import Schedule
+    from prior import train_prior
 
-    from pisasr.autoencoder import LappedAutoencoder
-    from pisasr.training.autoencoder import train_autoencoder
-    from pisasr.training.base import Schedule
+    from pisasr.models.autoencoder import LappedAutoencoder
     from pisasr.training.checkpoints import Checkpoints
-    from pisasr.training.prior import train_prior
 
     data = open_data(args)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,9 +72,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 def open_data(args: argparse.Namespace):
+    from parts import Data
+
     from pisasr.config import load_recipe
     from pisasr.data.photos import Photos, choose_photos, share_out
-    from pisasr.training.base import Data
 
     try:
         mix = {name: float(weight) for name, weight in (text.split("=") for text in args.mix)}

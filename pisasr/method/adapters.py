@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pisasr.errors import CheckpointError, ModelError
 
 if TYPE_CHECKING:
-    from pisasr.weights import Adapter
+    from pisasr.models.weights import Adapter
 
 # Which layers learn, as published (PiSA-SR 9c76e12): every convolution and every attention or feed-forward projection.
 TARGETS = ("to_k", "to_q", "to_v", "to_out.0", "conv", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")

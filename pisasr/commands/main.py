@@ -14,22 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pisasr import __version__
-from pisasr.batch import (
-    Found,
+from pisasr.commands.batch import (
     Job,
-    OverlapError,
     Report,
     Restore,
     check_output,
-    explain,
-    find_inputs,
     plan_jobs,
     remove_leftovers,
     restore_files,
-    shown,
 )
-from pisasr.errors import PisasrError, UsageError
-from pisasr.options import (
+from pisasr.commands.options import (
     add_pipeline_options,
     check_pipeline_options,
     finite,
@@ -38,7 +32,9 @@ from pisasr.options import (
     pipeline_settings,
     positive_int,
 )
-from pisasr.rules import Pair, describe, parse_lambdas, parse_rule, pick
+from pisasr.errors import PisasrError, UsageError, explain, shown
+from pisasr.evaluation.rules import Pair, describe, parse_lambdas, parse_rule, pick
+from pisasr.pictures.folders import Found, find_inputs
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -220,12 +216,9 @@ def _infer(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, variants: list[str]) -> list[Job]:
-    try:
-        inputs = find_inputs(args.input, args.output, args.recursive)
-        _check_inputs(args.input, inputs)
-        return plan_jobs(inputs, args.output, [*variants, "grid"] if variants else [])
-    except OverlapError as error:
-        raise UsageError(str(error)) from None
+    inputs = find_inputs(args.input, args.output, args.recursive)
+    _check_inputs(args.input, inputs)
+    return plan_jobs(inputs, args.output, [*variants, "grid"] if variants else [])
 
 
 def _check_inputs(asked: list[str], inputs: list[Found]) -> None:
@@ -253,7 +246,7 @@ def _restorer(
     pipe: "PiSASRPipeline", args: argparse.Namespace, pairs: list[Pair], scorers: "dict[str, Scorer]"
 ) -> Restore:
     """What to do with one picture: one result; or one for every pair and a sheet of them all; or the rule's choice."""
-    from pisasr.grid import draw_sheet
+    from pisasr.pictures.sheets import draw_sheet
 
     settings = pipeline_settings(args)
 
@@ -280,7 +273,7 @@ def _score_each(
     """(pair, scores, picture) for each picture, judged as its 8-bit file holds it, beside the input; without alpha."""
     import numpy as np
 
-    from pisasr.images import split
+    from pisasr.pictures.images import split
 
     lq = np.asarray(split(image)[0])
     for pair, picture in zip(pairs, pictures, strict=True):
@@ -305,7 +298,7 @@ def convert(argv: list[str]) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from pisasr.weights import convert_release, save_adapter
+    from pisasr.models.weights import convert_release, save_adapter
 
     adapters = convert_release(args.checkpoint)
     check_output(args.output)
@@ -380,7 +373,7 @@ def _print_plan(config: "TrainConfig") -> int:
 
 def evaluate(argv: list[str]) -> int:
     """Score folders of results: `pisasr evaluate --help`."""
-    from pisasr.evaluation.cli import main as run
+    from pisasr.commands.evaluate import main as run
 
     return run(argv)
 

@@ -1,0 +1,1 @@
+"""argv in, exit code out: infer, train, evaluate, convert, and the options they share."""

@@ -1,0 +1,1 @@
+"""What lies on disk: bases (whole models), weights (adapters), autoencoder (the small model's VAE)."""

@@ -1,0 +1,155 @@
+"""Folders of pictures: which files are pictures, what they hold to the bit, and which of two folders belong together.
+
+Two files belong together because of their names, never because of their order.
+"""
+
+import glob
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pisasr.errors import ImageError, OverlapError, PisasrError, shown
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
+# Endings that methods and data sets add to a name: 0801x4, Canon_001_LR4, photo_out, baby_SR, img-hq.
+SUFFIX = r"[_-]?x\d|[_-](?:sr|hr|lr|hq|lq|gt|out|output|restored)\d*"
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """The file's own 8-bit values as uint8 [H, W, 3] RGB, upright; ImageError when it cannot be decoded whole.
+
+    Colour profiles are not applied and alpha is dropped: published scores compare the stored numbers. Sixteen-bit
+    pictures are refused, because rounding them to eight bits here would be a step that no protocol names.
+    """
+    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write
+        raise ImageError(f"{path.name} is not a regular file; replace it by the picture itself")
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in image.tile):
+                raise ImageError(f"{path.name} has more than 8 bits per channel; save it as an 8-bit PNG to score it")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except ImageError:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything out of its decoder
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{path.name} cannot be read: {reason}") from error
+
+
+def list_pictures(folder: Path) -> dict[str, Path]:
+    """Stem -> file, for the pictures directly inside `folder`. Two files with one stem are refused."""
+    if not folder.is_dir():
+        raise PisasrError(f"{folder} is not a folder")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    if not paths:
+        raise PisasrError(f"{folder} holds no picture ({' '.join(EXTENSIONS)})")
+    if twice := _repeated(path.stem for path in paths):
+        raise PisasrError(f"{folder} holds several files named {', '.join(twice)}; keep one of each")
+    return {path.stem: path for path in paths}
+
+
+def match_names(wanted: Iterable[str], found: Iterable[str], suffix: str = SUFFIX) -> dict[str, str]:
+    """wanted stem -> found stem.
+
+    Equal stems belong together. What is left over is compared without its endings (`suffix`, a regular expression,
+    taken off repeatedly, in any case); names that are then no longer unique on their side are not matched at all.
+    """
+    wanted, found = set(wanted), set(found)
+    pairs = {stem: stem for stem in wanted & found}
+    left, right = (_unique_bare(stems - pairs.keys(), suffix) for stems in (wanted, found))
+    return pairs | {left[bare]: right[bare] for bare in left.keys() & right.keys()}
+
+
+def _repeated(items: Iterable[str]) -> list[str]:
+    return [item for item, count in Counter(items).items() if count > 1]
+
+
+def _unique_bare(stems: set[str], suffix: str) -> dict[str, str]:
+    """bare name -> stem, for the stems whose bare name no other stem shares."""
+    bare = {stem: re.sub(f"(?:{suffix})+$", "", stem, flags=re.IGNORECASE) for stem in stems}
+    shared = _repeated(bare.values())
+    return {name: stem for stem, name in bare.items() if name not in shared}
+
+
+# --- what a command line names ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """One input: where it is, its name below the folder or glob it came from, and why it can't be read, if known."""
+
+    path: Path
+    name: Path
+    status: Literal["ready", "skipped", "failed"] = "ready"
+    reason: str = ""
+
+
+def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) -> list[Found]:
+    """The pictures that files, folders and globs stand for, in the order given, each once.
+
+    Of a folder, names ending like a picture are taken, hidden ones are not, its sub-folders only if `recursive`; links
+    to folders are not followed, so there are no loops. What lies in the output folder is never an input unless it is
+    named itself. Pipes, devices and dead links come as "skipped"; named files that don't exist, and folders and globs
+    that hold no picture, as "failed".
+    """
+    output = output.resolve()
+    found: dict[str, Found] = {}
+    for pattern in map(os.path.expanduser, patterns):
+        path = Path(pattern)
+        named = False
+        if os.path.isdir(pattern):
+            files = _list_folder(path, output, recursive)
+        elif os.path.lexists(pattern) or not glob.has_magic(pattern):
+            files, named = [(path, Path(path.name))], True
+        else:
+            files = _match(pattern, output)
+        pictures = [(os.path.abspath(file), _examine(file, name, named)) for file, name in files]
+        pictures = pictures or [(os.path.abspath(path), Found(path, Path(path.name), "failed", "no pictures there"))]
+        for place, picture in pictures:
+            found.setdefault(place, picture)
+    return list(found.values())
+
+
+def _list_folder(folder: Path, output: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
+    if folder.resolve() == output:
+        raise OverlapError(f"{shown(folder)} is the input and the output; choose another --output")
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
+        folders[:] = [name for name in folders if (here / name).resolve() != output]
+        pictures = (here / name for name in sorted(files) if _is_named_like_a_picture(name))
+        yield from ((file, file.relative_to(folder)) for file in pictures)
+
+
+def _match(pattern: str, output: Path) -> Iterator[tuple[Path, Path]]:
+    fixed = Path(pattern)
+    while glob.has_magic(str(fixed)):
+        fixed = fixed.parent
+    outputs_below = fixed.resolve() in output.parents
+    for file in map(Path, sorted(glob.glob(pattern, recursive=True))):
+        ours = outputs_below and output in file.resolve().parents
+        if not ours and not file.is_dir() and _is_named_like_a_picture(file.name):
+            yield file, file.relative_to(fixed)
+
+
+def _is_named_like_a_picture(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+
+
+def _examine(file: Path, name: Path, named: bool) -> Found:
+    try:
+        regular = stat.S_ISREG(file.stat().st_mode)
+        reason = "" if regular else "not a regular file"
+    except FileNotFoundError:
+        reason = "a link to nothing" if file.is_symlink() else "no such file or folder"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    return Found(file, name, ("failed" if named else "skipped") if reason else "ready", reason)
