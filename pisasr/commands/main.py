@@ -5,11 +5,9 @@ Everything that needs torch is imported after the arguments are known to be good
 """
 
 import argparse
-import logging
 import os
 import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +21,7 @@ from pisasr.commands.batch import (
     remove_leftovers,
     restore_files,
 )
+from pisasr.commands.exits import OK, SOME_FAILED, guarded
 from pisasr.commands.options import (
     add_pipeline_options,
     check_pipeline_options,
@@ -32,18 +31,16 @@ from pisasr.commands.options import (
     pipeline_settings,
     positive_int,
 )
-from pisasr.errors import PisasrError, UsageError, explain, shown
+from pisasr.errors import PisasrError, shown
 from pisasr.evaluation.rules import Pair, describe, parse_lambdas, parse_rule, pick
 from pisasr.pictures.folders import Found, find_inputs
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pisasr.config import TrainConfig
     from pisasr.evaluation.metrics import Scorer
     from pisasr.pipeline import PiSASRPipeline
 
-OK, NOTHING_STARTED, WRONG_USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 AUTO_LAMBDAS = "0:1.5:0.25"  # both strengths' candidates for --lambda_auto
 
 INFER_EXAMPLES = """examples:
@@ -54,13 +51,6 @@ INFER_EXAMPLES = """examples:
 
 lambda_pix takes away noise, blur and blocks; lambda_sem adds detail. (1, 0) is faithful, (1, 1) sharp.
 Results are PNG, whatever the input was; what happened to every input is in OUTPUT/report.jsonl."""
-
-
-TRAIN_EXAMPLES = """examples:
-  pisasr train --config configs/small.yaml "data.photos=[photos]" run.output=runs/small
-  accelerate launch scripts/train.py --config configs/pisasr.yaml "data.photos=[photos]" run.output=runs/pisasr
-
-run.output receives adapters/pix.safetensors, adapters/sem.safetensors, the resolved config.yaml and log.jsonl."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,20 +71,6 @@ def main(argv: list[str] | None = None) -> int:
     return COMMANDS[command](argv[1:])
 
 
-def _guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run a command whose failures are one line; the traceback is for --debug."""
-    try:
-        return run(args)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if args.debug:
-            traceback.print_exc()
-        print(f"pisasr: {shown(explain(error))}", file=sys.stderr)
-        return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
-
-
 # --- infer -----------------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +79,7 @@ def infer(argv: list[str]) -> int:
     parser = infer_parser()
     args = parser.parse_args(normalise(argv))
     _check_infer(parser, args)
-    return _guarded(_infer, args)
+    return guarded(_infer, args)
 
 
 def infer_parser() -> argparse.ArgumentParser:
@@ -294,7 +270,7 @@ def convert(argv: list[str]) -> int:
     parser.add_argument("checkpoint", type=Path, help="pisa_sr.pkl; read without running any code in it")
     parser.add_argument("output", type=Path, metavar="OUT", help="a folder, to be given to infer as --adapters")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    return _guarded(_convert, parser.parse_args(argv))
+    return guarded(_convert, parser.parse_args(argv))
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -311,64 +287,9 @@ def _convert(args: argparse.Namespace) -> int:
 
 def train(argv: list[str]) -> int:
     """Train the two adapters: `pisasr train --help`."""
-    parser = argparse.ArgumentParser(
-        prog="pisasr train",
-        description="Train the two adapters, as a file of options says; the same command continues an interrupted run.",
-        epilog=TRAIN_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML over the defaults in pisasr/config.py")
-    parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="print the resolved options and what a step costs, and stop"
-    )
-    parser.add_argument(
-        "--allow_change",
-        "--allow-change",
-        action="store_true",
-        help="continue a run although its photos, processes or settings differ",
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="rules over the file")
-    return _guarded(_train, parser.parse_intermixed_args(argv))
+    from pisasr.commands.train import train as run
 
-
-def _train(args: argparse.Namespace) -> int:
-    from pisasr.config import ConfigError, load_config
-
-    try:
-        config = load_config(args.config, args.overrides)
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
-    if args.dry_run:
-        return _print_plan(config)
-    from pisasr.training.guard import Interrupted
-    from pisasr.training.trainer import train as train_adapters
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        train_adapters(config, args.allow_change)
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
-    except Interrupted as stop:
-        print(f"pisasr: {stop}", file=sys.stderr)
-        return 128 + stop.number
-    return OK
-
-
-def _print_plan(config: "TrainConfig") -> int:
-    """Every setting, and what a step would cost; by the first of several processes alone."""
-    if os.environ.get("RANK", "0") != "0":
-        return OK
-    from pisasr.config import ConfigError, to_yaml
-    from pisasr.training.estimate import estimate, render
-
-    print(to_yaml(config), flush=True)
-    try:
-        print(render(estimate(config, int(os.environ.get("WORLD_SIZE", 1)))))
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
-    return OK
+    return run(argv)
 
 
 def evaluate(argv: list[str]) -> int:

@@ -1,0 +1,63 @@
+"""argv in, exit code out: `pisasr train`, from a file of options to adapters."""
+
+import argparse
+import logging
+import os
+import sys
+
+from pisasr.commands.exits import OK, guarded
+from pisasr.errors import UsageError
+
+EXAMPLES = """examples:
+  pisasr train --config configs/small.yaml "data.photos=[photos]" run.output=runs/small
+  accelerate launch scripts/train.py --config configs/pisasr.yaml "data.photos=[photos]" run.output=runs/pisasr
+
+run.output receives adapters/pix.safetensors, adapters/sem.safetensors, the resolved config.yaml and log.jsonl."""
+
+
+def train(argv: list[str]) -> int:
+    """Train the two adapters: `pisasr train --help`."""
+    parser = argparse.ArgumentParser(
+        prog="pisasr train",
+        description="Train the two adapters, as a file of options says; the same command continues an interrupted run.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML over the defaults in pisasr/config.py")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="print the resolved options and what a step costs, and stop"
+    )
+    parser.add_argument(
+        "--allow_change",
+        "--allow-change",
+        action="store_true",
+        help="continue a run although its photos, processes or settings differ",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="rules over the file")
+    return guarded(_train, parser.parse_intermixed_args(argv))
+
+
+def _train(args: argparse.Namespace) -> int:
+    from pisasr.config import ConfigError, load_config
+    from pisasr.training.guard import Interrupted
+
+    try:
+        config = load_config(args.config, args.overrides)
+        if args.dry_run:
+            from pisasr.training.estimate import print_plan
+
+            if os.environ.get("RANK", "0") == "0":  # of several processes the first alone
+                print_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
+            return OK
+        from pisasr.training.loop import train as train_adapters
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        train_adapters(config, args.allow_change)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    except Interrupted as stop:
+        print(f"pisasr: {stop}", file=sys.stderr)
+        return 128 + stop.number
+    return OK
