@@ -4,6 +4,8 @@ import lpips
 import numpy as np
 import pytest
 import torch
+from pisasr.training.adversary import PatchCritic
+from pisasr.training.method import Predictor, restore
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from pisasr.config import ConfigError, TrainConfig
@@ -12,10 +14,8 @@ from pisasr.method.adapters import active, attach, parameters_of, train_only
 from pisasr.method.model import PiSASR, predict
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
-from pisasr.training.adversary import PatchCritic
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.estimate import CudaRules, Meter, base_configs, build_model, estimate, render
-from pisasr.training.method import Predictor, restore
 from pisasr.training.stages import Restored, build_score, stages_of
 
 CROP, BATCH = 64, 3

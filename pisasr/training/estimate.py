@@ -65,7 +65,7 @@ class StageCost:
     """One stage's price for one process, whose step is `accumulation` batches of `batch_size` images.
 
     flops of one batch, two for each multiplied and added pair: forward, and backward with what it computes again. Then
-    bytes: `frozen` is every weight that does not learn, `learning` the adapter's weights, gradients and Adam's two moments,
+    bytes: `frozen` is all weights that do not learn, `learning` the adapter with its gradients and Adam's two moments,
     `kept` what the forward passes leave for the backward ones. Working memory, a CUDA context, the allocator's gaps and
     DDP's buckets come on top; with checkpointing, one block's own activations, too.
     """
