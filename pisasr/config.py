@@ -277,21 +277,26 @@ def _read(path: str | Path, overrides: list[str], defaults: dict[str, Any], vali
 
 
 def _check_names(path: str | Path, given: Any, known: Mapping[str, Any]) -> None:
-    names = list(_keys(known))
-    sections = {name.rpartition(".")[0] for name in names} - {""}
-    for key in _keys(given, within=sections):
-        if key not in names:
-            close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    """ConfigError for a key that doesn't exist, and for a section that is none."""
+    there = dict(_keys(known))
+    for key, value in _keys(given, within=there):
+        if key not in there:
+            close = difflib.get_close_matches(key, list(there), n=1, cutoff=0.5)
             advice = f"; did you mean {close[0]!r}?" if close else "; see pisasr/config.py for all of them."
             raise ConfigError(f"{path}: no setting {key!r}{advice}")
+        if isinstance(there[key], Mapping) and not isinstance(value, Mapping):
+            raise ConfigError(f"{path}: {key} is {_shortened(repr(value))}; wanted a section, like {{KEY: VALUE}}.")
 
 
-def _keys(node: Mapping[Any, Any], prefix: str = "", within: set[str] | None = None) -> Iterator[str]:
-    """Every key as "section.key", the sections themselves too; below those in `within` only, where it is given."""
+def _keys(
+    node: Mapping[Any, Any], prefix: str = "", within: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Every ("section.key", value), the sections themselves too; below those that have keys in `within`, if given."""
     for key, value in node.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping) and (within is None or f"{prefix}{key}" in within):
-            yield from _keys(value, f"{prefix}{key}.", within)
+        name = f"{prefix}{key}"
+        yield name, value
+        if isinstance(value, Mapping) and (within is None or within.get(name)):
+            yield from _keys(value, f"{name}.", within)
 
 
 def _in_one_line(error: ValidationError) -> str:
@@ -300,7 +305,7 @@ def _in_one_line(error: ValidationError) -> str:
     key, message = ".".join(map(str, first["loc"])), first["msg"]
     if first["type"] in ("value_error", "assertion_error"):
         own = message.removeprefix("Value error, ")
-        return own if not key.startswith("degradation") else f"{key}: {own}"
+        return own if key in own else f"{key}: {own}"
     wanted = re.sub(r"^(Input|Value|List) should (be|have) ", "", message)
     return f"{key} is {_shortened(repr(first['input']))}; wanted {wanted[:1].lower()}{wanted[1:]}"
 
