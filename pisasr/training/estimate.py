@@ -87,8 +87,8 @@ class StageCost:
 
 def print_plan(config: TrainConfig, processes: int = 1) -> None:
     """Every setting as YAML, and under it a few lines a stage."""
-    print(to_yaml(config), flush=True)
     config = precision.settle(config)
+    print(to_yaml(config), flush=True)
     for cost in estimate(config, processes):
         print(
             f"{cost.name}: {cost.batch_size * cost.accumulation} images of {config.data.crop_px} px a step and process "
