@@ -9,7 +9,7 @@ from pisasr.errors import ModelError
 from pisasr.method.adapters import active, parameters_of, train_only
 from pisasr.method.model import PiSASR
 from pisasr.training import precision
-from pisasr.training.estimate import CudaRules, base_configs, build_model, estimate, print_plan
+from pisasr.training.estimate import base_configs, build_model, estimate, print_plan
 from pisasr.training.loop import restore_batch
 from pisasr.training.setup import Predictor, load_model
 from pisasr.training.stages import Batch, build_objective, distillation, stages_of
@@ -71,26 +71,9 @@ def test_checkpoints_cost_operations_and_keep_less(configure):
 
 def test_low_precision_halves_what_is_frozen_and_leaves_the_adapter(configure):
     (full,), (low,) = (estimate(configure("sem.steps=0", f"run.mixed_precision={name}")) for name in ("no", "bf16"))
-    assert 0.5 <= low.frozen / full.frozen < 0.6 and 0.4 < low.kept / full.kept < 0.8
+    assert 0.5 <= low.frozen / full.frozen < 0.6 and low.kept == full.kept // 2
     assert low.learning == full.learning == 16 * low.trainable
     assert (low.forward, low.backward) == (full.forward, full.backward)
-
-
-def test_the_rules_are_those_of_cudas_autocast(configure, monkeypatch):
-    """Every function of a step that CUDA's autocast has a rule for is on a list; cat and stack promote themselves."""
-    seen = set()
-    rules = CudaRules.__torch_function__
-
-    def spy(self, func, types, args=(), kwargs=None):
-        seen.add(func.__name__.strip("_"))
-        return rules(self, func, types, args, kwargs)
-
-    monkeypatch.setattr(CudaRules, "__torch_function__", spy)
-    estimate(configure("pix.steps=0", "run.mixed_precision=bf16"))
-    names = torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA")
-    known = {name.removeprefix("aten::").split(".")[0] for name in names}
-    lists = CudaRules.LOW | CudaRules.FULL
-    assert {"conv2d", "linear", "group_norm"} <= seen & known - {"cat", "stack"} <= lists <= known
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -6,8 +6,8 @@ nothing is downloaded, no speed is guessed.
 
 import json
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.checkpoint import checkpoint
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -29,7 +27,7 @@ from pisasr.models.bases import SD21_NAMES, VAES, check_base, find_model
 from pisasr.training import precision
 from pisasr.training.loop import restore_batch
 from pisasr.training.losses import LPIPS_NETS
-from pisasr.training.setup import Predictor, prepare_parts, share_of_batch
+from pisasr.training.setup import Predictor, attach_adapters, checkpoint_parts, freeze_parts, share_of_batch
 from pisasr.training.stages import Batch, Stage, build_objective, distillation, stages_of
 
 TOKENS = 77  # CLIP's length of a prompt
@@ -66,8 +64,9 @@ class StageCost:
 
     flops of one batch, two for each multiplied and added pair: forward, and backward with what it computes again. Then
     bytes: `frozen` is all weights that do not learn, `learning` the adapter with its gradients and Adam's two moments,
-    `kept` what the forward passes leave for the backward ones. Working memory, a CUDA context, the allocator's gaps and
-    DDP's buckets come on top; with checkpointing, one block's own activations, too.
+    `kept` what the forward passes leave for the backward ones; in low precision half of float32's, a tenth too little,
+    because autocast keeps norms in float32. Working memory, a CUDA context, the allocator's gaps and DDP's buckets come
+    on top; with checkpointing, one block's own activations, too.
     """
 
     name: str
@@ -150,20 +149,16 @@ def _count(config: TrainConfig, stage: Stage, configs: dict[str, dict[str, Any]]
         corners=[(0, 0)] * count,
     )
     kept = _Kept()
-    low = precision.LOW_PRECISION[config.run.mixed_precision or "no"]
-    with ExitStack() as rules:
-        flops = rules.enter_context(FlopCounterMode(display=False))
-        rules.enter_context(CudaRules())
-        rules.enter_context(
-            torch.autocast("cpu", torch.bfloat16 if low == torch.float32 else low, low != torch.float32)
-        )
-        rules.enter_context(active(model.unet, stage.active))
+    with FlopCounterMode(display=False) as flops, _memory_efficient_attention(), active(model.unet, stage.active):
         with saved_tensors_hooks(kept.add, lambda tensor: tensor):
             x_pred, z_H = restore_batch(batch, stage, model, Predictor(model.unet), words, config.data.null_text_ratio)
             total, _ = objective(batch, x_pred, z_H)
         forward = flops.get_total_flops()
         total.backward()
-    frozen = {id(t): t.nbytes for part in parts for t in (*part.parameters(), *part.buffers())}
+    low = precision.LOW_PRECISION[config.run.mixed_precision or "no"]
+    in_float32 = kept.bytes_beside(*parts)
+    freeze_parts(low, model.unet, model.vae, text_encoder)
+    frozen = sum(t.nbytes for part in parts for t in (*part.parameters(), *part.buffers()))
     return StageCost(
         name=stage.name,
         batch_size=count,
@@ -171,27 +166,21 @@ def _count(config: TrainConfig, stage: Stage, configs: dict[str, dict[str, Any]]
         trainable=sum(p.numel() for p in learning),
         forward=forward,
         backward=flops.get_total_flops() - forward,
-        frozen=sum(frozen.values()) - sum(p.nbytes for p in learning),
+        frozen=frozen - sum(p.nbytes for p in learning),
         learning=4 * sum(p.nbytes for p in learning),
-        kept=kept.bytes_beside(*parts),
+        kept=in_float32 * low.itemsize // torch.float32.itemsize,
     )
 
 
 def build_model(config: TrainConfig, configs: dict[str, dict[str, Any]]) -> tuple[PiSASR, nn.Module]:
-    """The loop's networks as it holds them, without data: (UNet with both adapters and VAE, text encoder)."""
+    """The loop's networks in float32, without data: (UNet with both adapters and VAE, text encoder)."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(configs["unet"]).to(memory_format=torch.channels_last)
         vae = VAES[configs["vae"]["_class_name"]].from_config(configs["vae"])
         text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))
-        prepare_parts(config, unet, vae, text_encoder)
-
-    def checkpointed(module: nn.Module, *arguments: Any) -> Any:
-        """As diffusers does it; but where autocast comes back by itself, these rules have to be called back."""
-        return checkpoint(module, *arguments, use_reentrant=False, context_fn=lambda: (nullcontext(), CudaRules()))
-
-    for part in (unet, vae):
-        if part.is_gradient_checkpointing:
-            part.enable_gradient_checkpointing(checkpointed)
+        attach_adapters(config, unet)
+        freeze_parts(torch.float32, unet, vae, text_encoder)
+        checkpoint_parts(config, unet, vae)
     return PiSASR(unet, vae), text_encoder
 
 
@@ -234,37 +223,19 @@ class _Kept:
         return sum(t.untyped_storage().nbytes() for key, t in self.tensors.items() if key not in weights)
 
 
-class CudaRules(TorchFunctionMode):
-    """What CUDA would do that the meta device does not: autocast's choice of precision, attention without a matrix.
+@contextmanager
+def _memory_efficient_attention() -> Iterator[None]:
+    """Attention as CUDA computes it, never with all scores at once: what it keeps of them is one number a row."""
 
-    Autocast casts the tensors that go into an operation by the operation's name. The two lists are CUDA's, as torch
-    documents them, as far as these networks call them. Whether autocast is on, and how low it goes, is the CPU's
-    setting, which has no say over meta tensors itself.
-    """
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
+        keeps = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+        return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, keeps)[0]
 
-    LOW = frozenset({"conv2d", "linear", "matmul", "baddbmm", "bmm", "scaled_dot_product_attention"})
-    FULL = frozenset({"exp", "group_norm", "layer_norm", "mse_loss", "pow", "softmax", "sum"})
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = func.__name__.strip("_"), kwargs or {}
-        if torch.is_autocast_enabled("cpu") and (name in self.LOW or name in self.FULL):
-            wanted = torch.get_autocast_dtype("cpu") if name in self.LOW else torch.float32
-            args, kwargs = tree_map_only(
-                Tensor, lambda t: t.to(wanted) if t.is_floating_point() else t, (tuple(args), kwargs)
-            )
-        return attend(*args, **kwargs) if name == "scaled_dot_product_attention" else func(*args, **kwargs)
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    **_: Any,
-) -> Tensor:
-    """Attention that never holds all scores at once, as CUDA's memory-efficient kernel: it keeps one number a row."""
-    keeps = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    attention = torch.ops.aten._scaled_dot_product_efficient_attention
-    return attention(query, key, value, attn_mask, keeps, dropout_p, is_causal)[0]
+    original = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = original

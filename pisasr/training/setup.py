@@ -73,7 +73,9 @@ def load_model(config: TrainConfig, device: torch.device) -> tuple[PiSASR, Promp
     base = load_base(config.model.pretrained_model)
     unet, vae, text_encoder = base["unet"].to(memory_format=torch.channels_last), base["vae"], base["text_encoder"]
     torch.manual_seed(config.run.seed)  # fresh adapters are the only draw that no step and no sample owns
-    prepare_parts(config, unet, vae, text_encoder)
+    attach_adapters(config, unet)
+    freeze_parts(LOW_PRECISION[config.run.mixed_precision or "no"], unet, vae, text_encoder)
+    checkpoint_parts(config, unet, vae)
     for part in (unet, vae, text_encoder):
         part.to(device)
     alphas_cumprod = DDPMScheduler.from_config(base["scheduler"].config).alphas_cumprod
@@ -81,13 +83,19 @@ def load_model(config: TrainConfig, device: torch.device) -> tuple[PiSASR, Promp
     return PiSASR(unet, vae, words), words, alphas_cumprod
 
 
-def prepare_parts(config: TrainConfig, unet: Any, vae: Any, text_encoder: nn.Module) -> None:
-    """Put both adapters on the UNet, freeze the rest in the run's precision, recompute what is to be recomputed."""
+def attach_adapters(config: TrainConfig, unet: nn.Module) -> None:
     for name, rank in (("pix", config.model.rank_pix), ("sem", config.model.rank_sem)):
         attach(unet, name, rank, config.model.alpha)
-    low = LOW_PRECISION[config.run.mixed_precision or "no"]
+
+
+def freeze_parts(low: torch.dtype, unet: nn.Module, vae: nn.Module, text_encoder: nn.Module) -> None:
+    """Freeze all but the adapters; held as autocast wants it, the VAE, which has none, all in one precision."""
     for part, norms in ((unet, torch.float32), (vae, low), (text_encoder, torch.float32)):
         freeze_in(part, low, norms)
+
+
+def checkpoint_parts(config: TrainConfig, unet: Any, vae: Any) -> None:
+    """Let backward compute again what the configuration would not have kept. ConfigError where a VAE can't."""
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if config.model.gradient_checkpointing_vae:
