@@ -148,9 +148,7 @@ def test_output_types_hold_the_same_picture_rounded_or_not(pipe, mode):
     given = photo(mode=mode)
     pil, array, tensor, deep = (pipe(given, **SMALL, output_type=t).images[0] for t in ("pil", "np", "pt", "uint16"))
     assert array.dtype == np.float32 and deep.dtype == np.uint16 and array.shape == deep.shape
-    colour = (
-        slice(None) if mode == "RGB" else slice(1)
-    )  # Pillow rounds alpha before enlarging it
+    colour = slice(None) if mode == "RGB" else slice(1)  # Pillow rounds alpha before enlarging it
     assert np.abs(np.asarray(pil).reshape(array.shape)[..., colour] - 255 * array[..., colour]).max() <= 1
     assert np.abs(deep - 65_535 * array).max() <= 0.51
     assert len(np.unique(array)) > 256 and torch.equal(tensor, torch.from_numpy(array).permute(2, 0, 1))
