@@ -188,26 +188,26 @@ class Metric:
     wants: str = ""
 
 
-def _psnr(name: str, setup: Setup) -> Scorer:
+def _load_psnr(name: str, setup: Setup) -> Scorer:
     return lambda sr, hq, lq: psnr(sr, hq, setup.protocol)
 
 
-def _ssim(name: str, setup: Setup) -> Scorer:
+def _load_ssim(name: str, setup: Setup) -> Scorer:
     return lambda sr, hq, lq: ssim(sr, hq, setup.protocol)
 
 
-def _psnr_lq(name: str, setup: Setup) -> Scorer:
+def _load_psnr_lq(name: str, setup: Setup) -> Scorer:
     return lambda sr, hq, lq: psnr_lq(sr, lq)
 
 
-def _niqe(name: str, setup: Setup) -> Scorer:
+def _load_niqe(name: str, setup: Setup) -> Scorer:
     from pisasr.evaluation.niqe import find_parameters, load_parameters, niqe
 
     pristine = load_parameters(find_parameters(setup.weights))
     return lambda sr, hq, lq: niqe(sr, pristine)
 
 
-def _featdist(name: str, setup: Setup) -> Scorer:
+def _load_featdist(name: str, setup: Setup) -> Scorer:
     from pisasr.evaluation.lookup import choose_device, find_efficientnet
 
     path = find_efficientnet(setup.weights)  # where there is none, torch is not needed to say so
@@ -217,13 +217,13 @@ def _featdist(name: str, setup: Setup) -> Scorer:
     return lambda sr, hq, lq: picture_distance(sr, hq, network)
 
 
-def _fid(name: str, setup: Setup) -> Extractor:
+def _load_fid(name: str, setup: Setup) -> Extractor:
     from pisasr.evaluation.fid import load_inception
 
     return load_inception(setup.weights, setup.device)
 
 
-def _pyiqa(name: str, setup: Setup) -> Scorer:
+def _load_pyiqa(name: str, setup: Setup) -> Scorer:
     from pisasr.evaluation.deep import load_scorer
 
     return load_scorer(name, setup.weights, setup.device)
@@ -238,21 +238,21 @@ SHRUNK = "PSNR on Y of the picture shrunk to the LQ size (bicubic)"
 # fmt: off
 METRICS = {
     #                  label, whether higher is better, needs, decimals, load, recipe
-    "psnr": Metric("PSNR (dB)", True, "hq", 2, _psnr, wants="pixels inside the border"),
-    "ssim": Metric("SSIM", True, "hq", 4, _ssim, wants="11 px each way inside the border"),
-    "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, _psnr_lq, SHRUNK),
-    "lpips": Metric("LPIPS", False, "hq", 4, _pyiqa, "AlexNet, version 0.1"),
-    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, _pyiqa, "VGG16, version 0.1"),
-    "dists": Metric("DISTS", False, "hq", 4, _pyiqa, "VGG16"),
-    "featdist": Metric("Feature distance", False, "hq", 4, _featdist, FEATDIST),
-    "fid": Metric("FID", False, "hq_set", 2, _fid, INCEPTION),
-    "niqe": Metric("NIQE", False, None, 4, _niqe, NIQE, NIQE_WANTS),
-    "musiq": Metric("MUSIQ", True, None, 2, _pyiqa, "KonIQ-10k"),
-    "maniqa": Metric("MANIQA", True, None, 4, _pyiqa, "PIPAL weights (maniqa-pipal), 20 crops of 224 px"),
-    "clipiqa": Metric("CLIPIQA", True, None, 4, _pyiqa, "CLIP RN50, fixed prompts (not CLIPIQA+)"),
-    "clipiqa+": Metric("CLIPIQA+", True, None, 4, _pyiqa, "CLIP RN50, learned prompts"),
-    "topiq": Metric("TOPIQ", True, None, 4, _pyiqa, "topiq_nr, KonIQ-10k"),
-    "liqe": Metric("LIQE", True, None, 4, _pyiqa, "KonIQ-10k"),
+    "psnr": Metric("PSNR (dB)", True, "hq", 2, _load_psnr, wants="pixels inside the border"),
+    "ssim": Metric("SSIM", True, "hq", 4, _load_ssim, wants="11 px each way inside the border"),
+    "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, _load_psnr_lq, SHRUNK),
+    "lpips": Metric("LPIPS", False, "hq", 4, _load_pyiqa, "AlexNet, version 0.1"),
+    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, _load_pyiqa, "VGG16, version 0.1"),
+    "dists": Metric("DISTS", False, "hq", 4, _load_pyiqa, "VGG16"),
+    "featdist": Metric("Feature distance", False, "hq", 4, _load_featdist, FEATDIST),
+    "fid": Metric("FID", False, "hq_set", 2, _load_fid, INCEPTION),
+    "niqe": Metric("NIQE", False, None, 4, _load_niqe, NIQE, NIQE_WANTS),
+    "musiq": Metric("MUSIQ", True, None, 2, _load_pyiqa, "KonIQ-10k"),
+    "maniqa": Metric("MANIQA", True, None, 4, _load_pyiqa, "PIPAL weights (maniqa-pipal), 20 crops of 224 px"),
+    "clipiqa": Metric("CLIPIQA", True, None, 4, _load_pyiqa, "CLIP RN50, fixed prompts (not CLIPIQA+)"),
+    "clipiqa+": Metric("CLIPIQA+", True, None, 4, _load_pyiqa, "CLIP RN50, learned prompts"),
+    "topiq": Metric("TOPIQ", True, None, 4, _load_pyiqa, "topiq_nr, KonIQ-10k"),
+    "liqe": Metric("LIQE", True, None, 4, _load_pyiqa, "KonIQ-10k"),
 }
 # fmt: on
 
