@@ -18,8 +18,6 @@ from pisasr.evaluation.rules import Pair, parse_lambdas, parse_rule
 from pisasr.files import write_whole
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from pisasr.evaluation.evaluate import Checked, Settings
     from pisasr.evaluation.metrics import Protocol
     from pisasr.evaluation.processes import Processes
@@ -286,12 +284,13 @@ def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
     pipe = load_pipeline(args)
     options = pipeline_settings(args)
 
-    def restore(path: Path, pairs: Sequence[Pair]) -> Iterator[Image]:
+    def restore(path: Path, pairs: Sequence[Pair]) -> Iterator[Any]:
         seed = picture_seed(args.seed, Path(path.name))
         return pipe.sweep_lazily(open_image(path), pairs, generator=seed, **options)
 
     model = [args.pretrained_model, args.adapters, args.dtype, args.seed, str(options), *map(str, args.lambdas)]
-    return Grid(*args.lambdas, restore, args.rule, fingerprint=repr(model), saves=args.save_pictures)
+    lambdas_pix, lambdas_sem = args.lambdas
+    return Grid(lambdas_pix, lambdas_sem, restore, args.rule, repr(model), args.save_pictures)
 
 
 # --- after -----------------------------------------------------------------------------------------------------------

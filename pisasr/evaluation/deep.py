@@ -103,7 +103,7 @@ def load_scorer(metric: str, weights: Path | None = None, device: str | None = N
 
     network = load_network(metric, weights, create)
 
-    def score(sr: np.ndarray, hq: np.ndarray | None, lq: np.ndarray | None) -> float:
+    def score(sr: np.ndarray, hq: Any, lq: Any) -> float:
         import torch
 
         pictures = [sr, hq] if METRICS[metric].needs == "hq" else [sr]
@@ -163,7 +163,7 @@ def _set_pyiqa_folder(folder: Path) -> None:
     """pyiqa's modules look once, when they are imported, and some copy what another has found."""
     for name, module in list(sys.modules.items()):
         if name.startswith("pyiqa.") and "DEFAULT_CACHE_DIR" in getattr(module, "__dict__", {}):
-            module.DEFAULT_CACHE_DIR = str(folder)
+            vars(module)["DEFAULT_CACHE_DIR"] = str(folder)
 
 
 def _to_tensor(picture: np.ndarray) -> Tensor:

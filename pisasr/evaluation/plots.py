@@ -33,7 +33,7 @@ FIRST, SECOND, CHOSEN = "#0072B2", "#E69F00", "#D55E00"  # the first two are dar
 DIM = "0.45"
 
 ENDINGS: dict[str, dict[str, Any] | None] = {".png": None, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-STYLE = {
+STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.linewidth": 0.6,
@@ -213,7 +213,7 @@ def _draw_points(axis: Axes, methods: Mapping[str, Columns], distortion: str, me
             absent.append(method)
             continue
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        bars = {}
+        bars: dict[str, Any] = {}
         for way, mean, name in (("xerr", x, distortion), ("yerr", y, metric)):
             if interval := columns[name].get("interval"):
                 bars[way] = np.maximum([[mean - interval[0]], [interval[1] - mean]], 0)

@@ -46,9 +46,9 @@ class Processes:
                 outcome = [work(), None]
             except Exception as error:
                 outcome = [None, error]
-        result, error = broadcast_object_list(outcome)
-        if error is not None:
-            raise error
+        result, failure = broadcast_object_list(outcome)
+        if failure is not None:
+            raise failure
         return result
 
     def wait(self) -> None:

@@ -312,7 +312,7 @@ def _find_columns(path: Path, heads: Iterable[str]) -> dict[str, str]:
     """'name' and our metrics' names -> the heads of their columns."""
     spellings = {_fold_head(key): key for key, metric in METRICS.items() if metric.needs != "hq_set"}
     spellings |= {_fold_head(alias): key for alias, key in ALIASES.items()} | HEADS
-    columns = {}
+    columns: dict[str, str] = {}
     for head in heads:
         key = spellings.get(_fold_head(head))
         if key in columns:
@@ -343,10 +343,10 @@ def _stem(name: str) -> str:
 
 def _deviate(metric: str, scores: list[tuple[str, float | None, float]]) -> Deviation:
     """scores: picture, ours, theirs."""
-    both = [row for row in scores if row[1] is not None and math.isfinite(row[1]) and math.isfinite(row[2])]
-    without = [row[0] for row in scores if row not in both]
+    both = [(n, a, b) for n, a, b in scores if a is not None and math.isfinite(a) and math.isfinite(b)]
+    without = [name for name, *_ in scores if name not in {known for known, *_ in both}]
     if not both:
         return Deviation(metric, 0, math.nan, "", math.nan, math.nan, without)
     name, ours, theirs = max(both, key=lambda row: abs(row[1] - row[2]))
-    means = (sum(row[side] for row in both) / len(both) for side in (1, 2))
-    return Deviation(metric, len(both), abs(ours - theirs), name, *means, without)
+    mean_ours, mean_theirs = sum(a for _, a, _ in both) / len(both), sum(b for _, _, b in both) / len(both)
+    return Deviation(metric, len(both), abs(ours - theirs), name, mean_ours, mean_theirs, without)

@@ -28,10 +28,10 @@ class Panel:
 
     def drop(self, why: Mapping[str, str]) -> Panel:
         """The panel without these metrics, for a set that can't answer them."""
-        parts = (
-            {n: f for n, f in part.items() if n not in why} for part in (self.scorers, self.extractors, self.checks)
-        )
-        return Panel(*parts, {**self.missing, **why})
+        scorers = {name: score for name, score in self.scorers.items() if name not in why}
+        extractors = {name: extract for name, extract in self.extractors.items() if name not in why}
+        checks = {name: score for name, score in self.checks.items() if name not in why}
+        return Panel(scorers, extractors, checks, {**self.missing, **why})
 
 
 def load_panel(

@@ -1,4 +1,4 @@
-"""Which pictures are scored, and whether they are the ones that others scored.
+"""Score, first stop: which pictures are scored, and whether they are the ones that others scored.
 
 A YAML file names the test sets. Sets that papers share are known by name, by count, and where they were at hand by the
 pixels of every picture (testsets.json); sets that scripts/degrade.py made are known by its manifest.
@@ -73,35 +73,41 @@ def find_folders(root: Path) -> tuple[Path | None, Path | None]:
 
     Pictures directly inside and no such sub-folder: a set of inputs alone, as RealLR200 and RealLQ250 are.
     """
-    hr, lr = (_only_one(root, names) for names in (HR_NAMES, LR_NAMES))
-    if hr or lr:
-        return hr, lr
+    found: list[Path | None] = []
+    for names in (HR_NAMES, LR_NAMES):
+        places = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name.lower() in names]
+        if len(places) > 1:
+            both = " and ".join(path.name for path in places)
+            raise PisasrError(f"{root} has {both}; keep one of them, or name the folders with hr and lr instead")
+        found.append(places[0] if places else None)
+    if any(found):
+        return found[0], found[1]
     if any(path.suffix.lower() in EXTENSIONS for path in root.iterdir()):
         return None, root
     raise PisasrError(f"{root} holds no pictures and none of the sub-folders {', '.join(HR_NAMES + LR_NAMES)}")
 
 
 def find_stablesr_sets(root: Path) -> dict[str, tuple[Path | None, Path | None]]:
-    """Name -> (true pictures, inputs) of the StableSR-TestSets that lie in `root`, or one folder deeper.
+    """Name -> (true pictures, inputs) of the StableSR-TestSets that lie in `root`, at most two folders deeper.
 
     The layout is written from memory: DIV2K_V2_val/{gt,lq}, RealSRVal_crop128/{test_HR,test_LR} and
     DrealSRVal_crop128/{test_HR,test_LR}. Case is disregarded, and so is a folder more on the way.
     """
-    below = _subfolders(root)
-    below += [deeper for folder in below for deeper in _subfolders(folder)]
-    sets = {}
-    for name, usual in STABLESR_FOLDERS.items():
-        tops = [folder for folder in below if folder.name.lower() == usual.lower()]
-        homes = sorted({home for top in tops for home in (top, *_subfolders(top)) if _has_usual(home)})
-        if len(homes) > 1:
-            raise PisasrError(f"{name} lies in {' and in '.join(map(str, homes))}; keep one of them")
-        if tops and not homes:
-            raise PisasrError(f"{tops[0]} holds none of {name}'s sub-folders ({', '.join(HR_NAMES + LR_NAMES)})")
-        if homes:
-            sets[name] = find_folders(homes[0])
-    if not sets:
+    usual = {folder.lower(): name for name, folder in STABLESR_FOLDERS.items()}
+    homes: dict[str, list[Path]] = {}
+    for folder in sorted(path for depth in ("*", "*/*", "*/*/*") for path in root.glob(depth) if path.is_dir()):
+        name = next((usual[part.lower()] for part in folder.relative_to(root).parts if part.lower() in usual), None)
+        if name:
+            inside = [path.name.lower() for path in folder.iterdir() if path.is_dir()]
+            homes.setdefault(name, []).extend([folder] if set(inside) & {*HR_NAMES, *LR_NAMES} else [])
+    if not homes:
         raise PisasrError(f"{root} holds none of {', '.join(STABLESR_FOLDERS.values())}, nor do the folders in it")
-    return sets
+    for name, places in homes.items():
+        if not places:
+            raise PisasrError(f"{root} has none of {name}'s sub-folders ({', '.join(HR_NAMES + LR_NAMES)})")
+        if len(places) > 1:
+            raise PisasrError(f"{name} lies in {' and in '.join(map(str, places))}; keep one of them")
+    return {name: find_folders(homes[name][0]) for name in STABLESR_FOLDERS if name in homes}
 
 
 @cache
@@ -127,7 +133,8 @@ def verify_known(name: str, hr: Path | None, lr: Path | None) -> str | None:
         came = len(list_pictures(next(iter(folders.values()))))
         counted = f"{count} pictures came, as wanted" if came == count else f"{came} pictures came, {count} are wanted"
         return f"not verified: no hashes of {known} are known here; {counted}"
-    held, faults = {}, []
+    held: dict[str, dict[str, str | None]] = {}
+    faults: list[str] = []
     for role, folder in folders.items():
         held[role] = _recognise_files(folder, {stem: digest[role] for stem, digest in digests.items()}, faults)
     if len(held) == 2 and not faults:
@@ -144,7 +151,7 @@ def recognise(hr: Path) -> str | None:
     files = list_pictures(hr)
     sets = {name: known["digests"] for name, known in known_sets().items() if "digests" in known}
     sets = {name: digests for name, digests in sets.items() if len(digests) == len(files)}
-    found = {_digest_or_none(path) for path in files.values()} if sets else set()
+    found = {_digest(path) for path in files.values()} if sets else set()
     return next((name for name, of in sets.items() if {digest["hr"] for digest in of.values()} == found), None)
 
 
@@ -170,7 +177,7 @@ def verify_manifest(lr: Path, hr: Path | None) -> str | None:
     if not isinstance(manifest, dict) or not {"seed", "recipe", "pictures"} <= manifest.keys():
         return None
     entries = read_entries(path)
-    folders, faults = {"lq": lr}, []
+    folders, faults = {"lq": lr}, list[str]()
     if hr and any("hq" in entry for entry in entries):
         folders["hq"] = hr
     for kind, folder in folders.items():
@@ -292,30 +299,12 @@ def _find(path: Path, key: str, value: object, find: Callable[[Path], Any]) -> A
         raise PisasrError(f"{path}: {key}: {error}") from error
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise PisasrError(f"{folder} is not a folder")
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _has_usual(folder: Path) -> bool:
-    return any(path.name.lower() in HR_NAMES + LR_NAMES for path in _subfolders(folder))
-
-
-def _only_one(root: Path, names: tuple[str, ...]) -> Path | None:
-    found = [path for path in _subfolders(root) if path.name.lower() in names]
-    if len(found) > 1:
-        both = " and ".join(path.name for path in found)
-        raise PisasrError(f"{root} has {both}; keep one of them, or name the folders with hr and lr instead")
-    return found[0] if found else None
-
-
-def _recognise_files(folder: Path, known: dict[str, str], faults: list[str]) -> dict[str, str]:
+def _recognise_files(folder: Path, known: dict[str, str], faults: list[str]) -> dict[str, str | None]:
     """Stem -> stem of the known picture that the file holds; what is out of place is added to `faults`."""
     files, owners = list_pictures(folder), {digest: stem for stem, digest in known.items()}
-    held = {stem: owners.get(_digest_or_none(path)) for stem, path in files.items()}
+    held = {stem: owners.get(_digest(path)) for stem, path in files.items()}
     names = _match_any_case(files, known)
-    there = set()
+    there: set[str | None] = set()
     for stem, picture in held.items():
         named, path = names.get(stem), files[stem]
         if picture is None:
@@ -326,7 +315,7 @@ def _recognise_files(folder: Path, known: dict[str, str], faults: list[str]) -> 
         elif picture in there:
             faults.append(f"{path} is {picture} once more")
         there.add(picture)
-    faults += [f"{stem} is missing from {folder}" for stem in sorted(known.keys() - there)]
+    faults += [f"{stem} is missing from {folder}" for stem in sorted(stem for stem in known if stem not in there)]
     return held
 
 
@@ -336,12 +325,12 @@ def _match_any_case(wanted: Iterable[str], found: Iterable[str]) -> dict[str, st
     return {left[a]: right[b] for a, b in match_names(left, right).items()}
 
 
-def _digest_or_none(path: Path) -> str | None:
-    """The digest, or None for a file that cannot be read: it is then no picture of any known set."""
+def _digest(path: Path) -> str:
+    """The digest, or "" for a file that cannot be read: it is then no picture of any known set."""
     try:
         return digest_picture(path)
     except ImageError:
-        return None
+        return ""
 
 
 def _first_few(lines: list[str], count: int = 5) -> str:
