@@ -32,7 +32,7 @@ def write_csv(path: Path, *lines: str) -> Path:
 
 
 def by_metric(found, source):
-    return {comparison.metric: comparison for comparison in found.comparisons if comparison.source == source}
+    return {comparison.metric: comparison for comparison in found.comparisons if comparison.row.source == source}
 
 
 def test_every_row_has_a_known_set_a_source_and_numbers():
@@ -98,12 +98,12 @@ def test_tolerance_is_never_below_half_of_the_last_printed_digit():
 
 @pytest.mark.parametrize("name", ["osediff", "OSE-Diff", "ose_diff", "OSE Diff"])
 def test_spelling_of_names_is_disregarded(name):
-    assert compare_published("real-sr", {name: OSEDIFF}, 100).comparisons[0].published_method == "OSEDiff"
+    assert compare_published("real-sr", {name: OSEDIFF}, 100).comparisons[0].row.method == "OSEDiff"
 
 
 def test_an_alias_says_what_ours_is_called():
     found = compare_published("RealSR", {"ours (1, 1)": {"psnr": 25.5}}, 100, {"ours (1,1)": "pisa_sr"})
-    assert {comparison.published_method for comparison in found.comparisons} == {"PiSA-SR"}
+    assert {comparison.row.method for comparison in found.comparisons} == {"PiSA-SR"}
     assert "| ours (1, 1) = PiSA-SR | PSNR | 25.500 | 25.50 | +0.000 |" in render_published(found)
     with pytest.raises(PisasrError, match="'PiSA-RS'.*did you mean 'PiSA-SR'"):
         compare_published("RealSR", {"ours": {}}, 100, {"ours": "PiSA-RS"})

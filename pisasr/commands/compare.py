@@ -1,6 +1,15 @@
 """Score, at the command line: many methods on the same inputs, in one table. Repair, time, score, show.
 
-scripts/compare.py is its door.
+python scripts/compare.py --hq photos --crop 512 --output results/compare
+python scripts/compare.py --hq crops --lq degraded_crops --methods bicubic 1,0 1,1 --also OSEDiff=results/osediff \\
+    --output results/compare
+
+Without --lq, each photo is degraded by the project's own pipeline; its chance comes from --seed and the photo's name,
+so adding photos changes none of the others. Enlargement is fourfold. OUTPUT gets hq/, lq/, a folder per method, what
+scripts/evaluate.py writes, and comparison.png. Seconds are the median over the pictures, with the model loaded and one
+picture done before the clock starts. --also brings in pictures that somebody else's method has made.
+
+Exit code: 0 done, 1 nothing could start, 2 usage, 3 a method's pictures do not fit.
 """
 
 from __future__ import annotations
@@ -32,21 +41,6 @@ SCALE = 4
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 X4PLUS = "Real-ESRGAN x4plus"
 
-DESCRIPTION = """\
-Many methods on the same inputs, in one table: repair, time, score, show.
-
-python scripts/compare.py --hq photos --crop 512 --output results/compare
-python scripts/compare.py --hq crops --lq degraded_crops --methods bicubic 1,0 1,1 --also OSEDiff=results/osediff \\
-    --output results/compare
-
-Without --lq, each photo is degraded by the project's own pipeline; its chance comes from --seed and the photo's name,
-so adding photos changes none of the others. Enlargement is fourfold. OUTPUT gets hq/, lq/, a folder per method, what
-scripts/evaluate.py writes, and comparison.png. Seconds are the median over the pictures, with the model loaded and one
-picture done before the clock starts. --also brings in pictures that somebody else's method has made.
-
-Exit code: 0 done, 1 nothing could start, 2 usage, 3 a method's pictures do not fit.
-"""
-
 # LQ picture -> picture four times as large
 Upscaler = Callable[[Image.Image], Image.Image]
 Strengths = tuple[float, float]
@@ -69,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="compare.py",
-        description=DESCRIPTION,
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -59,36 +59,19 @@ class Protocol:
         return f"{space}, border {self.border_px} px, {window}{extra}, float64"
 
 
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "stablesr",
-            "StableSR, OSEDiff, PiSA-SR: pyiqa's psnr and ssim with test_y_channel, color_space ycbcr",
-            psnr_eps=1e-8,
-            ssim_rounds_y=True,
-            ssim_clamps=True,
-        ),
-        Protocol(
-            "seesr",
-            "SeeSR: as stablesr, without the outer 4 px",
-            border_px=4,
-            psnr_eps=1e-8,
-            ssim_rounds_y=True,
-            ssim_clamps=True,
-        ),
-        Protocol("basicsr", "BasicSR's calculate_psnr and calculate_ssim with test_y_channel, x4", border_px=4),
-        Protocol(
-            "matlab",
-            "classic x4 papers (EDSR and before): rgb2ycbcr of 8-bit pictures, scale px of border",
-            border_px=4,
-            psnr_rounds_y=True,
-            ssim_rounds_y=True,
-        ),
-        Protocol("rgb", "all three channels, SSIM averaged over them", color="rgb"),
-    )
-}
-STABLESR = PROTOCOLS["stablesr"]
+PYIQA_HABIT = "StableSR, OSEDiff, PiSA-SR: pyiqa's psnr and ssim with test_y_channel, color_space ycbcr"
+BASICSR_HABIT = "BasicSR's calculate_psnr and calculate_ssim with test_y_channel, x4"
+MATLAB_HABIT = "classic x4 papers (EDSR and before): rgb2ycbcr of 8-bit pictures, scale px of border"
+
+STABLESR = Protocol("stablesr", PYIQA_HABIT, psnr_eps=1e-8, ssim_rounds_y=True, ssim_clamps=True)
+_PROTOCOLS = (
+    STABLESR,
+    replace(STABLESR, name="seesr", source="SeeSR: as stablesr, without the outer 4 px", border_px=4),
+    Protocol("basicsr", BASICSR_HABIT, border_px=4),
+    Protocol("matlab", MATLAB_HABIT, border_px=4, psnr_rounds_y=True, ssim_rounds_y=True),
+    Protocol("rgb", "all three channels, SSIM averaged over them", color="rgb"),
+)
+PROTOCOLS = {protocol.name: protocol for protocol in _PROTOCOLS}
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
@@ -229,6 +212,7 @@ def _load_pyiqa(name: str, setup: Setup) -> Scorer:
     return load_scorer(name, setup.weights, setup.device)
 
 
+# What stands beside the numbers of some, too long for their rows.
 FEATDIST = "EfficientNet-Lite0 (ImageNet), stem and blocks 2, 4, 10, unit-normalised; this is not LPIPS"
 NIQE = "YIQ luma rounded, blocks of 96 px, two scales, float64"
 NIQE_WANTS = "two whole blocks of 96 px that are not flat"
@@ -257,15 +241,6 @@ METRICS = {
 # fmt: on
 
 # Other people's names for the same columns.
-ALIASES = {
-    "psnr-y": "psnr",
-    "psnry": "psnr",
-    "ssim-y": "ssim",
-    "clip-iqa": "clipiqa",
-    "clip-iqa+": "clipiqa+",
-    "maniqa-pipal": "maniqa",
-    "lpips-vgg": "lpips_vgg",
-    "lpips-alex": "lpips",
-    "topiq_nr": "topiq",
-    "clipiqa_plus": "clipiqa+",
-}
+ALIASES = {"psnr-y": "psnr", "psnry": "psnr", "ssim-y": "ssim", "maniqa-pipal": "maniqa", "topiq_nr": "topiq"}
+ALIASES |= {"clip-iqa": "clipiqa", "clip-iqa+": "clipiqa+", "clipiqa_plus": "clipiqa+"}
+ALIASES |= {"lpips-vgg": "lpips_vgg", "lpips-alex": "lpips"}

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pisasr.errors import PisasrError
 from pisasr.evaluation.metrics import ALIASES, METRICS
@@ -24,8 +24,6 @@ from pisasr.pictures.folders import EXTENSIONS, match_names
 
 # Heads of a CSV's columns, as papers and scripts write them, beyond our own names and metrics.ALIASES.
 HEADS = {"psnry": "psnr", "ssimy": "ssim", **dict.fromkeys(("name", "image", "imagename", "file", "filename"), "name")}
-
-Verdict = Literal["reproduced", "not reproduced", "not computed"]
 
 
 @dataclass(frozen=True)
@@ -57,22 +55,35 @@ class Published:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One printed number beside ours. ours and difference (ours - published) are None where we have no number."""
+    """A number of ours, None where we have none, beside the one printed in a row."""
 
     method: str
-    published_method: str
     metric: str
     ours: float | None
-    published: str
-    source: str
-    read: bool
-    difference: float | None
-    tolerance: float
-    verdict: Verdict
+    row: PublishedRow
+
+    @property
+    def published(self) -> str:
+        return self.row.scores[self.metric]
+
+    @property
+    def difference(self) -> float | None:
+        """Ours - published."""
+        return None if self.ours is None else self.ours - float(self.published)
+
+    @property
+    def tolerance(self) -> float:
+        return load_published().find_tolerance(self.row, self.metric)
+
+    @property
+    def verdict(self) -> Literal["reproduced", "not reproduced", "not computed"]:
+        if self.difference is None:
+            return "not computed"
+        within = round(abs(self.difference), 9) <= self.tolerance  # 25.53 - 25.50 is a hair more than 0.03 in binary
+        return "reproduced" if within else "not reproduced"
 
 
-@dataclass(frozen=True)
-class PublishedComparison:
+class PublishedComparison(NamedTuple):
     """All that could be compared on one set. unknown: our methods of which nothing is published there."""
 
     set: str
@@ -114,7 +125,8 @@ def compare_published(
         )
     for method, scores in methods.items():
         rows = [row for row in published.rows if row.set == set_name and fold_name(row.method) == names[method]]
-        found.comparisons.extend(_compare(method, scores, row, metric) for row in rows for metric in row.scores)
+        finite = {name: mean for name, mean in scores.items() if mean is not None and math.isfinite(mean)}
+        found.comparisons.extend(Comparison(method, m, finite.get(m), row) for row in rows for m in row.scores)
         found.unknown.extend([] if rows else [method])
         found.notes.extend(f"{row.method}, {row.source}: {row.note}." for row in rows if row.note)
     return found
@@ -126,7 +138,7 @@ def render_published(found: PublishedComparison) -> str:
     rows = [_cells(comparison) for comparison in found.comparisons]
     table = [heads, ["---", "---", *["---:"] * 4, "---", "---"], *rows] if rows else []
     sources, tolerance = load_published().sources, load_published().tolerance
-    used = dict.fromkeys(comparison.source for comparison in found.comparisons)
+    used = dict.fromkeys(comparison.row.source for comparison in found.comparisons)
     notes = [f"Nothing is published here on {found.set} for: {', '.join(found.unknown)}."] if found.unknown else []
     notes += dict.fromkeys(found.notes)
     notes += [f"Tolerance: {tolerance['why']}"] if used else []
@@ -171,33 +183,19 @@ def _published_name(method: str, aliases: Mapping[str, str], published: Publishe
     return fold_name(name or method)
 
 
-def _compare(method: str, scores: Mapping[str, float | None], row: PublishedRow, metric: str) -> Comparison:
-    ours, printed = scores.get(metric), row.scores[metric]
-    tolerance = load_published().find_tolerance(row, metric)
-    difference: float | None = None
-    verdict: Verdict = "not computed"
-    if ours is not None and math.isfinite(ours):
-        difference = ours - float(printed)
-        within = round(abs(difference), 9) <= tolerance  # 25.53 - 25.50 is a hair more than 0.03 in binary
-        verdict = "reproduced" if within else "not reproduced"
-    else:
-        ours = None
-    return Comparison(method, row.method, metric, ours, printed, row.source, row.read, difference, tolerance, verdict)
-
-
 def _cells(comparison: Comparison) -> list[str]:
     """Ours has one decimal more than what was printed, so that a difference within rounding can be seen."""
-    decimals = _count_decimals(comparison.published) + 1
-    same = fold_name(comparison.method) == fold_name(comparison.published_method)
+    method, row, decimals = comparison.method, comparison.row, _count_decimals(comparison.published) + 1
+    ours, difference = comparison.ours, comparison.difference
     return [
-        comparison.method if same else f"{comparison.method} = {comparison.published_method}",
+        method if fold_name(method) == fold_name(row.method) else f"{method} = {row.method}",
         comparison.metric.upper(),
-        "n/a" if comparison.ours is None else f"{comparison.ours:.{decimals}f}",
+        "n/a" if ours is None else f"{ours:.{decimals}f}",
         comparison.published,
-        "n/a" if comparison.difference is None else f"{round(comparison.difference, decimals) + 0.0:+.{decimals}f}",
+        "n/a" if difference is None else f"{round(difference, decimals) + 0.0:+.{decimals}f}",
         f"{comparison.tolerance:g}",
         comparison.verdict,
-        comparison.source if comparison.read else f"{comparison.source} (remembered)",
+        row.source if row.read else f"{row.source} (remembered)",
     ]
 
 
@@ -208,7 +206,7 @@ def _sum_up(comparisons: list[Comparison]) -> str:
     line = f"{count['reproduced']} of {len(comparisons)} published numbers reproduced within their tolerance"
     line += f"; {count['not reproduced']} not reproduced" if count["not reproduced"] else ""
     line += f"; {count['not computed']} not computed here" if count["not computed"] else ""
-    remembered = sum(not comparison.read for comparison in comparisons)
+    remembered = sum(not comparison.row.read for comparison in comparisons)
     return line + (f"; {remembered} of the {len(comparisons)} are remembered, not read" if remembered else "") + "."
 
 
@@ -233,8 +231,7 @@ class Deviation:
     without_number: list[str]
 
 
-@dataclass(frozen=True)
-class ScoreComparison:
+class ScoreComparison(NamedTuple):
     """Every metric that both have; and the pictures that only one of the two has."""
 
     deviations: list[Deviation]
