@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         refuse_strangers(hq, names)
         results, seconds, absent = run_methods(args, lq, names)
         return report(args, hq, lq, results, seconds, absent)
-    except PisasrError as error:
+    except (PisasrError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
 

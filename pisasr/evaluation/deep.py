@@ -95,11 +95,12 @@ def load_network(metric: str, weights: Path | None, create: Callable[[str], Any]
 
 def load_scorer(metric: str, weights: Path | None = None, device: str | None = None) -> Scorer:
     """pyiqa's metric as a function of uint8 pictures, on `device` (None for the GPU if there is one)."""
+    place = choose_device(device)
 
     def create(name: str) -> Any:
         import pyiqa
 
-        return pyiqa.create_metric(name, device=device or choose_device())
+        return pyiqa.create_metric(name, device=place)
 
     network = load_network(metric, weights, create)
 
@@ -108,7 +109,7 @@ def load_scorer(metric: str, weights: Path | None = None, device: str | None = N
 
         pictures = [sr, hq] if METRICS[metric].needs == "hq" else [sr]
         with torch.inference_mode():
-            return float(network(*(_to_tensor(picture).to(device or choose_device()) for picture in pictures)))
+            return float(network(*(_to_tensor(picture).to(place) for picture in pictures)))
 
     return score
 

@@ -47,12 +47,13 @@ def resize_clean(picture: np.ndarray, side: int = INCEPTION_SIDE) -> np.ndarray:
 
 def load_inception(weights: Path | None = None, device: str | None = None) -> Extractor:
     """pool3 of the InceptionV3 that FID was defined with: 2048 features. MetricUnavailable without its weights."""
+    place = choose_device(device)
 
     def create(name: str) -> Any:
         from pyiqa.archs.inception import InceptionV3
 
         block = InceptionV3.BLOCK_INDEX_BY_DIM[2048]
-        return InceptionV3(output_blocks=[block]).eval().to(device or choose_device())
+        return InceptionV3(output_blocks=[block]).eval().to(place)
 
     network = load_network("fid", weights, create)
 
@@ -61,6 +62,6 @@ def load_inception(weights: Path | None = None, device: str | None = None) -> Ex
 
         x = torch.from_numpy((resize_clean(picture) - 128) / 128).permute(2, 0, 1)[None]
         with torch.inference_mode():
-            return network(x.to(next(network.parameters()).device), False, False)[0].flatten().cpu().numpy()
+            return network(x.to(place), False, False)[0].flatten().cpu().numpy()
 
     return extract

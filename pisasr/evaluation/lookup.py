@@ -40,8 +40,14 @@ def find_efficientnet(folder: Path | None = None, variant: str = "lite0") -> Pat
     )
 
 
-def choose_device() -> str:
-    """Where networks run unless somebody says: this process' GPU (accelerate makes it the current one), or the CPU."""
+def choose_device(wanted: str | None = None) -> str:
+    """Where a network runs: as wanted, else on this process' GPU (accelerate makes it the current one), else on the CPU.
+
+    MetricUnavailable for a GPU that is not there.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    has_cuda = torch.cuda.is_available()
+    if wanted and wanted.startswith("cuda") and not has_cuda:
+        raise MetricUnavailable(f"--device {wanted} is not available to this PyTorch; use another")
+    return wanted or ("cuda" if has_cuda else "cpu")

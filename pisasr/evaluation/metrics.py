@@ -196,7 +196,7 @@ def _load_featdist(name: str, setup: Setup) -> Scorer:
     path = find_efficientnet(setup.weights)  # where there is none, torch is not needed to say so
     from pisasr.evaluation.features import load_network, picture_distance
 
-    network = load_network(path).to(setup.device or choose_device())
+    network = load_network(path).to(choose_device(setup.device))
     return lambda sr, hq, lq: picture_distance(sr, hq, network)
 
 
