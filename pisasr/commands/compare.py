@@ -21,12 +21,13 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+import numpy as np
 from PIL import Image
 
 from pisasr.commands.options import whole
@@ -51,10 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         hq, lq = args.output / "hq", args.output / "lq"
         refuse_own_inputs(args, hq, lq)
-        names = collect_pairs(args, hq, lq) if args.lq else degrade_photos(args, hq, lq)
-        refuse_strangers(hq, names)
-        results, seconds, absent = run_methods(args, lq, names)
-        return report(args, hq, lq, results, seconds, absent)
+        names = write_pairs(args, hq, lq)
+        seconds, absent = run_methods(args, lq, names)
+        return report(args, hq, lq, seconds, absent)
     except (PisasrError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -73,14 +73,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--crop", type=int, metavar="PX", help="take this much from the middle of each photo")
     add("--recipe", type=Path, metavar="YAML", help="degradation recipe instead of the published one")
     add("--seed", type=int, default=0, help="of the degradation (default 0)")
-    add(
-        "--methods",
-        nargs="+",
-        type=parse_method,
-        default=["bicubic", "x4plus", (0, 0), (1, 0), (1, 1)],
-        metavar="METHOD",
-        help="bicubic, lanczos, x4plus, or strengths LAMBDA_PIX,LAMBDA_SEM (default: bicubic x4plus 0,0 1,0 1,1)",
-    )
+    usual = ["bicubic", "x4plus", (0, 0), (1, 0), (1, 1)]
+    words = "bicubic, lanczos, x4plus, or strengths LAMBDA_PIX,LAMBDA_SEM (default: bicubic x4plus 0,0 1,0 1,1)"
+    add("--methods", nargs="+", type=parse_method, default=usual, metavar="METHOD", help=words)
     add("--pretrained_model", metavar="MODEL", help="folder or hub id (default: the embedded model)")
     add("--adapters", metavar="PATH", help="folder, hub id or .pkl (default: those beside the model)")
     add("--device", default="cpu", help="torch device of models and metrics (default cpu)")
@@ -91,9 +86,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--set", default="", metavar="NAME", help="the test set's name, as scripts/evaluate.py has it")
     weights = os.environ.get("PISASR_WEIGHTS") or None
     add("--weights", type=Path, default=weights, metavar="DIR", help="files that scorers need")
-    add(
-        "--sheets", type=whole, default=8, metavar="N", help="pictures on the sheets of largest differences (default 8)"
-    )
+    add("--sheets", type=whole, default=8, metavar="N", help="pictures on sheets of largest differences (default 8)")
     add("--show", nargs="+", metavar="NAME", help="photos for comparison.png (default: four, spread over the set)")
     add("--output", type=Path, required=True, metavar="DIR")
     args = parser.parse_args(argv)
@@ -154,34 +147,28 @@ def method_folders(args: argparse.Namespace) -> dict[str, Path]:
     return {name: args.output / re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_") for name in names}
 
 
-def degrade_photos(args: argparse.Namespace, hq_folder: Path, lq_folder: Path) -> list[str]:
-    """Write each photo's crop and its degraded version, both as PNG; returns their names."""
+def make_pairs(args: argparse.Namespace) -> Iterator[tuple[str, Image.Image, Image.Image]]:
+    """(stem, photo, low-quality version): each photo's crop, degraded here by chance of its own."""
     import torch
 
     from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
 
     recipe = DegradationRecipe()
     if args.recipe:
-        from pisasr.config import load_recipe
+        from pisasr.config import load_recipe  # wants omegaconf, which the published recipe does without
 
         recipe = load_recipe(args.recipe)
     if recipe.scale != SCALE:
         raise PisasrError(f"{args.recipe} reduces by {recipe.scale}, this comparison needs scale: {SCALE}")
-    names = []
     for stem, path in list_pictures(args.hq).items():
         photo = cut_middle(Image.fromarray(read_picture(path)), args.crop)
-        x_H = torch.frombuffer(bytearray(photo.tobytes()), dtype=torch.uint8)
-        x_H = x_H.reshape(photo.height, photo.width, 3).permute(2, 0, 1) / 255
+        x_H = torch.from_numpy(np.array(photo)).permute(2, 0, 1) / 255
         x_L = degrade_one(x_H, recipe, sample_generator(args.seed, 0, crc32(stem.encode())))
-        low = Image.fromarray((x_L * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
-        names.append(f"{stem}.png")
-        save(photo, hq_folder / names[-1])
-        save(low, lq_folder / names[-1])
-    return names
+        yield stem, photo, Image.fromarray((x_L * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
 
 
-def collect_pairs(args: argparse.Namespace, hq_folder: Path, lq_folder: Path) -> list[str]:
-    """Write the given pairs under one name each; returns their names."""
+def collect_pairs(args: argparse.Namespace) -> Iterator[tuple[str, Image.Image, Image.Image]]:
+    """(stem, photo, low-quality version) as given, paired by name."""
     hq, lq = list_pictures(args.hq), list_pictures(args.lq)
     matches = match_names(hq, lq)
     if len(matches) < max(len(hq), len(lq)):
@@ -189,16 +176,12 @@ def collect_pairs(args: argparse.Namespace, hq_folder: Path, lq_folder: Path) ->
         alone += [lq[stem].name for stem in lq.keys() - set(matches.values())]
         counts = f"--hq has {len(hq)} pictures, --lq has {len(lq)}"
         raise PisasrError(f"{counts}; without a partner: {', '.join(sorted(alone))}")
-    names = []
     for stem, path in hq.items():
         high, low = (Image.fromarray(read_picture(p)) for p in (path, lq[matches[stem]]))
         if high.size != (low.width * SCALE, low.height * SCALE):
             sizes = f"{high.width}x{high.height} and its --lq {low.width}x{low.height}"
             raise PisasrError(f"{path.name} is {sizes}; wanted sides {SCALE} to 1")
-        names.append(f"{stem}.png")
-        save(high, hq_folder / names[-1])
-        save(low, lq_folder / names[-1])
-    return names
+        yield stem, high, low
 
 
 def cut_middle(photo: Image.Image, side: int | None) -> Image.Image:
@@ -210,13 +193,18 @@ def cut_middle(photo: Image.Image, side: int | None) -> Image.Image:
     return photo.crop((left, top, left + width, top + height))
 
 
-def refuse_strangers(folder: Path, names: list[str]) -> None:
-    """Pictures of an earlier run would be scored along with this one's."""
-    if strangers := sorted(path.name for path in list_pictures(folder).values() if path.name not in names):
+def write_pairs(args: argparse.Namespace, hq: Path, lq: Path) -> list[str]:
+    """Write every pair under one name; returns the names. Pictures of an earlier run would be scored with them."""
+    names = []
+    for stem, photo, low in collect_pairs(args) if args.lq else make_pairs(args):
+        names.append(f"{stem}.png")
+        save(photo, hq / names[-1])
+        save(low, lq / names[-1])
+    if strangers := sorted(path.name for path in list_pictures(hq).values() if path.name not in names):
         raise PisasrError(
-            f"{folder} holds pictures of another run ({', '.join(strangers)}); empty {folder.parent} or choose another"
-            " --output"
+            f"{hq} holds pictures of another run ({', '.join(strangers)}); empty {hq.parent} or choose another --output"
         )
+    return names
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -229,13 +217,11 @@ def save(picture: Image.Image, path: Path) -> None:
 # --- methods ---------------------------------------------------------------------------------------------------------
 
 
-def run_methods(
-    args: argparse.Namespace, lq_folder: Path, names: list[str]
-) -> tuple[dict[str, Path], dict[str, float], list[str]]:
-    """Write every method's pictures. Returns its folder, its median seconds, and lines about methods that can't run."""
+def run_methods(args: argparse.Namespace, lq: Path, names: list[str]) -> tuple[dict[str, float], list[str]]:
+    """Write every method's pictures. Returns each one's median seconds, and lines about methods that can't run."""
     from pisasr.evaluation.lookup import MetricUnavailable
 
-    folders, seconds, absent = {}, {}, []
+    seconds, absent, folders = {}, [], method_folders(args)
     pipeline = load_pipeline(args) if any(isinstance(method, tuple) for method in args.methods) else None
     for method in dict.fromkeys(args.methods):
         name = name_method(method)
@@ -245,9 +231,8 @@ def run_methods(
             absent.append(f"{name}: {reason}")
             print(absent[-1], file=sys.stderr)
             continue
-        folders[name] = method_folders(args)[name]
-        seconds[name] = run(name, upscaler, lq_folder, folders[name], names)
-    return folders, seconds, absent
+        seconds[name] = run(name, upscaler, lq, folders[name], names)
+    return seconds, absent
 
 
 def load_pipeline(args: argparse.Namespace) -> Any:
@@ -275,16 +260,16 @@ def load_upscaler(method: str | Strengths, args: argparse.Namespace, pipeline: A
     return lambda lq: lq.resize((lq.width * SCALE, lq.height * SCALE), FILTERS[method])
 
 
-def run(name: str, upscaler: Upscaler, lq_folder: Path, folder: Path, names: list[str]) -> float:
+def run(name: str, upscaler: Upscaler, lq: Path, folder: Path, names: list[str]) -> float:
     """Write one method's pictures; returns the median seconds of one, reading and writing not counted."""
     from tqdm import tqdm
 
     times = []
-    upscaler(Image.open(lq_folder / names[0]).convert("RGB"))  # what is slow only once is done before the clock starts
+    upscaler(Image.fromarray(read_picture(lq / names[0])))  # what is slow only once is done before the clock starts
     for picture in tqdm(names, name, disable=None):
-        lq = Image.open(lq_folder / picture).convert("RGB")
+        low = Image.fromarray(read_picture(lq / picture))
         start = time.perf_counter()
-        sr = upscaler(lq)
+        sr = upscaler(low)
         times.append(time.perf_counter() - start)
         save(sr, folder / picture)
     return statistics.median(times)
@@ -293,22 +278,17 @@ def run(name: str, upscaler: Upscaler, lq_folder: Path, folder: Path, names: lis
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def report(
-    args: argparse.Namespace,
-    hq_folder: Path,
-    lq_folder: Path,
-    folders: dict[str, Path],
-    seconds: dict[str, float],
-    absent: list[str],
-) -> int:
+def report(args: argparse.Namespace, hq: Path, lq: Path, seconds: dict[str, float], absent: list[str]) -> int:
     """Score, tabulate and draw."""
     from pisasr.evaluation.evaluate import Settings, check_set, evaluate_set
+    from pisasr.evaluation.figure import draw_comparison
     from pisasr.evaluation.processes import Processes
     from pisasr.evaluation.scorers import load_panel
     from pisasr.evaluation.tables import build_table, to_text
     from pisasr.evaluation.testsets import TestSet
 
-    checked = check_set(TestSet(args.set, folders | dict(args.also), hq_folder, lq_folder))
+    folders = {name: folder for name, folder in method_folders(args).items() if name in seconds}
+    checked = check_set(TestSet(args.set, folders | dict(args.also), hq, lq))
     if checked.pairing.problems:
         print("\n".join(checked.pairing.problems), file=sys.stderr)
         return 3
@@ -317,9 +297,17 @@ def report(
     bordered = replace(STABLESR, name=f"stablesr, border {args.border} px", border_px=args.border)
     protocol = bordered if args.border else STABLESR
     panel = load_panel(metrics, protocol, args.weights, device=args.device)
+    for name, reason in panel.missing.items():
+        print(f"{name}: n/a. {reason}", file=sys.stderr)
     settings = Settings(metrics, protocol, sheets=args.sheets, seconds=seconds, made_by=describe(args))
     done = evaluate_set(checked, panel, settings, args.output, Processes())
-    draw_figure(args, hq_folder, folders, [example.name for example in checked.pairing.examples])
+    names = [example.name for example in checked.pairing.examples]
+    spread = [names[round(k * (len(names) - 1) / 3)] for k in range(4)]
+    chosen = [name for name in names if Path(name).stem in {Path(n).stem for n in args.show or spread}]
+    columns = {**folders, "true picture": hq}
+    rows = [{label: Image.fromarray(read_picture(of / name)) for label, of in columns.items()} for name in chosen]
+    if rows:
+        save(draw_comparison(rows), args.output / "comparison.png")
     if done:
         print(to_text(build_table(done[0])), end="")
     print(f"\nWritten to {args.output}: what scripts/evaluate.py writes, comparison.png and the pictures")
@@ -331,22 +319,9 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
     import torch
 
     recipe = f"recipe {args.recipe.name}" if args.recipe else "the published recipe"
-    threads = torch.get_num_threads()
     extent = f"{args.crop} px crops" if args.crop else "whole"
-    with_ours = any(isinstance(method, tuple) for method in args.methods)
-    return {
-        "Pictures": "pairs as given" if args.lq else f"degraded by {recipe}, seed {args.seed}, {extent}",
-        **({"Ours": args.pretrained_model or "the embedded model"} if with_ours else {}),
-        "Seconds": f"median per picture, model loaded, {args.dtype} on {args.device} (CPU threads: {threads})",
-    }
-
-
-def draw_figure(args: argparse.Namespace, hq_folder: Path, folders: dict[str, Path], names: list[str]) -> None:
-    from pisasr.evaluation.figure import draw_comparison
-
-    spread = [names[round(k * (len(names) - 1) / 3)] for k in range(4)]
-    chosen = [name for name in names if Path(name).stem in {Path(n).stem for n in args.show or spread}]
-    columns = {**folders, "true picture": hq_folder}
-    rows = [{label: Image.open(folder / name).convert("RGB") for label, folder in columns.items()} for name in chosen]
-    if rows:
-        save(draw_comparison(rows), args.output / "comparison.png")
+    made = {"Pictures": "pairs as given" if args.lq else f"degraded by {recipe}, seed {args.seed}, {extent}"}
+    if any(isinstance(method, tuple) for method in args.methods):
+        made["Ours"] = args.pretrained_model or "the embedded model"
+    place = f"{args.dtype} on {args.device} (CPU threads: {torch.get_num_threads()})"
+    return {**made, "Seconds": f"median per picture, model loaded, {place}"}

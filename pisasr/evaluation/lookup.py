@@ -41,7 +41,7 @@ def find_efficientnet(folder: Path | None = None, variant: str = "lite0") -> Pat
 
 
 def choose_device(wanted: str | None = None) -> str:
-    """Where a network runs: as wanted, else on this process' GPU (accelerate makes it the current one), else on the CPU.
+    """Where a network runs: as wanted, else on this process' GPU (accelerate makes it the current one), else the CPU.
 
     MetricUnavailable for a GPU that is not there.
     """

@@ -181,14 +181,11 @@ def _figure(path: Path, panels: int, height: float, width: float = PANEL_IN) -> 
 
 
 def _write_below(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend for all panels, under them, in as many columns as fit."""
+    """One legend for all panels, under them: two columns a panel, which names of usual length leave room for."""
     handles = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
     handles = [*{handle.get_label(): handle for handle in handles}.values()]
-    for columns in range(len(handles), 0, -1):
-        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-        if legend.get_window_extent().width < figure.bbox.width or columns == 1:
-            break
-        legend.remove()
+    across = min(len(figure.axes), PANELS_ACROSS)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * across)
 
 
 def _with_arrow(metric: str) -> str:

@@ -20,8 +20,11 @@ import numpy as np
 
 from pisasr.errors import PisasrError
 from pisasr.evaluation import tables
+from pisasr.evaluation.fid import frechet_distance
+from pisasr.evaluation.figure import draw_sheets, pick_examples
 from pisasr.evaluation.metrics import METRICS, Protocol
 from pisasr.evaluation.pairs import Example
+from pisasr.evaluation.plots import draw_plots
 from pisasr.evaluation.scorers import Panel, describe
 from pisasr.evaluation.scoring import TRUTH, Scores
 from pisasr.evaluation.statistics import bootstrap_intervals, sign_flip_p
@@ -98,8 +101,6 @@ def _add_intervals(methods: dict[str, dict[str, Any]], columns: dict[str, dict[s
 
 
 def _add_set_scores(methods: dict[str, dict[str, Any]], scores: Scores) -> None:
-    from pisasr.evaluation.fid import frechet_distance
-
     for metric, features in scores.features.items():
         for method, vectors in features.items():
             if method != TRUTH:
@@ -193,8 +194,6 @@ def write_report(
         write_whole(output / "surface.csv", _to_csv(["lambda_pix", "lambda_sem", *surface["maps"]], means))
     if settings.plots:
         try:
-            from pisasr.evaluation.plots import draw_plots
-
             draw_plots(output / "plots", scores.rows, summary, settings.plots)
         except PisasrError as error:  # without matplotlib the tables are whole all the same
             print(f"no plots: {error}", file=sys.stderr)
@@ -224,8 +223,6 @@ def _means(summary: dict[str, Any], method: str, pair: tuple[float, float]) -> d
 
 def _draw_sheets(folder: Path, examples: Sequence[Example], scores: Scores, count: int) -> None:
     """sheets/sheet_01.png ...: the pictures on which the methods of the folders differ most, where they do."""
-    from pisasr.evaluation.figure import draw_sheets, pick_examples
-
     decimals = METRICS["psnr"].decimals
     captions = {(row["method"], row["name"]): f"{row['psnr']:.{decimals}f} dB" for row in scores.rows if "psnr" in row}
     folder.mkdir(parents=True, exist_ok=True)
