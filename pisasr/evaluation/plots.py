@@ -99,7 +99,7 @@ def draw_perception_distortion(
             if pairs:
                 grid = {pair: [_number(methods[m], name) for name in (distortion, metric)] for m, pair in pairs.items()}
                 _draw_grid(axis, grid, distortion, metric)
-        _write_below(figure, axes)
+        _write_below(figure, axes, r"in brackets: ($\lambda_\mathrm{pix}$, $\lambda_\mathrm{sem}$)" if pairs else None)
 
 
 def draw_differences(
@@ -180,12 +180,12 @@ def _figure(path: Path, panels: int, height: float, width: float = PANEL_IN) -> 
     write_whole(path, content.getvalue())
 
 
-def _write_below(figure: Figure, axes: Sequence[Axes]) -> None:
+def _write_below(figure: Figure, axes: Sequence[Axes], title: str | None = None) -> None:
     """One legend for all panels, under them: two columns a panel, which names of usual length leave room for."""
     handles = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
     handles = [*{handle.get_label(): handle for handle in handles}.values()]
     across = min(len(figure.axes), PANELS_ACROSS)
-    figure.legend(handles=handles, loc="outside lower center", ncols=2 * across)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * across, title=title, title_fontsize=7)
 
 
 def _with_arrow(metric: str) -> str:
