@@ -224,12 +224,6 @@ def test_no_common_metric_is_said():
     assert "No metric is in both." in render_scores(compare_scores([row("a.png", ssim=1.0)], {"a": {"psnr": 1.0}}))
 
 
-def test_the_file_has_one_row_a_line():
-    text = (Path(__file__).parents[1] / "pisasr" / "evaluation" / "published.json").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.startswith('  {"set"')]
-    assert [json.loads(line.rstrip(","))["set"] for line in lines] == [row.set for row in load_published().rows]
-
-
 @needs_realsr
 def test_published_scores_of_every_picture_have_the_published_means():
     scores = read_scores(REALSR / "osediff_scores.csv")

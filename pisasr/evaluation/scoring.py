@@ -31,6 +31,7 @@ Row = dict[str, Any]  # method, name, then a number per metric
 # The pictures of one example: (method, uint8 [H, W, 3])
 Pictures = Callable[[Example], Iterable[tuple[str, np.ndarray]]]
 
+SECONDS_BETWEEN_LINES = 20  # of progress in a log file; short runs have none there
 TRUTH = ""  # among the methods, whose features are the true picture's
 
 
@@ -76,7 +77,9 @@ def score_set(
         print(f"{label}: {len(share)} of {len(examples)} pictures to do here{others}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / f"rows-{processes.rank}.jsonl")
-    for key, example in tqdm(share, label, unit="picture", disable=None if processes.is_first else True):
+    seldom = 0 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
+    silent = not processes.is_first
+    for key, example in tqdm(share, label, unit="picture", disable=silent, delay=seldom, mininterval=seldom or 0.1):
         journal.append({"key": key, **_score_example(example, panel, pictures)})
     journal.sync()
     processes.wait()
