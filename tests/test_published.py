@@ -1,7 +1,6 @@
 """The literature as data: every number has a source, and ours is held against it with no benefit of the doubt."""
 
 import csv
-import json
 import math
 import os
 from pathlib import Path
