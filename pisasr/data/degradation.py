@@ -7,8 +7,8 @@ are the work, `degrade_one` walks through both.
 
 import io
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
@@ -20,14 +20,8 @@ from torch import Generator, Tensor
 
 from .kernels import Kernel
 
-KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
-MODES = ("area", "bilinear", "bicubic")
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601 weights with the digits of torchvision's rgb_to_grayscale
 GUIDES = 1024  # stretches of probability whose first Poisson count is kept
-
-
-def _list(*values: Any) -> Any:
-    return field(default_factory=lambda: list(values))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -36,90 +30,130 @@ def _list(*values: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class BlurRecipe:
+class _Checked:
+    """A recipe whose fields know what may stand in them. ValueError in one line that names the field."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if not each.metadata["allows"](value := getattr(self, each.name)):
+                raise ValueError(f"{type(self).__name__}.{each.name} is {each.metadata['wanted']}; got {value!r}")
+
+
+def _field(make: Callable[[], Any], wanted: str, allows: Callable[[Any], bool]) -> Any:
+    return field(default_factory=make, metadata={"wanted": wanted, "allows": allows})
+
+
+def _part(make: Callable[[], Any]) -> Any:
+    kind = type(make())
+    return _field(make, f"a {kind.__name__}", lambda value: isinstance(value, kind))
+
+
+def _chance(default: float) -> Any:
+    return _field(lambda: default, "a chance from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+
+
+def _range(low: float, high: float, lowest: float = 0, highest: float = 1e6, whole: bool = False) -> Any:
+    def allows(value: Any) -> bool:
+        match value:
+            case [a, b]:
+                return _is_number(a, whole) and _is_number(b, whole) and lowest <= a <= b <= highest
+        return False
+
+    numbers = ", whole numbers" if whole else ""
+    wanted = f"[low, high] with {lowest:g} <= low <= high <= {highest:g}{numbers}"
+    return _field(lambda: [low, high], wanted, allows)
+
+
+def _odds(*weights: float) -> Any:
+    def allows(value: Any) -> bool:
+        numbers = isinstance(value, Sequence) and all(_is_number(weight) and weight >= 0 for weight in value)
+        return numbers and 0 < sum(value) < math.inf
+
+    return _field(lambda: list(weights), "a list of weights, not negative, not all 0", allows)
+
+
+def _some_of(*names: str) -> Any:
+    def allows(value: Any) -> bool:
+        return isinstance(value, Sequence) and len(value) > 0 and all(name in names for name in value)
+
+    return _field(lambda: list(names), f"some of {', '.join(names)}", allows)
+
+
+def _is_number(value: Any, whole: bool = False) -> bool:
+    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class BlurRecipe(_Checked):
     """One random blur kernel."""
 
-    prob: float = 1.0
+    prob: float = _chance(1.0)
     """Chance that there is a blur at all."""
-    size: list[int] = _list(7, 21)
+    size: list[int] = _range(7, 21, 1, 255, whole=True)
     """Kernel sides: every odd number in the range is equally likely."""
-    kinds: list[str] = _list(*KINDS)
+    kinds: list[str] = _some_of("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
     """Shapes to choose from; `iso` ones are round, `aniso` ones are stretched and turned any way."""
-    odds: list[float] = _list(0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    odds: list[float] = _odds(0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
     """One weight for each of `kinds`."""
-    sigma: list[float] = _list(0.2, 3.0)
+    sigma: list[float] = _range(0.2, 3.0, 0.01)
     """Width in pixels, drawn once for `iso` and twice for `aniso` kinds."""
-    beta_generalized: list[float] = _list(0.5, 4.0)
+    beta_generalized: list[float] = _range(0.5, 4.0)
     """Exponent of the generalized kinds: half of the time from below one, half from above."""
-    beta_plateau: list[float] = _list(1.0, 2.0)
+    beta_plateau: list[float] = _range(1.0, 2.0)
     """The same for the plateau kinds."""
-    prob_sinc: float = 0.1
+    prob_sinc: float = _chance(0.1)
     """Chance that a sinc takes the place of the kinds above."""
 
     def __post_init__(self) -> None:
-        _check_range(self, "size", lowest=1, kind=int)
-        for name in ("sigma", "beta_generalized", "beta_plateau"):
-            _check_range(self, name)
-        _check_names(self, "kinds", KINDS)
-        _check_odds(self, "odds", len(self.kinds))
-        _check_chances(self, "prob", "prob_sinc")
-        if self.sigma[0] == 0:
-            raise ValueError(f"BlurRecipe.sigma is above 0; got {self.sigma}; for no blur, set prob to 0")
+        super().__post_init__()
+        if len(self.odds) != len(self.kinds):
+            raise ValueError(f"BlurRecipe.odds has a weight for each of {', '.join(self.kinds)}; got {self.odds}")
         if self.size[0] == self.size[1] and self.size[0] % 2 == 0:
             raise ValueError(f"BlurRecipe.size has to hold an odd number; got {self.size}; write e.g. [7, 21]")
 
 
 @dataclass(frozen=True)
-class ResizeRecipe:
+class ResizeRecipe(_Checked):
     """One random change of size."""
 
-    odds: list[float] = _list(0.2, 0.7, 0.1)
+    odds: list[float] = _odds(0.2, 0.7, 0.1)
     """Weights of enlarging, reducing, keeping the size."""
-    up: list[float] = _list(1.0, 1.5)
+    up: list[float] = _range(1.0, 1.5, highest=16)
     """Factor when enlarging."""
-    down: list[float] = _list(0.3, 1.0)
+    down: list[float] = _range(0.3, 1.0, highest=16)
     """Factor when reducing."""
-    modes: list[str] = _list(*MODES)
+    modes: list[str] = _some_of("area", "bilinear", "bicubic")
     """Interpolations, equally likely. Neither bilinear nor bicubic filters before it reduces: aliasing is wanted."""
 
     def __post_init__(self) -> None:
-        _check_range(self, "up")
-        _check_range(self, "down")
-        _check_odds(self, "odds", 3)
-        _check_names(self, "modes", MODES)
+        super().__post_init__()
+        if len(self.odds) != 3:
+            raise ValueError(f"ResizeRecipe.odds has weights of enlarging, reducing, keeping; got {self.odds}")
 
 
 @dataclass(frozen=True)
-class NoiseRecipe:
+class NoiseRecipe(_Checked):
     """Gaussian noise (electronics) or Poisson noise (few photons); always one of the two."""
 
-    prob_gaussian: float = 0.5
+    prob_gaussian: float = _chance(0.5)
     """Chance of Gaussian noise; Poisson noise otherwise."""
-    sigma: list[float] = _list(1.0, 15.0)
+    sigma: list[float] = _range(1.0, 15.0)
     """Standard deviation of the Gaussian noise, in grey levels of 255. [0, 0] is none."""
-    poisson: list[float] = _list(0.05, 2.0)
+    poisson: list[float] = _range(0.05, 2.0)
     """Strength of the Poisson noise; one is what counting about 256 photons at white would give."""
-    prob_gray: float = 0.4
+    prob_gray: float = _chance(0.4)
     """Chance that red, green and blue get the same noise."""
-
-    def __post_init__(self) -> None:
-        _check_range(self, "sigma")
-        _check_range(self, "poisson")
-        _check_chances(self, "prob_gaussian", "prob_gray")
 
 
 @dataclass(frozen=True)
-class PassRecipe:
+class PassRecipe(_Checked):
     """One trip: blur, resize, noise, JPEG."""
 
-    blur: BlurRecipe = field(default_factory=BlurRecipe)
-    resize: ResizeRecipe = field(default_factory=ResizeRecipe)
-    noise: NoiseRecipe = field(default_factory=NoiseRecipe)
-    jpeg: list[float] = _list(60.0, 95.0)
+    blur: BlurRecipe = _part(BlurRecipe)
+    resize: ResizeRecipe = _part(ResizeRecipe)
+    noise: NoiseRecipe = _part(NoiseRecipe)
+    jpeg: list[float] = _range(60.0, 95.0, 1, 100)
     """JPEG quality, 1 to 100; rounded to whole numbers after the draw."""
-
-    def __post_init__(self) -> None:
-        _check_range(self, "jpeg", 1, 100)
 
 
 def published_second_pass() -> PassRecipe:
@@ -133,70 +167,25 @@ def published_second_pass() -> PassRecipe:
 
 
 @dataclass(frozen=True)
-class DegradationRecipe:
+class DegradationRecipe(_Checked):
     """Every number of the degradation. The defaults are the published ones; the last three fields are ours."""
 
-    scale: int = 4
+    scale: int = _field(
+        lambda: 4, "a whole number from 1 up", lambda value: _is_number(value, whole=True) and value > 0
+    )
     """x_L has 1 / scale of x_H's height and width, rounded down."""
-    first: PassRecipe = field(default_factory=PassRecipe)
-    second: PassRecipe = field(default_factory=published_second_pass)
-    prob_final_sinc: float = 0.8
+    first: PassRecipe = _part(PassRecipe)
+    second: PassRecipe = _part(published_second_pass)
+    prob_final_sinc: float = _chance(0.8)
     """Chance of a last sinc, the ringing of oversharpened pictures. Its size comes from second.blur.size."""
-    prob_jpeg_last: float = 0.5
+    prob_jpeg_last: float = _chance(0.5)
     """Chance that the last JPEG comes after the reduction to x_L's size and the sinc; before them otherwise."""
-    prob_first: float = 1.0
+    prob_first: float = _chance(1.0)
     """Chance that the first pass happens. Zero leaves one mild camera: the second pass alone."""
-    prob_clean: float = 0.0
+    prob_clean: float = _chance(0.0)
     """Chance that x_L is only x_H, reduced by antialiased bicubic."""
-    prob_antialias: float = 0.0
+    prob_antialias: float = _chance(0.0)
     """Chance that the second pass and the last step reduce with antialiasing, as cameras and browsers do."""
-
-    def __post_init__(self) -> None:
-        _check_chances(self, "prob_final_sinc", "prob_jpeg_last", "prob_first", "prob_clean", "prob_antialias")
-        if not _is_number(self.scale, int) or self.scale < 1:
-            raise ValueError(f"DegradationRecipe.scale is a whole number from 1 up; got {self.scale!r}")
-
-
-def _check_range(
-    recipe: Any, name: str, lowest: float = 0, highest: float = 1e6, kind: type | tuple[type, ...] = (int, float)
-) -> None:
-    match getattr(recipe, name):
-        case [low, high] if _is_number(low, kind) and _is_number(high, kind) and lowest <= low <= high <= highest:
-            return
-        case came:
-            wanted = f"[low, high] with {lowest:g} <= low <= high <= {highest:g}"
-            numbers = " of whole numbers" if kind is int else ""
-            raise ValueError(f"{type(recipe).__name__}.{name} is a range {wanted}{numbers}; got {came!r}")
-
-
-def _check_odds(recipe: Any, name: str, count: int) -> None:
-    values = getattr(recipe, name)
-    right = isinstance(values, Sequence) and len(values) == count and all(_is_number(value) for value in values)
-    if not right or min(values) < 0 or not 0 < sum(values) < math.inf:
-        raise ValueError(
-            f"{type(recipe).__name__}.{name} wants {count} weights, not negative, not all 0; got {values!r}"
-        )
-
-
-def _check_chances(recipe: Any, *names: str) -> None:
-    for name in names:
-        if not _is_number(value := getattr(recipe, name)) or not 0 <= value <= 1:
-            raise ValueError(f"{type(recipe).__name__}.{name} is a chance from 0 to 1; got {value!r}")
-
-
-def _check_names(recipe: Any, name: str, known: tuple[str, ...]) -> None:
-    values = getattr(recipe, name)
-    if (
-        isinstance(values, str)
-        or not isinstance(values, Sequence)
-        or not values
-        or not set(map(str, values)) <= set(known)
-    ):
-        raise ValueError(f"{type(recipe).__name__}.{name} wants some of {', '.join(known)}; got {values!r}")
-
-
-def _is_number(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -485,7 +474,7 @@ def degrade_one(x_H: Tensor, recipe: DegradationRecipe, generator: Generator, by
     `by_place` says where noise comes from. Training has it True: each field of noise has a seed of its own, and a
     Poisson count is the quantile at its place's number, so that another machine's rounding moves a few counts, and
     nothing that is drawn later. Fixed test sets were made in turn (False), where one count more moves all that follow;
-    they keep their pixels. Up to the first noise both are the same.
+    they keep their pixels.
     """
     _check_photo(x_H)
     x = x_H
@@ -493,16 +482,14 @@ def degrade_one(x_H: Tensor, recipe: DegradationRecipe, generator: Generator, by
         match step:
             case Kernel():
                 x = blur(x, step.make())
-            case Resize(float(factor), mode):
-                x = resize_by(x, factor, mode)
-            case Resize(size, mode, antialias):
-                x = resize(x, size, mode, antialias)
+            case Resize(to, mode, antialias):
+                x = resize_by(x, to, mode) if isinstance(to, float) else resize(x, to, mode, antialias)
             case Noise(kind, strength, gray):
-                field = _own_generator(generator) if by_place else generator
+                source = _own_generator(generator) if by_place else generator
                 if kind == "gaussian":
-                    x = add_gaussian_noise(x, strength, gray, field)
+                    x = add_gaussian_noise(x, strength, gray, source)
                 else:
-                    x = add_poisson_noise(x, strength, gray, field, by_place)
+                    x = add_poisson_noise(x, strength, gray, source, by_place)
             case Jpeg(quality):
                 x = compress_jpeg(x, quality)
     return round_to_levels(x)
