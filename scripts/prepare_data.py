@@ -72,7 +72,7 @@ def prepare(args: argparse.Namespace) -> int:
     check_output(args.output)
     journal = Journal(args.output / "measured.jsonl")
     measured = measure_photos([photo.path for photo in found], journal, args.workers)
-    rows = list(tqdm(measured, total=len(found), unit="photo", desc="measured"))
+    rows = list(tqdm(measured, total=len(found), unit="photo", desc="measured", delay=2))
     stay, dropped = select(found, rows, args.min_side, args.output)
     kept = [manifest_row(found[i], rows[i], args.output, licences.get(found[i].source)) for i in stay]
     keep_captions(kept, args.output / MANIFEST)

@@ -45,7 +45,7 @@ def fill_captions(
     with state.split_between_processes(todo) as part:
         if part:
             describe = load_captioner(model, state.device, prompt)
-        for start in trange(0, len(part), batch_size, unit="batch", disable=not state.is_main_process):
+        for start in trange(0, len(part), batch_size, unit="batch", delay=2, disable=not state.is_main_process):
             for row in _caption_batch(part[start : start + batch_size], manifest.parent, describe):
                 journal.append({**row, "model": model})
     state.wait_for_everyone()

@@ -7,7 +7,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from hashlib import sha256
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,7 @@ def _until_one_dies(
 ) -> Generator[dict[str, Any], None, deque[Task]]:
     """Take tasks off and yield their rows, in order; returns those that were under way when a process died, if any."""
     running: deque[tuple[Task, Future]] = deque()
-    # Not forked: torch has threads, and a fork with threads can hang.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=_context()) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < ahead:
@@ -116,6 +116,15 @@ def _until_one_dies(
         except BrokenProcessPool:
             pass
     return deque(task for task, _ in running)
+
+
+def _context() -> BaseContext:
+    """Not plain forks: torch has threads, and a fork with threads can hang. The server has none, and loads us once."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 # --- which of them to take -------------------------------------------------------------------------------------------
