@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import parts as base
+import base
 import prior
 import pytest
 import torch
-import train_base
-from parts import Schedule
+from base import Schedule
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -32,7 +31,7 @@ def run(tmp_path, monkeypatch):
     def start(name, *options):
         command = ["--photos", str(photos), "--output", str(tmp_path / name), "--degradation", str(RECIPE)]
         steps = ["--crop", "32", "--batch", "2", "--autoencoder_steps", "4", "--prior_steps", "4", "--device", "cpu"]
-        return train_base.main([*command, *steps, *options]), tmp_path / name
+        return base.main([*command, *steps, *options]), tmp_path / name
 
     return start
 
@@ -66,19 +65,19 @@ def test_a_cut_run_ends_with_the_same_bytes(run, monkeypatch):
     class Cut(Exception):
         pass
 
+    save = base.save
+    monkeypatch.setattr(base.train_part, "__defaults__", (1, 100))
     for name, stop in (("vae", 3), ("prior", 2)):  # each in the middle of its steps, with a checkpoint after every one
-        save = base.Checkpoints.save
 
-        def save_and_stop(self, checkpoint, name=name, stop=stop, save=save):
-            save(self, checkpoint)
-            if (checkpoint.stage, checkpoint.step) == (name, stop):
+        def save_and_stop(file, moving, schedule, step, name=name, stop=stop):
+            save(file, moving, schedule, step)
+            if (file.stem, step) == (name, stop):
                 raise Cut
 
-        monkeypatch.setattr(base.Checkpoints, "save", save_and_stop)
-        monkeypatch.setattr(base.train_part, "__defaults__", (1, 100))
+        monkeypatch.setattr(base, "save", save_and_stop)
         with pytest.raises(Cut):
             run("cut")
-        monkeypatch.setattr(base.Checkpoints, "save", save)
+    monkeypatch.setattr(base, "save", save)
     _, cut = run("cut")
     for part, tensors in weights(whole).items():
         for key, tensor in tensors.items():
