@@ -12,8 +12,11 @@ import teacher
 import torch
 from PIL import Image
 
+from pisasr.config import load_config
 from pisasr.data.degradation import degrade_one, draw_steps, sample_generator
 from pisasr.evaluation.metrics import PROTOCOLS, psnr
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_training_tiles_are_those_that_bicubic_gets_wrong(tmp_path):
@@ -67,7 +70,7 @@ def test_zoom_makes_the_letters_larger_and_the_strokes_wider(tmp_path):
 
 
 def test_the_clean_recipe_only_reduces():
-    recipe = degrade.read_recipe(Path(__file__).parents[1] / "configs/degradation/clean.yaml", None)
+    recipe = degrade.read_recipe(ROOT / "configs/degradation/clean.yaml", None)
     photo = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
     reduced = torch.nn.functional.interpolate(photo[None], scale_factor=0.25, mode="bicubic", antialias=True)[0]
     for index in range(4):
@@ -76,7 +79,7 @@ def test_the_clean_recipe_only_reduces():
 
 
 def test_the_mild_recipe_is_one_blur_one_noise_and_one_jpeg(tmp_path):
-    recipe = degrade.read_recipe(Path(__file__).parents[1] / "configs/degradation/mild.yaml", None)
+    recipe = degrade.read_recipe(ROOT / "configs/degradation/mild.yaml", None)
     gray = torch.full((3, 128, 128), 0.5)
     for index in range(8):
         steps = list(draw_steps(recipe, (128, 128), sample_generator(0, 0, index)))
@@ -133,6 +136,12 @@ def test_pairs_that_do_not_fit_are_told(tmp_path, nearest, capsys, hq_px, reason
     assert teacher.main(["--pairs", str(tmp_path)]) == 1
     assert reason in capsys.readouterr().err
     assert not list(tmp_path.glob("teacher/*"))
+
+
+def test_the_adapters_learn_from_the_cameras_degradations():
+    """Through the path in demo.yaml, which is seen from where demo.yaml lies."""
+    config = load_config(ROOT / "scripts/demo/demo.yaml", ["data.photos=photos", "run.output=run"])
+    assert config.degradation == degrade.read_recipe(ROOT / "configs/degradation/camera.yaml", None)
 
 
 def test_a_package_that_cannot_be_had_is_one_line(tmp_path, monkeypatch, capsys):
