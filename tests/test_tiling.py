@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pisasr.method.tiling import blend_tiles, gaussian_weight, needs_tiling, tile_grid, tile_starts
+from pisasr.method.tiling import blend_tiles, count_tiles, gaussian_weight, needs_tiling, tile_grid, tile_starts
 
 
 @st.composite
@@ -38,18 +38,20 @@ def test_tiles_cover_every_position_and_stay_inside(plan):
     assert len(set(grid)) == len(grid)
 
 
-def test_each_tile_is_computed_once_for_all_predictions():
+@pytest.mark.parametrize(
+    ("pictures", "batch_size", "sizes"), [(1, 1, [1] * 4), (1, 3, [3, 1]), (2, 1, [2] * 4), (2, 5, [4, 4]), (1, 9, [4])]
+)
+def test_each_tile_is_looked_at_once_and_in_batches(pictures, batch_size, sizes):
     crops = []
 
     def predict(crop):
         crops.append(crop.shape)
-        return crop, -crop
+        return crop * torch.arange(len(crop)).remainder(pictures).add(1).view(-1, 1, 1, 1)  # a picture keeps its place
 
-    z = torch.randn(1, 4, 24, 20)
-    plus, minus = blend_tiles(predict, z, 16, 4)
-    assert crops == [(1, 4, 16, 16)] * 4
-    torch.testing.assert_close(plus, z)
-    torch.testing.assert_close(minus, -z)
+    z = torch.randn(pictures, 4, 24, 20)
+    blended = blend_tiles(predict, z, 16, 4, batch_size)
+    assert crops == [(size, 4, 16, 16) for size in sizes] and count_tiles(24, 20, 16, 4) == 4
+    torch.testing.assert_close(blended, z * torch.arange(1, pictures + 1).view(-1, 1, 1, 1))
 
 
 def test_one_tile_is_no_tiling():

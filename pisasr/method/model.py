@@ -1,12 +1,23 @@
-"""Tensors in, tensors out: the three steps that training and inference share. Images to latents, latents to what is
-wrong with them, latents to images."""
+"""The method, tensors in and out: `restore`, and the three verbs that it is made of.
 
-from typing import Literal
+    x_L -> z_L               encode
+    z_L -> eps_pix, eps_pisa predict, by each weight set in turn, tile by tile
+    z_L, eps -> z_H          residual.restore_latent, for each pair of strengths
+    z_H -> x_H               decode
+
+Inference calls it with merged weights, training and validation with live adapters; nowhere else do these meet.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pisasr.method.residual import needed, restore_latent
 from pisasr.method.text import PromptEncoder
+from pisasr.method.tiling import blend_tiles
 from pisasr.method.vae_tiling import decode_tiled, encode_tiled
 
 ONE_STEP = 1  # the only timestep the UNet is asked at: z_L counts as almost clean (published as `timesteps1`)
@@ -20,11 +31,96 @@ def vae_factor(vae: nn.Module) -> int:
 def predict(unet: nn.Module, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP) -> Tensor:
     """What the UNet would remove from z [B, c, h, w]; same shape and dtype as z.
 
-    prompt_embeds [B or 1, tokens, d]; h and w may be anything. Computed in the UNet's own dtype.
+    prompt_embeds [B, tokens, d], or fewer that serve in turn (of one picture, all its tiles). h and w may be anything.
+    Computed in the UNet's own dtype.
     """
-    dtype = unet.conv_in.weight.dtype
-    embeds = prompt_embeds.to(z.device, dtype).expand(len(z), -1, -1)
+    dtype = unet.dtype
+    embeds = prompt_embeds.to(z.device, dtype).repeat(len(z) // len(prompt_embeds), 1, 1)
     return unet(z.to(dtype), timestep, encoder_hidden_states=embeds).sample.to(z.dtype)
+
+
+class Predictors(NamedTuple):
+    """What looks at z_L [B, c, h, w] and answers with eps, shaped like it; None where nobody asks."""
+
+    pix: Callable[[Tensor], Tensor] | None
+    pisa: Callable[[Tensor], Tensor] | None
+
+
+class Predicted(NamedTuple):
+    """All that strengths choose from, each [B, c, h, w]; a prediction that nobody needs is None."""
+
+    z_L: Tensor
+    eps_pix: Tensor | None
+    eps_pisa: Tensor | None
+
+
+class Restored(NamedTuple):
+    """The result at one pair of strengths: x_H [B, 3, H, W] as it was decoded, not clamped, and z_H [B, c, h, w].
+
+    x_H is None where nothing was to be decoded.
+    """
+
+    x_H: Tensor | None
+    z_H: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How big things are cut. The default cuts nothing.
+
+    tile, overlap: of the UNet, in latent pixels; batch_size: tiles (or pictures) that go through it at once;
+    vae_tile_px: beyond this square, in image pixels, the VAE works in pieces, without gradients.
+    """
+
+    tile: int | None = None
+    overlap: int = 0
+    batch_size: int = 1
+    vae_tile_px: int | None = None
+
+
+def restore(
+    model: "PiSASR",
+    x_L: Tensor,
+    predictors: Predictors,
+    lambdas: Iterable[tuple[float, float]],
+    plan: Plan = Plan(),
+    noise: Tensor | None = None,
+    decode: bool = True,
+) -> Iterator[Restored]:
+    """Yield the result for each (lambda_pix, lambda_sem): one encode, a pass for each prediction that some pair needs,
+    a decode a pair, made when it is asked for.
+
+    x_L [B, 3, H, W] in [-1, 1] on the model's device, H and W multiples of its factor. noise: as for `PiSASR.encode`.
+    No gradient passes the encode; behind it, all that the caller has switched on.
+    """
+    pairs = list(lambdas)
+    predicted = look(model, x_L, predictors, pairs, plan, noise)
+    for pair in pairs:
+        z_H = restore_latent(*predicted, *pair)
+        yield Restored(model.decode(z_H, plan.vae_tile_px) if decode else None, z_H)
+
+
+def look(
+    model: "PiSASR",
+    x_L: Tensor,
+    predictors: Predictors,
+    lambdas: Iterable[tuple[float, float]],
+    plan: Plan = Plan(),
+    noise: Tensor | None = None,
+) -> Predicted:
+    """The part of `restore` that no strength changes: the encode, and the predictions that these pairs need."""
+    with torch.no_grad():
+        z_L = model.encode(x_L, noise, plan.vae_tile_px)
+    needs = [needed(*pair) for pair in lambdas]
+
+    def predicted(predictor: Callable[[Tensor], Tensor]) -> Tensor:
+        if plan.tile is None:
+            return predictor(z_L)
+        return blend_tiles(predictor, z_L, plan.tile, plan.overlap, plan.batch_size)
+
+    eps_pix = predicted(predictors.pix) if any(pix for pix, _ in needs) else None
+    eps_pisa = predicted(predictors.pisa) if any(pisa for _, pisa in needs) else None
+    return Predicted(z_L, eps_pix, eps_pisa)
 
 
 class PiSASR:
@@ -38,37 +134,27 @@ class PiSASR:
         self.unet, self.vae, self.prompt_encoder = unet, vae, prompt_encoder
         self.factor = vae_factor(vae)
 
-    def encode(
-        self,
-        x: Tensor,
-        posterior: Literal["mean", "sample"] = "mean",
-        generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        tile_px: int | None = None,
-    ) -> Tensor:
-        """x -> z, scaled. "mean" leaves nothing to chance; "sample" adds std * N(0, 1) as training does.
+    def encode(self, x: Tensor, noise: Tensor | None = None, tile_px: int | None = None) -> Tensor:
+        """x -> z, scaled: the posterior's mean, or where noise (shaped like z) is given mean + std * noise.
 
-        noise, shaped like z, takes the place of the generator's draw. Pictures beyond tile_px * tile_px image pixels
-        are encoded in pieces, to the same result, without gradients (None: always whole). Results have x's dtype, the
-        VAE computes in its own.
+        Pictures beyond tile_px * tile_px image pixels are encoded in pieces, to the same result, without gradients
+        (None: always whole). The result has x's dtype, the VAE computes in its own.
         """
         x_vae = x.to(self._vae_dtype)
         with own_precision(x.device):
-            distribution = (
+            posterior = (
                 self.vae.encode(x_vae).latent_dist if tile_px is None else encode_tiled(self.vae, x_vae, tile_px)
             )
-        z = distribution.mean
-        if posterior == "sample":
-            if noise is None:
-                noise = draw_noise(z, generator)
-            z = z + distribution.std * noise.to(z)
+        z = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
         return self.scale(z).to(x.dtype)
 
-    def predict(
-        self, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP, unet: nn.Module | None = None
-    ) -> Tensor:
-        """What the UNet (this model's, or another) would remove from z, with whatever adapters are on: `predict`."""
-        return predict(self.unet if unet is None else unet, z, prompt_embeds, timestep)
+    def latent_shape(self, x: Tensor) -> tuple[int, int, int, int]:
+        """The shape of the z that x is encoded to."""
+        return len(x), self.vae.config.latent_channels, x.shape[-2] // self.factor, x.shape[-1] // self.factor
+
+    def predict(self, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP) -> Tensor:
+        """What the UNet would remove from z, with whatever adapters are on: `predict`."""
+        return predict(self.unet, z, prompt_embeds, timestep)
 
     def decode(self, z: Tensor, tile_px: int | None = None) -> Tensor:
         """z -> x, not clamped: values a little outside [-1, 1] are the VAE's own. tile_px as for `encode`."""
@@ -92,7 +178,7 @@ class PiSASR:
 
     @property
     def _vae_dtype(self) -> torch.dtype:
-        return next(self.vae.parameters()).dtype
+        return self.vae.dtype
 
 
 def own_precision(device: torch.device) -> torch.autocast:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +17,23 @@ class PromptEncoder:
     Nothing flows back into the text encoder. Move or cast the text encoder freely, this follows.
     """
 
-    def __init__(self, tokenizer, text_encoder: nn.Module):
+    def __init__(self, tokenizer: Any, text_encoder: nn.Module):
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
         self._known: OrderedDict[tuple, Tensor] = OrderedDict()
 
-    def __call__(self, prompts: str | Sequence[str]) -> Tensor:
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return torch.cat([self._embed(prompt) for prompt in prompts])
+    def serves(self, tokenizer: Any, text_encoder: nn.Module) -> bool:
+        """Whether these are the parts it was made with; others have other embeddings."""
+        return self.tokenizer is tokenizer and self.text_encoder is text_encoder
 
-    def _embed(self, prompt: str) -> Tensor:
-        weight = next(self.text_encoder.parameters())
-        key = (prompt, weight.device, weight.dtype)
+    def __call__(self, prompts: str | Sequence[str], device: torch.device | None = None) -> Tensor:
+        """device: where the text encoder computes; None is where its weights are, which offloading takes away."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return torch.cat([self._embed(prompt, device or self.text_encoder.device) for prompt in prompts])
+
+    def _embed(self, prompt: str, device: torch.device) -> Tensor:
+        key = (prompt, device, self.text_encoder.dtype)
         if key not in self._known:
-            self._known[key] = self._encode(prompt, weight.device)
+            self._known[key] = self._encode(prompt, device)
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)

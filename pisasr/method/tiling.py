@@ -1,12 +1,11 @@
 """A latent too big for one UNet pass, predicted tile by tile and blended back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-Prediction = Tensor | tuple[Tensor, ...]
 
 
 class Tile(NamedTuple):
@@ -62,6 +61,11 @@ def tile_grid(h: int, w: int, tile: int, overlap: int) -> list[Tile]:
     ]
 
 
+def count_tiles(h: int, w: int, tile: int | None, overlap: int) -> int:
+    """How often `blend_tiles` looks at an [h, w] map; None cuts nothing."""
+    return len(tile_grid(h, w, tile, overlap)) if tile is not None and needs_tiling(h, w, tile) else 1
+
+
 def gaussian_weight(tile_h: int, tile_w: int) -> Tensor:
     """How much each position of a tile is trusted: most in the middle, least at the rim. [tile_h, tile_w], float64.
 
@@ -78,39 +82,44 @@ def gaussian_weight(tile_h: int, tile_w: int) -> Tensor:
     return torch.outer(bell(tile_h), bell(tile_w))
 
 
-def blend_tiles(fn: Callable[[Tensor], Prediction], z: Tensor, tile: int, overlap: int) -> Prediction:
+def batched(items: Sequence[Tile], count: int) -> Iterator[list[Tile]]:
+    """The items in lists of `count`, the last one shorter. (itertools has it from Python 3.12 on.)"""
+    rest = iter(items)
+    while together := list(islice(rest, count)):
+        yield together
+
+
+def blend_tiles(fn: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int, batch_size: int = 1) -> Tensor:
     """fn(z), computed tile by tile: at each position the Gaussian-weighted mean of the tiles that saw it.
 
-    z [B, c, h, w]; fn maps a crop [B, c, th, tw] to a tensor [B, k, th, tw] or a tuple of such, and the result is of
-    the same kind at full size. fn is called once per tile: let it return (eps_pix, eps_pisa) and mix them afterwards,
-    blending is linear. A z that fits one tile (`needs_tiling`) goes to fn whole and comes back untouched.
+    z [B, c, h, w]; fn maps crops [n, c, th, tw] to [n, k, th, tw], and the result is [B, k, h, w]. Crops are of one
+    shape and go to fn together, as many as `batch_size` allows, but always those of one place for all B. A z that fits
+    one tile (`needs_tiling`) goes to fn whole and comes back untouched.
     Sums run in float32 (float64 for float64 predictions); the result has the dtype of the predictions.
     Raises ValueError for overlap >= tile or a tile below 1, and for a prediction of another size than its crop.
     """
     check_plan(tile, overlap)
-    h, w = z.shape[-2:]
+    count, _, h, w = z.shape
     if not needs_tiling(h, w, tile):
         return fn(z)
 
-    weight = gaussian_weight(min(tile, h), min(tile, w))
+    places = tile_grid(h, w, tile, overlap)
+    weight = gaussian_weight(places[0].height, places[0].width)
     total = torch.zeros(h, w, dtype=weight.dtype)
-    sums: list[Tensor] = []
-    for place in tile_grid(h, w, tile, overlap):
-        prediction = fn(place.crop(z))
-        parts = (prediction,) if isinstance(prediction, Tensor) else prediction
-        if not sums:
-            sums = [_empty_sum(part, h, w) for part in parts]
-        for part, summed in zip(parts, sums, strict=True):
-            _check_same_size(part, place)
-            place.crop(summed).add_(part * weight.to(summed))
-        place.crop(total).add_(weight)
-
-    blended = tuple((summed / total.to(summed)).to(part.dtype) for part, summed in zip(parts, sums, strict=True))
-    return blended[0] if isinstance(prediction, Tensor) else blended
+    blended = prediction = None
+    for together in batched(places, max(1, batch_size // count)):
+        prediction = fn(torch.cat([place.crop(z) for place in together]))
+        _check_same_size(prediction, places[0])
+        if blended is None:
+            blended = _empty_sum(prediction, count, h, w)
+        for place, part in zip(together, prediction.split(count), strict=True):
+            place.crop(blended).add_(part * weight.to(blended))
+            place.crop(total).add_(weight)
+    return (blended / total.to(blended)).to(prediction.dtype)
 
 
-def _empty_sum(part: Tensor, h: int, w: int) -> Tensor:
-    return part.new_zeros(*part.shape[:-2], h, w, dtype=torch.promote_types(part.dtype, torch.float32))
+def _empty_sum(part: Tensor, count: int, h: int, w: int) -> Tensor:
+    return part.new_zeros(count, part.shape[1], h, w, dtype=torch.promote_types(part.dtype, torch.float32))
 
 
 def _check_same_size(part: Tensor, place: Tile) -> None:

@@ -12,6 +12,7 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 DOWNSCALE = 4
@@ -38,6 +39,8 @@ class LappedAutoencoder(ModelMixin, ConfigMixin):
     latent channel is scaled to unit variance over the training photos, so `scaling_factor` is 1.
     H and W must be multiples of 4.
     """
+
+    _group_offload_block_modules = ["analysis", "synthesis", "encoder", "decoder"]  # what group offload moves
 
     @register_to_config
     def __init__(
@@ -75,6 +78,7 @@ class LappedAutoencoder(ModelMixin, ConfigMixin):
         """Latent pixels on each side that an output pixel can depend on, when encoding or decoding."""
         return 2 + 2 * max(self.config.encoder_blocks, self.config.decoder_blocks)
 
+    @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         blocks = nn.functional.pixel_unshuffle(x, DOWNSCALE)
         mean = self.analysis(blocks) + self.encoder(blocks)
@@ -82,6 +86,7 @@ class LappedAutoencoder(ModelMixin, ConfigMixin):
         posterior = DiagonalGaussianDistribution(torch.cat([mean, log_variance], dim=1))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @apply_forward_hook
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         x = nn.functional.pixel_shuffle(self.synthesis(z) + self.decoder(z), DOWNSCALE)
         return DecoderOutput(sample=x) if return_dict else (x,)

@@ -2,8 +2,10 @@
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pisasr.errors import ModelError
+from pisasr.files import write_whole
 from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.models.weights import looks_like_hub_id
 
@@ -36,23 +39,57 @@ def is_merged(folder: Path) -> bool:
     return (folder / "unet_pix").is_dir()
 
 
-def load_unet(folder: Path, part: str, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+def load_unet(
+    folder: Path, part: str, dtype: torch.dtype = torch.float32, variant: str | None = None
+) -> UNet2DConditionModel:
     """The UNet in FOLDER/part."""
-    return _load(UNet2DConditionModel, folder, part, dtype)
+    return _load(UNet2DConditionModel, folder, part, dtype, variant)
 
 
-def load_others(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Everything but the UNet, of a folder that `check_base` passed."""
-    vae_class = VAES[_config(folder, "vae")["_class_name"]]
+def load_others(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Everything but the UNet, of a folder that `check_base` passed; what is `given` is taken as it is."""
+    parts = {
+        "vae": (None if "vae" in given else VAES[_config(folder, "vae")["_class_name"]], dtype),
+        "text_encoder": (CLIPTextModel, dtype),
+        "tokenizer": (CLIPTokenizer, None),
+        "scheduler": (DDPMScheduler, None),
+    }
     return {
-        "vae": _load(vae_class, folder, "vae", dtype),
-        "text_encoder": _load(CLIPTextModel, folder, "text_encoder", dtype),
-        "tokenizer": _load(CLIPTokenizer, folder, "tokenizer", None),
-        "scheduler": _load(DDPMScheduler, folder, "scheduler", None),
+        name: given[name] if name in given else _load(kind, folder, name, own_dtype, variant if own_dtype else None)
+        for name, (kind, own_dtype) in parts.items()
     }
 
 
-def find_model(model: str | os.PathLike | None, **hub: Any) -> Path:
+@dataclass(frozen=True)
+class Reference:
+    """A base by the name that it was loaded by (None: the embedded one), and which of its files."""
+
+    base: str | None
+    variant: str | None = None
+
+
+def read_reference(folder: Path) -> Reference | None:
+    """The base that a folder of adapters names in its model_index.json; None where the folder is a base itself."""
+    if (folder / "unet").is_dir() or not (folder / "model_index.json").is_file():
+        return None
+    index = _config(folder, ".", "model_index.json")
+    if not isinstance(index, dict) or "base" not in index:
+        return None
+    return Reference(index["base"], index.get("variant"))
+
+
+def write_reference(folder: Path, reference: Reference, color_fix: str) -> None:
+    """Say beside FOLDER/adapters which base they belong on."""
+    index = {"_class_name": "PiSASRPipeline", "base": reference.base, "variant": reference.variant}
+    write_whole(folder / "model_index.json", json.dumps({**index, "color_fix": color_fix}, indent=2) + "\n")
+
+
+def find_model(model: str | os.PathLike | None, variant: str | None = None, **hub: Any) -> Path:
     """The local folder of a base: the embedded default, a path, or a (cached) download. ModelError if there is none."""
     if model is None:
         if not (EMBEDDED / "model_index.json").is_file():
@@ -62,18 +99,19 @@ def find_model(model: str | os.PathLike | None, **hub: Any) -> Path:
     if path.is_dir():
         return path
     if name.lower() in SD21_NAMES:
-        return _fetch([SD21_NAMES[0], *SD21_MIRRORS], hub, advice=SD21_MIRRORS[0])
+        return _fetch([SD21_NAMES[0], *SD21_MIRRORS], hub, variant, advice=SD21_MIRRORS[0])
     if not looks_like_hub_id(name):
         raise ModelError(f"no model folder at {name}; check the path, or give a hub id OWNER/NAME.")
-    return _fetch([name], hub, advice=name)
+    return _fetch([name], hub, variant, advice=name)
 
 
-def _fetch(names: Sequence[str], hub: dict[str, Any], advice: str) -> Path:
+def _fetch(names: Sequence[str], hub: dict[str, Any], variant: str | None, advice: str) -> Path:
     """The first of these hub ids that is in the cache, else the first that can be downloaded."""
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "*.txt", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors", "adapters/*"]
-    hub = {"allow_patterns": wanted, "ignore_patterns": ["*.fp16.*", "*non_ema*"], **hub}
+    unwanted = ["*non_ema*"] if variant else ["*.fp16.*", "*non_ema*"]
+    hub = {"allow_patterns": wanted, "ignore_patterns": unwanted, **hub}
     for options in ({**hub, "local_files_only": True}, hub):
         for name in names:
             try:
@@ -90,13 +128,18 @@ def _fetch(names: Sequence[str], hub: dict[str, Any], advice: str) -> Path:
     )
 
 
-def check_base(folder: Path) -> dict[str, Any]:
+def check_base(folder: Path, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """Refuse a base that the method can't use, by name, before any weights are read. Returns the UNet's config.
 
     It must predict epsilon on the VAE's latents (as many channels in as out), and hear what its text encoder says.
+    given: parts that take the place of the folder's own.
     """
-    unet, vae, text = (_config(folder, part) for part in ("unet", "vae", "text_encoder"))
-    prediction = _config(folder, "scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
+
+    def config_of(part: str, file: str = "config.json") -> dict[str, Any]:
+        return _described(given[part]) if part in given else _config(folder, part, file)
+
+    unet, vae, text = (config_of(part) for part in ("unet", "vae", "text_encoder"))
+    prediction = config_of("scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
     cross = unet.get("cross_attention_dim")
     name = BASES.get(cross, f"a model of cross-attention size {cross}")
     if cross == 2048 or unet.get("addition_embed_type"):
@@ -133,6 +176,12 @@ def own_color_fix(folder: Path, known: Collection[str]) -> str:
     return name
 
 
+def _described(part: Any) -> dict[str, Any]:
+    """The config of a loaded part, as its file would have it."""
+    config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
+    return {"_class_name": type(part).__name__, **config}
+
+
 def _config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any]:
     path = folder / part / file
     try:
@@ -146,10 +195,12 @@ def _config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any
         raise ModelError(f"{path} can't be read ({error}); get the model again.") from None
 
 
-def _load(kind: type, folder: Path, part: str, dtype: torch.dtype | None) -> Any:
+def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype | None, variant: str | None = None) -> Any:
     """One part, from this disk alone. dtype None: it has no weights."""
     _refuse_pointers(folder / part)
-    options = {} if dtype is None else {"dtype" if kind is CLIPTextModel else "torch_dtype": dtype}
+    options: dict[str, Any] = {"variant": variant} if variant else {}
+    if dtype is not None:
+        options["dtype" if kind is CLIPTextModel else "torch_dtype"] = dtype
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -1,18 +1,23 @@
 """Files <-> pictures <-> tensors: everything that changes a range, a size or a file format.
 
-A file becomes an upright 8-bit sRGB PIL picture (`open_image`), the picture splits into colour and alpha (`split`), the
-colour is brought to the size the model works at (`plan_frame`, `prepare`, `pad`) and to [-1, 1] (`to_signed`); the way
-back is `crop`, `to_unit`, `to_image`, `finish`, `join`, `save_image`.
+The way in: a file becomes an upright sRGB `Picture` of 8 or 16 bits (`open_picture`; `open_image` for Pillow's 8 bits),
+its colour is brought to the size that the model works at (`plan_frame`, `prepare`, `pad`) and to a device (`to_batch`).
+The way back: `crop`, `to_unit`, `from_batch`, `finish`, `join`, `save_image`. Eight-bit levels take Pillow's way, as
+published; deeper ones are floats throughout and are rounded once, where they are written.
 """
 
 import os
 import stat
+import struct
+import sys
 import warnings
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +25,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pisasr.errors import ImageError
-from pisasr.files import temporary_name
+from pisasr.files import temporary_name, write_whole
 
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 MAX_PIXELS = 64_000_000  # of an input, before it is decoded
@@ -49,6 +54,30 @@ OTHER_FORMATS = {
 # --- from a file -----------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Picture:
+    """One picture in memory, upright and in sRGB.
+
+    pixels [H, W, 3]: uint8 levels, or float32 in [0, 1] where there is more to hold. alpha [H, W], of the same kind, or
+    None. is_grey: its three channels were one. notices: lines for the person whose picture it is.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None = None
+    is_grey: bool = False
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height), as Pillow has it."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    @property
+    def is_special(self) -> bool:
+        """Whether it is more, or less, than three channels of colour."""
+        return self.is_grey or self.alpha is not None
+
+
 def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read one picture as a person sees it: upright, 8-bit, sRGB; mode L, LA, RGB or RGBA.
 
@@ -59,20 +88,57 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
 
     Raises ImageError, one line, for whatever is wrong with the file.
     """
+    with _reading(Path(path), max_pixels) as (image, notices):
+        # Pillow gives 16-bit grey with alpha as RGBA.
+        is_grey = image.mode == "RGBA" and any(str(tile.args).startswith("LA") for tile in image.tile)
+        if image.mode in ("RGB", "RGBA", "LA") and _is_deep(image):
+            notices.append("16 bits a channel, read at 8")
+        image.load()
+        is_png, icc = image.format == "PNG", image.info.get("icc_profile")
+        image = _orient(image, notices)
+        image = _to_srgb(image, icc, notices)
+        image = _to_eight_bits(image, notices, is_png)
+        image = image.convert("LA") if is_grey else image
+    image.info = {"notices": notices}
+    return image
+
+
+def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Like `open_image`, but sixteen-bit and float pictures keep what they hold.
+
+    Not so, with a notice, where an ICC profile has to be applied (Pillow knows it at eight bits alone), and for grey
+    with alpha.
+    """
     path = Path(path)
+    with _reading(path, max_pixels) as (image, _):
+        keep = (_is_deep(image) or image.mode.startswith(("I", "F"))) and not _needs_conversion(image)
+        colour = image.mode in ("RGB", "RGBA") and not any(str(tile.args).startswith("LA") for tile in image.tile)
+        keep = keep and (colour or image.mode.startswith(("I", "F")))
+    if not keep:
+        image = open_image(path, max_pixels)
+        return replace(_from_image(image), notices=image.info["notices"])
+    with _reading(path, max_pixels) as (image, notices):
+        is_png = image.format == "PNG"
+        if not colour:
+            image.load()
+            return replace(_from_image(_orient(image, notices), notices, is_png), notices=notices)
+        image.load()
+        high = np.asarray(_orient(image, notices))
+    with _reading(path, max_pixels) as (image, _):
+        image.tile = [_other_byte(tile) for tile in image.tile]
+        image.load()
+        low = np.asarray(_orient(image, []))
+    return _from_array(high.astype(np.uint16) << 8 | low, notices)
+
+
+@contextmanager
+def _reading(path: Path, max_pixels: int) -> Iterator[tuple[Image.Image, list[str]]]:
+    """A file as Pillow opens it, not decoded yet, and the notices so far. A fault in the block becomes ImageError."""
     _check_file(path)
     try:
         with _our_pixel_cap(), Image.open(path, formats=READABLE) as image:
             _check_pixels(image, max_pixels)
-            notices = _oddities(path, image)
-            # Pillow gives 16-bit grey with alpha as RGBA.
-            is_grey = image.mode == "RGBA" and any(str(tile.args).startswith("LA") for tile in image.tile)
-            image.load()
-            is_png, icc = image.format == "PNG", image.info.get("icc_profile")
-            image = _orient(image, notices)
-            image = _to_srgb(image, icc, notices)
-            image = _to_eight_bits(image, notices, is_png)
-            image = image.convert("LA") if is_grey else image
+            yield image, _oddities(path, image)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -83,8 +149,30 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
         raise ImageError("no permission to read the file") from None
     except Exception as error:  # a decoder fed with rubbish raises whatever it likes
         raise ImageError(f"broken picture: {_one_line(error)}") from None
-    image.info = {"notices": notices}
-    return image
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return any(";16" in str(tile.args) for tile in image.tile)
+
+
+def _other_byte(tile: Any) -> Any:
+    """A tile whose decoder takes the low byte of each sixteen bits where it took the high one.
+
+    Pillow holds eight bits of colour and lets the file's byte order say which eight; the other order gives the rest.
+    """
+
+    def swapped(word: Any) -> Any:
+        if not isinstance(word, str):
+            return word
+        head, deep, order = word.partition(";16")
+        return (
+            word
+            if not deep
+            else head + deep + {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[order]
+        )
+
+    args = tile.args
+    return tile._replace(args=swapped(args) if isinstance(args, str) else tuple(map(swapped, args)))
 
 
 def _check_file(path: Path) -> None:
@@ -132,8 +220,6 @@ def _oddities(path: Path, image: Image.Image) -> list[str]:
     # A phone's JPEG may carry a second picture for depth (MPO): not an animation, nothing to report.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         notices.append(f"{image.n_frames} frames, only the first is used")
-    if image.mode in ("RGB", "RGBA", "LA") and any(";16" in str(tile.args) for tile in image.tile):
-        notices.append("16 bits a channel, read at 8")
     return notices
 
 
@@ -161,6 +247,16 @@ def _to_srgb(image: Image.Image, icc: bytes | None, notices: list[str]) -> Image
         return image
 
 
+def _needs_conversion(image: Image.Image) -> bool:
+    """Whether a profile says that the colours are not sRGB's; a broken one is nobody's."""
+    if image.mode.startswith(("I", "F")) or not (icc := image.info.get("icc_profile")):
+        return False  # more than eight bits of grey are left alone
+    try:
+        return "srgb" not in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(icc))).lower()
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return True
+
+
 def _convert_colors(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
     """Take colours through `profile` to sRGB; alpha and greyness stay. More than 8 bits of grey are left alone."""
     if image.mode.startswith(("I", "F")):
@@ -170,7 +266,10 @@ def _convert_colors(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Im
     grey = image.mode in ("1", "L", "LA")
     colors = image.convert("L") if grey else image.convert("RGB") if image.mode != "CMYK" else image
     colors = ImageCms.profileToProfile(colors, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    return join(colors, alpha, grey)
+    colors = colors.convert("L") if grey else colors
+    if alpha is not None:
+        colors.putalpha(alpha)
+    return colors
 
 
 def _to_eight_bits(image: Image.Image, notices: list[str], is_png: bool = False) -> Image.Image:
@@ -233,26 +332,111 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-# --- colour and alpha ------------------------------------------------------------------------------------------------
+# --- in memory -------------------------------------------------------------------------------------------------------
+
+
+def pictures_of(given: Any) -> list[Picture]:
+    """What people hand over, as pictures: PIL images of any mode, arrays, tensors, `Picture`s, and lists of these.
+
+    Arrays are [H, W], [H, W, C] or [B, H, W, C], tensors [C, H, W] or [B, C, H, W], of 1 (grey), 3, or with alpha 2 or
+    4 channels: uint8, uint16, or floats in [0, 1], which are taken as they are. TypeError or ValueError for others.
+    """
+    if isinstance(given, Picture):
+        return [given]
+    if isinstance(given, Image.Image):
+        return [_from_image(given)]
+    if isinstance(given, str | os.PathLike):
+        raise TypeError(f"{str(given)!r} is a path; open it first: PIL.Image.open({str(given)!r}).")
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = (given.float() if given.is_floating_point() else given).numpy()
+        given = np.moveaxis(given, -3, -1) if given.ndim > 2 else given
+    if isinstance(given, np.ndarray):
+        return [_from_array(one) for one in (given if given.ndim == 4 else [given])]
+    return [picture for item in given for picture in pictures_of(item)]
+
+
+def _from_image(image: Image.Image, notices: list[str] | None = None, is_png: bool = False) -> Picture:
+    """A PIL picture; modes of more than eight bits keep them."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
+        return _from_array(np.asarray(image).astype(np.uint16))
+    if image.mode in ("I", "F"):
+        values, white = np.asarray(image), _guess_white(image, [] if notices is None else notices)
+        return _from_array((values / white).clip(0, 1).astype(np.float32))
+    rgb, alpha, is_grey = split(image)
+    return Picture(np.asarray(rgb), None if alpha is None else np.asarray(alpha), is_grey)
+
+
+def _from_array(array: np.ndarray, notices: list[str] | None = None) -> Picture:
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[-1] not in (1, 2, 3, 4) or 0 in array.shape:
+        raise ValueError(f"an array of shape {list(array.shape)} came; wanted [H, W, C] with 1 to 4 channels.")
+    if array.dtype == np.uint16:
+        array = array.astype(np.float32) / 65_535
+    elif np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):  # nan is neither
+            raise ValueError(
+                f"floats from {array.min():g} to {array.max():g} came; wanted values in [0, 1] (divide levels by 255)."
+            )
+        array = array.astype(np.float32)
+    elif array.dtype != np.uint8:
+        raise TypeError(f"pixels of {array.dtype} came; wanted uint8, uint16, or floats in [0, 1].")
+    channels = array.shape[-1]
+    alpha = array[..., -1] if channels in (2, 4) else None
+    pixels = array[..., :3] if channels > 2 else array[..., :1].repeat(3, axis=-1)
+    return Picture(np.ascontiguousarray(pixels), alpha, channels < 3, notices or [])
 
 
 def split(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bool]:
-    """A picture as (RGB picture for the model, alpha or None, was it grey). Any PIL mode is taken."""
+    """A picture as (RGB picture for the model, alpha or None, was it grey). Any PIL mode is taken, at eight bits."""
     image = _to_eight_bits(image, [])
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     return image.convert("RGB"), alpha, image.mode in ("L", "LA")
 
 
-def join(rgb: Image.Image, alpha: Image.Image | None, is_grey: bool) -> Image.Image:
-    """The inverse of `split`: grey again if it was, alpha brought to the size of `rgb` (bicubic) and put back."""
-    image = rgb.convert("L") if is_grey else rgb
-    if alpha is None:
-        return image
-    if alpha.size != image.size:
-        alpha = alpha.resize(image.size, Image.Resampling.BICUBIC)
-    image = image.copy()
-    image.putalpha(alpha)
-    return image
+def join(pixels: np.ndarray, picture: Picture) -> np.ndarray:
+    """[H, W, 3] as [H, W, C]: one channel if `picture` was grey, and its alpha, brought to this size (bicubic)."""
+    if picture.is_grey:
+        pixels = _grey(pixels)
+    if picture.alpha is None:
+        return pixels
+    alpha = _levels_like(pixels, resize(picture.alpha, (pixels.shape[1], pixels.shape[0])))
+    return np.concatenate([pixels, alpha[..., None]], axis=-1)
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """Luma by ITU-R BT.601, as Pillow's mode L has it. [H, W, 3] -> [H, W, 1]."""
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    return (pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+
+
+def _levels_like(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Alpha in the kind of the pixels: the two differ where an 8-bit input has a float result, or the reverse."""
+    if alpha.dtype == pixels.dtype:
+        return alpha
+    return alpha.astype(np.float32) / 255 if pixels.dtype == np.float32 else to_levels(alpha, 8)
+
+
+def to_levels(values: np.ndarray, bits: int) -> np.ndarray:
+    """Floats in [0, 1] as rounded levels, uint8 or uint16."""
+    return np.rint(values * (2**bits - 1)).astype({8: np.uint8, 16: np.uint16}[bits])
+
+
+def as_image(pixels: np.ndarray) -> Image.Image:
+    """uint8 [H, W, C] as a PIL picture, L, LA, RGB or RGBA by its channels."""
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[H, W] or [H, W, 3] at another (width, height), by Pillow's bicubic filter; floats stay floats in [0, 1]."""
+    if (pixels.shape[1], pixels.shape[0]) == size:
+        return pixels
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    if pixels.ndim == 3:
+        return np.stack([resize(channel, size) for channel in np.moveaxis(pixels, -1, 0)], axis=-1)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
@@ -318,26 +502,26 @@ def _enlarge(width: int, height: int, upscale: float, process_size: int, max_sid
     return max(longest * width // long, width), max(longest * height // long, height)
 
 
-def prepare(rgb: Image.Image, frame: Frame) -> Image.Image:
-    """The low-quality picture at the size of the result (frame.content): bicubic, in two steps if it is small.
+def prepare(pixels: np.ndarray, frame: Frame) -> np.ndarray:
+    """The low-quality picture [H, W, 3] at the size of the result (frame.content): bicubic, twice if it is small.
 
     This is what the model repairs, and whose colours the result is matched to.
     """
-    if rgb.size != frame.source:
-        raise ValueError(f"the picture is {rgb.size}, the frame was planned for {frame.source}")
+    if (pixels.shape[1], pixels.shape[0]) != frame.source:
+        came = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise ValueError(f"the picture is {came}, the frame was planned for {frame.source[0]}x{frame.source[1]}")
     for size in (frame.enlarged, frame.content):
-        if rgb.size != size:
-            rgb = rgb.resize(size, Image.Resampling.BICUBIC)
-    return rgb
+        pixels = resize(pixels, size)
+    return pixels
 
 
-def pad(image: Image.Image, frame: Frame) -> Image.Image:
-    """Continue the picture to the right and below by its mirror image, up to frame.padded."""
-    right, below = frame.padded[0] - image.width, frame.padded[1] - image.height
+def pad(pixels: np.ndarray, frame: Frame) -> np.ndarray:
+    """Continue [H, W, 3] to the right and below by its mirror image, up to frame.padded."""
+    right, below = frame.padded[0] - pixels.shape[1], frame.padded[1] - pixels.shape[0]
     if not right and not below:
-        return image
+        return pixels
     # numpy mirrors again and again where the margin is wider than the picture, and repeats a single row or column.
-    return Image.fromarray(np.pad(np.asarray(image), ((0, below), (0, right), (0, 0)), mode="reflect"))
+    return np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="reflect")
 
 
 def crop(x: Tensor, frame: Frame) -> Tensor:
@@ -346,9 +530,9 @@ def crop(x: Tensor, frame: Frame) -> Tensor:
     return x[..., :height, :width]
 
 
-def finish(image: Image.Image, frame: Frame) -> Image.Image:
+def finish(pixels: np.ndarray, frame: Frame) -> np.ndarray:
     """The restored picture (frame.content) at frame.output: bicubic where it was enlarged first, else as it is."""
-    return image if image.size == frame.output else image.resize(frame.output, Image.Resampling.BICUBIC)
+    return resize(pixels, frame.output)
 
 
 # --- ranges ----------------------------------------------------------------------------------------------------------
@@ -363,6 +547,23 @@ def to_tensor(image: Image.Image) -> Tensor:
 def to_signed(image: Image.Image) -> Tensor:
     """An RGB picture as float32 [1, 3, H, W] in [-1, 1], the range of x_L and x_H."""
     return to_tensor(image) * 2 - 1
+
+
+def to_batch(pixels: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
+    """Pictures [H, W, 3] of one size as float32 [B, 3, H, W] in [0, 1]; levels cross to the device as bytes."""
+    x = torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).contiguous()
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def from_batch(unit: Tensor, bits: int | None = None) -> np.ndarray:
+    """[B, 3, H, W] in [0, 1] as [B, H, W, 3] on the host: float32, or levels of 8 or 16 bits, rounded on the device.
+
+    Rounded; published: truncated, half a level darker.
+    """
+    x = unit.detach().float().clamp(0, 1).permute(0, 2, 3, 1)
+    if bits is not None:
+        x = x.mul(2**bits - 1).round().to(torch.int32).to({8: torch.uint8, 16: torch.uint16}[bits])
+    return x.contiguous().cpu().numpy()
 
 
 def to_unit(x: Tensor) -> Tensor:
@@ -380,13 +581,18 @@ def to_image(unit: Tensor) -> Image.Image:
 # --- to a file -------------------------------------------------------------------------------------------------------
 
 
-def save_image(image: Image.Image, path: str | os.PathLike) -> None:
+def save_image(image: Image.Image | np.ndarray, path: str | os.PathLike) -> None:
     """Write a picture so that `path` holds all of it or nothing: a temporary name first, then a rename.
 
-    The extension names the format: png, tif, bmp and webp without loss, jpg at quality 95. Raises ImageError where the
-    format cannot hold the picture, OSError where the disk cannot.
+    The extension names the format: png, tif, bmp and webp without loss, jpg at quality 95. uint16 [H, W, C] becomes a
+    PNG of sixteen bits. Raises ImageError where the format cannot hold the picture, OSError where the disk cannot.
     """
     path = Path(path)
+    if isinstance(image, np.ndarray):
+        if path.suffix.lower() != ".png":
+            raise ImageError(f"sixteen bits are written as PNG, not as '{path.suffix}'; write .png")
+        write_whole(path, _png_16(image))
+        return
     format_name, options = _options_for(image, path)
     temporary = temporary_name(path)
     try:
@@ -408,3 +614,19 @@ def _options_for(image: Image.Image, path: Path) -> tuple[str, dict]:
     if format_name == "JPEG" and "A" in image.getbands():
         raise ImageError("JPEG holds no transparency; write .png")
     return format_name, options
+
+
+def _png_16(pixels: np.ndarray) -> bytes:
+    """uint16 [H, W, C] as a PNG file (RFC 2083), which Pillow can't write: filter Sub in every row, then deflate."""
+    height, width, channels = pixels.shape
+    levels = np.ascontiguousarray(pixels.astype(">u2")).view(np.uint8).reshape(height, -1)
+    rows = np.ones((height, 1 + levels.shape[1]), np.uint8)  # each row starts with its filter's number
+    rows[:, 1:] = levels
+    rows[:, 1 + 2 * channels :] -= levels[:, : -2 * channels]
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"sRGB", b"\0"), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
+    framed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)

@@ -33,7 +33,7 @@ def restore(
     x_L [B, 3, H, W] in [-1, 1], posterior_noise like z_L. Returns (x_pred clamped to [-1, 1], z_H), both float32.
     """
     with torch.no_grad():
-        z_L = model.encode(x_L, "sample", noise=posterior_noise).float()
+        z_L = model.encode(x_L, posterior_noise).float()
     z_H = remove_residual(z_L, network(z_L, prompt_embeds).float())
     return model.decode(z_H).float().clamp(-1, 1), z_H
 

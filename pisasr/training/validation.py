@@ -195,7 +195,7 @@ def restore_picture(model: PiSASR, lq: Image.Image, lambdas: Sequence[tuple[floa
     """
     device = next(model.unet.parameters()).device
     frame = plan_frame(*lq.size, upscale=1, process_size=1, multiple=model.factor)
-    z_L = model.encode(to_signed(pad(lq, frame)).to(device), tile_px=VAE_TILE_PX)
+    z_L = model.encode(to_signed(Image.fromarray(pad(np.asarray(lq), frame))).to(device), tile_px=VAE_TILE_PX)
     embeds = model.prompt_encoder("")
     eps = []
     for wanted, names in zip(zip(*(needed(*pair) for pair in lambdas), strict=True), PREDICTS, strict=True):
