@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
+from pisasr.commands.options import positive_int  # noqa: E402
 from pisasr.errors import ImageError, PisasrError  # noqa: E402
-from pisasr.evaluation.testsets import find_differences, read_entries  # noqa: E402
 from pisasr.pictures.folders import Found, find_inputs  # noqa: E402
+from pisasr.pictures.manifest import find_differences, read_entries  # noqa: E402
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,9 +67,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder for the low-quality PNGs")
     parser.add_argument("--hq_output", type=Path, help="folder for the photos as degraded: cut, upright, sRGB")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=positive, help="reduction; the recipe's own (published: 4) if not given")
+    parser.add_argument("--scale", type=positive_int, help="reduction; the recipe's own (published: 4) if not given")
     parser.add_argument("--recipe", type=Path, help="YAML over the published recipe; see configs/degradation")
-    parser.add_argument("--crop", type=positive, metavar="N", help="take the N x N middle of each photo")
+    parser.add_argument("--crop", type=positive_int, metavar="N", help="take the N x N middle of each photo")
     parser.add_argument(
         "--verify", type=Path, metavar="MANIFEST", help="write nothing; compare folders with a manifest"
     )
@@ -78,12 +79,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if not args.verify and not (args.input and args.output):
         parser.error("--input and --output are wanted, or --verify")
     return args
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up is wanted; got {text!r}")
-    return int(text)
 
 
 def read_recipe(path: Path | None, scale: int | None) -> "DegradationRecipe":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -18,6 +18,7 @@ from typing import Any
 
 from pisasr.errors import ImageError, PisasrError
 from pisasr.pictures.folders import EXTENSIONS, list_pictures, match_names, read_picture
+from pisasr.pictures.manifest import find_differences, read_entries
 
 HR_NAMES = ("gt", "hr", "hq", "test_hr")
 LR_NAMES = ("lq", "lr", "test_lr")  # test_SR_bicubic holds enlarged inputs: it is neither
@@ -189,35 +190,6 @@ def verify_manifest(lr: Path, hr: Path | None) -> str | None:
         raise PisasrError(f"{path} is about other pictures: {_first_few(faults)}; make the folder anew")
     part = "; it says nothing of the true pictures" if hr and "hq" not in folders else ""
     return f"verified against manifest.json: seed {manifest['seed']}, {len(entries)} pictures{part}"
-
-
-def read_entries(path: Path) -> list[dict]:
-    """The pictures of a manifest of scripts/degrade.py: name, lq and perhaps hq with their sha256."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["pictures"]
-        if all(isinstance(entry["name"], str) and "lq" in entry for entry in entries):
-            hashes = [entry[kind]["sha256"] for entry in entries for kind in ("lq", "hq") if kind in entry]
-            if all(isinstance(digest, str) for digest in hashes):
-                return entries
-    except (ValueError, LookupError, TypeError):
-        pass
-    raise PisasrError(f"{path}: wanted a manifest.json that scripts/degrade.py wrote; make the folder anew")
-
-
-def find_differences(folder: Path, wanted: dict[str, str], inside: list[Path]) -> Iterator[str]:
-    """One line for each PNG of a folder that is missing, different or too much; the folders `inside` it don't count."""
-    there = {
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*.png")
-        if not file.name.startswith(".") and not any(other in file.resolve().parents for other in inside)
-    }
-    for name in sorted(wanted.keys() | there):
-        if name not in there:
-            yield f"{folder / name}: missing"
-        elif name not in wanted:
-            yield f"{folder / name}: not in the manifest"
-        elif sha256((folder / name).read_bytes()).hexdigest() != wanted[name]:
-            yield f"{folder / name}: not the picture of the manifest"
 
 
 def fold_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Draw what the model does to pictures: bicubic, (1, 0) and (1, 1) side by side, one JPEG per picture.
+"""Figures of the README, what the model does: bicubic, (1, 0) and (1, 1) side by side, one JPEG per picture.
 
     python scripts/demo/draw_before_after.py --input pisasr/demo/examples/*.png --output figs/before_after
 

@@ -1,4 +1,4 @@
-"""Draw one place of a picture under every pair of strengths, its pixels as they are.
+"""A figure of the README: one place of a picture under every pair of strengths, its pixels as they are.
 
     python scripts/infer.py --input pisasr/demo/examples/coffee.png --output results/grid \
         --lambda_grid "0,0.5,1,1.5" "0,0.5,1,1.5"

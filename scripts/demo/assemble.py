@@ -1,6 +1,6 @@
-"""Put a base and its two adapters together as the embedded default: float16, with their hashes.
+"""Step 7 of the embedded default: its base and its two adapters in one folder, float16, with their hashes.
 
-python scripts/demo/assemble_demo.py --base runs/base --adapters runs/demo/adapters --output pisasr/demo
+python scripts/demo/assemble.py --base runs/base --adapters runs/sem/adapters --output pisasr/demo
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Draw tiles of text and plain shapes: what a screenshot has and no photo of ours.
+"""Step 2 of the embedded default: tiles of drawn text and plain shapes, what a screenshot has and no photo of ours.
 
-    python scripts/demo/draw_pages.py --output data/demo/pages --count 60
-    python scripts/demo/draw_pages.py --output data/demo/letters --count 120 --zoom 2 4
+    python scripts/demo/pages.py --output data/demo/pages --count 60
+    python scripts/demo/pages.py --output data/demo/letters --count 120 --zoom 2 4
 
 Every tile is a window of made-up words in the DejaVu fonts that matplotlib brings along, on a plain or shaded ground,
 with frames, buttons and lines. Nobody's work is in them, so they ship with no notice. Same --seed, same tiles. The
