@@ -24,18 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works be
 
 from pisasr.commands.batch import check_output  # noqa: E402
 from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import PisasrError, shown  # noqa: E402
+from pisasr.errors import PisasrError, guarded, shown  # noqa: E402
 
 MANIFEST = "manifest.jsonl"
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        return caption(args) if args.caption else prepare(args)
-    except (PisasrError, OSError) as error:
-        print(shown(error), file=sys.stderr)
-        return 1
+    return guarded(lambda: caption(args) if args.caption else prepare(args))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -25,12 +25,13 @@ from pisasr.evaluation.metrics import psnr
 from pisasr.method.adapters import active
 from pisasr.method.model import PiSASR
 from pisasr.method.residual import needed, restore_latent
-from pisasr.pictures.folders import list_pictures, match_names, read_picture
+from pisasr.pictures.folders import list_pictures, match_names
 from pisasr.pictures.images import (
     crop,
     open_image,
     pad,
     plan_frame,
+    read_picture,
     save_image,
     split,
     to_image,
