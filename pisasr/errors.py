@@ -1,8 +1,15 @@
-"""What pisasr says when it can't go on. Each message is one line: what was wanted, what came, what to do."""
+"""What pisasr says when it can't go on. Each message is one line: what was wanted, what came, what to do.
+
+Exit codes of every command and script: 0 all fine, 1 nothing could start, 2 the command line is wrong, 3 some inputs
+failed and the others are there, 130 interrupted.
+"""
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
+
+OK, NOTHING_STARTED, WRONG_USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class PisasrError(Exception):
@@ -27,6 +34,20 @@ class UsageError(PisasrError, argparse.ArgumentTypeError):
 
 class OverlapError(UsageError):
     """An output would be written over an input."""
+
+
+def guarded(run: Callable[[], int | None], debug: bool = False) -> int:
+    """Run a command and return its exit code; a failure is one line on stderr, with `debug` behind a traceback."""
+    try:
+        return run() or OK
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"pisasr: {shown(explain(error))}", file=sys.stderr)
+        return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
 
 
 def exit_code(run: Callable[[], None]) -> int:

@@ -88,6 +88,7 @@ class Options:
     tile_overlap: int | None = None
     vae_tile_size: int | None = None
     batch_size: int = 1
+    low_memory: bool = False
     prompt: str | Sequence[str] = ""
     posterior: Literal["mean", "sample"] = "mean"
     generator: Generators = None
@@ -267,6 +268,7 @@ class PiSASRPipeline(DiffusionPipeline):
         tile_overlap: int | None = None,
         vae_tile_size: int | None = None,
         batch_size: int = 1,
+        low_memory: bool = False,
         prompt: str | Sequence[str] = "",
         posterior: Literal["mean", "sample"] = "mean",
         generator: Generators = None,
@@ -290,6 +292,7 @@ class PiSASRPipeline(DiffusionPipeline):
             vae_tile_size: in image pixels; beyond its square the VAE works in pieces, to the same result. None is 512.
             batch_size: how many neighbouring pictures of one size, or tiles of one picture, go through a network at
                 once. It changes speed and memory, and the result by rounding alone.
+            low_memory: whether the VAE, working in pieces, holds half as much, for about half as much time again.
             prompt: what the picture shows; one for all pictures, or one for each.
             posterior: the VAE's "mean", or a "sample" of it with `generator`, as published.
             generator: a seed, which every picture starts anew from; a torch.Generator, which goes on from picture to
@@ -306,8 +309,8 @@ class PiSASRPipeline(DiffusionPipeline):
             ValueError, TypeError: an argument that makes no sense. PisasrError: the model answered with nan or inf.
         """
         options = Options(
-            upscale, process_size, color_fix, tile_size, tile_overlap, vae_tile_size, batch_size, prompt, posterior,
-            generator, output_type,
+            upscale, process_size, color_fix, tile_size, tile_overlap, vae_tile_size, batch_size, low_memory, prompt,
+            posterior, generator, output_type,
         )  # fmt: skip
         pairs = _check_pairs([(lambda_pix, lambda_sem)])
         jobs = self._plan(pictures_of(image), options)
@@ -416,7 +419,7 @@ class PiSASRPipeline(DiffusionPipeline):
         vae_tile = VAE_TILE_PX if options.vae_tile_size is None else options.vae_tile_size
         if options.vae_tile_size is None and getattr(self.vae, "use_tiling", False):  # by vae.enable_tiling()
             vae_tile = self.vae.tile_sample_min_size
-        return Plan(tile, overlap, options.batch_size, vae_tile if self._vae_tiling else None)
+        return Plan(tile, overlap, options.batch_size, vae_tile if self._vae_tiling else None, options.low_memory)
 
     @staticmethod
     def _noise(shape: tuple[int, ...], jobs: list[Job], device: torch.device) -> Tensor:

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from pisasr.errors import ImageError, OverlapError, PisasrError, shown
 
+READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # no other decoder is tried: Pillow would start Ghostscript for one
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 # Endings that methods and data sets add to a name: 0801x4, Canon_001_LR4, photo_out, baby_SR, img-hq.
@@ -33,7 +34,7 @@ def read_picture(path: Path) -> np.ndarray:
     if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write
         raise ImageError(f"{path.name} is not a regular file; replace it by the picture itself")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=READABLE) as image:
             if image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in image.tile):
                 raise ImageError(f"{path.name} has more than 8 bits per channel; save it as an 8-bit PNG to score it")
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

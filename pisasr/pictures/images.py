@@ -428,6 +428,14 @@ def as_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
 
 
+def eight_bits(picture: Image.Image | np.ndarray) -> Image.Image:
+    """A result as an 8-bit picture to look at or to score: PIL as it is, arrays [H, W, C] rounded."""
+    if isinstance(picture, Image.Image):
+        return picture
+    white = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65_535}.get(picture.dtype, 1)
+    return as_image(picture if white == 255 else to_levels(picture / np.float64(white), 8))
+
+
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """[H, W] or [H, W, 3] at another (width, height), by Pillow's bicubic filter; floats stay floats in [0, 1]."""
     if (pixels.shape[1], pixels.shape[0]) == size:
