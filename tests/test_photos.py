@@ -62,6 +62,7 @@ def test_a_pair_has_one_size_and_range(folder):
     pair = photos(folder)[(0, 0)]
     for name in ("x_H", "x_L"):
         assert pair[name].shape == (3, 64, 64) and pair[name].min() >= -1 and pair[name].max() <= 1
+        assert pair[name].is_contiguous(), "another order in memory rounds otherwise"
 
 
 def test_a_pair_is_aligned(tmp_path):

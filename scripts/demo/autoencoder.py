@@ -30,6 +30,7 @@ def whiten(model: LappedAutoencoder, x: Tensor) -> None:
     """Rescale every latent channel to unit variance over x, without changing any reconstruction."""
     z = torch.cat([model.encode(batch).latent_dist.mode() for batch in x.split(4)])
     std = z.std((0, 2, 3))
+    layer: Any
     for layer in (model.analysis, model.encoder[-1]):
         layer.weight.div_(std[:, None, None, None])
         layer.bias.div_(std)

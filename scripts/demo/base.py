@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from pisasr.data.photos import Photos
 
+    Part = TypeVar("Part", bound=nn.Module)
     Loss = Callable[[dict[str, Any]], Tensor]  # of a batch of `Photos`
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def train(args: argparse.Namespace) -> None:
         loss = prior_loss(parts.to(device), vae, tokenizer, scheduler)
         schedule = Schedule(args.prior_steps, args.batch, lr=5e-4, weight_decay=1e-3, average=0.998)
         trained = train_part("prior", parts, loss, data, schedule, checkpoints)
-        save_base(args.output, vae.cpu(), trained.cpu(), tokenizer, scheduler)
+        save_base(args.output, vae.cpu(), dict(trained.cpu().items()), tokenizer, scheduler)
 
 
 # --- what it learns from ---------------------------------------------------------------------------------------------
@@ -150,14 +151,14 @@ class Schedule:
 
 def train_part(
     name: str,
-    part: nn.Module,
+    part: Part,
     loss_of: Loss,
     data: Data,
     schedule: Schedule,
     folder: Path,
     checkpoint_every: int = 200,
     log_every: int = 100,
-) -> nn.Module:
+) -> Part:
     """Take every step that FOLDER/NAME.pt has not seen yet; return the part, or its average if the schedule has one.
 
     Chance in a loss belongs to the step. CheckpointError where the checkpoint is of another schedule: its steps were
@@ -192,7 +193,7 @@ def train_part(
             log.info("%s step %d/%d: loss %.5f", name, step, schedule.steps, running)
         if step % checkpoint_every == 0 or step == schedule.steps:
             save(folder / f"{name}.pt", moving, schedule, step)
-    return average.module if average else part
+    return cast("Part", average.module) if average else part
 
 
 def save(file: Path, moving: dict[str, Any], schedule: Schedule, step: int) -> None:

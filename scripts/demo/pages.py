@@ -33,8 +33,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--count", type=positive_int, default=60)
-    zooms = {"type": int, "choices": range(1, 17), "metavar": "1..16"}
-    parser.add_argument("--zoom", nargs="+", default=[1], help="letters larger by this, tile by tile in turn", **zooms)
+    parser.add_argument(
+        "--zoom",
+        nargs="+",
+        type=int,
+        default=[1],
+        choices=range(1, 17),
+        metavar="1..16",
+        help="letters larger by this, tile by tile in turn",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     return guarded(lambda: draw_pages(args))

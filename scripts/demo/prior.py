@@ -6,7 +6,7 @@ score distillation can follow.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,10 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer that knows every byte, and each of the words above as one token. Its files go to `folder`."""
     words = dict.fromkeys(" ".join((*GOOD, *POOR, MORE_WORDS)).replace(",", " , ").replace("-", " - ").split())
     characters = sorted(ByteLevel.alphabet())
-    tokens, merges = dict.fromkeys(characters + [c + "</w>" for c in characters]), {}
+    tokens = dict.fromkeys(characters + [c + "</w>" for c in characters])
+    merges: dict[str, None] = {}
     for word in words:
-        *start, last = word
-        pieces = [*start, last + "</w>"]
+        pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
             left, right, *rest = pieces
             merges[f"{left} {right}"] = None
@@ -148,7 +148,7 @@ def draw_words(tokenizer: CLIPTokenizer, poor: Tensor) -> Tensor:
 def save_base(
     folder: Path,
     vae: LappedAutoencoder,
-    parts: nn.ModuleDict,
+    parts: Mapping[str, nn.Module],
     tokenizer: CLIPTokenizer,
     scheduler: DDPMScheduler,
 ) -> None:
@@ -164,7 +164,8 @@ def save_base(
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    for name, part in (("vae", vae), *parts.items()):
+    part: Any
+    for name, part in {"vae": vae, **parts}.items():
         half = type(part)(part.config) if name == "text_encoder" else type(part).from_config(part.config)
         half.load_state_dict(part.state_dict())
         half.half().save_pretrained(folder / name)
