@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import OK, SOME_FAILED, ImageError, PisasrError, guarded, shown  # noqa: E402
-from pisasr.pictures.folders import Found, find_inputs  # noqa: E402
-from pisasr.pictures.manifest import find_differences, read_entries  # noqa: E402
+from pisasr.commands.options import positive_int
+from pisasr.errors import OK, SOME_FAILED, ImageError, PisasrError, guarded, shown
+from pisasr.pictures.folders import Found, find_inputs
+from pisasr.pictures.manifest import find_differences, read_entries
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -22,9 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.commands.batch import check_output  # noqa: E402
-from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import PisasrError, guarded, shown  # noqa: E402
+from pisasr.commands.batch import check_output
+from pisasr.commands.options import positive_int
+from pisasr.errors import PisasrError, guarded, shown
 
 MANIFEST = "manifest.jsonl"
 
