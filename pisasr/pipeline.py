@@ -137,7 +137,19 @@ class PiSASRPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->unet_pix->unet->vae"
 
-    def __init__(self, vae, text_encoder, tokenizer, unet, unet_pix, scheduler, color_fix: str = "adain"):
+    unet: UNet2DConditionModel
+    unet_pix: UNet2DConditionModel
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: UNet2DConditionModel,
+        unet_pix: UNet2DConditionModel,
+        scheduler: Any,
+        color_fix: str = "adain",
+    ):
         super().__init__()
         _check_choice("color_fix", color_fix, COLOR_FIXES)
         self.register_modules(
@@ -274,7 +286,7 @@ class PiSASRPipeline(DiffusionPipeline):
         generator: Generators = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple[list[Result]]:
+    ) -> Any:
         """Repair pictures: `.images` has one for each, exactly round(upscale * side) large.
 
         Args:
@@ -434,13 +446,15 @@ def _results(unit: Tensor, jobs: list[Job], output_type: OutputType) -> list[Res
     if output_type == "pil":
         return [as_image(join(finish(levels, frame), job.picture)) for levels, job in _each(from_batch(unit, 8), jobs)]
     if output_type == "uint16" and frame.output == frame.content and not any(job.picture.is_special for job in jobs):
-        return list(from_batch(unit, 16))
-    floats = [join(finish(values, frame), job.picture) for values, job in _each(from_batch(unit), jobs)]
-    if output_type == "uint16":
-        return [to_levels(values, 16) for values in floats]
-    return (
-        floats if output_type == "np" else [torch.from_numpy(values).movedim(-1, 0).contiguous() for values in floats]
-    )
+        return [*from_batch(unit, 16)]
+    results: list[Result] = []
+    for values, job in _each(from_batch(unit), jobs):
+        floats = join(finish(values, frame), job.picture)
+        if output_type == "uint16":
+            results.append(to_levels(floats, 16))
+        else:
+            results.append(floats if output_type == "np" else torch.from_numpy(floats).movedim(-1, 0).contiguous())
+    return results
 
 
 def _each(made: np.ndarray, jobs: list[Job]) -> Iterator[tuple[np.ndarray, Job]]:

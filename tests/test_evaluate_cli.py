@@ -344,7 +344,8 @@ def test_a_killed_run_goes_on_where_it_stopped(folders, monkeypatch):
     shutil.rmtree(folders / "out")
     arguments = [*("--sr", "same", "brighter", "--hr", "hq", "--metrics", "psnr", "ssim", "--output", "out")]
     program = (
-        "import os, signal, sys; from pisasr.evaluation import scoring; from pisasr.commands.evaluate import evaluate as main\n"
+        "import os, signal, sys; from pisasr.evaluation import scoring\n"
+        "from pisasr.commands.evaluate import evaluate as main\n"
         "count = 0\noriginal = scoring.read_methods\n"
         "def read(example):\n"
         "    global count; count += 1\n"

@@ -17,15 +17,14 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
+
+from tqdm import tqdm
 
 from pisasr.errors import OverlapError, PisasrError, explain, shown
 from pisasr.pictures.folders import Found
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
     from pisasr.pictures.images import Picture
 
 REPORT_NAME = "report.jsonl"
@@ -37,7 +36,7 @@ Existing = Literal["overwrite", "skip", "error"]
 class Made(NamedTuple):
     """What became of one picture: a result for each target, what its row shall say, and further fields of the row."""
 
-    results: "Sequence[Image.Image | np.ndarray]"
+    results: Sequence[Any]  # PIL pictures, or uint16 arrays
     note: str = ""
     fields: Mapping[str, float] = MappingProxyType({})
 
@@ -217,21 +216,21 @@ class Report:
         self.counts: Counter[str] = Counter()
         self._total, self._quiet = total, quiet
         self._started = time.perf_counter()
-        self._file = self._bar = None
+        self._file: TextIO | None = None
+        self._bar: tqdm | None = None
 
     def __enter__(self) -> "Report":
         self._file = self.path.open("w", encoding="utf-8")
         if sys.stderr.isatty() and not self._quiet:
-            from tqdm import tqdm
-
             self._bar = tqdm(total=self._total, unit="picture")
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
         with suppress(OSError):  # a full disk has been told already
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
         if not self._quiet:
             print(self.summary(), flush=True)
 
@@ -242,9 +241,10 @@ class Report:
         self.counts[status] += 1
         output = None if status == "failed" or job.found.status != "ready" else str(job.targets[-1])
         row = {"input": str(job.found.path), "output": output, "status": status, "reason": reason}
-        with suppress(OSError):
-            self._file.write(json.dumps({**row, "seconds": round(seconds, 3), **(fields or {})}) + "\n")
-            self._file.flush()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.write(json.dumps({**row, "seconds": round(seconds, 3), **(fields or {})}) + "\n")
+                self._file.flush()
         self._tell(job, status, reason, seconds)
 
     def _tell(self, job: Job, status: str, reason: str, seconds: float) -> None:
@@ -258,7 +258,7 @@ class Report:
         if self._bar is not None:
             self._bar.update()
 
-    def _print(self, line: str, stream) -> None:
+    def _print(self, line: str, stream: TextIO) -> None:
         if self._bar is not None:
             self._bar.write(line, file=stream)
         else:

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pisasr.commands.batch import Job, Made, Report, Restore, check_output, plan_jobs, remove_leftovers, restore_files
 from pisasr.commands.options import (
@@ -21,9 +21,6 @@ from pisasr.evaluation.rules import Pair, describe, parse_lambdas, parse_rule, p
 from pisasr.pictures.folders import Found, find_inputs
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL import Image
-
     from pisasr.evaluation.metrics import Scorer
     from pisasr.pictures.images import Picture
     from pisasr.pipeline import PiSASRPipeline
@@ -217,8 +214,8 @@ def _restorer(
 
 
 def _score_each(
-    pairs: list[Pair], results: "Iterable[Image.Image | np.ndarray]", picture: "Picture", scorers: "dict[str, Scorer]"
-) -> "Iterator[tuple[Pair, dict[str, float], Image.Image | np.ndarray]]":
+    pairs: list[Pair], results: Iterable[Any], picture: "Picture", scorers: "dict[str, Scorer]"
+) -> Iterator[tuple[Pair, dict[str, float], Any]]:
     """(pair, scores, result) for each result, judged as its 8-bit file holds it, beside the input; without alpha."""
     import numpy as np
 

@@ -33,7 +33,7 @@ Task = tuple[Path, dict | None]  # a photo, and what was known of it before
 def stamp(path: Path) -> dict[str, int | None]:
     """Size and time of change, by which a file is taken for the one that was measured before."""
     try:
-        status = os.stat(path)
+        status = path.stat()
     except OSError:
         return {"bytes": None, "mtime_ns": None}
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}

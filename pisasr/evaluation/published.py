@@ -245,7 +245,7 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
     Columns that are no metric of ours are passed over. An empty cell, n/a and nan are NaN.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             columns = _find_columns(path, reader.fieldnames or [])
             head_of_names = columns.pop("name")

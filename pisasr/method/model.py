@@ -10,10 +10,10 @@ Inference calls it with merged weights, training and validation with live adapte
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pisasr.method.residual import needed, restore_latent
 from pisasr.method.text import PromptEncoder
@@ -23,12 +23,12 @@ from pisasr.method.vae_tiling import decode_tiled, encode_tiled
 ONE_STEP = 1  # the only timestep the UNet is asked at: z_L counts as almost clean (published as `timesteps1`)
 
 
-def vae_factor(vae: nn.Module) -> int:
+def vae_factor(vae: Any) -> int:
     """Image pixels per latent pixel along each side: 8 for Stable Diffusion's VAE."""
     return getattr(vae, "downscale", None) or 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def predict(unet: nn.Module, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP) -> Tensor:
+def predict(unet: Any, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP) -> Tensor:
     """What the UNet would remove from z [B, c, h, w]; same shape and dtype as z.
 
     prompt_embeds [B, tokens, d], or fewer that serve in turn (of one picture, all its tiles). h and w may be anything.
@@ -115,7 +115,8 @@ def look(
         z_L = model.encode(x_L, noise, plan.vae_tile_px, plan.lean)
     needs = [needed(*pair) for pair in lambdas]
 
-    def predicted(predictor: Callable[[Tensor], Tensor]) -> Tensor:
+    def predicted(predictor: Callable[[Tensor], Tensor] | None) -> Tensor:
+        assert predictor is not None, "a pair of strengths needs a prediction that nobody makes"
         if plan.tile is None:
             return predictor(z_L)
         return blend_tiles(predictor, z_L, plan.tile, plan.overlap, plan.batch_size)
@@ -132,7 +133,7 @@ class PiSASR:
     All sizes come from the parts' own configs.
     """
 
-    def __init__(self, unet: nn.Module, vae: nn.Module, prompt_encoder: PromptEncoder | None = None):
+    def __init__(self, unet: Any, vae: Any, prompt_encoder: PromptEncoder | Any = None):
         self.unet, self.vae, self.prompt_encoder = unet, vae, prompt_encoder
         self.factor = vae_factor(vae)
 

@@ -103,13 +103,13 @@ def _hooks_of(module: Any) -> list[Any]:
 
 
 class Bands(NamedTuple):
-    """How maps are cut: into `count` bands along dimension `dim`, the longer side. The same at every scale.
+    """How maps are cut: into `pieces` bands along dimension `dim`, the longer side. The same at every scale.
 
     Maps whose longer side is that of the picture, `lean_side`, are computed anew where they are read again; 0: none.
     """
 
     dim: int
-    count: int
+    pieces: int
     lean_side: int = 0
 
     @classmethod
@@ -119,7 +119,7 @@ class Bands(NamedTuple):
 
     def along(self, size: int) -> list[tuple[int, int]]:
         """The bands of an axis as (start, stop), equal within one; fewer bands where there are fewer rows."""
-        count = max(min(self.count, size // 2), 1)  # of two rows at least: see `_conv_bands`
+        count = max(min(self.pieces, size // 2), 1)  # of two rows at least: see `_conv_bands`
         edges = [size * i // count for i in range(count + 1)]
         return list(zip(edges[:-1], edges[1:], strict=True))
 
@@ -142,12 +142,13 @@ class Deferred:
     ):
         """pad_after: zeros at the right and the bottom only, in place of the convolution's own padding."""
         self.x, self.conv, self.bands, self.scale = x, conv, bands, scale
+        self.dtype: torch.dtype = x.dtype
         self.affine = None if norm is None else _affine(x, norm, bands)
-        self.before, self.after = (conv.padding[0],) * 2 if pad_after is None else (0, pad_after)
+        own = int(conv.padding[0])
+        self.before, self.after = (own, own) if pad_after is None else (0, pad_after)
         reach = self.before + self.after - conv.kernel_size[0]
         sides = [(scale * side + reach) // conv.stride[0] + 1 for side in x.shape[-2:]]
-        self.shape = torch.Size([x.shape[0], conv.out_channels, *sides])
-        self.dtype = x.dtype
+        self.shape: torch.Size = torch.Size([x.shape[0], conv.out_channels, *sides])
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows start .. stop, along the bands' dimension."""
@@ -314,25 +315,24 @@ def _affine(x: "Tensor | Deferred", norm: nn.GroupNorm, bands: Bands) -> tuple[T
 # A VAE without normalisation, in crops with a margin.
 
 
-def _encode_crops(vae: nn.Module, x: Tensor, tile: int, halo: int, factor: int):
-    moments, posterior = None, None
+def _encode_crops(vae: Any, x: Tensor, tile: int, halo: int, factor: int) -> DiagonalGaussianDistribution:
+    moments: Tensor | None = None
     h, w = (side // factor for side in x.shape[-2:])
     for core, crop, inner in _haloed(h, w, tile, halo):
-        posterior = vae.encode(_scaled(crop, factor).crop(x)).latent_dist
-        part = inner.crop(posterior.parameters)
-        if moments is None:
-            moments = part.new_empty(*part.shape[:2], h, w)
+        part = inner.crop(vae.encode(_scaled(crop, factor).crop(x)).latent_dist.parameters)
+        moments = part.new_empty(*part.shape[:2], h, w) if moments is None else moments
         core.crop(moments).copy_(part)
-    return type(posterior)(moments)
+    return DiagonalGaussianDistribution(moments)
 
 
-def _decode_crops(vae: nn.Module, z: Tensor, tile: int, halo: int, factor: int) -> Tensor:
-    x = None
-    for core, crop, inner in _haloed(*z.shape[-2:], tile, halo):
+def _decode_crops(vae: Any, z: Tensor, tile: int, halo: int, factor: int) -> Tensor:
+    h, w = z.shape[-2:]
+    x: Tensor | None = None
+    for core, crop, inner in _haloed(h, w, tile, halo):
         part = _scaled(inner, factor).crop(vae.decode(crop.crop(z)).sample)
-        if x is None:
-            x = part.new_empty(*part.shape[:2], *(factor * side for side in z.shape[-2:]))
+        x = part.new_empty(*part.shape[:2], factor * h, factor * w) if x is None else x
         _scaled(core, factor).crop(x).copy_(part)
+    assert x is not None
     return x
 
 
@@ -354,7 +354,7 @@ def _scaled(place: Tile, factor: int) -> Tile:
 
 KNOWN = {"Encoder", "Decoder", "DownEncoderBlock2D", "UpDecoderBlock2D", "UNetMidBlock2D", "ResnetBlock2D", "Attention"}
 KNOWN |= {"Downsample2D", "Upsample2D", "ModuleList", "GroupNorm", "Conv2d", "Linear", "SiLU", "Dropout"}
-PLAIN = {  # settings of diffusers' layers that the functions above take for granted
+PLAIN: dict[str, dict[str, object]] = {  # settings of diffusers' layers that the functions above take for granted
     "ResnetBlock2D": {"time_emb_proj": None, "upsample": None, "downsample": None},
     "Attention": {"norm_q": None, "norm_k": None, "spatial_norm": None, "residual_connection": True},
     "Downsample2D": {"use_conv": True, "norm": None},

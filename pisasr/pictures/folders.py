@@ -112,7 +112,7 @@ def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) 
         if os.path.isdir(pattern):
             files = _list_folder(path, output, recursive)
         elif os.path.lexists(pattern) or not glob.has_magic(pattern):
-            files, named = [(path, Path(path.name))], True
+            files, named = iter([(path, Path(path.name))]), True
         else:
             files = _match(pattern, output)
         pictures = [(os.path.abspath(file), _examine(file, name, named)) for file, name in files]
