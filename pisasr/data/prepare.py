@@ -1,6 +1,5 @@
 """Before training, from found photos to a set: measure each, drop what is broken, small or a copy, rank the rest."""
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
