@@ -4,6 +4,7 @@ Names here are looked up when they are first used (PEP 562), so that `import pis
 """
 
 from importlib import import_module
+from typing import Any
 
 from pisasr._compat import repair_on_first_import
 
@@ -19,7 +20,7 @@ _HOMES = {
 repair_on_first_import()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'pisasr' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 SCHEMAS = (  # the two operators that torchvision's Python code takes for granted
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -47,7 +48,7 @@ class _Repairer:
 
     called = False  # the repair looks for torchvision too, and so asks here again
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "torchvision" and not self.called:
             self.called = True
             repair_torchvision()
@@ -73,7 +74,7 @@ def _repair() -> str:
     return "stubbed"
 
 
-def _loads(torch, so: Path) -> bool:
+def _loads(torch: Any, so: Path) -> bool:
     try:
         torch.ops.load_library(so)
     except OSError:

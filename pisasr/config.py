@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from yaml import YAMLError
 
 from pisasr.data.degradation import DegradationRecipe
-from pisasr.errors import PisasrError
+from pisasr.errors import UsageError
 
 NEGATIVE_PROMPT = (  # as published
     "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, 3D render, "
@@ -38,7 +38,7 @@ Precision = Annotated[  # YAML reads a bare `no` as false
 ]
 
 
-class ConfigError(PisasrError):
+class ConfigError(UsageError):
     """The configuration can't be used: which key, what was wanted, what came."""
 
 

@@ -1,8 +1,15 @@
-"""What pisasr says when it can't go on. Each message is one line: what was wanted, what came, what to do."""
+"""What pisasr says when it can't go on. Each message is one line: what was wanted, what came, what to do.
+
+Exit codes of every command and script: 0 all fine, 1 nothing could start, 2 the command line is wrong, 3 some inputs
+failed and the others are there, 130 interrupted.
+"""
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
+
+OK, NOTHING_STARTED, WRONG_USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class PisasrError(Exception):
@@ -29,14 +36,25 @@ class OverlapError(UsageError):
     """An output would be written over an input."""
 
 
-def exit_code(run: Callable[[], None]) -> int:
-    """Of a script: 0 after `run()`, 1 and one line on stderr where the user or the disk has something to put right."""
+def guarded(
+    run: Callable[[], int | None], debug: bool = False, quiet: bool = False, stopped: str = "interrupted"
+) -> int:
+    """Run a command or a script and return its exit code; whatever goes wrong is one line on stderr.
+
+    debug: a traceback before that line. quiet: no line at all, since another process prints the same. stopped: what
+    Ctrl-C is answered with.
+    """
     try:
-        run()
-    except (PisasrError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+        return run() or OK
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if not quiet:
+            print(f"pisasr: {shown(explain(error))}", file=sys.stderr)
+        return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
 
 
 def explain(error: BaseException) -> str:

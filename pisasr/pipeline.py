@@ -88,6 +88,7 @@ class Options:
     tile_overlap: int | None = None
     vae_tile_size: int | None = None
     batch_size: int = 1
+    low_memory: bool = False
     prompt: str | Sequence[str] = ""
     posterior: Literal["mean", "sample"] = "mean"
     generator: Generators = None
@@ -136,7 +137,19 @@ class PiSASRPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->unet_pix->unet->vae"
 
-    def __init__(self, vae, text_encoder, tokenizer, unet, unet_pix, scheduler, color_fix: str = "adain"):
+    unet: UNet2DConditionModel
+    unet_pix: UNet2DConditionModel
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: UNet2DConditionModel,
+        unet_pix: UNet2DConditionModel,
+        scheduler: Any,
+        color_fix: str = "adain",
+    ):
         super().__init__()
         _check_choice("color_fix", color_fix, COLOR_FIXES)
         self.register_modules(
@@ -267,12 +280,13 @@ class PiSASRPipeline(DiffusionPipeline):
         tile_overlap: int | None = None,
         vae_tile_size: int | None = None,
         batch_size: int = 1,
+        low_memory: bool = False,
         prompt: str | Sequence[str] = "",
         posterior: Literal["mean", "sample"] = "mean",
         generator: Generators = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple[list[Result]]:
+    ) -> Any:
         """Repair pictures: `.images` has one for each, exactly round(upscale * side) large.
 
         Args:
@@ -290,6 +304,7 @@ class PiSASRPipeline(DiffusionPipeline):
             vae_tile_size: in image pixels; beyond its square the VAE works in pieces, to the same result. None is 512.
             batch_size: how many neighbouring pictures of one size, or tiles of one picture, go through a network at
                 once. It changes speed and memory, and the result by rounding alone.
+            low_memory: whether the VAE, working in pieces, holds half as much, for about half as much time again.
             prompt: what the picture shows; one for all pictures, or one for each.
             posterior: the VAE's "mean", or a "sample" of it with `generator`, as published.
             generator: a seed, which every picture starts anew from; a torch.Generator, which goes on from picture to
@@ -306,8 +321,8 @@ class PiSASRPipeline(DiffusionPipeline):
             ValueError, TypeError: an argument that makes no sense. PisasrError: the model answered with nan or inf.
         """
         options = Options(
-            upscale, process_size, color_fix, tile_size, tile_overlap, vae_tile_size, batch_size, prompt, posterior,
-            generator, output_type,
+            upscale, process_size, color_fix, tile_size, tile_overlap, vae_tile_size, batch_size, low_memory, prompt,
+            posterior, generator, output_type,
         )  # fmt: skip
         pairs = _check_pairs([(lambda_pix, lambda_sem)])
         jobs = self._plan(pictures_of(image), options)
@@ -416,7 +431,7 @@ class PiSASRPipeline(DiffusionPipeline):
         vae_tile = VAE_TILE_PX if options.vae_tile_size is None else options.vae_tile_size
         if options.vae_tile_size is None and getattr(self.vae, "use_tiling", False):  # by vae.enable_tiling()
             vae_tile = self.vae.tile_sample_min_size
-        return Plan(tile, overlap, options.batch_size, vae_tile if self._vae_tiling else None)
+        return Plan(tile, overlap, options.batch_size, vae_tile if self._vae_tiling else None, options.low_memory)
 
     @staticmethod
     def _noise(shape: tuple[int, ...], jobs: list[Job], device: torch.device) -> Tensor:
@@ -431,13 +446,15 @@ def _results(unit: Tensor, jobs: list[Job], output_type: OutputType) -> list[Res
     if output_type == "pil":
         return [as_image(join(finish(levels, frame), job.picture)) for levels, job in _each(from_batch(unit, 8), jobs)]
     if output_type == "uint16" and frame.output == frame.content and not any(job.picture.is_special for job in jobs):
-        return list(from_batch(unit, 16))
-    floats = [join(finish(values, frame), job.picture) for values, job in _each(from_batch(unit), jobs)]
-    if output_type == "uint16":
-        return [to_levels(values, 16) for values in floats]
-    return (
-        floats if output_type == "np" else [torch.from_numpy(values).movedim(-1, 0).contiguous() for values in floats]
-    )
+        return [*from_batch(unit, 16)]
+    results: list[Result] = []
+    for values, job in _each(from_batch(unit), jobs):
+        floats = join(finish(values, frame), job.picture)
+        if output_type == "uint16":
+            results.append(to_levels(floats, 16))
+        else:
+            results.append(floats if output_type == "np" else torch.from_numpy(floats).movedim(-1, 0).contiguous())
+    return results
 
 
 def _each(made: np.ndarray, jobs: list[Job]) -> Iterator[tuple[np.ndarray, Job]]:

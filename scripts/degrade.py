@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.errors import ImageError, PisasrError  # noqa: E402
-from pisasr.evaluation.testsets import find_differences, read_entries  # noqa: E402
-from pisasr.pictures.folders import Found, find_inputs  # noqa: E402
+from pisasr.commands.options import positive_int
+from pisasr.errors import OK, SOME_FAILED, ImageError, PisasrError, guarded, shown
+from pisasr.pictures.folders import Found, find_inputs
+from pisasr.pictures.manifest import find_differences, read_entries
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,24 +39,27 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        if args.verify:
-            return 3 if report_differences(args) else 0
-        recipe = read_recipe(args.recipe, args.scale)
-        photos = find_photos(args)
-        entries, failed = [], 0
-        for photo in photos:
-            try:
-                entries.append(degrade_photo(photo, recipe, args))
-                print(f"{photo.path}: {entries[-1]['lq']['size']}")
-            except (ImageError, OSError) as error:
-                failed += 1
-                print(f"{photo.path}: {error}", file=sys.stderr)
-        write_manifest(args, recipe, entries)
-    except (PisasrError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 3 if failed else 0
+    return guarded(lambda: verify(args) if args.verify else degrade(args))
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Hold the pictures against their manifest."""
+    return SOME_FAILED if report_differences(args) else OK
+
+
+def degrade(args: argparse.Namespace) -> int:
+    """Every photo's low-quality version, and a manifest of them all."""
+    recipe = read_recipe(args.recipe, args.scale)
+    entries, failed = [], 0
+    for photo in find_photos(args):
+        try:
+            entries.append(degrade_photo(photo, recipe, args))
+            print(f"{shown(photo.path)}: {entries[-1]['lq']['size']}")
+        except (ImageError, OSError) as error:
+            failed += 1
+            print(f"{shown(photo.path)}: {shown(error)}", file=sys.stderr)
+    write_manifest(args, recipe, entries)
+    return SOME_FAILED if failed else OK
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -66,9 +70,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder for the low-quality PNGs")
     parser.add_argument("--hq_output", type=Path, help="folder for the photos as degraded: cut, upright, sRGB")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=positive, help="reduction; the recipe's own (published: 4) if not given")
+    parser.add_argument("--scale", type=positive_int, help="reduction; the recipe's own (published: 4) if not given")
     parser.add_argument("--recipe", type=Path, help="YAML over the published recipe; see configs/degradation")
-    parser.add_argument("--crop", type=positive, metavar="N", help="take the N x N middle of each photo")
+    parser.add_argument("--crop", type=positive_int, metavar="N", help="take the N x N middle of each photo")
     parser.add_argument(
         "--verify", type=Path, metavar="MANIFEST", help="write nothing; compare folders with a manifest"
     )
@@ -78,12 +82,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if not args.verify and not (args.input and args.output):
         parser.error("--input and --output are wanted, or --verify")
     return args
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"a whole number from 1 up is wanted; got {text!r}")
-    return int(text)
 
 
 def read_recipe(path: Path | None, scale: int | None) -> "DegradationRecipe":

@@ -2,10 +2,12 @@
 
 import json
 
-import compare
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from pisasr.commands import compare
 
 
 @pytest.fixture
@@ -137,3 +139,12 @@ def test_inputs_and_other_methods_in_the_way_and_links_to_them_are_refused(photo
     for options in (("--lq", str(out / "lq")), ("--lq", str(linked)), ("--also", f"other={out / 'lq'}")):
         assert run(photos, out, *options) == 1
         assert "would be lost" in capsys.readouterr().err
+
+
+def test_models_compute_in_what_was_asked_for_and_the_table_says_so(photos, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(compare, "load_pipeline", lambda args: asked.append(compare.torch_dtype(args)) or Pipeline())
+    assert run(photos, tmp_path / "out", "--dtype", "bf16", methods=("1,0",)) == 0
+    assert run(photos, tmp_path / "usual", methods=("1,0",)) == 0
+    assert asked == [torch.bfloat16, torch.float32]
+    assert "bf16 on cpu" in (tmp_path / "out" / "table.md").read_text()

@@ -1,19 +1,22 @@
 """What the embedded default is trained on: tiles with something to learn, drawn pages, a teacher's pictures."""
 
-import sys
+import importlib
 from pathlib import Path
 
 import degrade
-import demo_photos
-import draw_pages
 import numpy as np
-import prepare_teacher
+import pages
+import photos
 import pytest
+import teacher
 import torch
 from PIL import Image
 
+from pisasr.config import load_config
 from pisasr.data.degradation import degrade_one, draw_steps, sample_generator
 from pisasr.evaluation.metrics import PROTOCOLS, psnr
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_training_tiles_are_those_that_bicubic_gets_wrong(tmp_path):
@@ -23,7 +26,7 @@ def test_training_tiles_are_those_that_bicubic_gets_wrong(tmp_path):
     Image.fromarray(photo).save(tmp_path / "photo.png")
     folder = tmp_path / "tiles"
     folder.mkdir()
-    count = demo_photos.cut_for_training(tmp_path / "photo.png", "p", folder)
+    count = photos.cut_for_training(tmp_path / "photo.png", "p", folder)
     names = {path.stem for path in folder.iterdir()}
     assert count == len(names)
     assert names == {"p_1_0_512", "p_1_0_768", "p_1_256_512", "p_1_256_768", "p_2_0_256"}
@@ -31,22 +34,20 @@ def test_training_tiles_are_those_that_bicubic_gets_wrong(tmp_path):
 
 
 def test_of_a_rich_photo_only_the_sharpest_tiles_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_photos, "TILES_PER_PHOTO", 1)
+    monkeypatch.setattr(photos, "TILES_PER_PHOTO", 1)
     contrast = np.repeat([20, 90], 256)[None, :, None]
     noise = np.random.default_rng(0).normal(128, contrast, (256, 512, 1)).clip(0, 255)
     Image.fromarray(noise.astype(np.uint8).repeat(3, 2)).save(tmp_path / "photo.png")
     folder = tmp_path / "tiles"
     folder.mkdir()
-    assert demo_photos.cut_for_training(tmp_path / "photo.png", "p", folder) == 1
+    assert photos.cut_for_training(tmp_path / "photo.png", "p", folder) == 1
     assert [path.stem for path in folder.iterdir()] == ["p_1_0_256"]
 
 
-def test_pages_are_the_same_for_a_seed_and_have_letters_on_paper(tmp_path, monkeypatch):
+def test_pages_are_the_same_for_a_seed_and_have_letters_on_paper(tmp_path):
     def draw(name, seed):
-        folder = tmp_path / name
-        monkeypatch.setattr(sys, "argv", ["draw_pages", "--output", str(folder), "--count", "4", "--seed", str(seed)])
-        draw_pages.main()
-        return [path.read_bytes() for path in sorted(folder.iterdir())]
+        assert pages.main(["--output", str(tmp_path / name), "--count", "4", "--seed", str(seed)]) == 0
+        return [path.read_bytes() for path in sorted((tmp_path / name).iterdir())]
 
     assert draw("a", 0) == draw("b", 0)
     assert not set(draw("c", 1)) & set(draw("a", 0))
@@ -55,14 +56,12 @@ def test_pages_are_the_same_for_a_seed_and_have_letters_on_paper(tmp_path, monke
         assert page.shape == (256, 256) and page.std() > 15  # something to read
 
 
-def test_zoom_makes_the_letters_larger_and_the_strokes_wider(tmp_path, monkeypatch):
+def test_zoom_makes_the_letters_larger_and_the_strokes_wider(tmp_path):
     def widths(zoom):
         """Mean length of a run of ink or paper along the rows of four tiles, px."""
-        argv = ["draw_pages", "--output", str(tmp_path / zoom), "--count", "4", "--zoom", *zoom]
-        monkeypatch.setattr(sys, "argv", argv)
-        draw_pages.main()
-        pages = [np.asarray(Image.open(path).convert("L"), float) for path in sorted((tmp_path / zoom).iterdir())]
-        inked = [page > (page.min() + page.max()) / 2 for page in pages]
+        assert pages.main(["--output", str(tmp_path / zoom), "--count", "4", "--zoom", *zoom]) == 0
+        drawn = [np.asarray(Image.open(path).convert("L"), float) for path in sorted((tmp_path / zoom).iterdir())]
+        inked = [page > (page.min() + page.max()) / 2 for page in drawn]
         return [256 / (1 + np.diff(page, axis=1).sum(1).mean()) for page in inked]
 
     plain, mixed = widths("1"), widths("14")
@@ -71,7 +70,7 @@ def test_zoom_makes_the_letters_larger_and_the_strokes_wider(tmp_path, monkeypat
 
 
 def test_the_clean_recipe_only_reduces():
-    recipe = degrade.read_recipe(Path(__file__).parents[1] / "configs/degradation/clean.yaml", None)
+    recipe = degrade.read_recipe(ROOT / "configs/degradation/clean.yaml", None)
     photo = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
     reduced = torch.nn.functional.interpolate(photo[None], scale_factor=0.25, mode="bicubic", antialias=True)[0]
     for index in range(4):
@@ -80,18 +79,18 @@ def test_the_clean_recipe_only_reduces():
 
 
 def test_the_mild_recipe_is_one_blur_one_noise_and_one_jpeg(tmp_path):
-    recipe = degrade.read_recipe(Path(__file__).parents[1] / "configs/degradation/mild.yaml", None)
+    recipe = degrade.read_recipe(ROOT / "configs/degradation/mild.yaml", None)
     gray = torch.full((3, 128, 128), 0.5)
     for index in range(8):
-        steps = list(filter(None, draw_steps(recipe, (128, 128), sample_generator(0, 0, index))))
-        assert [type(step).__name__ for step in steps] == ["Blur", "Resize", "Noise", "Resize", "Jpeg"]
+        steps = list(draw_steps(recipe, (128, 128), sample_generator(0, 0, index)))
+        assert [type(step).__name__ for step in steps] == ["Kernel", "Resize", "Noise", "Resize", "Jpeg"]
         assert steps[1].to == steps[3].to == (32, 32) and steps[2].kind == "gaussian" and not steps[2].gray
         x_L = degrade_one(gray, recipe, sample_generator(0, 0, index))
         assert x_L.shape == (3, 32, 32) and 255 * x_L.std() < 9
 
 
 @pytest.fixture
-def teacher(monkeypatch):
+def nearest(monkeypatch):
     """A stand-in for x4plus: nearest neighbours, one level brighter."""
 
     class Nearest(torch.nn.Module):
@@ -105,7 +104,7 @@ def teacher(monkeypatch):
     monkeypatch.setattr("pisasr.evaluation.realesrgan.load_x4plus", lambda weights: Nearest())
 
 
-def test_the_teacher_repairs_what_is_missing_and_nothing_else(tmp_path, teacher):
+def test_the_teacher_repairs_what_is_missing_and_nothing_else(tmp_path, nearest):
     for side, size, blue in (("lq", 8, 150), ("hq", 32, 170)):
         (tmp_path / side).mkdir()
         for i in range(2):
@@ -113,15 +112,15 @@ def test_the_teacher_repairs_what_is_missing_and_nothing_else(tmp_path, teacher)
     (tmp_path / "teacher").mkdir()
     kept = tmp_path / "teacher" / "0.png"
     kept.write_bytes(b"done before")
-    assert prepare_teacher.main(["--pairs", str(tmp_path)]) == 0
+    assert teacher.main(["--pairs", str(tmp_path)]) == 0
     assert kept.read_bytes() == b"done before"
     made = np.asarray(Image.open(tmp_path / "teacher" / "1.png"))
     wanted = np.full((32, 32, 3), (50, 100, 170), np.uint8)  # broad tones are the photo's
     assert psnr(made, wanted, PROTOCOLS["stablesr"]) > 50  # bfloat16 has eight bits
 
 
-def test_pairs_without_pictures_are_told(tmp_path, teacher, capsys):
-    assert prepare_teacher.main(["--pairs", str(tmp_path)]) == 1
+def test_pairs_without_pictures_are_told(tmp_path, nearest, capsys):
+    assert teacher.main(["--pairs", str(tmp_path)]) == 1
     assert "no *.png in" in capsys.readouterr().err
 
 
@@ -129,11 +128,31 @@ def test_pairs_without_pictures_are_told(tmp_path, teacher, capsys):
     ("hq_px", "reason"),
     [(None, "hq lacks the photos of 1 of the 1 pictures in lq/, 0.png first"), (24, "24 x 24 px; wanted 32 x 32")],
 )
-def test_pairs_that_do_not_fit_are_told(tmp_path, teacher, capsys, hq_px, reason):
+def test_pairs_that_do_not_fit_are_told(tmp_path, nearest, capsys, hq_px, reason):
     for side, size in (("lq", 8), ("hq", hq_px)):
         (tmp_path / side).mkdir()
         if size:
             Image.new("RGB", (size, size)).save(tmp_path / side / "0.png")
-    assert prepare_teacher.main(["--pairs", str(tmp_path)]) == 1
+    assert teacher.main(["--pairs", str(tmp_path)]) == 1
     assert reason in capsys.readouterr().err
     assert not list(tmp_path.glob("teacher/*"))
+
+
+def test_the_adapters_learn_from_the_cameras_degradations():
+    """Through the path in demo.yaml, which is seen from where demo.yaml lies."""
+    config = load_config(ROOT / "scripts/demo/demo.yaml", ["data.photos=photos", "run.output=run"])
+    assert config.degradation == degrade.read_recipe(ROOT / "configs/degradation/camera.yaml", None)
+
+
+def test_a_package_that_cannot_be_had_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no apt-get there
+    assert photos.main(["--output", str(tmp_path / "demo")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "apt-get" in line
+
+
+@pytest.mark.parametrize("script", ["photos", "pages", "base", "teacher", "assemble"])
+def test_every_step_explains_itself(script, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(script).main(["--help"])
+    assert ended.value.code == 0 and f"python scripts/demo/{script}.py" in capsys.readouterr().out

@@ -1,7 +1,5 @@
 """The scripts that draw the README's figures: the right pixels in the right place."""
 
-import sys
-
 import draw_before_after
 import draw_strengths
 import numpy as np
@@ -27,13 +25,12 @@ def test_before_and_after_stand_in_a_row_in_their_own_pixels():
 
 
 @pytest.fixture
-def draw(tmp_path, monkeypatch):
+def draw(tmp_path):
     def draw(*names):
         for level, name in enumerate(names):
             flat(level).save(tmp_path / name)
-        argv = ["draw_strengths", "--pictures", str(tmp_path), "--box", "5", "6", "20", "10"]
-        monkeypatch.setattr(sys, "argv", [*argv, "--output", str(tmp_path / "sheet.png")])
-        assert draw_strengths.main() == 0
+        argv = ["--pictures", str(tmp_path), "--box", "5", "6", "20", "10", "--output", str(tmp_path / "sheet.png")]
+        assert draw_strengths.main(argv) == 0
         return np.asarray(Image.open(tmp_path / "sheet.png").convert("L"))
 
     return draw

@@ -6,14 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr.commands.evaluate import main
+from pisasr.commands.evaluate import evaluate as main
+from pisasr.evaluation.metrics import METRICS
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 
@@ -123,8 +126,8 @@ def test_nothing_computable_is_a_failure(folders, no_packages):
         (["--sr", "a", "--output", "o", "--metrics", "psnr"], "--hr"),
         (["--sr", "a", "--hr", "h", "--output", "o", "--metrics", "psnr_lq"], "--lr"),
         (["--sr", "a", "--hr", "h", "--output", "o", "--metrics", "beauty"], "beauty"),
-        (["--sr", "a", "--hr", "h", "--output", "o", "--border", "-1"], "--border -1"),
-        (["--sr", "a", "--hr", "h", "--output", "o", "--suffix", "("], "--suffix ("),
+        (["--sr", "a", "--hr", "h", "--output", "o", "--border", "-1"], "--border: '-1' is not a whole number from 0"),
+        (["--sr", "a", "--hr", "h", "--output", "o", "--suffix", "("], "--suffix: '(' is not a regular expression"),
         (["--sr", "x=a", "x=b", "--hr", "h", "--output", "o"], "name of its own"),
         (["--output", "o", "--hr", "h"], "nothing to score"),
         (["--sets", "s", "--sr", "a", "--output", "o"], "--sets names the folders itself"),
@@ -310,7 +313,7 @@ def test_somebody_elses_scores_are_held_against_ours(folders, capsys):
 
 def test_fid_is_about_the_pictures_of_the_table(folders, monkeypatch):
     """Left-out pictures take no part; the features come from whatever network there is, here the mean colour."""
-    monkeypatch.setattr("pisasr.evaluation.fid.load_inception", lambda w: lambda p: p.reshape(-1, 3).mean(axis=0))
+    monkeypatch.setattr("pisasr.evaluation.fid.load_inception", lambda w, d: lambda p: p.reshape(-1, 3).mean(axis=0))
     Image.new("RGB", (20, 24), "red").save(folders / "hq" / "odd.png")
     assert run(folders, "--allow_missing", metrics=("fid",)) == 0
     _, summary, table = read_out(folders)
@@ -323,7 +326,7 @@ def test_a_metric_that_fails_on_a_picture_is_nan_and_said(folders, monkeypatch):
     def fail(sr, hq, lq):
         raise RuntimeError("too small")
 
-    monkeypatch.setattr("pisasr.evaluation.scorers._load_scorer", lambda name, protocol, weights: fail)
+    monkeypatch.setitem(METRICS, "ssim", replace(METRICS["ssim"], load=lambda name, setup: fail))
     assert run(folders, metrics=("ssim",)) == 0
     _, summary, table = read_out(folders)
     assert summary["methods"]["brighter"]["ssim"]["mean"] is None
@@ -341,7 +344,8 @@ def test_a_killed_run_goes_on_where_it_stopped(folders, monkeypatch):
     shutil.rmtree(folders / "out")
     arguments = [*("--sr", "same", "brighter", "--hr", "hq", "--metrics", "psnr", "ssim", "--output", "out")]
     program = (
-        "import os, signal, sys; from pisasr.evaluation import scoring; from pisasr.commands.evaluate import main\n"
+        "import os, signal, sys; from pisasr.evaluation import scoring\n"
+        "from pisasr.commands.evaluate import evaluate as main\n"
         "count = 0\noriginal = scoring.read_methods\n"
         "def read(example):\n"
         "    global count; count += 1\n"
@@ -367,7 +371,7 @@ def test_a_killed_run_goes_on_where_it_stopped(folders, monkeypatch):
 def test_a_changed_picture_is_scored_again_after_a_kill(folders, monkeypatch):
     from pisasr.evaluation import evaluate, scoring
 
-    monkeypatch.setattr(evaluate, "forget", lambda folder: None)
+    monkeypatch.setattr(evaluate, "shutil", SimpleNamespace(rmtree=lambda folder, ignore_errors: None))
     assert run(folders) == 0
     Image.open(folders / "hq" / "b.png").save(folders / "brighter" / "b.png")
     asked, original = [], scoring._score_example
@@ -382,9 +386,9 @@ WITH_STAND_IN = """
 import sys
 import numpy as np
 from pisasr.evaluation import fid
-from pisasr.commands.evaluate import main
+from pisasr.commands.evaluate import evaluate as main
 
-fid.load_inception = lambda weights: lambda picture: picture.reshape(-1, 3).mean(axis=0)
+fid.load_inception = lambda weights, device: lambda picture: picture.reshape(-1, 3).mean(axis=0)
 sys.exit(main(sys.argv[1:]))
 """
 

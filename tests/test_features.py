@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
+from pisasr.evaluation import features, lookup
 from pisasr.evaluation.features import EfficientNetLite, feature_distance, load_network, picture_distance
 from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
+from pisasr.evaluation.scorers import load_scorers
 
 
 @pytest.fixture
@@ -42,6 +44,15 @@ def test_gradients_reach_the_picture(random_network):
     x = torch.rand(1, 3, 32, 32, requires_grad=True)
     feature_distance(x, torch.rand(1, 3, 32, 32), random_network).sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+def test_it_runs_on_the_device_that_it_is_given(random_network, monkeypatch):
+    monkeypatch.setattr(lookup, "find_efficientnet", lambda weights: Path("there"))
+    monkeypatch.setattr(features, "load_network", lambda path: random_network)
+    scorers, _ = load_scorers(["featdist"], device="meta")
+    assert {parameter.device.type for parameter in random_network.parameters()} == {"meta"}
+    with pytest.raises(RuntimeError, match="meta"):  # the pictures went there, too, where nothing has a value
+        scorers["featdist"](*[np.zeros((32, 32, 3), np.uint8)] * 2, None)
 
 
 def test_another_checkpoint_is_refused_in_one_line(tmp_path):

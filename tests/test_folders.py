@@ -119,3 +119,14 @@ def test_a_pipe_and_a_device_are_no_pictures_and_nobody_waits_for_them(tmp_path)
     for name in ("pipe.png", "endless.png"):
         with pytest.raises(ImageError, match=f"{name} is not a regular file"):
             read_picture(tmp_path / name)
+
+
+def test_a_format_that_another_program_would_read_is_not_even_tried(tmp_path, monkeypatch):
+    """Pillow hands EPS to Ghostscript; a picture's name does not make a program of it one."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: pytest.fail("Ghostscript was started"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="a.png cannot be read"):
+        read_picture(tmp_path / "a.png")

@@ -427,3 +427,62 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
 
 def test_names_of_255_bytes_are_written(tmp_path):
     images.save_image(photo(), tmp_path / ("n" * 251 + ".png"))
+
+
+# --- sixteen bits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_come_back_from_a_png(tmp_path, channels):
+    pixels = np.random.default_rng(0).integers(0, 65_536, (7, 5, channels), dtype=np.uint16)
+    images.save_image(pixels, tmp_path / "a.png")
+    eight = np.asarray(images.open_image(tmp_path / "a.png")).reshape(7, 5, channels)
+    assert np.abs(eight - pixels / 257).max() <= 1
+    picture = images.open_picture(tmp_path / "a.png")
+    back = images.join(picture.pixels, picture)
+    if channels == 2:  # Pillow reads the high bytes alone
+        assert back.dtype == np.uint8 and "16 bits a channel, read at 8" in picture.notices
+    else:
+        assert np.array_equal(images.to_levels(back, 16), pixels) and picture.notices == []
+
+
+def test_sixteen_bits_of_colour_come_from_a_tiff_of_either_byte_order(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65_536, (6, 4, 3), dtype=np.uint16)
+    for order, mark in (("<", b"II"), (">", b"MM")):
+        entries = [(256, 3, 1, 4), (257, 3, 1, 6), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 140)]
+        entries += [(277, 3, 1, 3), (278, 3, 1, 6), (279, 4, 1, pixels.nbytes), (284, 3, 1, 1)]
+        file = mark + struct.pack(f"{order}HIH", 42, 8, len(entries))
+        for tag, kind, count, value in entries:
+            file += struct.pack(f"{order}HHI", tag, kind, count)
+            inline = kind == 3 and count == 1
+            file += struct.pack(f"{order}HH", value, 0) if inline else struct.pack(f"{order}I", value)
+        file += struct.pack(f"{order}I", 0)
+        assert len(file) == 134
+        file += struct.pack(f"{order}3H", 16, 16, 16) + pixels.astype(f"{order}u2").tobytes()
+        (tmp_path / "a.tif").write_bytes(file)
+        picture = images.open_picture(tmp_path / "a.tif")
+        assert np.array_equal(images.to_levels(picture.pixels, 16), pixels)
+
+
+def test_deep_pictures_are_upright_too_and_a_profile_costs_their_depth(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65_536, (4, 6, 3), dtype=np.uint16)
+    images.save_image(pixels, tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by a quarter, clockwise
+
+    def with_chunk(name, data):
+        chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        (tmp_path / "b.png").write_bytes(content[:33] + chunk + content[33:])
+        return images.open_picture(tmp_path / "b.png")
+
+    turned = with_chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    assert np.array_equal(images.to_levels(turned.pixels, 16), np.rot90(pixels, -1))
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    other = with_chunk(b"iCCP", b"x\0\0" + zlib.compress(lab))
+    assert other.pixels.dtype == np.uint8 and "16 bits a channel, read at 8" in other.notices
+
+
+def test_sixteen_bits_go_into_a_png_alone(tmp_path):
+    with pytest.raises(ImageError, match="sixteen bits are written as PNG"):
+        images.save_image(np.zeros((2, 2, 3), np.uint16), tmp_path / "a.tif")

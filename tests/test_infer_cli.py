@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pisasr import errors
 from pisasr.commands import batch
-from pisasr.commands import main as cli
+from pisasr.commands import infer as command
+from pisasr.commands.main import main
 from pisasr.pictures import images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +30,8 @@ class StubPipeline:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, image, lambda_pix, lambda_sem, generator, **settings):
+    def __call__(self, picture, lambda_pix, lambda_sem, generator, **settings):
+        image = images.as_image(images.join(picture.pixels, picture))
         self.calls.append(SimpleNamespace(pair=(lambda_pix, lambda_sem), seed=generator, **settings))
         size = round(settings["upscale"] * image.width), round(settings["upscale"] * image.height)
         result = image.resize(size)
@@ -42,7 +45,7 @@ class StubPipeline:
 @pytest.fixture
 def stub(monkeypatch):
     pipe = StubPipeline()
-    monkeypatch.setattr(cli, "load_pipeline", lambda args: pipe)
+    monkeypatch.setattr(command, "load_pipeline", lambda args: pipe)
     return pipe
 
 
@@ -62,7 +65,7 @@ def draw(name: str | Path, color=(200, 100, 50), size=(6, 5)) -> Path:
 
 
 def infer(*words) -> int:
-    return cli.main(["infer", *map(str, words)])
+    return main(["infer", *map(str, words)])
 
 
 def rows(folder: str = "out") -> list[dict]:
@@ -77,7 +80,7 @@ def outputs(folder: str = "out") -> list[str]:
 def usage_error(capsys, *words) -> str:
     with pytest.raises(SystemExit) as caught:
         infer(*words)
-    assert caught.value.code == cli.WRONG_USAGE
+    assert caught.value.code == errors.WRONG_USAGE
     return capsys.readouterr().err
 
 
@@ -86,13 +89,13 @@ def usage_error(capsys, *words) -> str:
 
 def test_published_command_runs_unchanged(here, stub):
     draw("in/a.png")
-    command = (
+    words = (
         "--pretrained_model_path preset/models/stable-diffusion-2-1-base --pretrained_path preset/models/pisa_sr.pkl "
         "--process_size 64 --upscale 4 --input_image in --output_dir experiments/test --align_method nofix "
         "--lambda_pix 1.0 --lambda_sem 1.0 --latent_tiled_size 96 --latent_tiled_overlap 32 --seed 42 "
         "--vae_encoder_tiled_size 1024 --vae_decoder_tiled_size 224 --mixed_precision fp16 --default"
     )
-    assert infer(*command.split()) == cli.OK
+    assert infer(*words.split()) == errors.OK
     assert outputs("experiments/test") == ["a.png"]
     (call,) = stub.calls
     assert (call.process_size, call.upscale, call.color_fix) == (64, 4, "none")
@@ -100,7 +103,7 @@ def test_published_command_runs_unchanged(here, stub):
 
 
 def test_aliases_mean_the_same():
-    parser = cli.infer_parser()
+    parser = command.infer_parser()
     ours = "--input a --output b --pretrained_model m --adapters k --color_fix wavelet --tile_size 9 --tile_overlap 2"
     theirs = (
         "-i a -o b --pretrained_model_path m --pretrained_path k --align_method wavelet --latent_tiled_size 9"
@@ -231,7 +234,7 @@ def test_inputs_are_never_written_over(here, stub, capsys):
     path = draw("in/a.png")
     before = path.read_bytes()
     for words in (["-i", "in", "-o", "in"], ["-i", path, "-o", "in"], ["-i", "in/*.png", "-o", "in"]):
-        assert infer(*words) == cli.WRONG_USAGE
+        assert infer(*words) == errors.WRONG_USAGE
         assert "choose another --output" in capsys.readouterr().err
     draw("in/b.jpg")
     assert infer("-i", "in/*.jpg", "-o", "in") == 0  # b.png is nobody's input
@@ -253,10 +256,10 @@ def test_pipes_loops_and_devices_are_skipped(here, stub):
 
 @pytest.mark.parametrize("words", [["nowhere"], ["in"], ["in/*.png"], ["nowhere.png", "in"], ["in/pipe.png"]])
 def test_nothing_to_do_is_told_before_anything_loads(here, monkeypatch, capsys, words):
-    monkeypatch.setattr(cli, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(command, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
     os.mkfifo("in/pipe.png")
     Path("in/notes.txt").touch()
-    assert infer("-i", *words, "-o", "out") == cli.NOTHING_STARTED
+    assert infer("-i", *words, "-o", "out") == errors.NOTHING_STARTED
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and words[0] in error
 
@@ -265,7 +268,7 @@ def test_nothing_to_do_is_told_before_anything_loads(here, monkeypatch, capsys, 
 def test_what_holds_no_picture_is_told_and_the_others_go_on(here, stub, capsys, empty):
     draw("in/a.png")
     Path("hollow").mkdir()
-    assert infer("-i", empty, "in", "-o", "out") == cli.SOME_FAILED
+    assert infer("-i", empty, "in", "-o", "out") == errors.SOME_FAILED
     assert outputs() == ["a.png"]
     assert [(row["input"], row["status"]) for row in rows()] == [(empty, "failed"), ("in/a.png", "ok")]
     assert f"{empty}: no pictures there" in capsys.readouterr().err
@@ -297,7 +300,7 @@ def test_bad_files_cost_one_line_each(here, stub, capsys):
     Path("in/empty.png").touch()
     Path("in/text.jpg").write_text("not a picture")
     Path("in/cut.png").write_bytes(draw("whole.png", size=(90, 90)).read_bytes()[:150])
-    assert infer("-i", "in", "in/gone.png", "-o", "out") == cli.SOME_FAILED
+    assert infer("-i", "in", "in/gone.png", "-o", "out") == errors.SOME_FAILED
     report = {Path(row["input"]).name: row for row in rows()}
     assert len(report) == 11 and len(outputs()) == 7
     failed = {name for name, row in report.items() if row["status"] == "failed"}
@@ -314,20 +317,20 @@ def test_a_failing_model_costs_one_picture(here, stub, monkeypatch, capsys):
     def explode(image, seed, pipe=stub):
         raise MemoryError if not stub.calls.append(0) and len(stub.calls) == 1 else RuntimeError("two\nlines")
 
-    monkeypatch.setattr(cli, "_restorer", lambda *_: explode)
-    assert infer("-i", "in", "-o", "out") == cli.SOME_FAILED
+    monkeypatch.setattr(command, "_restorer", lambda *_: explode)
+    assert infer("-i", "in", "-o", "out") == errors.SOME_FAILED
     assert [row["reason"] for row in rows()] == [
         "out of memory; try a smaller --tile_size and --vae_tile_size",
         "RuntimeError: two lines",
     ]
     assert not outputs() and "Traceback" not in capsys.readouterr().err
-    assert infer("-i", "in", "-o", "out", "--debug") == cli.SOME_FAILED
+    assert infer("-i", "in", "-o", "out", "--debug") == errors.SOME_FAILED
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_the_pixel_cap(here, stub):
     draw("in/a.png", size=(6, 5)), draw("in/b.png", size=(7, 5))
-    assert infer("-i", "in", "-o", "out", "--max_input_pixels", 30) == cli.SOME_FAILED
+    assert infer("-i", "in", "-o", "out", "--max_input_pixels", 30) == errors.SOME_FAILED
     assert outputs() == ["a.png"]
 
 
@@ -339,7 +342,7 @@ def test_existing_outputs(here, stub, capsys):
     assert infer("-i", "in", "-o", "out", "--existing", "skip") == 0
     assert [row["status"] for row in rows()] == ["skipped", "ok", "ok"]
     assert rows()[0]["output"] == str(Path("out/a.png")) and os.stat("out/a.png").st_mtime_ns == kept
-    assert infer("-i", "in", "-o", "out", "--existing", "error") == cli.SOME_FAILED
+    assert infer("-i", "in", "-o", "out", "--existing", "error") == errors.SOME_FAILED
     assert {row["status"] for row in rows()} == {"failed"} and os.stat("out/a.png").st_mtime_ns == kept
     assert infer("-i", "in", "-o", "out") == 0
     assert os.stat("out/a.png").st_mtime_ns != kept
@@ -347,20 +350,20 @@ def test_existing_outputs(here, stub, capsys):
 
 @pytest.mark.parametrize("output", ["file", "file/below"])
 def test_output_that_cannot_be_is_told_before_the_model_loads(here, monkeypatch, capsys, output):
-    monkeypatch.setattr(cli, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(command, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
     draw("in/a.png")
     Path("file").touch()
-    assert infer("-i", "in", "-o", output) == cli.NOTHING_STARTED
+    assert infer("-i", "in", "-o", output) == errors.NOTHING_STARTED
     assert "--output" in capsys.readouterr().err
 
 
 def test_a_model_that_does_not_load_is_one_line(here, monkeypatch, capsys):
     def refuse(args):
-        raise batch.PisasrError("no model folder at x")
+        raise errors.PisasrError("no model folder at x")
 
-    monkeypatch.setattr(cli, "load_pipeline", refuse)
+    monkeypatch.setattr(command, "load_pipeline", refuse)
     draw("in/a.png")
-    assert infer("-i", "in", "-o", "out") == cli.NOTHING_STARTED
+    assert infer("-i", "in", "-o", "out") == errors.NOTHING_STARTED
     assert capsys.readouterr().err == "pisasr: no model folder at x\n"
 
 
@@ -372,7 +375,7 @@ def test_a_full_disk_ends_the_batch(here, stub, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(images, "save_image", save)
-    assert infer("-i", "in", "-o", "out") == cli.SOME_FAILED
+    assert infer("-i", "in", "-o", "out") == errors.SOME_FAILED
     assert len(stub.calls) == 1 and [row["status"] for row in rows()] == ["failed"] * 3
 
 
@@ -382,10 +385,10 @@ def test_interrupting_keeps_what_is_done(here, stub, monkeypatch):
     def interrupted(image, seed):
         if stub.calls:
             raise KeyboardInterrupt
-        return stub(image, 1, 1, generator=seed, upscale=1).images
+        return batch.Made(stub(image, 1, 1, generator=seed, upscale=1).images)
 
-    monkeypatch.setattr(cli, "_restorer", lambda *_: interrupted)
-    assert infer("-i", "in", "-o", "out") == cli.INTERRUPTED
+    monkeypatch.setattr(command, "_restorer", lambda *_: interrupted)
+    assert infer("-i", "in", "-o", "out") == errors.INTERRUPTED
     assert outputs() == ["a.png"] and [row["status"] for row in rows()] == ["ok"]
 
 
@@ -410,7 +413,7 @@ def test_results_do_not_depend_on_company_or_place(here, stub):
 def test_quiet_says_only_what_failed(here, stub, capsys):
     draw("in/a.png")
     Path("in/b.png").touch()
-    assert infer("-i", "in", "-o", "out", "--quiet") == cli.SOME_FAILED
+    assert infer("-i", "in", "-o", "out", "--quiet") == errors.SOME_FAILED
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1
 
@@ -473,7 +476,7 @@ def test_script_from_file_to_file(here, base_folder):
     Path("in/c.png").touch()
     words = ["-i", "in", "--pretrained_model", base_folder, "--process_size", 32, "--upscale", 2.5, "--dtype", "fp16"]
     result = run(*words, "-o", "out", "--device", "cpu")
-    assert result.returncode == cli.SOME_FAILED, result.stderr
+    assert result.returncode == errors.SOME_FAILED, result.stderr
     assert [(row["status"]) for row in rows()] == ["ok", "ok", "failed"]
     assert Image.open("out/a.png").size == (round(2.5 * 13), round(2.5 * 9))
     assert (Image.open("out/b.png").mode, Image.open("out/b.png").size) == ("LA", (round(2.5 * 5), 20))
@@ -515,13 +518,13 @@ def test_what_only_the_model_can_refuse_is_still_usage(here, base_folder, capsys
     draw("in/a.png")
     absent = "mps" if torch.cuda.is_available() else "cuda"
     for words, said in [(["--tile_overlap", "500"], "overlap"), (["--device", absent], "--device")]:
-        assert infer("-i", "in", "-o", "out", "--pretrained_model", base_folder, *words) == cli.WRONG_USAGE
+        assert infer("-i", "in", "-o", "out", "--pretrained_model", base_folder, *words) == errors.WRONG_USAGE
         assert said in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there(here, capsys):
     draw("in/a.png")
-    assert infer("-i", "in", "-o", "out", "--pretrained_model", "./nowhere") == cli.NOTHING_STARTED
+    assert infer("-i", "in", "-o", "out", "--pretrained_model", "./nowhere") == errors.NOTHING_STARTED
     assert "nowhere" in capsys.readouterr().err
 
 
@@ -543,17 +546,34 @@ def test_published_commands_give_the_published_pictures(here, parity):
 
 
 def test_convert_writes_two_adapters(here, parity, capsys):
-    assert cli.main(["convert", str(parity / "pisa_sr.pkl"), "adapters"]) == 0
+    assert main(["convert", str(parity / "pisa_sr.pkl"), "adapters"]) == 0
     assert outputs("adapters") == ["pix.safetensors", "sem.safetensors"]
     Path("bad.pkl").write_text("no checkpoint")
-    assert cli.main(["convert", "bad.pkl", "adapters"]) == cli.NOTHING_STARTED
+    assert main(["convert", "bad.pkl", "adapters"]) == errors.NOTHING_STARTED
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_every_command_is_listed_and_helps(capsys):
     for words in (["--help"], ["train", "--help"], ["convert", "--help"]):
         with pytest.raises(SystemExit) as caught:
-            cli.main(words)
+            main(words)
         assert caught.value.code == 0
     said = capsys.readouterr().out
     assert all(f"pisasr {name} --help" in said for name in ("infer", "train", "evaluate", "convert"))
+
+
+def deep_pixels(height: int = 5, width: int = 6) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 65_536, (height, width, 3), dtype=np.uint16)
+
+
+def test_sixteen_bits_are_written_and_read_again(here, base_folder):
+    images.save_image(deep_pixels(), "in/a.png")
+    common = ("-i", "in", "--pretrained_model", base_folder, "--process_size", 8, "--upscale", 2)
+    assert infer(*common, "-o", "eight") == 0 and infer(*common, "-o", "deep", "--bits", 16) == 0
+    eight, deep = images.open_picture("eight/a.png"), images.open_picture("deep/a.png")
+    assert eight.pixels.dtype == np.uint8 and deep.pixels.dtype == np.float32
+    assert np.abs(deep.pixels * 255 - eight.pixels).max() <= 0.51
+    assert len(np.unique((deep.pixels * 65_535).round().astype(int) % 257)) > 50
+    assert infer(*common, "-o", "grid", "--bits", 16, "--lambda_grid", "0,1", "1") == 0
+    assert outputs("grid") == ["a/grid.png", "a/pix0_sem1.png", "a/pix1_sem1.png"]
+    assert np.array_equal(images.open_picture("grid/a/pix1_sem1.png").pixels, deep.pixels)

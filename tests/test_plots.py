@@ -1,4 +1,4 @@
-"""The plots: what they say in words is true, what lacks a number is named, and labels keep out of each other's way."""
+"""The plots: what they say in words is true, and what lacks a number is named."""
 
 import math
 import re
@@ -10,19 +10,24 @@ from PIL import Image
 
 pytest.importorskip("matplotlib")
 
-from pisasr.errors import PisasrError  # noqa: E402
-from pisasr.evaluation.plots import (  # noqa: E402
+from pisasr.errors import PisasrError
+from pisasr.evaluation.plots import (
     draw_differences,
     draw_perception_distortion,
+    draw_plots,
     draw_surface,
     pareto_front,
-    place_labels,
 )
 
+
+def column(mean, low=None, high=None):
+    return {"mean": mean, "count": 9} | ({"interval": [low, high]} if low else {})
+
+
 POINTS = {
-    "bicubic": {"psnr": (27.1, 26.5, 27.7), "niqe": (9.0, 8.8, 9.1), "lpips": (0.5, None, None)},
-    "lanczos": {"psnr": (27.2, 26.6, 27.8), "niqe": (9.1, 9.0, 9.3), "lpips": (math.nan, None, None)},
-    "OSEDiff": {"psnr": (25.2, 24.7, 25.6), "niqe": (5.6, 5.3, 6.0), "lpips": (0.29, None, None)},
+    "bicubic": {"psnr": column(27.1, 26.5, 27.7), "niqe": column(9.0, 8.8, 9.1), "lpips": column(0.5)},
+    "lanczos": {"psnr": column(27.2, 26.6, 27.8), "niqe": column(9.1, 9.0, 9.3), "lpips": column(None)},
+    "OSEDiff": {"psnr": column(25.2, 24.7, 25.6), "niqe": column(5.6, 5.3, 6.0), "lpips": column(0.29)},
 }
 ROWS = [
     {"method": method, "name": f"{k}.png", "psnr": psnr, "niqe": niqe}
@@ -35,11 +40,13 @@ ROWS = [
 
 
 def grid(lambdas=(0, 0.5, 1)):
-    return [
-        {"lambda_pix": pix, "lambda_sem": sem, "psnr": 28 - (pix - 0.5) ** 2 - sem, "niqe": 8 - sem + pix}
-        for pix in lambdas
-        for sem in lambdas
-    ]
+    """Methods and which pairs they are, as draw_perception_distortion takes them."""
+    pairs = {f"ours ({pix:g}, {sem:g})": (pix, sem) for pix in lambdas for sem in lambdas}
+    columns = {
+        method: {"psnr": column(28 - (pix - 0.5) ** 2 - sem), "niqe": column(8 - sem + pix)}
+        for method, (pix, sem) in pairs.items()
+    }
+    return POINTS | columns, pairs
 
 
 def words(path):
@@ -49,8 +56,9 @@ def words(path):
 
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_the_same_numbers_give_the_same_bytes(tmp_path, ending):
+    methods, pairs = grid()
     for name in ("one", "two"):
-        draw_perception_distortion(tmp_path / f"{name}.{ending}", POINTS, "psnr", ["niqe"], [("model", grid())])
+        draw_perception_distortion(tmp_path / f"{name}.{ending}", methods, "psnr", ["niqe"], pairs)
     one, two = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("one", "two"))
     assert one == two
     assert one.startswith({"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[ending])
@@ -63,56 +71,46 @@ def test_a_panel_is_as_wide_as_a_column_of_a_paper(tmp_path):
         assert Image.open(tmp_path / "plot.png").size == size
 
 
-def test_every_method_is_written_beside_its_point_and_who_lacks_a_number_over_the_panel(tmp_path):
+def test_every_method_is_named_once_and_who_lacks_a_number_over_the_panel(tmp_path):
     draw_perception_distortion(tmp_path / "plot.svg", POINTS, "psnr", ["niqe", "lpips"])
     found = words(tmp_path / "plot.svg")
-    assert [found.count(method) for method in POINTS] == [2, 1, 2]
-    assert "no number: lanczos" in found
-    assert found.count("better") == 2
-
-
-def test_many_methods_are_named_once_in_a_legend(tmp_path):
-    points = {f"method {k}": {"psnr": (20 + k, None, None), "niqe": (9 - k, None, None)} for k in range(9)}
-    draw_perception_distortion(tmp_path / "plot.svg", points, "psnr", ["niqe", "niqe"])
-    assert [words(tmp_path / "plot.svg").count(method) for method in points] == [1] * 9
+    assert [found.count(method) for method in POINTS] == [1, 1, 1]
+    assert found.count("no number: lanczos") == 1
+    assert found.count("PSNR (dB) ↑") == 2 and "NIQE ↓" in found
 
 
 def test_an_interval_that_leaves_out_the_mean_is_drawn(tmp_path):
-    points = {"skewed": {"psnr": (25.0, 25.1, 26.0), "niqe": (None, None, None)}}
+    points = {"skewed": {"psnr": column(25.0, 25.1, 26.0), "niqe": column(None)}}
     draw_perception_distortion(tmp_path / "plot.png", points, "psnr", ["psnr", "niqe"])
 
 
 def test_the_grid_names_its_corners_and_the_two_usual_pairs(tmp_path):
-    draw_perception_distortion(tmp_path / "plot.svg", POINTS, "psnr", ["niqe"], [("model", grid((0, 1, 1.5)))])
+    methods, pairs = grid((0, 1, 1.5))
+    draw_perception_distortion(tmp_path / "plot.svg", methods, "psnr", ["niqe"], pairs)
     found = words(tmp_path / "plot.svg")
-    pairs = {"(0, 0)", "(0, 1.5)", "(1.5, 0)", "(1.5, 1.5)", "(1, 0)", "(1, 1)"}
-    assert {text for text in found if re.fullmatch(r"\([\d., ]+\)", text)} == pairs
-    assert {"model", "front of the grid"} <= set(found)
+    named = {"(0, 0)", "(0, 1.5)", "(1.5, 0)", "(1.5, 1.5)", "(1, 0)", "(1, 1)"}
+    assert {text for text in found if re.fullmatch(r"\([\d., ]+\)", text)} == named
+    assert "front of the grid" in found and {"bicubic", "OSEDiff"} <= set(found)
 
 
 def test_the_front_keeps_what_nothing_beats_whichever_direction_is_better():
-    pairs = [(30, 9), (28, 5), (29, 7), (27, 6), (29, 8), (31, math.nan)]
-    rows = [{"psnr": psnr, "niqe": niqe} for psnr, niqe in pairs]
-    assert pareto_front(rows, "psnr", "niqe") == [rows[1], rows[2], rows[0]]
-    assert pareto_front([rows[0], dict(rows[0])], "psnr", "niqe") == [rows[0], rows[0]]
-    assert pareto_front([{"psnr": 1, "ssim": 2}, {"psnr": 2, "ssim": 1}], "psnr", "ssim")[0]["psnr"] == 1
+    points = [(30, 9), (28, 5), (29, 7), (27, 6), (29, 8), (31, math.nan)]
+    assert pareto_front(points, "psnr", "niqe") == [points[1], points[2], points[0]]
+    assert pareto_front([(30, 9), (30, 9)], "psnr", "niqe") == [(30, 9), (30, 9)]
+    assert pareto_front([(1, 2), (2, 1)], "psnr", "ssim")[0] == (1, 2)
 
 
-def test_labels_of_crowded_points_do_not_overlap():
-    anchors = np.array([(100 + 3 * k, 100 + 2 * (k % 3)) for k in range(8)], float)
-    sizes = np.full((8, 2), (40.0, 10.0))
-    places = place_labels(anchors, sizes, anchors, (0, 0, 300, 200))
-    for k, place in enumerate(places):
-        assert all(np.any(np.abs(place - other) >= sizes[0]) for other in places[k + 1 :])
-        assert not np.any(np.all(np.abs(anchors - place) < sizes[0] / 2, axis=1))
-    assert np.all(places - sizes / 2 >= 0) and np.all(places + sizes / 2 <= (300, 200))
-
-
-def test_a_lone_label_stands_right_of_its_point_or_left_at_the_edge():
-    for x, side in ((100.0, 1), (195.0, -1)):
-        anchor = np.array([(x, 50.0)])
-        ((place, height),) = place_labels(anchor, np.array([(40.0, 10.0)]), anchor, (0, 0, 200, 100))
-        assert np.sign(place - x) == side and abs(height - 50) <= 20
+def test_a_summary_draws_what_it_has_numbers_for(tmp_path):
+    methods, pairs = grid((0, 1))
+    maps = {"psnr": [[28.0, None], [27.0, 26.0]]}
+    surface = {"methods": pairs, "maps": maps, "lambdas_pix": [0, 1], "lambdas_sem": [0, 1], "best": {"pair": (1, 0)}}
+    metrics = dict.fromkeys(["psnr", "niqe", "musiq"], "")
+    summary = {"methods": methods, "protocol": {"metrics": metrics}, "paired": [{"first": "a", "second": "b"}]}
+    draw_plots(tmp_path, ROWS, summary, "svg")
+    assert {path.name for path in tmp_path.iterdir()} == {"perception_distortion.svg", "differences.svg"}
+    draw_plots(tmp_path, ROWS, summary | {"surface": surface}, "svg")
+    assert "outlined: (1, 0)" in " ".join(words(tmp_path / "surface.svg"))
+    assert not any("MUSIQ" in text for path in tmp_path.iterdir() for text in words(path))
 
 
 def test_the_titles_count_who_is_better(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pisasr.data import captions
 from pisasr.data.captions import fill_captions, load_captioner
-from pisasr.data.manifest import read_rows, write_rows
+from pisasr.data.manifest import read_manifest, write_rows
 from pisasr.errors import PisasrError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
@@ -144,7 +144,7 @@ def manifest(tmp_path):
 @pytest.mark.parametrize("kind", ["classifier", "encoder_decoder", "blip", "talker"])
 def test_any_kind_of_model_fills_the_empty_captions(kind, manifest, request):
     filled, failed = fill_captions(manifest, request.getfixturevalue(kind), batch_size=2)
-    rows = read_rows(manifest)
+    rows = read_manifest(manifest)
     assert filled == 3 and failed == {"3.png": "no such file"}
     assert [bool(row["caption"]) for row in rows] == [True, True, True, False, True]
     assert rows[1] == {"path": "1.png", "score": 0.1, "caption": "a well"}
@@ -192,21 +192,27 @@ def test_an_interrupted_captioning_goes_on(manifest, classifier, monkeypatch):
     with (manifest.parent / "captions-0.jsonl").open("a") as file:
         file.write('{"path": "2.png", "capt')  # killed while writing
     filled, failed = fill_captions(manifest, "m", batch_size=1)
-    assert [row["caption"] for row in read_rows(manifest)] == ["picture 1", "a well", "picture 3", None, "picture 4"]
+    assert [row["caption"] for row in read_manifest(manifest)] == [
+        "picture 1",
+        "a well",
+        "picture 3",
+        None,
+        "picture 4",
+    ]
     assert filled == 3 and list(failed) == ["3.png"] and calls == [1, 1, 1, 1]
 
 
 def test_a_model_without_words_is_told(manifest, monkeypatch):
     monkeypatch.setattr(captions, "load_captioner", lambda *_: lambda pictures: [" "] * len(pictures))
     filled, failed = fill_captions(manifest, "m")
-    assert filled == 0 and failed["0.png"] == "the model said nothing" and read_rows(manifest)[0]["caption"] is None
+    assert filled == 0 and failed["0.png"] == "the model said nothing" and read_manifest(manifest)[0]["caption"] is None
 
 
 def test_captions_of_another_model_are_not_taken_up(manifest, monkeypatch):
     (manifest.parent / "captions-0.jsonl").write_text('{"path": "0.png", "caption": "old", "model": "other"}\n')
     monkeypatch.setattr(captions, "load_captioner", lambda *_: lambda pictures: ["new"] * len(pictures))
     fill_captions(manifest, "m")
-    assert read_rows(manifest)[0]["caption"] == "new"
+    assert read_manifest(manifest)[0]["caption"] == "new"
 
 
 def test_what_is_no_such_model_is_told_in_one_line(manifest, tmp_path):
@@ -221,7 +227,7 @@ def test_what_is_no_such_model_is_told_in_one_line(manifest, tmp_path):
 def test_two_processes_caption_together_what_one_would(manifest, classifier):
     """Each process has a part of its own; the main one merges."""
     alone = manifest.with_name("alone.jsonl")
-    write_rows(alone, read_rows(manifest))
+    write_rows(alone, read_manifest(manifest))
     fill_captions(alone, classifier)
     command = ["--caption", classifier, "--output", str(manifest.parent), "--batch_size", "1"]
     done = subprocess.run(
@@ -229,6 +235,6 @@ def test_two_processes_caption_together_what_one_would(manifest, classifier):
         capture_output=True,
         text=True,
     )
-    assert read_rows(manifest) == read_rows(alone), done.stderr
+    assert read_manifest(manifest) == read_manifest(alone), done.stderr
     assert "3 captions written" in done.stdout and done.stdout.count("captions written") == 1
     assert json.loads(manifest.read_text().splitlines()[0])["caption"]

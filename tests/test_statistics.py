@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from pisasr.evaluation.statistics import bootstrap_intervals, compare_paired, sign_flip_p
+from pisasr.evaluation.report import _compare
+from pisasr.evaluation.statistics import bootstrap_intervals, sign_flip_p
+
+
+def compare(first, second, metric: str) -> dict:
+    return _compare({"a": {metric: first}, "b": {metric: second}}, "a", "b", metric)
 
 
 def test_intervals_are_those_of_the_normal_where_it_holds():
@@ -31,16 +36,21 @@ def test_a_small_gain_on_every_picture_is_seen_through_their_differences():
     rng = np.random.default_rng(4)
     second = rng.normal(25, 5, 100)
     first = second + rng.normal(0.1, 0.1, 100)
-    found = compare_paired(first, second, higher_is_better=True)
+    found = compare(first, second, "psnr")
     apart = bootstrap_intervals(np.stack([first, second], axis=1))
-    assert apart[0, 0] < apart[1, 1] and found.low > 0
-    assert found.first_better > 70 and found.first_better + found.second_better == 100
-    assert found.p == pytest.approx(1e-4, rel=0.01)
+    assert apart[0, 0] < apart[1, 1] and found["interval"][0] > 0
+    assert found["first_better"] > 70 and found["first_better"] + found["second_better"] == 100
+    assert found["p"] == pytest.approx(1e-4, rel=0.01)
 
 
 def test_lower_may_be_better():
-    found = compare_paired(np.array([1.0, 2, 3]), np.array([2.0, 3, 3]), higher_is_better=False)
-    assert (found.first_better, found.second_better, found.difference) == (2, 0, pytest.approx(-2 / 3))
+    found = compare([1.0, 2, 3], [2.0, 3, 3], "niqe")
+    assert (found["first_better"], found["second_better"]) == (2, 0) and found["difference"] == pytest.approx(-2 / 3)
+
+
+def test_pictures_without_a_number_from_both_are_left_out_and_the_rest_counted():
+    assert compare([1.0, np.nan, 3], [np.nan, 2.0, 4], "psnr")["count"] == 1
+    assert compare([np.nan], [1.0], "psnr") == {"first": "a", "second": "b", "metric": "psnr", "count": 0}
 
 
 def test_sign_flips_give_the_exact_p_of_few_pictures():

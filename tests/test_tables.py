@@ -1,16 +1,19 @@
 """Tables say what the summary says, in a form that survives Markdown and LaTeX."""
 
+from pisasr.evaluation.evaluate import Checked, Settings
 from pisasr.evaluation.metrics import PROTOCOLS, STABLESR
-from pisasr.evaluation.report import Circumstances, summarise
+from pisasr.evaluation.pairs import Pairing
+from pisasr.evaluation.report import summarise
 from pisasr.evaluation.scorers import Panel
 from pisasr.evaluation.scoring import Scores
 from pisasr.evaluation.tables import build_table, escape_latex, to_latex, to_markdown, to_text
+from pisasr.evaluation.testsets import TestSet
 
 
-def summary_of(scores: dict[str, list[float]], metric: str = "psnr", **around):
+def summary_of(scores: dict[str, list[float]], metric="psnr", left_out=(), set_name="", protocol=STABLESR):
     rows = [{"method": m, "name": f"{k}.png", metric: v} for m, values in scores.items() for k, v in enumerate(values)]
-    panel = Panel(scorers={metric: None})
-    return summarise(Scores(rows), panel, Circumstances([metric], STABLESR, **around))
+    checked = Checked(TestSet(set_name, {}), Pairing([], list(left_out)))
+    return summarise(Scores(rows), Panel(scorers={metric: None}), Settings([metric], protocol), checked)
 
 
 def ranks(scores, metric="psnr"):
@@ -54,9 +57,8 @@ def test_a_row_may_begin_as_a_line_breaks_option_would():
 
 def test_an_infinite_mean_is_the_best():
     equal = {"a": [float("inf")], "b": [30.0], "c": [20.0]}
-    rows = [{"method": m, "name": "0.png", "psnr": v} for m, (v,) in equal.items()]
-    summary = summarise(Scores(rows), Panel(scorers={"psnr": None}), Circumstances(["psnr"], PROTOCOLS["basicsr"]))
-    assert {name: cells[0].rank for name, cells in build_table(summary).rows.items()} == {"a": 1, "b": 2, "c": 0}
+    table = build_table(summary_of(equal, protocol=PROTOCOLS["basicsr"]))
+    assert {name: cells[0].rank for name, cells in table.rows.items()} == {"a": 1, "b": 2, "c": 0}
 
 
 def test_several_sets_are_blocks_of_one_latex_table():

@@ -80,20 +80,20 @@ class PeakBytes(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize(("attention", "lean"), [(True, False), (True, True), (False, True)])
 @pytest.mark.parametrize(("h", "w", "tile"), CUTS)
 @torch.no_grad()
-def test_decoding_in_bands_is_decoding(attention, h, w, tile):
+def test_decoding_in_bands_is_decoding(attention, lean, h, w, tile):
     vae, z = shared_vae(attention), latent(h, w, batch=2)
-    assert_equal_images(decode_tiled(vae, z, tile), vae.decode(z).sample)
+    assert_equal_images(decode_tiled(vae, z, tile, lean), vae.decode(z).sample)
 
 
-@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize(("attention", "lean"), [(True, False), (True, True), (False, True)])
 @pytest.mark.parametrize(("h", "w", "tile"), CUTS)
 @torch.no_grad()
-def test_encoding_in_bands_is_encoding(attention, h, w, tile):
+def test_encoding_in_bands_is_encoding(attention, lean, h, w, tile):
     vae, x = shared_vae(attention), picture(4 * h, 4 * w, batch=2)
-    tiled, whole = encode_tiled(vae, x, 4 * tile), vae.encode(x).latent_dist
+    tiled, whole = encode_tiled(vae, x, 4 * tile, lean), vae.encode(x).latent_dist
     assert_equal_images(tiled.mean, whole.mean)
     assert_equal_images(tiled.std, whole.std)
 
@@ -165,6 +165,19 @@ def test_bands_hold_two_maps_and_no_more():
     two_widest = 3 * one_map  # where the last level takes 32 channels in and gives 16
     assert tiled.peak < 1.25 * two_widest
     assert tiled.peak < 0.65 * whole.peak
+
+
+@torch.no_grad()
+def test_lean_bands_hold_half():
+    vae = small_vae(attention=False, channels=(16, 32, 32))  # a last block that halves its channels, as SD's does
+    z, x = latent(80, 16), picture(320, 64)
+    for code, tile, share in ((decode_tiled, 4, 0.55), (encode_tiled, 16, 0.67)):
+        held = []
+        for lean in (False, True):
+            with PeakBytes() as counted:
+                code(vae, z if code is decode_tiled else x, tile, lean)
+            held.append(counted.peak)
+        assert held[1] < share * held[0], (code, held)
 
 
 def test_unknown_layers_are_named_and_the_picture_still_comes_out():

@@ -16,19 +16,32 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
+
+from tqdm import tqdm
 
 from pisasr.errors import OverlapError, PisasrError, explain, shown
 from pisasr.pictures.folders import Found
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from pisasr.pictures.images import Picture
 
 REPORT_NAME = "report.jsonl"
 TEMPORARY_PREFIX = ".pisasr-"
 
 Existing = Literal["overwrite", "skip", "error"]
-Restore = Callable[["Image.Image", int], Sequence["Image.Image"]]
+
+
+class Made(NamedTuple):
+    """What became of one picture: a result for each target, what its row shall say, and further fields of the row."""
+
+    results: Sequence[Any]  # PIL pictures, or uint16 arrays
+    note: str = ""
+    fields: Mapping[str, float] = MappingProxyType({})
+
+
+Restore = Callable[["Picture", int], Made]
 
 
 @dataclass(frozen=True)
@@ -129,10 +142,8 @@ def restore_files(
 ) -> None:
     """Take every job from its file to its targets, and write a row for it whatever happens.
 
-    `restore(picture, seed)` gives one picture for each target; what it has to say goes into the row, if it adds lines
-    to picture.info["notices"] or sets picture.info["fields"], a mapping. The seed comes from `seed` and the input's
-    name, so that neither the order nor the company of the inputs changes a result. Stops early only when the disk is
-    full.
+    The seed that `restore` is given comes from `seed` and the input's name, so that neither the order nor the company
+    of the inputs changes a result. Stops early only when the disk is full.
     """
     for number, job in enumerate(jobs):
         start = time.perf_counter()
@@ -154,8 +165,8 @@ def restore_files(
 
 def _restore_file(
     job: Job, restore: Restore, existing: Existing, seed: int, max_pixels: int | None
-) -> tuple[str, str, dict[str, float]]:
-    from pisasr.pictures.images import MAX_PIXELS, open_image, save_image
+) -> tuple[str, str, Mapping[str, float]]:
+    from pisasr.pictures.images import MAX_PIXELS, open_picture, save_image
 
     if job.found.status != "ready":
         return job.found.status, job.found.reason, {}
@@ -163,12 +174,12 @@ def _restore_file(
         return "skipped", "the output exists", {}
     if existing == "error" and any(target.exists() for target in job.targets):
         return "failed", "the output exists, and --existing is error", {}
-    image = open_image(job.found.path, max_pixels or MAX_PIXELS)
-    pictures = restore(image, seed)
-    for picture, target in zip(pictures, job.targets, strict=True):
+    picture = open_picture(job.found.path, max_pixels or MAX_PIXELS)
+    made = restore(picture, seed)
+    for result, target in zip(made.results, job.targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_image(picture, target)
-    return "ok", "; ".join(image.info["notices"]), image.info.get("fields", {})
+        save_image(result, target)
+    return "ok", "; ".join(filter(None, [*picture.notices, made.note])), made.fields
 
 
 def _is_picture(path: Path) -> bool:
@@ -205,21 +216,21 @@ class Report:
         self.counts: Counter[str] = Counter()
         self._total, self._quiet = total, quiet
         self._started = time.perf_counter()
-        self._file = self._bar = None
+        self._file: TextIO | None = None
+        self._bar: tqdm | None = None
 
     def __enter__(self) -> "Report":
         self._file = self.path.open("w", encoding="utf-8")
         if sys.stderr.isatty() and not self._quiet:
-            from tqdm import tqdm
-
             self._bar = tqdm(total=self._total, unit="picture")
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
         with suppress(OSError):  # a full disk has been told already
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
         if not self._quiet:
             print(self.summary(), flush=True)
 
@@ -230,9 +241,10 @@ class Report:
         self.counts[status] += 1
         output = None if status == "failed" or job.found.status != "ready" else str(job.targets[-1])
         row = {"input": str(job.found.path), "output": output, "status": status, "reason": reason}
-        with suppress(OSError):
-            self._file.write(json.dumps({**row, "seconds": round(seconds, 3), **(fields or {})}) + "\n")
-            self._file.flush()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.write(json.dumps({**row, "seconds": round(seconds, 3), **(fields or {})}) + "\n")
+                self._file.flush()
         self._tell(job, status, reason, seconds)
 
     def _tell(self, job: Job, status: str, reason: str, seconds: float) -> None:
@@ -246,7 +258,7 @@ class Report:
         if self._bar is not None:
             self._bar.update()
 
-    def _print(self, line: str, stream) -> None:
+    def _print(self, line: str, stream: TextIO) -> None:
         if self._bar is not None:
             self._bar.write(line, file=stream)
         else:

@@ -1,27 +1,31 @@
-"""`pisasr evaluate` and scripts/evaluate.py: folders in, scores out."""
+"""Score, at the command line: `pisasr evaluate` and scripts/evaluate.py, folders in, scores out."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pisasr.commands.options import add_pipeline_options, check_pipeline_options, normalise
-from pisasr.errors import PisasrError
-from pisasr.evaluation.rules import parse_lambdas, parse_rule
+from pisasr.commands.options import add_pipeline_options, check_pipeline_options, normalise, whole
+from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, guarded
+from pisasr.evaluation.rules import Pair, parse_lambdas, parse_rule
+from pisasr.files import write_whole
 
 if TYPE_CHECKING:
     from pisasr.evaluation.evaluate import Checked, Settings
+    from pisasr.evaluation.metrics import Protocol
     from pisasr.evaluation.processes import Processes
     from pisasr.evaluation.scorers import Panel
     from pisasr.evaluation.surface import Grid
     from pisasr.evaluation.testsets import TestSet
 
-OK, NOTHING_STARTED, UNFIT, INTERRUPTED = 0, 1, 3, 130
+UNFIT = SOME_FAILED  # pictures do not belong together
 OFFLINE_METRICS = ("psnr", "ssim", "niqe", "featdist")
 
 EXAMPLES = """\
@@ -60,92 +64,55 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument_group("pictures").add_argument
-    add("--sr", nargs="+", default=[], metavar="[NAME=]DIR", help="restored pictures, one folder per method")
-    add("--hr", type=Path, metavar="DIR", help="the true pictures")
-    add("--lr", type=Path, metavar="DIR", help="the inputs")
-    add("--sets", type=Path, metavar="YAML", help="several test sets at once, see below")
-    add(
-        "--set",
-        default="",
-        metavar="NAME",
-        help="the test set's name; one whose pictures are known (RealSR) is refused when they differ",
-    )
-    add("--suffix", metavar="REGEX", help="name endings to disregard instead of the ones below")
-    add("--allow_missing", action="store_true", help="score what every folder has, list the rest in the tables")
+    pictures = parser.add_argument_group("pictures").add_argument
+    pictures("--sr", nargs="+", default=[], metavar="[NAME=]DIR", help="restored pictures, one folder per method")
+    pictures("--hr", type=Path, metavar="DIR", help="the true pictures")
+    pictures("--lr", type=Path, metavar="DIR", help="the inputs")
+    pictures("--sets", type=Path, metavar="YAML", help="several test sets at once, see below")
+    known = "the test set's name; one whose pictures are known (RealSR) is refused when they differ"
+    pictures("--set", default="", metavar="NAME", help=known)
+    pictures("--suffix", type=_regex, metavar="REGEX", help="name endings to disregard instead of the ones below")
+    pictures("--allow_missing", action="store_true", help="score what every folder has, list the rest in the tables")
 
-    add = parser.add_argument_group("numbers").add_argument
-    add(
-        "--metrics",
-        nargs="+",
-        type=_metric,
-        metavar="METRIC",
-        help=f"any of {' '.join(METRICS)} (default: {' '.join(OFFLINE_METRICS)}, those that the folders allow)",
-    )
-    add(
-        "--protocol",
-        choices=PROTOCOLS,
-        default="stablesr",
-        help="how PSNR and SSIM are taken (default: stablesr): "
-        + "; ".join(f"{name}: {protocol.source}" for name, protocol in PROTOCOLS.items()),
-    )
-    add(
-        "--border", type=int, metavar="N", help="px that PSNR and SSIM leave out at each side (default: the protocol's)"
-    )
-    add(
-        "--weights",
-        type=Path,
-        default=os.environ.get("PISASR_WEIGHTS"),
-        metavar="DIR",
-        help="files that metrics need, by their own names (default: $PISASR_WEIGHTS)",
-    )
-    add("--cross_check", action="store_true", help="score with torchmetrics, too, and say the largest differences")
+    numbers = parser.add_argument_group("numbers").add_argument
+    usual = f"any of {' '.join(METRICS)} (default: {' '.join(OFFLINE_METRICS)}, those that the folders allow)"
+    numbers("--metrics", nargs="+", type=_metric, metavar="METRIC", help=usual)
+    habits = "; ".join(f"{name}: {protocol.source}" for name, protocol in PROTOCOLS.items())
+    taken = f"how PSNR and SSIM are taken (default: stablesr): {habits}"
+    numbers("--protocol", choices=PROTOCOLS, default="stablesr", help=taken)
+    left_out = "px that PSNR and SSIM leave out at each side (default: the protocol's)"
+    numbers("--border", type=whole, metavar="N", help=left_out)
+    files = "files that metrics need, by their own names (default: $PISASR_WEIGHTS)"
+    numbers("--weights", type=Path, default=os.environ.get("PISASR_WEIGHTS") or None, metavar="DIR", help=files)
+    second = "score with torchmetrics, too, and say the largest differences"
+    numbers("--cross_check", action="store_true", help=second)
 
-    add = parser.add_argument_group("results").add_argument
-    add(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="for per_image.csv, summary.json, table.md, table.tex, plots/ and sheets/",
-    )
-    add("--paired", nargs=2, metavar=("A", "B"), help="methods to compare picture by picture (default: the first two)")
-    add("--plots", choices=("png", "pdf", "svg", "none"), default="png", help="default: png")
-    add(
-        "--sheets",
-        type=int,
-        default=8,
-        metavar="N",
-        help="pictures on the comparison sheets, those where methods differ most (default: 8)",
-    )
-    add(
-        "--compare_published",
-        nargs="*",
-        metavar="OURS=THEIRS",
-        help="hold the means against the tables of the literature; names that differ are given",
-    )
-    add(
-        "--published_scores",
-        metavar="[METHOD=]CSV",
-        help="somebody's per-picture scores (name, metrics) to hold one method's against",
-    )
+    results = parser.add_argument_group("results").add_argument
+    kept = "for per_image.csv, summary.json, table.md, table.tex, plots/ and sheets/"
+    results("--output", type=Path, required=True, metavar="DIR", help=kept)
+    paired = "methods to compare picture by picture (default: the first two)"
+    results("--paired", nargs=2, metavar=("A", "B"), help=paired)
+    results("--plots", choices=("png", "pdf", "svg", "none"), default="png", help="default: png")
+    sheets = "pictures on the comparison sheets, those where methods differ most (default: 8)"
+    results("--sheets", type=whole, default=8, metavar="N", help=sheets)
+    tables = "hold the means against the tables of the literature; names that differ are given"
+    results("--compare_published", nargs="*", type=_alias, metavar="OURS=THEIRS", help=tables)
+    theirs = "somebody's per-picture scores (name, metrics) to hold one method's against"
+    results("--published_scores", type=_scores_of, metavar="[METHOD=]CSV", help=theirs)
 
-    add = parser.add_argument_group("strengths: run the model itself on --lr").add_argument
-    add(
-        "--lambdas",
-        nargs=2,
-        type=parse_lambdas,
-        metavar=("PIX", "SEM"),
-        help='a grid of strengths, "0:1.5:0.25" or "0,0.5,1", from one encoding and two UNet passes a picture',
-    )
-    add("--rule", type=parse_rule, help='which pair is the best: "niqe where psnr_lq >= 30"; infer has --lambda_auto')
-    add("--save_pictures", action="store_true", help="keep the grid's pictures in OUTPUT/pictures")
+    strengths = parser.add_argument_group("strengths: run the model itself on --lr").add_argument
+    grid = 'a grid of strengths, "0:1.5:0.25" or "0,0.5,1", from one encoding and two UNet passes a picture'
+    strengths("--lambdas", nargs=2, type=parse_lambdas, metavar=("PIX", "SEM"), help=grid)
+    best = 'which pair is the best: "niqe where psnr_lq >= 30"; infer has --lambda_auto'
+    strengths("--rule", type=parse_rule, help=best)
+    strengths("--save_pictures", action="store_true", help="keep the grid's pictures in OUTPUT/pictures")
     add_pipeline_options(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def evaluate(argv: list[str] | None = None) -> int:
+    """Score folders of results; returns the exit code."""
     from pisasr.evaluation.processes import Processes
 
     parser = build_parser()
@@ -153,22 +120,15 @@ def main(argv: list[str] | None = None) -> int:
     methods = _name_methods(args.sr, parser)
     _check_usage(args, parser)
     processes = Processes()
+    stopped = "pisasr: interrupted; the same command goes on from here"
     try:
-        return evaluate(methods, args, processes)
-    except KeyboardInterrupt:
-        print("pisasr: interrupted; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
-    except (PisasrError, OSError) as error:
-        if args.debug:
-            raise
-        if processes.is_first:
-            print(f"pisasr: {error}", file=sys.stderr)
-        return NOTHING_STARTED
+        return guarded(lambda: score(methods, args, processes), args.debug, not processes.is_first, stopped)
     finally:
         processes.close()
 
 
-def evaluate(methods: dict[str, Path], args: argparse.Namespace, processes: Processes) -> int:
+def score(methods: dict[str, Path], args: argparse.Namespace, processes: Processes) -> int:
+    """Check everything, then score and report set after set."""
     from pisasr.evaluation.evaluate import evaluate_set, write_overview
 
     sets = processes.once(lambda: _read_sets(methods, args))
@@ -176,8 +136,6 @@ def evaluate(methods: dict[str, Path], args: argparse.Namespace, processes: Proc
     checked = processes.once(lambda: _check_sets(sets, args))
     if checked is None:
         return UNFIT
-    if args.compare_published is not None and not all(one.set.name for one in checked):
-        raise PisasrError("--compare_published: these pictures are of no set known by its pixels; name it with --set")
     _check_promises(checked, args)
     panel = _load_panel(metrics, args, processes)
     if not panel.scorers and not panel.extractors:
@@ -193,7 +151,9 @@ def evaluate(methods: dict[str, Path], args: argparse.Namespace, processes: Proc
         summary, scores = done
         summaries.append(summary)
         _tell(summary, output)
-        _compare(summary, scores.rows, args, output)
+        if told := _hold_against_others(summary, scores.rows, args):
+            print(f"\n{told}")
+            write_whole(output / "published.md", told)
     if len(summaries) > 1:
         write_overview(args.output, summaries)
         print(f"All sets: {args.output}/table.md, table.tex and summary.json")
@@ -228,14 +188,16 @@ def _refuse_own_folders(one: TestSet, output: Path) -> None:
 
 def _check_promises(checked: list[Checked], args: argparse.Namespace) -> None:
     """What can be known to fail before anything is scored: names of methods and sets, other people's scores."""
-    from pisasr.evaluation.published import compare_published, read_scores
+    from pisasr.evaluation.published import check_aliases, read_scores
     from pisasr.evaluation.surface import name_pairs
 
-    if args.published_scores:
-        read_scores(Path(args.published_scores.rpartition("=")[2]))
+    if args.compare_published is not None and not all(one.set.name for one in checked):
+        raise PisasrError("--compare_published: these pictures are of no set known by its pixels; name it with --set")
+    aliases, (theirs, path) = dict(args.compare_published or []), args.published_scores or ("", None)
+    if path:
+        read_scores(path)
     grid = name_pairs(*args.lambdas) if args.lambdas else {}
-    named = [*(args.paired or []), *(word.split("=", 1)[0] for word in args.compare_published or [])]
-    named += [args.published_scores.rpartition("=")[0]] if "=" in (args.published_scores or "") else []
+    named = [*(args.paired or []), *aliases, *filter(None, [theirs])]
     for one in checked:
         if clash := grid.keys() & one.set.sr.keys():
             raise PisasrError(f"--sr {min(clash)} has the name of a pair of --lambdas; call it otherwise")
@@ -243,10 +205,7 @@ def _check_promises(checked: list[Checked], args: argparse.Namespace) -> None:
         if absent := [name for name in named if name not in methods]:
             raise PisasrError(f"{one.set.name or 'the set'} has no method {absent[0]}; it has {', '.join(methods)}")
     if args.compare_published is not None:
-        names = [one.set.name for one in checked]
-        known = [name for name in names if _is_published(name)] or names[:1]
-        aliases = dict(word.split("=", 1) for word in args.compare_published)
-        compare_published(known[0], {name: {} for name in aliases}, 0, aliases)
+        check_aliases([one.set.name for one in checked], aliases)
 
 
 def _usual_metrics(sets: list[TestSet]) -> list[str]:
@@ -279,7 +238,8 @@ def _load_panel(metrics: list[str], args: argparse.Namespace, processes: Process
 
     if not processes.is_first:
         processes.wait()  # what must be fetched is fetched once
-    panel = load_panel(metrics, _protocol(args), args.weights, args.cross_check)
+    device = None if args.device == "auto" else args.device
+    panel = load_panel(metrics, _choose_protocol(args), args.weights, args.cross_check, device)
     if processes.is_first:
         for name, reason in panel.missing.items():
             print(f"{name}: n/a. {reason}", file=sys.stderr)
@@ -287,7 +247,7 @@ def _load_panel(metrics: list[str], args: argparse.Namespace, processes: Process
     return panel
 
 
-def _protocol(args: argparse.Namespace):
+def _choose_protocol(args: argparse.Namespace) -> Protocol:
     from pisasr.evaluation.metrics import PROTOCOLS
 
     protocol = PROTOCOLS[args.protocol]
@@ -300,14 +260,9 @@ def _protocol(args: argparse.Namespace):
 def _build_settings(metrics: list[str], args: argparse.Namespace) -> Settings:
     from pisasr.evaluation.evaluate import Settings
 
-    return Settings(
-        metrics,
-        _protocol(args),
-        tuple(args.paired) if args.paired else None,
-        "" if args.plots == "none" else args.plots,
-        args.sheets,
-        _build_grid(metrics, args) if args.lambdas else None,
-    )
+    grid = _build_grid(metrics, args) if args.lambdas else None
+    paired, plots = tuple(args.paired) if args.paired else None, "" if args.plots == "none" else args.plots
+    return Settings(metrics, _choose_protocol(args), paired, plots, args.sheets, grid)
 
 
 def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
@@ -322,32 +277,24 @@ def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
     pipe = load_pipeline(args)
     options = pipeline_settings(args)
 
-    def restore(path: Path, pairs):
+    def restore(path: Path, pairs: Sequence[Pair]) -> Iterator[Any]:
         seed = picture_seed(args.seed, Path(path.name))
         return pipe.sweep_lazily(open_image(path), pairs, generator=seed, **options)
 
     model = [args.pretrained_model, args.adapters, args.dtype, args.seed, str(options), *map(str, args.lambdas)]
-    return Grid(*args.lambdas, restore, args.rule, fingerprint=repr(model), saves=args.save_pictures)
-
-
-def _is_published(set_name: str) -> bool:
-    """Whether the tables of the literature, as kept here, speak of a set."""
-    from pisasr.evaluation.published import load_published
-    from pisasr.evaluation.testsets import fold_name
-
-    return fold_name(set_name) in {fold_name(row.set) for row in load_published().rows}
+    lambdas_pix, lambdas_sem = args.lambdas
+    return Grid(lambdas_pix, lambdas_sem, restore, args.rule, repr(model), args.save_pictures)
 
 
 # --- after -----------------------------------------------------------------------------------------------------------
 
 
-def _tell(summary: dict, output: Path) -> None:
-    from pisasr.evaluation.evaluate import shown_methods
+def _tell(summary: dict[str, Any], output: Path) -> None:
     from pisasr.evaluation.tables import build_table, to_text
 
     about = f"{summary['set']}: " if summary["set"] else ""
     print(f"{about}{summary['pictures']} pictures, protocol {summary['protocol']['name']}")
-    print(to_text(build_table(summary, shown_methods(summary))), end="")
+    print(to_text(build_table(summary)), end="")
     for fault in [*summary["left_out"], *summary["faults"]]:
         print(fault)
     if best := summary.get("surface", {}).get("best"):
@@ -355,39 +302,19 @@ def _tell(summary: dict, output: Path) -> None:
     print(f"Written to {output}: table.md (with intervals and protocol), table.tex, per_image.csv, summary.json")
 
 
-def _compare(summary: dict, rows: list[dict], args: argparse.Namespace, output: Path) -> None:
-    """What the literature and other people's scores say of the same, told and written to published.md."""
-    from pisasr.evaluation.published import (
-        compare_published,
-        compare_scores,
-        read_scores,
-        render_published,
-        render_scores,
-    )
-    from pisasr.files import write_whole
+def _hold_against_others(summary: dict[str, Any], rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    """What other people's scores and the literature say of the same pictures, as Markdown; "" where nobody asked."""
+    from pisasr.evaluation.published import compare_scores, compare_summary, read_scores, render_scores
 
     parts = []
     if args.published_scores:
-        method, equals, path = args.published_scores.rpartition("=")
+        method, path = args.published_scores
         method = method or next(iter(summary["methods"]))
         chosen = [row for row in rows if row["method"] == method]
-        parts.append(f"{method}\n\n" + render_scores(compare_scores(chosen, read_scores(Path(path)))))
+        parts.append(f"{method}\n\n" + render_scores(compare_scores(chosen, read_scores(path))))
     if args.compare_published is not None:
-        aliases = dict(word.split("=", 1) for word in args.compare_published)
-        means = {
-            method: {name: column["mean"] for name, column in columns.items() if isinstance(column, dict)}
-            for method, columns in summary["methods"].items()
-        }
-        protocol = summary["protocol"]["name"]
-        parts.append(f"{summary['pictures']} pictures, protocol {protocol}; the published numbers are by stablesr.\n")
-        if _is_published(summary["set"]):
-            found = compare_published(summary["set"], means, summary["pictures"], aliases)
-            parts.append(render_published(found))
-        else:
-            parts.append(f"Nothing is published here on {summary['set']}.\n")
-    if parts:
-        print("\n" + "\n".join(parts))
-        write_whole(output / "published.md", "\n".join(parts))
+        parts += compare_summary(summary, dict(args.compare_published))
+    return "\n".join(parts)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -398,12 +325,31 @@ def _metric(word: str) -> str:
 
     name = ALIASES.get(word.lower(), word.lower())
     if name not in METRICS:
-        import difflib
-
         near = difflib.get_close_matches(name, METRICS, n=1)
         advice = f"did you mean {near[0]}?" if near else f"there are {' '.join(METRICS)}"
         raise argparse.ArgumentTypeError(f"no metric is called {word!r}; {advice}")
     return name
+
+
+def _regex(word: str) -> str:
+    try:
+        re.compile(word)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a regular expression: {error}") from None
+    return word
+
+
+def _alias(word: str) -> tuple[str, str]:
+    ours, equals, theirs = word.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{word!r}: wanted OURS=THEIRS, or nothing where the names are the same")
+    return ours, theirs
+
+
+def _scores_of(word: str) -> tuple[str, Path]:
+    """METHOD=CSV, or CSV, whose method is then ""."""
+    method, _, path = word.rpartition("=")
+    return method, Path(path)
 
 
 def _name_methods(words: list[str], parser: argparse.ArgumentParser) -> dict[str, Path]:
@@ -422,18 +368,16 @@ def _name_methods(words: list[str], parser: argparse.ArgumentParser) -> dict[str
 
 
 def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """What options forbid each other or want each other."""
     from pisasr.evaluation.metrics import METRICS
 
     args.metrics = list(dict.fromkeys(args.metrics)) if args.metrics else None
-    try:
-        re.compile(args.suffix or "")
-    except re.error as error:
-        parser.error(f"--suffix {args.suffix} is not a regular expression: {error}")
-    if args.border is not None and args.border < 0:
-        parser.error(f"--border {args.border}: it must be 0 or more")
-    if args.sheets < 0:
-        parser.error(f"--sheets {args.sheets}: it must be 0 or more")
-    _check_folders(args, parser)
+    if args.sets and (args.sr or args.hr or args.lr or args.set):
+        parser.error("--sets names the folders itself; leave out --sr, --hr, --lr and --set")
+    if not args.sets and not args.sr and not args.lambdas:
+        parser.error("nothing to score: give --sr, --sets, or --lambdas with --lr")
+    if args.lambdas and not (args.sets or args.lr):
+        parser.error("--lambdas restores the inputs; name their folder with --lr")
     for name in [] if args.sets else args.metrics or []:
         if METRICS[name].needs in ("hq", "hq_set") and not args.hr:
             parser.error(f"--metrics {name} compares with the true pictures; name their folder with --hr")
@@ -445,15 +389,4 @@ def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         parser.error("--save_pictures keeps those of --lambdas; give both")
     if args.paired and args.paired[0] == args.paired[1]:
         parser.error(f"--paired {args.paired[0]} {args.paired[1]}: two different methods are wanted")
-    if wrong := [word for word in args.compare_published or [] if "=" not in word]:
-        parser.error(f"--compare_published {wrong[0]}: wanted OURS=THEIRS, or nothing where the names are the same")
     check_pipeline_options(parser, args)
-
-
-def _check_folders(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    if args.sets and (args.sr or args.hr or args.lr or args.set):
-        parser.error("--sets names the folders itself; leave out --sr, --hr, --lr and --set")
-    if not args.sets and not args.sr and not args.lambdas:
-        parser.error("nothing to score: give --sr, --sets, or --lambdas with --lr")
-    if args.lambdas and not (args.sets or args.lr):
-        parser.error("--lambdas restores the inputs; name their folder with --lr")

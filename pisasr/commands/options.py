@@ -87,6 +87,14 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
         help="VAE tile in pixels of the picture; changes memory, not the result (default: 512)",
     )
     add(
+        "--batch_size",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="UNet tiles that go through at once; changes speed and memory (default: 1)",
+    )
+    add("--low_memory", action="store_true", help="halve what the VAE holds of a big picture, for more time")
+    add(
         "--vae_decoder_tiled_size",
         type=positive_int,
         metavar="N",
@@ -125,6 +133,8 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
         "tile_size": args.tile_size,
         "tile_overlap": args.tile_overlap,
         "vae_tile_size": args.vae_tile_size,
+        "batch_size": args.batch_size,
+        "low_memory": args.low_memory,
         "prompt": args.prompt,
         "posterior": args.posterior,
     }

@@ -5,8 +5,7 @@ import logging
 import os
 import sys
 
-from pisasr.commands.exits import OK, guarded
-from pisasr.errors import UsageError
+from pisasr.errors import OK, guarded
 
 EXAMPLES = """examples:
   pisasr train --config configs/small.yaml "data.photos=[photos]" run.output=runs/small
@@ -36,27 +35,26 @@ def train(argv: list[str]) -> int:
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="rules over the file")
-    return guarded(_train, parser.parse_intermixed_args(argv))
+    args = parser.parse_intermixed_args(argv)
+    return guarded(lambda: _train(args), args.debug)
 
 
 def _train(args: argparse.Namespace) -> int:
-    from pisasr.config import ConfigError, load_config
+    from pisasr.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        from pisasr.training.estimate import print_plan
+
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first alone
+            print_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
+        return OK
     from pisasr.training.guard import Interrupted
+    from pisasr.training.loop import train as train_adapters
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        config = load_config(args.config, args.overrides)
-        if args.dry_run:
-            from pisasr.training.estimate import print_plan
-
-            if os.environ.get("RANK", "0") == "0":  # of several processes the first alone
-                print_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
-            return OK
-        from pisasr.training.loop import train as train_adapters
-
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         train_adapters(config, args.allow_change)
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
     except Interrupted as stop:
         print(f"pisasr: {stop}", file=sys.stderr)
         return 128 + stop.number

@@ -1,14 +1,17 @@
-"""Captions for a manifest, written once before training, by whatever model of transformers looks at pictures."""
+"""Before training: captions for a manifest, written once, by whatever model of transformers looks at pictures."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from tqdm import trange
 
-from pisasr.data.manifest import Journal, read_manifest, write_rows
+from pisasr.data.manifest import read_manifest, write_rows
 from pisasr.errors import ImageError, ModelError, PisasrError, explain
+from pisasr.files import Journal
 from pisasr.pictures.images import open_image, split
 
 MAX_WORDS = 64  # new tokens of a caption
@@ -18,11 +21,7 @@ Describe = Callable[[list[Image.Image]], list[str]]
 
 
 def fill_captions(
-    manifest: Path,
-    model: str,
-    batch_size: int = 8,
-    prompt: str | None = None,
-    progress: Callable[[Iterable, int, str], Iterable] = lambda steps, total, verb: steps,
+    manifest: Path, model: str, batch_size: int = 8, prompt: str | None = None
 ) -> tuple[int, dict[str, str]]:
     """Caption the rows that have no caption. Returns how many were filled, and {path: reason} of what can't be read.
 
@@ -42,12 +41,13 @@ def fill_captions(
     known = _read_shards(manifest.parent, model)
     todo = [row["path"] for row in rows if not row.get("caption") and row["path"] not in known]
     state.wait_for_everyone()  # nobody writes before everybody has read: the parts have to fit
-    with state.split_between_processes(todo) as part, Journal(_shard(manifest.parent, state.process_index)) as journal:
-        describe = load_captioner(model, state.device, prompt) if part else None
-        batches = [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-        for batch in progress(batches, len(batches), "batches captioned") if state.is_main_process else batches:
-            for row in _caption_batch(batch, manifest.parent, describe):
-                journal.add({**row, "model": model})
+    journal = Journal(_shard(manifest.parent, state.process_index))
+    with state.split_between_processes(todo) as part:
+        if part:
+            describe = load_captioner(model, state.device, prompt)
+        for start in trange(0, len(part), batch_size, unit="batch", delay=2, disable=not state.is_main_process):
+            for row in _caption_batch(part[start : start + batch_size], manifest.parent, describe):
+                journal.append({**row, "model": model})
     state.wait_for_everyone()
     captions = _read_shards(manifest.parent, model, with_failed=True)
     state.wait_for_everyone()  # nobody deletes before everybody has read
@@ -75,7 +75,7 @@ def _shard(folder: Path, rank: int | str) -> Path:
 
 
 def _read_shards(folder: Path, model: str, with_failed: bool = False) -> dict[str, dict]:
-    rows = [row for shard in sorted(folder.glob(_shard(folder, "*").name)) for row in Journal(shard).read()]
+    rows = [row for shard in sorted(folder.glob(_shard(folder, "*").name)) for row in Journal(shard).rows()]
     return {row["path"]: row for row in rows if row.get("model") == model and (with_failed or row.get("caption"))}
 
 
@@ -136,7 +136,8 @@ def _load_tagger(model: str, device: torch.device) -> Describe:
 def _load_generator(model: str, device: torch.device, prompt: str | None) -> Describe:
     from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-    network = AutoModelForImageTextToText.from_pretrained(model, dtype="auto").to(device).eval()
+    network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
+    network.to(device).eval()
     processor = AutoProcessor.from_pretrained(model)
     if hasattr(processor, "tokenizer"):
         tokenizer = processor.tokenizer
@@ -160,7 +161,7 @@ def _load_generator(model: str, device: torch.device, prompt: str | None) -> Des
     return describe
 
 
-def _ask(processor, prompt: str | None) -> str | None:
+def _ask(processor: Any, prompt: str | None) -> str | None:
     """The prompt as the model wants it: a model that talks is asked in its own form, others as they are."""
     if not getattr(processor, "chat_template", None):
         return prompt

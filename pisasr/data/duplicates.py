@@ -1,4 +1,7 @@
-"""Photos that show the same: found by a hash that hardly changes under compression, scaling and light."""
+"""Before training: photos that show the same, by a hash that hardly changes under compression, scaling and light.
+
+Our own twenty lines and not imagehash's phash: that brings SciPy and PyWavelets, and MAX_DISTANCE was measured on this.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,9 +1,10 @@
-"""The shapes of blur. Each function gives one [size, size] float64 kernel, size odd, its entries summing to one.
+"""Of the degradation: the shapes of blur. Each is a [size, size] float64 kernel, size odd, its entries summing to one.
 
 Formulas as Real-ESRGAN (arXiv:2107.10833, section 3) uses them. Angles in radians, lengths in pixels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,7 @@ def sinc(size: int, cutoff: float) -> Tensor:
     return normalize(kernel)
 
 
-SHAPES = {"gaussian": gaussian, "plateau": plateau, "sinc": sinc}
+SHAPES: dict[str, Callable[..., Tensor]] = {"gaussian": gaussian, "plateau": plateau, "sinc": sinc}
 
 
 @dataclass(frozen=True)

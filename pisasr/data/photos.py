@@ -1,49 +1,31 @@
-"""Photos to training pairs: choose, crop, mirror, degrade, with chance tied to the sample and to nothing else."""
+"""Stop one of training, HQ photo -> (x_L, x_H): choose, crop, mirror, degrade, with chance tied to the sample alone."""
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler
 
-from pisasr.data.degradation import DegradationRecipe, Plan, carry_out, carry_out_one, draw_plan, sample_generator
+from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
 from pisasr.data.manifest import read_manifest
-from pisasr.data.sources import read_sidecar
+from pisasr.data.sources import Photo, PhotoPair, read_list, read_sidecar
 from pisasr.errors import PisasrError
-from pisasr.pictures.images import open_image, split, to_signed
+from pisasr.pictures.folders import EXTENSIONS
+from pisasr.pictures.images import open_image, split
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 ATTEMPTS = 16  # photos asked for one sample before training stops: by then nearly all of them are bad
 
 
 # --- which photos ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A photo of the training set."""
-
-    path: Path
-    source: str  # what data.mix calls it: the name of its folder or list, or the source in its manifest
-    caption: str | None = None  # the manifest's; one beside the photo goes before it
-    score: float | None = None  # the manifest's
-    pair: "Pair | None" = None  # where its low-quality version is given
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What lies beside a photo whose low-quality version is not made while training runs."""
-
-    lq: Path
-    teacher: Path | None = None  # lq as another method repaired it, of the photo's size
 
 
 def list_photos(sources: Sequence[str]) -> list[Path]:
@@ -66,12 +48,11 @@ def choose_photos(
         if (source / "hq").is_dir() and (source / "lq").is_dir():
             photos += _pairs_in(source, name)
         elif source.is_dir():
-            photos += [Photo(p, name) for p in sorted(source.rglob("*")) if p.suffix.lower() in SUFFIXES]
+            photos += [Photo(p, name) for p in sorted(source.rglob("*")) if p.suffix.lower() in EXTENSIONS]
         elif source.is_file() and source.suffix == ".jsonl":
             photos += [_from_row(row, source) for row in read_manifest(source)]
         elif source.is_file():
-            lines = source.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-            photos += [Photo(source.parent / line.strip(), source.stem) for line in lines if line.strip()]
+            photos += [Photo(path, source.stem) for path in read_list(source)]
         else:
             raise PisasrError(
                 f"data.photos: {source} does not exist; wanted a folder of photos, a list of paths or a manifest."
@@ -81,13 +62,13 @@ def choose_photos(
     if hq_fraction < 1:
         photos = keep_best(photos, hq_fraction)
     if not photos:
-        raise PisasrError(f"data.photos: no photos in {', '.join(sources)} (looked for {', '.join(sorted(SUFFIXES))}).")
+        raise PisasrError(f"data.photos: no photos in {', '.join(sources)} (looked for {', '.join(EXTENSIONS)}).")
     return photos
 
 
 def _pairs_in(folder: Path, name: str) -> list[Photo]:
     sides = {
-        side: {p.stem: p for p in sorted((folder / side).glob("*")) if p.suffix.lower() in SUFFIXES}
+        side: {p.stem: p for p in sorted((folder / side).glob("*")) if p.suffix.lower() in EXTENSIONS}
         for side in ("hq", "lq", "teacher")
     }
     needed = ("lq", "teacher") if (folder / "teacher").is_dir() else ("lq",)
@@ -98,7 +79,7 @@ def _pairs_in(folder: Path, name: str) -> list[Photo]:
                 f"{side}, like {without[0]}; take them out, or make the rest."
             )
     return [
-        Photo(path, name, pair=Pair(sides["lq"][stem], sides["teacher"].get(stem)))
+        Photo(path, name, pair=PhotoPair(sides["lq"][stem], sides["teacher"].get(stem)))
         for stem, path in sides["hq"].items()
     ]
 
@@ -127,7 +108,7 @@ def keep_best(photos: list[Photo], fraction: float) -> list[Photo]:
             f"data.hq_fraction={fraction:g} needs a score for every photo, {without.path} has none; "
             "make a manifest with scripts/prepare_data.py and name it in data.photos."
         )
-    best = sorted(range(len(photos)), key=lambda i: -photos[i].score)[: max(1, round(fraction * len(photos)))]
+    best = sorted(range(len(photos)), key=lambda i: -(photos[i].score or 0))[: max(1, round(fraction * len(photos)))]
     return [photos[i] for i in sorted(best)]
 
 
@@ -135,7 +116,7 @@ def count_captions(photos: Iterable[Photo]) -> int:
     """How many photos have a caption, in PHOTO.txt or in the manifest. Looks into each folder once."""
     names: dict[Path, set[str]] = {}
     for folder in {photo.path.parent for photo in photos}:
-        names[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+        names[folder] = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     return sum(bool(photo.caption) or f"{photo.path.stem}.txt" in names[photo.path.parent] for photo in photos)
 
 
@@ -149,8 +130,7 @@ class Photos(Dataset):
 
     A pair: {"x_H", "x_L": [3, crop_px, crop_px] in [-1, 1], "caption": str, "seed": int, "photo": str, "failed": str}.
     x_L is degraded to a quarter of the size and enlarged again by bicubic interpolation, as inference enlarges its
-    input. The seed is for whatever else is drawn for this sample. With `plan_only` the degradation is left to whoever
-    has the batch on a device (`degrade_batch`): x_H holds levels of 255 (uint8) and "plan" takes x_L's place.
+    input. The seed is for whatever else is drawn for this sample.
 
     A photo in `pairs` has its x_L given: both are cut at the same place. If all have a teacher's picture, samples have
     it too, as "x_T" like x_H.
@@ -165,9 +145,8 @@ class Photos(Dataset):
     seed: int
     caption: str = ""  # for photos without one of their own
     keep_in_memory: bool = False
-    plan_only: bool = False
     captions: Mapping[Path, str] = field(default_factory=dict)  # from a manifest; PHOTO.txt goes before it
-    pairs: Mapping[Path, Pair] = field(default_factory=dict)
+    pairs: Mapping[Path, PhotoPair] = field(default_factory=dict)
     _kept: dict[Path, list[Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -178,25 +157,16 @@ class Photos(Dataset):
         """Whether every photo has a teacher's picture."""
         return all(path in self.pairs and self.pairs[path].teacher for path in self.photos)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | str | int]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         path, levels, failed = self._find_usable(epoch, index)
         generator = sample_generator(self.seed, epoch, index)
         x_H, *given = random_crop(levels, self.crop_px, generator)
-        if given:
-            x_L = enlarge(given[0][None].float() / 255, self.crop_px)[0]
-            pictures = {"x_H": to_range(x_H), "x_L": x_L}
-            if self.taught:
-                pictures["x_T"] = to_range(given[1])
-        else:
-            plan = draw_plan(self.recipe, (self.crop_px, self.crop_px), generator)
-            if self.plan_only:
-                pictures = {"x_H": x_H, "plan": plan}
-            else:
-                x_L = enlarge(carry_out_one(x_H.float() / 255, plan)[None], self.crop_px)[0]
-                pictures = {"x_H": to_range(x_H), "x_L": x_L}
+        x_L = given[0].float() / 255 if given else degrade_one(x_H.float() / 255, self.recipe, generator, by_place=True)
         return {
-            **pictures,
+            "x_H": to_range(x_H),
+            "x_L": enlarge(x_L, self.crop_px),
+            **({"x_T": to_range(given[1])} if self.taught else {}),
             "caption": read_sidecar(path) or self.captions.get(path) or self.caption,
             "seed": int(torch.randint(2**31, (), generator=generator)),
             "photo": str(path),
@@ -231,7 +201,7 @@ class Photos(Dataset):
         for file, picture, size in zip(files, pictures, wanted, strict=False):
             if picture.size != size:
                 raise PisasrError(f"{file} is {'x'.join(map(str, picture.size))}; wanted {'x'.join(map(str, size))}")
-        levels = [((to_signed(picture)[0] + 1) * 127.5).round().byte() for picture in pictures]
+        levels = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures]
         if self.keep_in_memory:
             self._kept[path] = levels
         return levels
@@ -243,20 +213,9 @@ def to_range(levels: Tensor) -> Tensor:
 
 
 def enlarge(x_L: Tensor, side: int) -> Tensor:
-    """x_L [B, 3, h, w] in [0, 1] at side x side, in [-1, 1]: bicubic as Pillow's, and eight bits, as in inference."""
-    x_L = torch.nn.functional.interpolate(x_L, size=(side, side), mode="bicubic", antialias=True)
+    """x_L [3, h, w] in [0, 1] at side x side, in [-1, 1]: bicubic as Pillow's, and eight bits, as in inference."""
+    x_L = torch.nn.functional.interpolate(x_L[None], size=(side, side), mode="bicubic", antialias=True)[0]
     return (x_L.clamp(0, 1) * 255).round() / 127.5 - 1
-
-
-def degrade_batch(levels: Tensor, plans: list[Plan]) -> tuple[Tensor, Tensor]:
-    """(x_L, x_H) [B, 3, H, H] in [-1, 1] on the device of `levels`, from what `Photos` with plan_only gave."""
-    return enlarge(carry_out(levels.float() / 255, plans), levels.shape[-1]), to_range(levels)
-
-
-def collate(samples: list[dict]) -> dict:
-    """Samples as a batch; plans stay a list."""
-    plans = {"plan": [sample.pop("plan") for sample in samples]} if "plan" in samples[0] else {}
-    return {**default_collate(samples), **plans}
 
 
 def random_crop(pictures: list[Tensor], size: int, generator: torch.Generator) -> list[Tensor]:
@@ -274,7 +233,7 @@ def random_crop(pictures: list[Tensor], size: int, generator: torch.Generator) -
         ratio = height // picture.shape[1]
         top, left, side = row * step // ratio, column * step // ratio, size // ratio
         piece = picture[:, top : top + side, left : left + side]
-        pieces.append(piece.flip(2) if mirror else piece)
+        pieces.append((piece.flip(2) if mirror else piece).contiguous())  # colours first, also in the batch
     return pieces
 
 

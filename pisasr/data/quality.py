@@ -1,4 +1,4 @@
-"""How good a photo is as a target of training: a number in [0, 1] from what is measured on its luma, without a network.
+"""Before training: how good a photo is as a target, from 0 to 1, by what is measured on its luma without a network.
 
 Four things spoil a high-quality photo, and each is measured where it shows:
 
@@ -127,7 +127,7 @@ def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     for weights in (kernel / kernel.sum(),) * 2:
         padded = np.pad(x, ((0, 0), (radius, radius)), mode="reflect")
-        x = sum(np.float32(w) * padded[:, i : i + x.shape[1]] for i, w in enumerate(weights)).T
+        x = np.asarray(sum(np.float32(w) * padded[:, i : i + x.shape[1]] for i, w in enumerate(weights))).T
     return x
 
 

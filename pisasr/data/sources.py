@@ -1,4 +1,4 @@
-"""Where photos lie: folders, path lists, and the layouts of the usual data sets, as one list.
+"""Before training: where photos lie. Folders, path lists, and the layouts of the usual data sets, as one list.
 
 Folders are searched recursively and in order, so numbered shards (LSDIR, FFHQ) need nothing of their own. Of sets that
 come in pairs (DIV2K, Flickr2K, LSDIR's validation) the reduced pictures are never taken, and pictures held out for
@@ -11,18 +11,16 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from pisasr.errors import PisasrError
 from pisasr.pictures.folders import EXTENSIONS
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description")
 LICENCE_COLUMNS = ("licence", "license")
-METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 LICENCE_FILES = tuple(
     name + end for name in ("LICENSE", "LICENCE", "COPYING", "license", "licence") for end in ("", ".txt", ".md")
 )
@@ -35,13 +33,23 @@ SAYS_HELD_OUT = re.compile(r"(^|[_-])(valid|validation|val\d*|test)([_-]|$)", re
 
 
 @dataclass(frozen=True)
-class Found:
-    """A photo, and what was said about it where it lay."""
+class PhotoPair:
+    """What lies beside a photo whose low-quality version is not made while training runs."""
+
+    lq: Path
+    teacher: Path | None = None  # lq as another method repaired it, of the photo's size
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo of a training set, and what was said about it where it lay."""
 
     path: Path
-    source: str  # the name of the folder or list that led to it
+    source: str  # the name of the folder, list or manifest that led to it, or the source that its manifest names
+    caption: str | None = None  # one beside the photo goes before its manifest's
+    score: float | None = None  # a manifest's
     licence: str | None = None
-    caption: str | None = None
+    pair: PhotoPair | None = None  # where its low-quality version is given
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,10 @@ def name_sources(sources: list[str]) -> dict[str, str]:
     return {source: name if names.count(name) == 1 else source for source, name in short.items()}
 
 
-def find_photos(source: str, name: str, output: Path) -> tuple[list[Found], list[LeftOut]]:
+def find_photos(source: str, name: str, output: Path) -> tuple[list[Photo], list[LeftOut]]:
     """All photos of one source, in order; PisasrError if there is no such source or it holds none.
 
-    What lies in `output` is no source, except the photos taken out of parquet files, which are written there.
+    What lies in `output` is no source.
     """
     path = Path(source).expanduser()
     left_out: list[LeftOut] = []
@@ -75,12 +83,10 @@ def find_photos(source: str, name: str, output: Path) -> tuple[list[Found], list
         if reason:
             raise PisasrError(f"--input {source}: {reason}; wanted the full-size pictures.")
         photos = list(_walk(path, name, output.resolve(), left_out))
-    elif path.suffix == ".parquet" and path.is_file():
-        photos = list(unpack_parquet(path, name, output))
     elif path.is_file():
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        paths = [path.parent / line.strip() for line in lines if line.strip()]
-        photos = [Found(photo, name, _licence_in(photo.parent), read_sidecar(photo)) for photo in paths]
+        photos = [
+            Photo(photo, name, read_sidecar(photo), licence=_licence_in(photo.parent)) for photo in read_list(path)
+        ]
     else:
         raise PisasrError(f"--input {source} does not exist; wanted a folder of photos or a list of paths.")
     if not photos:
@@ -88,7 +94,7 @@ def find_photos(source: str, name: str, output: Path) -> tuple[list[Found], list
     return photos, left_out
 
 
-def _walk(root: Path, name: str, output: Path, left_out: list[LeftOut]) -> Iterator[Found]:
+def _walk(root: Path, name: str, output: Path, left_out: list[LeftOut]) -> Iterator[Photo]:
     told: dict[Path, dict] = {}  # what metadata files say about photos
     licences: dict[Path, str | None] = {}
     seen: set[str] = set()  # links to folders are followed, but not in circles
@@ -106,27 +112,25 @@ def _walk(root: Path, name: str, output: Path, left_out: list[LeftOut]) -> Itera
         licences[here] = _licence_in(here) or licences.get(here.parent)
         for file in METADATA_FILES:
             if file in files and (here / file).is_file():
-                with _leaving_out(here / file, left_out):
+                try:
                     told |= _read_metadata(here / file)
+                except PisasrError as error:  # it is told, and the photos are taken all the same
+                    left_out.append(LeftOut(here / file, str(error)))
         for file in sorted(files):
             path = here / file
-            if file.endswith(".parquet") and file not in METADATA_FILES and path.is_file():
-                with _leaving_out(path, left_out):
-                    for found in unpack_parquet(path, name, output):
-                        yield replace(found, licence=found.licence or licences[here])
-            elif file.lower().endswith(EXTENSIONS) and not file.startswith("."):
+            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
                 row = told.get(path, {})
                 licence = pick(row, LICENCE_COLUMNS) or licences[here]
-                yield Found(path, name, licence, read_sidecar(path) or pick(row, CAPTION_COLUMNS))
+                yield Photo(path, name, read_sidecar(path) or pick(row, CAPTION_COLUMNS), licence=licence)
 
 
-@contextmanager
-def _leaving_out(file: Path, left_out: list[LeftOut]) -> Iterator[None]:
-    """A file that can't be used is told, and the others are searched."""
-    try:
-        yield
-    except PisasrError as error:
-        left_out.append(LeftOut(file, str(error)))
+def read_list(path: Path) -> list[Path]:
+    """The photos that a text file names, a path a line, seen from its folder. PisasrError for what is no text."""
+    content = path.read_bytes()
+    if b"\0" in content:
+        raise PisasrError(f"{path} is no text; wanted a folder of photos, or a list with a path a line.")
+    lines = map(str.strip, content.decode(errors="surrogateescape").splitlines())
+    return [path.parent / line for line in lines if line]
 
 
 def read_sidecar(photo: Path) -> str | None:
@@ -181,13 +185,11 @@ def _licence_in(folder: Path) -> str | None:
 def _read_metadata(path: Path) -> dict[Path, dict]:
     """What an imagefolder's metadata file says: {photo: its row}."""
     try:
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        elif path.suffix == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-        else:
-            rows = list(_rows(_parquet(path)))
+        with path.open(encoding="utf-8", newline="") as file:
+            if path.suffix == ".csv":
+                rows: list[dict] = list(csv.DictReader(file))
+            else:
+                rows = [json.loads(line) for line in file if line.strip()]
         return {path.parent / row["file_name"]: row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise PisasrError(f"{path} is no imagefolder metadata ({error!r}); wanted a file_name column.") from None
@@ -201,45 +203,3 @@ def pick(row: dict, columns: tuple[str, ...]) -> str | None:
         if isinstance(value, str) and value.strip():
             return " ".join(value.split())
     return None
-
-
-def _parquet(path: Path) -> Any:
-    """A parquet file, open: its schema and, batch by batch, its rows."""
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError:
-        raise PisasrError(f"{path} needs the package pyarrow; pip install datasets, which brings it.") from None
-    try:
-        return ParquetFile(path)
-    except (ArrowException, OSError) as error:
-        raise PisasrError(f"{path} is no parquet file ({' '.join(str(error).split())}).") from None
-
-
-def _rows(table: Any) -> Iterator[dict]:
-    for batch in table.iter_batches(batch_size=64):
-        yield from batch.to_pylist()
-
-
-def unpack_parquet(path: Path, name: str, output: Path) -> Iterator[Found]:
-    """Write the pictures inside a parquet file to OUTPUT/photos/NAME, as they are, and find them there.
-
-    Pictures are a column of records of "bytes" and "path", as the datasets library writes them; rows without are
-    passed over.
-    """
-    table = _parquet(path)
-    columns = {field.name: getattr(field.type, "names", ()) for field in table.schema_arrow}
-    column = next((key for key, names in columns.items() if {"bytes", "path"} <= set(names)), None)
-    if column is None:
-        raise PisasrError(f"{path} has no column of pictures (records of bytes and path).")
-    folder = output / "photos" / Path(name).name / path.stem
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, row in enumerate(_rows(table)):
-        picture = row[column] or {}
-        if not picture.get("bytes"):
-            continue
-        suffix = Path(picture["path"] or "").suffix.lower()
-        photo = folder / f"{number:07d}{suffix if suffix in EXTENSIONS else '.png'}"
-        if not photo.is_file() or photo.stat().st_size != len(picture["bytes"]):
-            photo.write_bytes(picture["bytes"])
-        yield Found(photo, name, pick(row, LICENCE_COLUMNS), pick(row, CAPTION_COLUMNS))

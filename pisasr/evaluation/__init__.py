@@ -1,10 +1,9 @@
-"""Scoring: folders of restored pictures in, a number per picture and a table out.
+"""Score: folders of restored pictures in, a number per picture and a table out.
 
-    which pictures   testsets -> folders (pairs by name)
-    one number       scorers -> metrics, niqe, features (ours), deep, fid (pyiqa's networks)
-    the loop         scoring, shared by processes; evaluate walks one set from its folders to its report
-    what is shown    report (the summary), statistics, tables, plots, figure, published
-    the model        surface: a grid of strengths; realesrgan: a peer
+    a metric         metrics (METRICS: a row each), niqe, features, fid, deep (pyiqa's); scorers loads those asked for
+    a set            evaluate walks it: pairs and testsets (which pictures) -> scoring (the loop) -> report (the rest)
+    what is shown    report writes it: statistics, tables, plots, figure (sheets); published (what others have printed)
+    the model        surface (a grid of strengths), rules (which is best); realesrgan, a peer
 
 Importing this package loads neither torch nor any scorer: PSNR, SSIM and NIQE need numpy alone.
 """

@@ -1,7 +1,7 @@
-"""The deep metrics: pyiqa's networks through one doorway, torchmetrics' as a second opinion.
+"""Score: the deep metrics, pyiqa's networks through one doorway, and torchmetrics' as a second opinion.
 
-pyiqa is no part of pisasr: its licence forbids commercial use since 2026. What it would download is known here by name,
-so that a file put into a folder by hand does, and a machine without a network is told at once which file is wanted.
+pyiqa is no part of pisasr: its licence forbids commercial use since 2026. The files that it would download are known
+here by name, so that one put into a folder by hand does.
 """
 
 from __future__ import annotations
@@ -9,22 +9,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
-import socket
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 
-from pisasr.evaluation.lookup import MetricUnavailable
-from pisasr.evaluation.metrics import METRICS, SSIM_WINDOW, Protocol, Scorer, luma
+from pisasr.evaluation.lookup import MetricUnavailable, choose_device
+from pisasr.evaluation.metrics import METRICS, SSIM_WINDOW, Protocol, Scorer, cut_border, levels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,99 +58,75 @@ NETWORKS = {
 }
 
 
-def load_network(metric: str, weights: Path | None, create: Callable):
-    """What `create(pyiqa's name)` makes, with files from `weights` or torch's hub folder; else it may download them.
+def load_network(metric: str, weights: Path | None, create: Callable[[str], Any]) -> Any:
+    """What `create(pyiqa's name)` makes, with files from `weights` or torch's hub folder; else pyiqa fetches them.
 
-    MetricUnavailable, one line, when pyiqa is not there, when it fails, or when files are missing and there is no
-    network: known within seconds, where pyiqa itself would try for a minute.
+    MetricUnavailable, one line, when pyiqa is not there or fails, and at once where a file is missing while
+    HF_HUB_OFFLINE=1 says that nothing can be fetched. MANIQA and TOPIQ want a backbone from timm beside their file,
+    which timm keeps in Hugging Face's cache.
     """
     network = NETWORKS[metric]
     if find_spec("pyiqa") is None:
-        files = " and ".join(url.rsplit("/", 1)[1] for url in network.urls)
+        files = " and ".join(map(_name, network.urls))
         raise MetricUnavailable(
             "pyiqa is not installed: pip install 'pisasr[pyiqa]' (PolyForm Noncommercial licence); it then fetches"
             f" {files}, or finds them in --weights FOLDER"
         )
     found = {url: _find(url, weights) for url in network.urls}
     missing = [url for url, path in found.items() if path is None]
-    if missing and not is_online():
-        raise MetricUnavailable(
-            f"no network, and {', '.join(url.rsplit('/', 1)[1] for url in missing)} not found: fetch"
-            f" {' and '.join(missing)} elsewhere, put {'it' if len(missing) == 1 else 'them'} into a folder and give"
-            " --weights FOLDER"
-        )
+    advice = f"fetch {' and '.join(missing)}, put what came into a folder and give --weights FOLDER" if missing else ""
+    if missing and _is_offline():
+        raise MetricUnavailable(f"offline, and {', '.join(map(_name, missing))} not found: {advice}")
     for url, path in found.items():
         if path is not None and url.startswith(CLIP):
             _check_clip(url, path)
     from pisasr._compat import repair_torchvision
 
     repair_torchvision()
+    held = {url: path for url, path in found.items() if path} if not missing else {}
     try:
-        with contextlib.redirect_stdout(sys.stderr), _without_backbones(), _hub_of(found if not missing else {}):
+        with contextlib.redirect_stdout(sys.stderr), _hub_of(held):
             return create(network.name)
     except Exception as error:  # a bad file, a hub error, a missing package: all mean that this column can't be had
-        reason = " ".join(str(error).split())[:200]
-        raise MetricUnavailable(f"pyiqa could not load {network.name} ({type(error).__name__}: {reason})") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        more = f"; without a network, {advice}" if missing else ""
+        raise MetricUnavailable(f"pyiqa could not load {network.name} ({reason}){more}") from error
 
 
-def load_scorer(metric: str, weights: Path | None = None) -> Scorer:
-    """pyiqa's metric as a function of uint8 pictures."""
-    device = choose_device()
+def load_scorer(metric: str, weights: Path | None = None, device: str | None = None) -> Scorer:
+    """pyiqa's metric as a function of uint8 pictures, on `device` (None for the GPU if there is one)."""
+    place = choose_device(device)
 
-    def create(name: str):
+    def create(name: str) -> Any:
         import pyiqa
 
-        return pyiqa.create_metric(name, device=device)
+        return pyiqa.create_metric(name, device=place)
 
     network = load_network(metric, weights, create)
 
-    def score(sr: np.ndarray, hq: np.ndarray | None, lq: np.ndarray | None) -> float:
+    def score(sr: np.ndarray, hq: Any, lq: Any) -> float:
         import torch
 
         pictures = [sr, hq] if METRICS[metric].needs == "hq" else [sr]
         with torch.inference_mode():
-            return float(network(*(_to_tensor(picture).to(device) for picture in pictures)))
+            return float(network(*(_to_tensor(picture).to(place) for picture in pictures)))
 
     return score
 
 
-def is_online() -> bool:
-    """Whether the place of the weights answers; asked once, for two seconds at most. HF_HUB_OFFLINE=1 says no."""
-    says_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    return not says_offline and _answers("huggingface.co")
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
-@cache
-def _answers(host: str) -> bool:
-    answers = []
-
-    def ask() -> None:
-        with contextlib.suppress(OSError):
-            socket.create_connection((host, 443), timeout=2).close()
-            answers.append(host)
-
-    # Looking up a name knows no time limit of its own, and only a daemon doesn't hold up the end of the process.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(timeout=2)
-    return bool(answers)
-
-
-def choose_device() -> str:
-    """This process's GPU, or the CPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+def _name(url: str) -> str:
+    return url.rsplit("/", 1)[1]
 
 
 def _find(url: str, weights: Path | None) -> Path | None:
     """The file that this address names: in the given folder, or where torch keeps what it has fetched before."""
     from torch.hub import get_dir
 
-    name = url.rsplit("/", 1)[1]
-    names = (name, quote(name))  # pyiqa keeps a + as %2B
+    names = (_name(url), quote(_name(url)))  # pyiqa keeps a + as %2B
     places = [weights] if weights else []
     places += [Path(get_dir()) / folder for place, folder in FOLDERS.items() if url.startswith(place)]
     return next((place / name for place in places for name in names if (place / name).is_file()), None)
@@ -179,7 +151,8 @@ def _hub_of(found: dict[str, Path]) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
         for url, path in found.items():
             inside = next(inside for place, inside in FOLDERS.items() if url.startswith(place))
-            _link(path.resolve(), Path(folder, inside, quote(url.rsplit("/", 1)[1])))
+            Path(folder, inside).mkdir(exist_ok=True)
+            Path(folder, inside, quote(_name(url))).symlink_to(path.resolve())
         hub.set_dir(folder)
         undo.callback(hub.set_dir, usual)
         undo.callback(_set_pyiqa_folder, Path(usual, "pyiqa"))
@@ -191,35 +164,7 @@ def _set_pyiqa_folder(folder: Path) -> None:
     """pyiqa's modules look once, when they are imported, and some copy what another has found."""
     for name, module in list(sys.modules.items()):
         if name.startswith("pyiqa.") and "DEFAULT_CACHE_DIR" in getattr(module, "__dict__", {}):
-            module.DEFAULT_CACHE_DIR = str(folder)
-
-
-def _link(path: Path, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        place.symlink_to(path)
-    except OSError:  # Windows asks for rights
-        shutil.copyfile(path, place)
-
-
-@contextlib.contextmanager
-def _without_backbones() -> Iterator[None]:
-    """For a while, timm builds its networks without fetching weights for them.
-
-    MANIQA and TOPIQ fetch a backbone from the hub and then load a checkpoint over it that holds the backbone, too
-    (strictly: a tensor that it lacked would be an error). Without this, a file could not be put in place by hand.
-    """
-    if find_spec("timm") is None:
-        yield
-        return
-    import timm
-
-    create = timm.create_model
-    timm.create_model = lambda *args, **options: create(*args, **{**options, "pretrained": False})
-    try:
-        yield
-    finally:
-        timm.create_model = create
+            vars(module)["DEFAULT_CACHE_DIR"] = str(folder)
 
 
 def _to_tensor(picture: np.ndarray) -> Tensor:
@@ -255,44 +200,43 @@ def _second_opinion(metric: str, protocol: Protocol, weights: Path | None) -> Sc
     from pisasr._compat import repair_torchvision
 
     repair_torchvision()
-    from torchmetrics.functional import image
-
     if metric in ("psnr", "ssim"):
         rounds = protocol.psnr_rounds_y if metric == "psnr" else protocol.ssim_rounds_y
         compare = _torchmetrics_psnr if metric == "psnr" else _torchmetrics_ssim
-        return lambda sr, hq, lq: compare(image, *(_levels(picture, protocol, rounds) for picture in (sr, hq)))
+        return lambda sr, hq, lq: compare(*(_to_levels(picture, protocol, rounds) for picture in (sr, hq)))
     backbone = NETWORKS[metric].urls[-1]
     path = _find(backbone, weights)
-    if path is None and not is_online():
+    if path is None and _is_offline():
         raise MetricUnavailable(f"{backbone} is not there")
     with _hub_of({backbone: path} if path else {}):
         if metric == "dists":
             from torchmetrics.functional.image.dists import DISTSNetwork
 
-            network = DISTSNetwork()
-            return lambda sr, hq, lq: float(network(_to_tensor(sr), _to_tensor(hq)).detach())
-        from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
+            network: Any = DISTSNetwork()
+        else:
+            from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
 
-        network = LearnedPerceptualImagePatchSimilarity("vgg" if "vgg" in metric else "alex", normalize=True)
+            network = LearnedPerceptualImagePatchSimilarity("vgg" if "vgg" in metric else "alex", normalize=True)
     return lambda sr, hq, lq: float(network(_to_tensor(sr), _to_tensor(hq)).detach())
 
 
-def _levels(picture: np.ndarray, protocol: Protocol, rounds: bool) -> Tensor:
+def _to_levels(picture: np.ndarray, protocol: Protocol, rounds: bool) -> Tensor:
     """float64 [1, C, H, W] from 0 to 255, as the protocol reads the picture."""
     import torch
 
-    levels = picture.astype(np.float64) if protocol.color == "rgb" else luma(picture)[..., None] * 255
-    levels = np.round(levels) if rounds else levels
-    cut = slice(protocol.border_px, -protocol.border_px or None)
-    return torch.from_numpy(levels[cut, cut]).permute(2, 0, 1)[None]
+    return torch.from_numpy(cut_border(levels(picture, protocol, rounds), protocol.border_px)).permute(2, 0, 1)[None]
 
 
-def _torchmetrics_psnr(image, x: Tensor, y: Tensor) -> float:
+def _torchmetrics_psnr(x: Tensor, y: Tensor) -> float:
+    from torchmetrics.functional import image
+
     return float(image.peak_signal_noise_ratio(x, y, data_range=255.0))
 
 
-def _torchmetrics_ssim(image, x: Tensor, y: Tensor) -> float:
+def _torchmetrics_ssim(x: Tensor, y: Tensor) -> float:
     """torchmetrics' mean counts the mirrored margin, too; ours is that of the part where the window fits whole."""
+    from torchmetrics.functional import image
+
     _, places = image.structural_similarity_index_measure(x, y, sigma=1.5, data_range=255.0, return_full_image=True)
     margin = SSIM_WINDOW // 2
     return float(places[..., margin:-margin, margin:-margin].mean())

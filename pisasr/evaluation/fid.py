@@ -1,4 +1,4 @@
-"""FID: how far the features of one set of pictures lie from another's (Heusel et al. 2017, clean-fid's resizing).
+"""Score: FID, how far one set's features lie from another's (Heusel et al. 2017, clean-fid's resizing).
 
 Features are taken picture by picture, so that a set can be shared among processes, continued, or lack pictures that
 the table leaves out. The extractor is any function from a picture to a vector; InceptionV3 is the published one.
@@ -7,15 +7,16 @@ the table leaves out. The extractor is any function from a picture to a vector; 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from pisasr.evaluation.deep import choose_device, load_network
+from pisasr.evaluation.deep import load_network
+from pisasr.evaluation.lookup import choose_device
 from pisasr.evaluation.metrics import Extractor
 
 INCEPTION_SIDE = 299
-FEW = 2048  # below as many pictures as features, the covariances have no full rank and the bias is large
 
 
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -44,15 +45,15 @@ def resize_clean(picture: np.ndarray, side: int = INCEPTION_SIDE) -> np.ndarray:
     return np.stack(resized, axis=-1).clip(0, 255)
 
 
-def load_inception(weights: Path | None = None) -> Extractor:
+def load_inception(weights: Path | None = None, device: str | None = None) -> Extractor:
     """pool3 of the InceptionV3 that FID was defined with: 2048 features. MetricUnavailable without its weights."""
-    device = choose_device()
+    place = choose_device(device)
 
-    def create(name: str):
+    def create(name: str) -> Any:
         from pyiqa.archs.inception import InceptionV3
 
         block = InceptionV3.BLOCK_INDEX_BY_DIM[2048]
-        return InceptionV3(output_blocks=[block]).eval().to(device)
+        return InceptionV3(output_blocks=[block]).eval().to(place)
 
     network = load_network("fid", weights, create)
 
@@ -61,6 +62,6 @@ def load_inception(weights: Path | None = None) -> Extractor:
 
         x = torch.from_numpy((resize_clean(picture) - 128) / 128).permute(2, 0, 1)[None]
         with torch.inference_mode():
-            return network(x.to(device), False, False)[0].flatten().cpu().numpy()
+            return network(x.to(place), False, False)[0].flatten().cpu().numpy()
 
     return extract

@@ -1,4 +1,4 @@
-"""Details side by side, labelled: what a table cannot show."""
+"""Score, last stop: details side by side, labelled; what a table cannot show."""
 
 from __future__ import annotations
 
@@ -142,7 +142,8 @@ def _detail(picture: Image.Image, box: Box, size: tuple[int, int]) -> Image.Imag
     """
     scale = picture.width / size[0], picture.height / size[1]
     enlarged = -(-CELL_PX // (box[2] - box[0])) * (box[2] - box[0])
-    region = tuple(edge * scale[k % 2] for k, edge in enumerate(box))
+    left, top, right, bottom = box
+    region = left * scale[0], top * scale[1], right * scale[0], bottom * scale[1]
     detail = picture.resize((enlarged, enlarged), Image.Resampling.NEAREST, box=region)
     return detail.resize((CELL_PX, CELL_PX), Image.Resampling.BOX)
 
@@ -162,10 +163,11 @@ def _overview(picture: Image.Image, box: Box) -> Image.Image:
 
 def _write(draw: ImageDraw.ImageDraw, text: str, column: int, middle: float, size: int = 16) -> None:
     """One line centred on a column; when it is too wide it is set smaller, then loses its middle."""
-    width, half = CELL_PX - 2 * GAP_PX, len(text) // 2
-    font, shown = ImageFont.load_default(size), text
-    while font.getlength(shown) > width and font.size > 11:
-        font = ImageFont.load_default(font.size - 1)
+    width, half, shown = CELL_PX - 2 * GAP_PX, len(text) // 2, text
+    font = ImageFont.load_default(size)
+    while font.getlength(shown) > width and size > 11:
+        size -= 1
+        font = ImageFont.load_default(size)
     while font.getlength(shown) > width:
         half -= 1
         shown = f"{text[:half]}...{text[-half:]}"

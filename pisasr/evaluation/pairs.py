@@ -1,4 +1,4 @@
-"""Folders of pictures -> examples to score: every method's file beside the true picture and the input."""
+"""Score, first stop: folders of pictures -> examples: every method's file, the true picture, the input."""
 
 from __future__ import annotations
 
@@ -71,27 +71,21 @@ def _describe_strays(files: dict[str, dict], matches: dict[str, dict], anchor: s
 def _find_faults(example: Example) -> list[str]:
     """Lines about files that cannot be read or have another size; none when the example can be scored."""
     paths = {f"--sr {name}": path for name, path in example.sr.items()}
-    paths |= {"--hr": example.hq} if example.hq else {}
+    paths |= {role: path for role, path in (("--hr", example.hq), ("--lr", example.lq)) if path}
     faults, sizes = [], {}
-    for role, path in paths.items() | ({("--lr", example.lq)} if example.lq else set()):
+    for role, path in paths.items():
         try:
             height, width = read_picture(path).shape[:2]
-            sizes[role] = f"{width}x{height}"
+            sizes[role] = width, height
         except ImageError as error:
             faults.append(f"{role}: {error}")
-    anchor = "--hr" if example.hq else next(iter(paths), None)
-    if anchor in sizes:
-        faults += [
-            f"{role}: {paths[role].name} is {size}, in {anchor} it is {sizes[anchor]}"
-            for role, size in sizes.items()
-            if role in paths and size != sizes[anchor]
-        ]
-    if "--lr" in sizes and anchor in sizes and not _same_shape(sizes["--lr"], sizes[anchor]):
-        faults.append(f"--lr: {example.lq.name} is {sizes['--lr']}, another shape than {sizes[anchor]} in {anchor}")
+    anchor = "--hr" if example.hq else next((f"--sr {name}" for name in example.sr), "")
+    if anchor not in sizes:
+        return sorted(faults)
+    (width, height), wanted = sizes[anchor], "{}x{}".format(*sizes[anchor])
+    for role, (w, h) in sizes.items():
+        if role != "--lr" and (w, h) != (width, height):
+            faults.append(f"{role}: {paths[role].name} is {w}x{h}, in {anchor} it is {wanted}")
+        if role == "--lr" and abs(w * height - h * width) > max(width, height):  # a pixel is rounding, more is not
+            faults.append(f"--lr: {paths[role].name} is {w}x{h}, another shape than {wanted} in {anchor}")
     return sorted(faults)
-
-
-def _same_shape(small: str, large: str) -> bool:
-    """Whether "WxH" of both have one aspect, but for the rounding of a pixel."""
-    (w, h), (width, height) = (map(int, size.split("x")) for size in (small, large))
-    return abs(width * h - height * w) <= max(width, height)

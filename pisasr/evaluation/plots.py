@@ -1,4 +1,4 @@
-"""Scores as plots for print: what is bought with what, who is better where, what the two strengths do.
+"""Score, last stop: plots for print. What is bought with what, who is better where, what the two strengths do.
 
 A path's ending says what is written: .png (200 dpi), .pdf or .svg. The same numbers give the same bytes.
 """
@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,35 +21,25 @@ from pisasr.evaluation.metrics import METRICS
 from pisasr.files import write_whole
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 PANEL_IN, PANELS_ACROSS, DPI = 3.3, 3, 200
-MAX_BESIDE = 8  # more methods than this are named in a legend instead of beside their points
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; without the yellow, which white paper swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX<"
 FIRST, SECOND, CHOSEN = "#0072B2", "#E69F00", "#D55E00"  # the first two are dark and light in grey, too
-INK, DIM = "0.15", "0.45"
-LINES = ("-", "--", "-.")
+DIM = "0.45"
 
-ENDINGS = {".png": None, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-STYLE = {
+ENDINGS: dict[str, dict[str, Any] | None] = {".png": None, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.linewidth": 0.6,
     "axes.axisbelow": True,
     "grid.color": "0.92",
-    "grid.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
     "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
-    "legend.columnspacing": 1.2,
-    "legend.handlelength": 1.6,
     "legend.frameon": False,
     "hatch.linewidth": 0.4,
     "pdf.fonttype": 42,  # publishers refuse the default, Type 3
@@ -57,46 +47,63 @@ STYLE = {
     "svg.hashsalt": "pisasr",
 }
 
-# mean (None or NaN: no number), and the ends of its 95 % interval where there is one
-Mean = tuple[float | None, float | None, float | None]
-# what stands beside a point: text, x, y, colour, font size
-Label = tuple[str, float, float, str, float]
+# metric -> {"mean": a number or None, "interval": both ends of its 95 % interval, where there is one}
+Columns = Mapping[str, Any]
+Pair = tuple[float, float]
+
+
+def draw_plots(folder: Path, rows: Sequence[Mapping[str, Any]], summary: dict[str, Any], ending: str) -> None:
+    """What a summary and its pictures' scores have to show: up to three files in `folder`, with this ending.
+
+    PisasrError, one line, without matplotlib.
+    """
+    methods, surface = summary["methods"], summary.get("surface")
+    shown = [
+        m for m in summary["protocol"]["metrics"] if any(_mean(columns, m) is not None for columns in methods.values())
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    distortion = next((m for m in ("psnr", "psnr_lq", "ssim") if m in shown), None)
+    perceptual = [m for m in shown if m not in ("psnr", "ssim", "psnr_lq")]
+    if distortion and perceptual:
+        pairs = {method: tuple(pair) for method, pair in surface["methods"].items()} if surface else {}
+        draw_perception_distortion(folder / f"perception_distortion.{ending}", methods, distortion, perceptual, pairs)
+    single = [m for m in summary["protocol"]["metrics"] if any(m in row for row in rows)]
+    if summary["paired"] and single:
+        first, second = (summary["paired"][0][place] for place in ("first", "second"))
+        draw_differences(folder / f"differences.{ending}", rows, single, first, second)
+    if surface and (maps := {m: surface["maps"][m] for m in shown if m in surface["maps"]}):
+        best = surface.get("best", {}).get("pair")
+        draw_surface(folder / f"surface.{ending}", maps, surface["lambdas_pix"], surface["lambdas_sem"], best)
 
 
 def draw_perception_distortion(
     path: Path,
-    points: Mapping[str, Mapping[str, Mean]],
+    methods: Mapping[str, Columns],
     distortion: str,
     perceptual: Sequence[str],
-    curves: Sequence[tuple[str, Sequence[Mapping[str, float]]]] = (),
+    pairs: Mapping[str, Pair] | None = None,
 ) -> None:
-    """A panel per perceptual metric, against one distortion metric; an arrow points to where better is.
+    """A panel per perceptual metric, against one distortion metric; an axis' arrow says where better is.
 
-    points: method -> metric -> mean and interval. curves: (label, one dict per pair of strengths, with lambda_pix,
-    lambda_sem and the metrics' means), drawn as a line per lambda_pix, with the pairs that no other pair beats in both
-    metrics joined by a dotted one.
+    methods: name -> metric -> mean and interval, as a summary has them; one without both numbers is named over the
+    panel. pairs: (lambda_pix, lambda_sem) of the methods that are points of a grid: these are drawn as a line per
+    lambda_pix, with a dotted one through the pairs that no other pair beats in both metrics.
     """
+    pairs = pairs or {}
     with _figure(path, len(perceptual), 2.9) as (figure, axes):
-        labels = {}
         for axis, metric in zip(axes, perceptual, strict=True):
             axis.set(xlabel=_with_arrow(distortion), ylabel=_with_arrow(metric))
             axis.grid(True)
             axis.margins(0.16)
-            labels[axis] = _draw_points(axis, points, distortion, metric)
-            for line, (_, grid) in zip(cycle(LINES), curves, strict=False):
-                labels[axis] += _draw_grid(axis, grid, distortion, metric, line)
-            _point_to_better(axis, distortion, metric)
-        handles = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
-        handles = [*{handle.get_label(): handle for handle in handles}.values()] if len(points) > MAX_BESIDE else []
-        title = r"in brackets: ($\lambda_\mathrm{pix}$, $\lambda_\mathrm{sem}$)" if curves else None
-        _write_below(figure, handles + (_grid_handles(curves) if curves else []), title)
-        figure.draw_without_rendering()  # places are known only now
-        for axis in axes:
-            _write_beside(axis, labels[axis])
+            _draw_points(axis, {m: c for m, c in methods.items() if m not in pairs}, distortion, metric)
+            if pairs:
+                grid = {pair: [_number(methods[m], name) for name in (distortion, metric)] for m, pair in pairs.items()}
+                _draw_grid(axis, grid, distortion, metric)
+        _write_below(figure, axes, r"in brackets: ($\lambda_\mathrm{pix}$, $\lambda_\mathrm{sem}$)" if pairs else None)
 
 
 def draw_differences(
-    path: Path, rows: Sequence[Mapping[str, str | float]], metrics: Sequence[str], first: str, second: str
+    path: Path, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], first: str, second: str
 ) -> None:
     """A panel per metric: what `first` has more than `second`, picture by picture, from least to most.
 
@@ -107,23 +114,22 @@ def draw_differences(
     names = list(scores[first] | scores[second])
     with _figure(path, len(metrics), 2.3) as (figure, axes):
         for axis, metric in zip(axes, metrics, strict=True):
-            pairs = [[scores[method].get(name, {}).get(metric, math.nan) for name in names] for method in scores]
-            differences = np.subtract(*np.array(pairs, float))
-            _draw_differences(axis, metric, differences, first, second)
-        _write_below(figure, axes[0].get_legend_handles_labels()[0])
+            both = [[scores[method].get(name, {}).get(metric, math.nan) for name in names] for method in scores]
+            _draw_differences(axis, metric, np.subtract(*np.array(both, float)), first, second)
+        _write_below(figure, axes[:1])
 
 
 def draw_surface(
     path: Path,
-    surfaces: Mapping[str, Sequence[Sequence[float]]],
+    surfaces: Mapping[str, Sequence[Sequence[float | None]]],
     lambdas_pix: Sequence[float],
     lambdas_sem: Sequence[float],
-    best: tuple[float, float] | None = None,
+    best: Sequence[float] | None = None,
 ) -> None:
     """A heat map per metric, lambda_pix down and lambda_sem across; lighter is better, whichever direction is better.
 
-    surfaces: metric -> [len(lambdas_pix)][len(lambdas_sem)]. Each map's best value is bold, NaN is hatched. best: the
-    chosen (lambda_pix, lambda_sem), outlined.
+    surfaces: metric -> [len(lambdas_pix)][len(lambdas_sem)]. Each map's best value is bold; NaN and None are hatched.
+    best: the chosen (lambda_pix, lambda_sem), outlined.
     """
     height, width = 0.3 * len(lambdas_pix) + 1, max(PANEL_IN, 0.42 * len(lambdas_sem) + 0.7)
     with _figure(path, len(surfaces), height, width) as (figure, axes):
@@ -133,44 +139,20 @@ def draw_surface(
             axis.set_xticks(range(len(lambdas_sem)), [f"{value:g}" for value in lambdas_sem])
             axis.set_yticks(range(len(lambdas_pix)), [f"{value:g}" for value in lambdas_pix])
             if best:
-                column, row = list(lambdas_sem).index(best[1]), list(lambdas_pix).index(best[0])
+                row, column = list(lambdas_pix).index(best[0]), list(lambdas_sem).index(best[1])
                 _outline(axis, row, column, fill=False, edgecolor="white", linewidth=3.2, zorder=3)
                 _outline(axis, row, column, fill=False, edgecolor=CHOSEN, linewidth=1.8, zorder=3)
         note = "lighter is better, the best value is bold"
         figure.supxlabel(note + (f"; outlined: ({best[0]:g}, {best[1]:g})" if best else ""), size=7, color=DIM)
 
 
-def pareto_front(rows: Sequence[Mapping[str, float]], first: str, second: str) -> list[Mapping[str, float]]:
-    """The rows that no other row beats in one metric without losing in the other, from low to high `first`."""
-    finite = [row for row in rows if math.isfinite(row[first]) and math.isfinite(row[second])]
-    good = [tuple(row[m] if METRICS[m].higher_is_better else -row[m] for m in (first, second)) for row in finite]
+def pareto_front(points: Sequence[Sequence[float]], first: str, second: str) -> list[Sequence[float]]:
+    """The points (first, second) that no other beats in one metric without losing in the other, from low to high."""
+    signs = [1 if METRICS[name].higher_is_better else -1 for name in (first, second)]
+    finite = [point for point in points if all(map(math.isfinite, point))]
+    good = [(signs[0] * x, signs[1] * y) for x, y in finite]
     beaten = [any(other != own and other[0] >= own[0] and other[1] >= own[1] for other in good) for own in good]
-    return sorted((row for row, is_beaten in zip(finite, beaten, strict=True) if not is_beaten), key=lambda r: r[first])
-
-
-def place_labels(
-    anchors: np.ndarray, sizes: np.ndarray, taken: np.ndarray, bounds: tuple[float, float, float, float]
-) -> np.ndarray:
-    """Where labels go: the middle of each, [N, 2], near its anchor [N, 2], clear of what was placed before it.
-
-    sizes: widths and heights [N, 2]. taken: points [M, 2] that no label should cover. bounds: left, bottom, right, top.
-    Each label in turn takes the nearest free place of four rings around its anchor, or the least bad one.
-    """
-    placed = []
-    for anchor, size in zip(anchors, sizes, strict=True):
-        places = []
-        for ring, angle in product((0.7, 1.6, 2.8, 4.2), range(0, 360, 30)):
-            direction = np.array([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
-            middle = anchor + direction * (ring * size[1] + size / 2)
-            low, high = middle - size / 2, middle + size / 2
-            gaps = np.hypot(*(np.clip(anchors, low, high) - anchors).T)
-            cost = ring + 0.5 * np.sum(np.all((taken > low) & (taken < high), axis=1))
-            cost += np.sum(gaps < 1.5 * np.hypot(*(np.clip(anchor, low, high) - anchor))) - 1
-            cost += 40 * sum(np.all(np.abs(middle - other) < (size + extent) / 2) for other, extent in placed)
-            cost += 40 * (np.any(low < bounds[:2]) or np.any(high > bounds[2:]))
-            places.append((cost, len(places), middle))
-        placed.append((min(places)[2], size))
-    return np.array([middle for middle, _ in placed]).reshape(-1, 2)
+    return sorted((point for point, is_beaten in zip(finite, beaten, strict=True) if not is_beaten), key=lambda p: p[0])
 
 
 @contextmanager
@@ -198,123 +180,61 @@ def _figure(path: Path, panels: int, height: float, width: float = PANEL_IN) -> 
     write_whole(path, content.getvalue())
 
 
-def _write_below(figure: Figure, handles: Sequence[Artist], title: str | None = None) -> None:
-    """One legend for all panels, under them, in as many columns as fit."""
-    for columns in range(len(handles), 0, -1):
-        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=title)
-        if legend.get_window_extent().width < figure.bbox.width or columns == 1:
-            break
-        legend.remove()
+def _write_below(figure: Figure, axes: Sequence[Axes], title: str | None = None) -> None:
+    """One legend for all panels, under them: two columns a panel, which names of usual length leave room for."""
+    handles = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
+    handles = [*{handle.get_label(): handle for handle in handles}.values()]
+    across = min(len(figure.axes), PANELS_ACROSS)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * across, title=title, title_fontsize=7)
 
 
 def _with_arrow(metric: str) -> str:
     return f"{METRICS[metric].label} {'↑' if METRICS[metric].higher_is_better else '↓'}"
 
 
-# --- perception against distortion -----------------------------------------------------------------------------------
+def _mean(columns: Columns, metric: str) -> float | None:
+    return columns.get(metric, {}).get("mean")
 
 
-def _draw_points(axis: Axes, points: Mapping[str, Mapping[str, Mean]], distortion: str, metric: str) -> list[Label]:
+def _number(columns: Columns, metric: str) -> float:
+    mean = _mean(columns, metric)
+    return math.nan if mean is None else mean
+
+
+def _draw_points(axis: Axes, methods: Mapping[str, Columns], distortion: str, metric: str) -> None:
     """A marker and thin interval per method; methods without both numbers are named over the panel."""
-    labels, absent = [], []
-    for index, (method, scores) in enumerate(points.items()):
-        x, y = (scores.get(name, (math.nan, None, None)) for name in (distortion, metric))
-        if None in (x[0], y[0]) or not math.isfinite(x[0] + y[0]):
+    absent = []
+    for index, (method, columns) in enumerate(methods.items()):
+        x, y = (_number(columns, name) for name in (distortion, metric))
+        if not math.isfinite(x + y):
             absent.append(method)
             continue
         colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        bars = [None if None in end else np.maximum([[end[0] - end[1]], [end[2] - end[0]]], 0) for end in (x, y)]
-        axis.errorbar(x[0], y[0], bars[1], bars[0], color=colour, elinewidth=0.5, zorder=2)
-        axis.plot(x[0], y[0], marker, color=colour, markersize=5.5, mec="white", mew=0.4, zorder=4, label=method)
-        if len(points) <= MAX_BESIDE:
-            labels.append((method, x[0], y[0], INK, 7))
+        bars: dict[str, Any] = {}
+        for way, mean, name in (("xerr", x, distortion), ("yerr", y, metric)):
+            if interval := columns[name].get("interval"):
+                bars[way] = np.maximum([[mean - interval[0]], [interval[1] - mean]], 0)
+        axis.errorbar(x, y, color=colour, elinewidth=0.5, zorder=2, **bars)
+        axis.plot(x, y, marker, color=colour, markersize=5.5, mec="white", mew=0.4, zorder=4, label=method)
     if absent:
         axis.set_title(textwrap.fill(f"no number: {', '.join(absent)}", 60), size=6, color=DIM)
-    return labels
 
 
-def _draw_grid(axis: Axes, grid: Sequence[Mapping[str, float]], distortion: str, metric: str, line: str) -> list[Label]:
-    """A line per lambda_pix and the front; named are the grid's corners, (1, 0) and (1, 1)."""
-    colours = _colour_strengths(grid)
-    for value, colour in colours.items():
-        row = sorted((point for point in grid if point["lambda_pix"] == value), key=lambda point: point["lambda_sem"])
-        xy = [[point[name] for point in row] for name in (distortion, metric)]
-        axis.plot(*xy, line, marker=".", markersize=3, linewidth=0.9, color=colour, zorder=3)
-    front = pareto_front(grid, distortion, metric)
-    axis.plot(*([point[name] for point in front] for name in (distortion, metric)), ":k", linewidth=0.9, zorder=3)
-    pairs = {(point["lambda_pix"], point["lambda_sem"]): point for point in grid}
-    ends = [(min(values), max(values)) for values in zip(*pairs, strict=True)]
-    return [
-        (f"({pix:g}, {sem:g})", point[distortion], point[metric], DIM, 6)
-        for (pix, sem), point in pairs.items()
-        if (pix, sem) in {*product(*ends), (1, 0), (1, 1)} and math.isfinite(point[distortion] + point[metric])
-    ]
-
-
-def _colour_strengths(grid: Sequence[Mapping[str, float]]) -> dict[float, np.ndarray]:
-    """lambda_pix -> colour, from dark to light."""
+def _draw_grid(axis: Axes, grid: Mapping[Pair, Sequence[float]], distortion: str, metric: str) -> None:
+    """A line per lambda_pix, from dark to light, and the front; the grid's corners, (1, 0) and (1, 1) are named."""
     from matplotlib import colormaps
 
-    values = sorted({point["lambda_pix"] for point in grid})
-    return dict(zip(values, colormaps["viridis"](np.linspace(0, 0.85, len(values))), strict=True))
-
-
-def _point_to_better(axis: Axes, distortion: str, metric: str) -> None:
-    """A pale arrow to where both metrics are good, in that corner or, where data lie there, in an emptier one."""
-    axis.autoscale_view()
-    data = axis.transLimits.transform(np.concatenate([np.zeros((0, 2)), *_strokes(axis)]))
-    good = np.array([METRICS[name].higher_is_better for name in (distortion, metric)])
-    corners = sorted(product((0, 1), repeat=2), key=lambda corner: -np.sum(corner == good))
-    crowds = [np.sum(np.all(np.abs(data - corner) < (0.34, 0.22), axis=1)) for corner in corners]
-    corner = np.array(corners[int(np.argmin(crowds))])
-    low = np.where(corner, 0.89, 0.03)
-    arrow = {"arrowstyle": "-|>", "color": "0.6", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
-    axis.annotate("", low + 0.08 * good, low + 0.08 * ~good, "axes fraction", "axes fraction", arrow, zorder=1)
-    look = {"color": "0.5", "size": 7, "zorder": 1, "va": "center", "ha": "right" if corner[0] else "left"}
-    axis.text(low[0] + (-0.02 if corner[0] else 0.1), low[1] + 0.04, "better", transform=axis.transAxes, **look)
-
-
-def _grid_handles(curves: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> list[Line2D]:
-    """What a legend says of the grids: their names, the lines' lambda_pix, the front."""
-    from matplotlib.lines import Line2D
-
-    looks = [(DIM, line, label) for line, (label, _) in zip(cycle(LINES), curves, strict=False)]
-    colours = _colour_strengths([point for _, grid in curves for point in grid])
-    looks += [(colour, "-", rf"$\lambda_\mathrm{{pix}}$ = {value:g}") for value, colour in colours.items()]
-    looks += [("black", ":", "front of the grid")]
-    return [Line2D([], [], color=c, linestyle=line, label=label, linewidth=1.2) for c, line, label in looks]
-
-
-def _write_beside(axis: Axes, labels: Sequence[Label]) -> None:
-    """Write each label near its point, clear of lines, intervals and each other; a hairline joins what is far."""
-    strokes = [axis.transData.transform(stroke) for stroke in _strokes(axis)]
-    strokes += [text.get_window_extent().get_points() for text in axis.texts if text.get_text()]
-    taken = np.concatenate([np.zeros((0, 2)), *strokes])
-    anchors = axis.transData.transform([(x, y) for _, x, y, _, _ in labels] or np.zeros((0, 2)))
-    look = {"textcoords": "offset points", "zorder": 5}
-    texts = [
-        axis.annotate(text, (x, y), (0, 0), size=size, color=ink, ha="center", va="center", **look)
-        for text, x, y, ink, size in labels
-    ]
-    sizes = np.array([text.get_window_extent().size for text in texts]).reshape(-1, 2)
-    places = place_labels(anchors, sizes, taken, axis.bbox.padded(-3).extents)
-    for text, anchor, size, place in zip(texts, anchors, sizes, places, strict=True):
-        text.xyann = tuple((place - anchor) * 72 / DPI)
-        edge = np.clip(anchor, place - size / 2, place + size / 2) - anchor
-        if np.hypot(*edge) > size[1]:
-            arrow = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.4, "shrinkA": 1, "shrinkB": 2.5}
-            axis.annotate("", text.xy, tuple(edge * 72 / DPI), arrowprops=arrow, **look)
-
-
-def _strokes(axis: Axes) -> list[np.ndarray]:
-    """All lines and intervals as points [N, 2] close enough together to stand for what they cover."""
-    strokes = [line.get_xydata() for line in axis.lines]
-    strokes += [bar for bars in axis.collections for bar in bars.get_segments()]
-    steps = np.linspace(0, 1, 40)[:, None, None]
-    return [np.concatenate([s[:1], ((1 - steps) * s[:-1] + steps * s[1:]).reshape(-1, 2)]) for s in strokes]
-
-
-# --- differences -----------------------------------------------------------------------------------------------------
+    lambdas_pix = sorted({pix for pix, _ in grid})
+    for value, colour in zip(lambdas_pix, colormaps["viridis"](np.linspace(0, 0.85, len(lambdas_pix))), strict=True):
+        line = [point for (pix, _), point in sorted(grid.items()) if pix == value]
+        label = rf"ours, $\lambda_\mathrm{{pix}}$ = {value:g}"
+        axis.plot(*zip(*line, strict=True), "-", marker=".", markersize=3, linewidth=0.9, color=colour, label=label)
+    front = pareto_front(list(grid.values()), distortion, metric)
+    axis.plot([x for x, _ in front], [y for _, y in front], ":k", linewidth=0.9, label="front of the grid")
+    ends = [(min(values), max(values)) for values in zip(*grid, strict=True)]
+    for (pix, sem), (x, y) in grid.items():
+        if (pix, sem) in {*product(*ends), (1, 0), (1, 1)} and math.isfinite(x + y):
+            axis.annotate(f"({pix:g}, {sem:g})", (x, y), (3, 3), textcoords="offset points", size=6, color=DIM)
 
 
 def _draw_differences(axis: Axes, metric: str, differences: np.ndarray, first: str, second: str) -> None:
@@ -340,9 +260,6 @@ def _draw_differences(axis: Axes, metric: str, differences: np.ndarray, first: s
     axis.margins(y=0.1)
 
 
-# --- surfaces --------------------------------------------------------------------------------------------------------
-
-
 def _draw_heat(axis: Axes, metric: str, surface: np.ndarray) -> None:
     """One map with its numbers; colour says better or worse, not larger or smaller."""
     sign = 1 if METRICS[metric].higher_is_better else -1
@@ -353,9 +270,9 @@ def _draw_heat(axis: Axes, metric: str, surface: np.ndarray) -> None:
             _outline(axis, row, column, facecolor="0.9", edgecolor="0.6", hatch="/////", linewidth=0)
             continue
         is_light = np.dot(shown.to_rgba(sign * value)[:3], (0.299, 0.587, 0.114)) > 0.5
-        look = {"color": "black" if is_light else "white", "weight": "bold" if sign * value == best else "normal"}
+        colour, weight = "black" if is_light else "white", "bold" if sign * value == best else "normal"
         text = f"{value:.{METRICS[metric].decimals}f}"
-        axis.text(column, row, text, size=6, ha="center", va="center", **look)
+        axis.text(column, row, text, size=6, ha="center", va="center", color=colour, weight=weight)
 
 
 def _outline(axis: Axes, row: int, column: int, **look: Any) -> None:

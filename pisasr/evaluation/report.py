@@ -1,6 +1,6 @@
-"""Scores -> a summary: means over all pictures or none at all, how sure they are, and the protocol they were taken by.
+"""Score, third stop: scores -> a summary, one dict ready for JSON; and last stop: everything that it is shown as.
 
-The summary is one dict, ready for JSON; tables and plots are drawn from it.
+A mean is over all pictures or not given at all; beside it stand how sure it is and the protocol it was taken by.
 """
 
 from __future__ import annotations
@@ -10,85 +10,79 @@ import io
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pisasr.evaluation.metrics import METRICS, STABLESR, Protocol
+from pisasr.errors import PisasrError
+from pisasr.evaluation import tables
+from pisasr.evaluation.fid import frechet_distance
+from pisasr.evaluation.figure import draw_sheets, pick_examples
+from pisasr.evaluation.metrics import METRICS, Protocol
+from pisasr.evaluation.pairs import Example
+from pisasr.evaluation.plots import draw_plots
 from pisasr.evaluation.scorers import Panel, describe
 from pisasr.evaluation.scoring import TRUTH, Scores
-from pisasr.evaluation.statistics import bootstrap_intervals, compare_paired
+from pisasr.evaluation.statistics import bootstrap_intervals, sign_flip_p
 from pisasr.files import write_whole
 
+if TYPE_CHECKING:
+    from pisasr.evaluation.evaluate import Checked, Settings
 
-@dataclass(frozen=True)
-class Circumstances:
-    """What a reader must know beside the numbers.
+DETAIL_PX = 128
 
-    set_name: of the test set, "" if it has none. set_check: what was found out about its files. left_out: one line for
-    each thing that kept a picture out. total: how many pictures there were before. paired: methods to compare with each
-    other. seconds: method -> median per picture. made_by: what else produced the pictures.
-    """
-
-    metrics: Sequence[str]
-    protocol: Protocol = STABLESR
-    set_name: str = ""
-    set_check: str = ""
-    left_out: Sequence[str] = ()
-    total: int = 0
-    paired: Sequence[tuple[str, str]] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    made_by: Mapping[str, str] = field(default_factory=dict)
+# What an earlier run may have left in the output and this one would not write over.
+OWN_FILES = ("published.md", "surface.csv", "sheets/sheet_[0-9][0-9].png") + tuple(
+    f"plots/{name}.{ending}"
+    for name in ("perception_distortion", "differences", "surface")
+    for ending in ("png", "pdf", "svg")
+)
 
 
-def summarise(scores: Scores, panel: Panel, around: Circumstances) -> dict:
-    """Everything that is needed to judge or repeat the numbers.
+def summarise(
+    scores: Scores, panel: Panel, settings: Settings, checked: Checked, paired: Iterable[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    """Everything that is needed to judge or repeat the numbers. paired: methods to compare picture by picture.
 
     A mean is over all pictures of the table or it is not given: one NaN makes it null, and the pictures are named.
     Equal pictures score what the protocol says (80 dB, or infinitely many) and are named, too.
     """
     names = list(dict.fromkeys(row["name"] for row in scores.rows))
-    methods = {method: {} for method in dict.fromkeys(row["method"] for row in scores.rows)}
+    columns: dict[str, dict[str, list[float]]] = {}  # method -> metric -> a number per picture
     for row in scores.rows:
+        of_method = columns.setdefault(row["method"], {})
         for metric in panel.scorers:
-            methods[row["method"]].setdefault(metric, []).append(row[metric])
-    summarised = _summarise_columns(methods, names, around.protocol)
-    _add_set_scores(summarised, scores)
-    for method, seconds in around.seconds.items():
-        summarised[method]["seconds"] = seconds
+            of_method.setdefault(metric, []).append(row[metric])
+    methods: dict[str, dict[str, Any]] = {
+        method: {metric: _summarise(metric, column, names, settings.protocol) for metric, column in found.items()}
+        for method, found in columns.items()
+    }
+    _add_intervals(methods, columns)
+    _add_set_scores(methods, scores)
+    for method, seconds in settings.seconds.items():
+        methods[method]["seconds"] = seconds
     return {
-        "set": around.set_name,
-        "set_check": around.set_check,
+        "set": checked.set.name,
+        "set_check": checked.check,
         "pictures": len(names),
-        "pictures_before": max(around.total, len(names)),
-        "methods": summarised,
-        "paired": [_compare(methods, *pair, metric) for pair in around.paired for metric in panel.scorers],
-        "protocol": _describe_protocol(around),
+        "pictures_before": max(checked.pairing.total, len(names)),
+        "methods": methods,
+        "paired": [_compare(columns, *pair, metric) for pair in paired for metric in panel.scorers],
+        "protocol": _describe_protocol(settings.protocol, settings.metrics),
         "cross_check": _largest_differences(scores, panel),
         "not_available": dict(panel.missing),
-        "left_out": list(around.left_out),
+        "left_out": list(checked.pairing.problems),
         "faults": scores.faults,
-        "made_by": dict(around.made_by),
+        "made_by": dict(settings.made_by),
         "versions": installed_versions(),
     }
 
 
-def _summarise_columns(methods: dict[str, dict[str, list[float]]], names: list[str], protocol: Protocol) -> dict:
-    """method -> metric -> mean, count, interval; and the names of what is no number, or is equal to the truth."""
-    found = {method: {m: _summarise(m, column, names, protocol) for m, column in columns.items()}
-             for method, columns in methods.items()}  # fmt: skip
-    whole = [(method, m) for method, columns in found.items() for m, c in columns.items() if c["mean"] is not None]
-    if whole and len(names) > 1:  # one picture says nothing about others
-        intervals = bootstrap_intervals(np.array([methods[method][metric] for method, metric in whole]).T)
-        for (method, metric), interval in zip(whole, intervals, strict=True):
-            found[method][metric]["interval"] = [float(f"{end:.10g}") for end in interval]
-    return found
-
-
-def _summarise(metric: str, column: list[float], names: list[str], protocol: Protocol) -> dict:
+def _summarise(metric: str, column: Sequence[float], names: Sequence[str], protocol: Protocol) -> dict[str, Any]:
     by_name = dict(zip(names, column, strict=True))
     equal = [n for n, score in by_name.items() if metric == "psnr" and score >= protocol.psnr_of_equals - 1e-9]
     nan = [name for name, score in by_name.items() if math.isnan(score)]
@@ -97,31 +91,53 @@ def _summarise(metric: str, column: list[float], names: list[str], protocol: Pro
     return found | ({"not_a_number": nan} if nan else {}) | ({"identical": equal} if equal else {})
 
 
-def _add_set_scores(summarised: dict, scores: Scores) -> None:
-    from pisasr.evaluation.fid import frechet_distance
+def _add_intervals(methods: dict[str, dict[str, Any]], columns: dict[str, dict[str, list[float]]]) -> None:
+    whole = [(method, m) for method, found in methods.items() for m, c in found.items() if c["mean"] is not None]
+    if not whole or len(columns[whole[0][0]][whole[0][1]]) < 2:  # one picture says nothing about others
+        return
+    intervals = bootstrap_intervals(np.array([columns[method][metric] for method, metric in whole]).T)
+    for (method, metric), interval in zip(whole, intervals, strict=True):
+        methods[method][metric]["interval"] = _ten_digits(interval)
 
+
+def _add_set_scores(methods: dict[str, dict[str, Any]], scores: Scores) -> None:
     for metric, features in scores.features.items():
         for method, vectors in features.items():
             if method != TRUTH:
                 score = frechet_distance(vectors, features[TRUTH])
                 mean = score if math.isfinite(score) else None
-                summarised[method][metric] = {"mean": mean, "count": len(vectors)}
+                methods[method][metric] = {"mean": mean, "count": len(vectors)}
 
 
-def _compare(methods: dict[str, dict[str, list[float]]], first: str, second: str, metric: str) -> dict:
-    """One row of the paired comparison: over the pictures on which both have a finite number, which are counted."""
-    both = np.array([methods[first][metric], methods[second][metric]])
+def _compare(columns: dict[str, dict[str, list[float]]], first: str, second: str, metric: str) -> dict[str, Any]:
+    """What `first` has more than `second`, over the pictures on which both have a finite number, which are counted.
+
+    The mean difference and its interval, on how many pictures each is better (in the metric's direction), and the
+    two-sided p of the sign-flip test.
+    """
+    both = np.array([columns[first][metric], columns[second][metric]])
     both = both[:, np.isfinite(both).all(axis=0)]
     row = {"first": first, "second": second, "metric": metric, "count": both.shape[1]}
     if both.shape[1] == 0:
         return row
-    found = compare_paired(*both, METRICS[metric].higher_is_better)
-    interval = [float(f"{end:.10g}") for end in (found.low, found.high)]
-    return {**row, **found._asdict(), "interval": interval}
+    differences = both[0] - both[1]
+    gains = differences if METRICS[metric].higher_is_better else -differences
+    interval = _ten_digits(bootstrap_intervals(differences[:, None])[0])
+    return {
+        **row,
+        "difference": float(differences.mean()),
+        "first_better": int(np.sum(gains > 0)),
+        "second_better": int(np.sum(gains < 0)),
+        "p": sign_flip_p(differences),
+        "interval": interval,
+    }
 
 
-def _describe_protocol(around: Circumstances) -> dict:
-    protocol = around.protocol
+def _ten_digits(interval: Iterable[float]) -> list[float]:
+    return [float(f"{end:.10g}") for end in interval]
+
+
+def _describe_protocol(protocol: Protocol, metrics: Sequence[str]) -> dict[str, Any]:
     return {
         "name": protocol.name,
         "source": protocol.source,
@@ -130,12 +146,12 @@ def _describe_protocol(around: Circumstances) -> dict:
         "pairing": "by name",
         "average": "mean of the per-picture scores",
         "interval": "95 % percentile bootstrap over pictures, 10,000 resamples, seed 0",
-        "metrics": {name: describe(name, protocol) for name in around.metrics},
-        "higher_is_better": {name: METRICS[name].higher_is_better for name in around.metrics},
+        "metrics": {name: describe(name, protocol) for name in metrics},
+        "higher_is_better": {name: METRICS[name].higher_is_better for name in metrics},
     }
 
 
-def _largest_differences(scores: Scores, panel: Panel) -> dict:
+def _largest_differences(scores: Scores, panel: Panel) -> dict[str, Any]:
     """metric -> the largest difference to the other library's number, and where."""
     found = {}
     for metric in panel.checks:
@@ -147,17 +163,6 @@ def _largest_differences(scores: Scores, panel: Panel) -> dict:
     return found
 
 
-def write_scores(folder: Path, scores: Scores, summary: dict) -> None:
-    """per_image.csv (method, name, a column per metric; "n/a" where it can't be had) and summary.json."""
-    text = io.StringIO(newline="")
-    fields = ["method", "name", *summary["protocol"]["metrics"]]
-    writer = csv.DictWriter(text, fields, restval="n/a", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(scores.rows)
-    write_whole(folder / "per_image.csv", text.getvalue())
-    write_whole(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
 def installed_versions() -> dict[str, str]:
     """What numbers can depend on: Python and the packages that are there."""
     found = {"python": platform.python_version()}
@@ -167,3 +172,60 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_report(
+    output: Path, examples: Sequence[Example], scores: Scores, summary: dict[str, Any], settings: Settings
+) -> None:
+    """Everything that a set's summary is shown as, in place of what an earlier run left there."""
+    for old in (path for pattern in OWN_FILES for path in output.glob(pattern)):
+        old.unlink()
+    heads = ["method", "name", *summary["protocol"]["metrics"]]
+    write_whole(output / "per_image.csv", _to_csv(heads, scores.rows))
+    write_whole(output / "summary.json", to_json(summary))
+    table = tables.build_table(summary)
+    write_whole(output / "table.md", tables.to_markdown([table]) + tables.surface_markdown(summary))
+    write_whole(output / "table.tex", tables.to_latex([table]))
+    if surface := summary.get("surface"):
+        means = [_means(summary, method, pair) for method, pair in surface["methods"].items()]
+        write_whole(output / "surface.csv", _to_csv(["lambda_pix", "lambda_sem", *surface["maps"]], means))
+    if settings.plots:
+        try:
+            draw_plots(output / "plots", scores.rows, summary, settings.plots)
+        except PisasrError as error:  # without matplotlib the tables are whole all the same
+            print(f"no plots: {error}", file=sys.stderr)
+    if settings.sheets and examples and examples[0].sr:
+        _draw_sheets(output / "sheets", examples, scores, settings.sheets)
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """JSON as it is written to disk, for people to read."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _to_csv(heads: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    """A row each; "n/a" where a column can't be had."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, heads, restval="n/a", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _means(summary: dict[str, Any], method: str, pair: tuple[float, float]) -> dict[str, Any]:
+    means = {metric: summary["methods"][method][metric]["mean"] for metric in summary["surface"]["maps"]}
+    known = {metric: mean for metric, mean in means.items() if mean is not None}
+    return {"lambda_pix": pair[0], "lambda_sem": pair[1], **known}
+
+
+def _draw_sheets(folder: Path, examples: Sequence[Example], scores: Scores, count: int) -> None:
+    """sheets/sheet_01.png ...: the pictures on which the methods of the folders differ most, where they do."""
+    decimals = METRICS["psnr"].decimals
+    captions = {(row["method"], row["name"]): f"{row['psnr']:.{decimals}f} dB" for row in scores.rows if "psnr" in row}
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = pick_examples(examples, count, DETAIL_PX)
+    for number, sheet in enumerate(draw_sheets(chosen, DETAIL_PX, captions), start=1):
+        sheet.save(folder / f"sheet_{number:02d}.png")

@@ -1,4 +1,4 @@
-"""Which strengths are best? A rule in words, such as `niqe where psnr_lq >= 30`, and the pair that it chooses.
+"""Score, to choose strengths: a rule in words, such as `niqe where psnr_lq >= 30`, and the pair that it chooses.
 
 Strengths come as pairs (lambda_pix, lambda_sem), their scores as a mapping from a metric's name to its number. Nothing
 here looks at a picture.
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pisasr.errors import PisasrError, UsageError
 
@@ -30,10 +30,10 @@ Held = TypeVar("Held")
 
 @dataclass(frozen=True)
 class Limit:
-    """What a score must keep: `psnr_lq >= 30`."""
+    """What a score must keep: `psnr_lq >= 30`. operator: >= or <=."""
 
     metric: str
-    operator: Literal[">=", "<="]
+    operator: str
     bound: float
 
     def __str__(self) -> str:

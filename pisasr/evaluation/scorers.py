@@ -1,14 +1,16 @@
-"""Names of metrics -> functions of one picture. A metric whose files are absent costs its own column, no other."""
+"""Score, before the first picture: names of metrics -> functions. What can't be had costs its own column, no other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
-from pisasr.evaluation.metrics import METRICS, STABLESR, Extractor, Protocol, Scorer, psnr, psnr_lq, ssim
+from pisasr.evaluation.deep import NETWORKS, load_second_opinions
+from pisasr.evaluation.lookup import MetricUnavailable
+from pisasr.evaluation.metrics import METRICS, STABLESR, Extractor, Protocol, Scorer, Setup
 
 
 @dataclass(frozen=True)
@@ -19,89 +21,57 @@ class Panel:
     library. missing: metric -> the line that says what it lacks here.
     """
 
-    scorers: dict[str, Scorer] = field(default_factory=dict)
-    extractors: dict[str, Extractor] = field(default_factory=dict)
-    checks: dict[str, Scorer] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    extractors: Mapping[str, Extractor] = field(default_factory=dict)
+    checks: Mapping[str, Scorer] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
-    def drop(self, why: dict[str, str]) -> Panel:
+    def drop(self, why: Mapping[str, str]) -> Panel:
         """The panel without these metrics, for a set that can't answer them."""
-        scorers, extractors, checks = (
-            {name: f for name, f in part.items() if name not in why}
-            for part in (self.scorers, self.extractors, self.checks)
-        )
+        scorers = {name: score for name, score in self.scorers.items() if name not in why}
+        extractors = {name: extract for name, extract in self.extractors.items() if name not in why}
+        checks = {name: score for name, score in self.checks.items() if name not in why}
         return Panel(scorers, extractors, checks, {**self.missing, **why})
 
 
 def load_panel(
-    metrics: Iterable[str], protocol: Protocol = STABLESR, weights: Path | None = None, cross_check: bool = False
+    metrics: Iterable[str],
+    protocol: Protocol = STABLESR,
+    weights: Path | None = None,
+    cross_check: bool = False,
+    device: str | None = None,
 ) -> Panel:
-    """Everything that can be asked here of these metrics."""
-    metrics = list(metrics)
-    scorers, missing = load_scorers([m for m in metrics if METRICS[m].needs != "hq_set"], protocol, weights)
-    extractors, checks = {}, {}
-    for name in (name for name in metrics if METRICS[name].needs == "hq_set"):
-        from pisasr.evaluation.fid import load_inception
-
-        try:
-            extractors[name] = load_inception(weights)
-        except MetricUnavailable as reason:
-            missing[name] = str(reason)
-    if cross_check:
-        from pisasr.evaluation.deep import load_second_opinions
-
-        checks, why = load_second_opinions(list(scorers), protocol, weights)
-        missing |= {f"cross-check of {name}": reason for name, reason in why.items()}
-    return Panel(scorers, extractors, checks, missing)
+    """Everything that can be asked here of these metrics. device: of networks; None for the GPU if there is one."""
+    loaded, missing = load_scorers(metrics, protocol, weights, device)
+    sets = [name for name in loaded if METRICS[name].needs == "hq_set"]
+    scorers = {name: score for name, score in loaded.items() if name not in sets}
+    checks, why = load_second_opinions(list(scorers), protocol, weights) if cross_check else ({}, {})
+    missing |= {f"cross-check of {name}": reason for name, reason in why.items()}
+    return Panel(scorers, {name: loaded[name] for name in sets}, checks, missing)
 
 
 def load_scorers(
-    names: Iterable[str], protocol: Protocol = STABLESR, weights: Path | None = None
-) -> tuple[dict[str, Scorer], dict[str, str]]:
-    """The scorers of single pictures that can run here, and for each other one the line that says what it lacks."""
-    scorers, missing = {}, {}
+    names: Iterable[str], protocol: Protocol = STABLESR, weights: Path | None = None, device: str | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The metrics that can run here, as a Scorer each (an Extractor if it needs a set); for the others what they lack.
+
+    device: as load_panel has it.
+    """
+    loaded, missing = {}, {}
     for name in names:
         try:
-            scorers[name] = _load_scorer(name, protocol, weights)
+            loaded[name] = METRICS[name].load(name, Setup(protocol, weights, device))
         except MetricUnavailable as reason:
             missing[name] = str(reason)
-    return scorers, missing
+    return loaded, missing
 
 
 def describe(metric: str, protocol: Protocol) -> str:
     """The recipe of one column, with the library that computes it: what must stand beside its numbers."""
     recipe = protocol.describe(metric) if metric in ("psnr", "ssim") else METRICS[metric].recipe
-    return f"{recipe}; {_library(metric)}"
-
-
-def _library(metric: str) -> str:
-    from pisasr.evaluation.deep import NETWORKS
-
     package, name = ("pyiqa", f" {NETWORKS[metric].name}") if metric in NETWORKS else ("pisasr", "")
     try:
-        return f"{package} {version(package)}{name}"
+        package = f"{package} {version(package)}"
     except PackageNotFoundError:
-        return f"{package}{name}"
-
-
-def _load_scorer(name: str, protocol: Protocol, weights: Path | None) -> Scorer:
-    if name == "psnr":
-        return lambda sr, hq, lq: psnr(sr, hq, protocol)
-    if name == "ssim":
-        return lambda sr, hq, lq: ssim(sr, hq, protocol)
-    if name == "psnr_lq":
-        return lambda sr, hq, lq: psnr_lq(sr, lq)
-    if name == "niqe":
-        from pisasr.evaluation.niqe import find_parameters, load_parameters, niqe
-
-        pristine = load_parameters(find_parameters(weights))
-        return lambda sr, hq, lq: niqe(sr, pristine)
-    if name == "featdist":
-        path = find_efficientnet(weights)
-        from pisasr.evaluation.features import load_network, picture_distance
-
-        network = load_network(path)
-        return lambda sr, hq, lq: picture_distance(sr, hq, network)
-    from pisasr.evaluation.deep import load_scorer
-
-    return load_scorer(name, weights)
+        pass
+    return f"{recipe}; {package}{name}"

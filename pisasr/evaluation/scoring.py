@@ -1,6 +1,6 @@
-"""The loop: every picture of a set, every method, every metric; kept on disk as it goes, so that a kill costs little.
+"""Score, second stop: every picture of a set, every method, every metric; a kill costs the picture at hand.
 
-What is done lies in FOLDER/rows-N.jsonl, a file per process and a line per picture of the set, under a key that holds
+What is done lies in FOLDER/rows-N.jsonl, a journal per process and a row per picture of the set, under a key that holds
 everything the numbers depend on. A later run with the same keys takes them over; the folder goes when all is written.
 """
 
@@ -10,28 +10,29 @@ import base64
 import hashlib
 import json
 import math
-import shutil
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from pisasr.evaluation.metrics import Scorer
 from pisasr.evaluation.pairs import Example
 from pisasr.evaluation.processes import Processes
 from pisasr.evaluation.scorers import Panel
+from pisasr.files import Journal
 from pisasr.pictures.folders import read_picture
 
-Row = dict[str, str | float]
+Row = dict[str, Any]  # method, name, then a number per metric
 
 # The pictures of one example: (method, uint8 [H, W, 3])
 Pictures = Callable[[Example], Iterable[tuple[str, np.ndarray]]]
 
+SECONDS_BETWEEN_LINES = 20  # of progress in a log file; short runs have none there
 TRUTH = ""  # among the methods, whose features are the true picture's
-SECONDS_BETWEEN_LINES = 20
 
 
 @dataclass
@@ -66,27 +67,26 @@ def score_set(
     """Score this process' share, wait for the others, and give the first process everything (the others None).
 
     fingerprint: what the numbers depend on beside the files: metrics, protocol, versions, model. The result is the same
-    for any number of processes and however often the run was killed.
+    for any number of processes and however often the run was killed. OSError when the disk has no room for the journal.
     """
-    keys, done = processes.once(lambda: ([_key(e, fingerprint) for e in examples], set(_read_ledger(folder))))
+    keys, done = processes.once(lambda: ([_key(e, fingerprint) for e in examples], set(_read_journals(folder))))
     waiting = [(key, example) for key, example in zip(keys, examples, strict=True) if key not in done]
     share = processes.split(waiting)
+    if processes.is_first and len(share) < len(examples):
+        others = f", {processes.count} processes" if processes.count > 1 else ""
+        print(f"{label}: {len(share)} of {len(examples)} pictures to do here{others}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"rows-{processes.rank}.jsonl", "a", encoding="utf-8") as ledger:
-        ledger.write("\n")  # a kill may have left half a line
-        for key, example in _with_progress(share, len(examples), processes, label):
-            ledger.write(json.dumps({"key": key, **_score_example(example, panel, pictures)}) + "\n")
-            ledger.flush()
+    journal = Journal(folder / f"rows-{processes.rank}.jsonl")
+    seldom = 0 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
+    silent = not processes.is_first
+    for key, example in tqdm(share, label, unit="picture", disable=silent, delay=seldom, mininterval=seldom or 0.1):
+        journal.append({"key": key, **_score_example(example, panel, pictures)})
+    journal.sync()
     processes.wait()
     if not processes.is_first:
         return None
-    records = _read_ledger(folder)
-    return _merge([records[key] for key in keys], [example.name for example in examples])
-
-
-def forget(folder: Path) -> None:
-    """Drop what was kept for a run that is whole now."""
-    shutil.rmtree(folder, ignore_errors=True)
+    rows = _read_journals(folder)
+    return _merge([rows[key] for key in keys], [example.name for example in examples])
 
 
 def _key(example: Example, fingerprint: str) -> str:
@@ -96,35 +96,27 @@ def _key(example: Example, fingerprint: str) -> str:
     return digest.hexdigest()
 
 
-def _read_ledger(folder: Path) -> dict[str, dict[str, Any]]:
-    """key -> what was found; the half of a line that a kill left behind is passed over."""
-    records = {}
-    for path in sorted(folder.glob("rows-*.jsonl")):
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                record = json.loads(line)
-                records[record.pop("key")] = record
-            except (ValueError, KeyError, AttributeError):
-                continue
-    return records
+def _read_journals(folder: Path) -> dict[str, Row]:
+    rows = [row for path in sorted(folder.glob("rows-*.jsonl")) for row in Journal(path).rows()]
+    return {row["key"]: row for row in rows if "key" in row}
 
 
-def _score_example(example: Example, panel: Panel, pictures: Pictures) -> dict[str, Any]:
+def _score_example(example: Example, panel: Panel, pictures: Pictures) -> Row:
+    """One row of the journal: method -> metric -> number, and features as text."""
     hq = read_picture(example.hq) if example.hq else None
     lq = read_picture(example.lq) if example.lq else None
-    found: dict[str, Any] = {"scores": {}, "checks": {}, "features": {}, "faults": []}
+    row: Row = {"scores": {}, "checks": {}, "features": {}, "faults": []}
     if hq is not None and panel.extractors:
-        found["features"][TRUTH] = {name: _pack(extract(hq)) for name, extract in panel.extractors.items()}
+        row["features"][TRUTH] = {name: _pack(extract(hq)) for name, extract in panel.extractors.items()}
     for method, sr in pictures(example):
-        faults = found["faults"]
-        found["scores"][method] = _ask_all(panel.scorers, (sr, hq, lq), f"{method}, {example.name}", faults)
-        found["checks"][method] = _ask_all(panel.checks, (sr, hq, lq), f"{method}, {example.name}, check", faults)
-        if panel.extractors:
-            found["features"][method] = {name: _pack(extract(sr)) for name, extract in panel.extractors.items()}
-    return found
+        where = f"{method}, {example.name}"
+        row["scores"][method] = _ask_all(panel.scorers, (sr, hq, lq), where, row["faults"])
+        row["checks"][method] = _ask_all(panel.checks, (sr, hq, lq), f"{where}, check", row["faults"])
+        row["features"][method] = {name: _pack(extract(sr)) for name, extract in panel.extractors.items()}
+    return row
 
 
-def _ask_all(scorers: dict, pictures: tuple, where: str, faults: list[str]) -> dict[str, float]:
+def _ask_all(scorers: Mapping[str, Scorer], pictures: tuple, where: str, faults: list[str]) -> dict[str, float]:
     """A number per metric; NaN and a line where one fails, so that no other is lost."""
     scores = {}
     for name, score in scorers.items():
@@ -144,42 +136,15 @@ def _unpack(text: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), np.float32)
 
 
-def _merge(records: list[dict[str, Any]], names: list[str]) -> Scores:
-    scores = Scores()
-    for kind, rows in (("scores", scores.rows), ("checks", scores.checks)):
-        for method in records[0][kind] if records else ():
-            rows += [{"method": method, "name": n, **r[kind][method]} for n, r in zip(names, records, strict=True)]
-    for method, found in (records[0]["features"] if records else {}).items():
-        for metric in found:
-            vectors = np.stack([_unpack(record["features"][method][metric]) for record in records])
-            scores.features.setdefault(metric, {})[method] = vectors
-    scores.faults = [fault for record in records for fault in record["faults"]]
+def _merge(found: list[Row], names: list[str]) -> Scores:
+    """The journal's rows, a picture each, as rows of a method and a picture each."""
+    scores = Scores(faults=[fault for row in found for fault in row["faults"]])
+    for method in found[0]["scores"] if found else ():
+        for name, row in zip(names, found, strict=True):
+            scores.rows.append({"method": method, "name": name, **row["scores"][method]})
+            scores.checks.append({"method": method, "name": name, **row["checks"][method]})
+    for method, vectors in (found[0]["features"] if found else {}).items():
+        for metric in vectors:
+            stacked = np.stack([_unpack(row["features"][method][metric]) for row in found])
+            scores.features.setdefault(metric, {})[method] = stacked
     return scores
-
-
-def _with_progress(share: Sequence, total: int, processes: Processes, label: str) -> Iterator:
-    """The items, with a bar on a terminal, and elsewhere a line now and then; both say how long it will take."""
-    if not processes.is_first:
-        yield from share
-        return
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(share, label, unit="picture")
-        return
-    start = said = time.monotonic()
-    if len(share) < total:
-        others = f", {processes.count} processes" if processes.count > 1 else ""
-        print(f"{label}: {len(share)} of {total} pictures to do here{others}", file=sys.stderr, flush=True)
-    for done, item in enumerate(share):
-        now = time.monotonic()
-        if done and now - said > SECONDS_BETWEEN_LINES:
-            left = (now - start) / done * (len(share) - done)
-            print(f"{label}: {done}/{len(share)}, {_duration(left)} left", file=sys.stderr, flush=True)
-            said = now
-        yield item
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

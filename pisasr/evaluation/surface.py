@@ -1,16 +1,15 @@
-"""The trade-off surface: every pair of strengths of a grid, from one encoding and two UNet passes per picture.
+"""Score, with the model in the loop: every pair of strengths from one encoding and two UNet passes.
 
 Nothing here knows the model: `restore` is a function from an input's file to its pictures, one for each pair.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +19,6 @@ from pisasr.evaluation.metrics import METRICS
 from pisasr.evaluation.pairs import Example
 from pisasr.evaluation.rules import Pair, Rule, choose, describe
 from pisasr.evaluation.scoring import Pictures, read_methods
-from pisasr.files import write_whole
 
 # (file of the input, pairs of strengths) -> a picture for each, 8 bits a channel
 RestoreFile = Callable[[Path, Sequence[Pair]], Iterator[Image.Image]]
@@ -42,10 +40,6 @@ class Grid:
     saves: bool = False
 
     @property
-    def pairs(self) -> list[Pair]:
-        return [*product(self.lambdas_pix, self.lambdas_sem)]
-
-    @property
     def methods(self) -> dict[str, Pair]:
         """The name of each pair in the tables: "ours (1, 0.5)"."""
         return name_pairs(self.lambdas_pix, self.lambdas_sem)
@@ -55,57 +49,45 @@ class Grid:
 
         def make(example: Example) -> Iterator[tuple[str, np.ndarray]]:
             yield from read_methods(example)
-            for method, picture in zip(self.methods, self.restore(example.lq, self.pairs), strict=True):
+            pictures = self.restore(example.lq, list(self.methods.values())) if example.lq else iter(())
+            for method, picture in zip(self.methods, pictures, strict=True):
                 if folder:
                     _save(picture, folder / method / Path(example.name).with_suffix(".png"))
                 levels = np.asarray(picture.convert("RGB"))
-                if example.hq:
-                    _check_size(levels, example)
+                _check_size(levels, example)
                 yield method, levels
 
         return make
 
-    def describe(self) -> dict[str, str]:
-        """For the notes under a table."""
-        return {"Strengths": f"ours (lambda_pix, lambda_sem), {len(self.pairs)} pairs from one encoding and two"
-                f" UNet passes a picture"}  # fmt: skip
-
-    def summarise(self, summary: dict) -> dict:
-        """The surface for summary.json: the means as maps [lambda_pix][lambda_sem], and the rule's choice."""
+    def add_to(self, summary: dict[str, Any]) -> None:
+        """Put the surface into the summary: the means as maps [lambda_pix][lambda_sem], and the rule's choice."""
+        summary["made_by"]["Strengths"] = (
+            f"ours (lambda_pix, lambda_sem), {len(self.methods)} pairs from one encoding and two UNet passes a picture"
+        )
         means = {
-            method: {name: summary["methods"][method][name]["mean"] for name in summary["methods"][method]}
+            method: {name: column["mean"] for name, column in summary["methods"][method].items()}
             for method in self.methods
         }
-        metrics = list(next(iter(means.values())))
         columns = len(self.lambdas_sem)
-        values = {name: [means[method].get(name) for method in self.methods] for name in metrics}
-        surface = {
+        maps = {name: [means[method][name] for method in self.methods] for name in next(iter(means.values()))}
+        summary["surface"] = {
             "lambdas_pix": list(self.lambdas_pix),
             "lambdas_sem": list(self.lambdas_sem),
             "methods": self.methods,
-            "maps": {name: [row[k : k + columns] for k in range(0, len(row), columns)] for name, row in values.items()},
+            "maps": {name: [row[k : k + columns] for k in range(0, len(row), columns)] for name, row in maps.items()},
         }
         if self.rule:
-            scores = {pair: {n: np.nan if v is None else v for n, v in means[method].items()}
-                      for method, pair in self.methods.items()}  # fmt: skip
-            try:
-                choice = choose(self.rule, scores)
-                words = describe(self.rule, choice)
-                surface["best"] = {"rule": str(self.rule), "pair": choice.pair, "kept": choice.kept, "words": words}
-            except PisasrError as error:  # no number anywhere: what was scored is still worth its tables
-                surface["best"] = {"rule": str(self.rule), "pair": (), "kept": False, "words": str(error)}
-        return surface
+            best = self._choose(self.rule, means)
+            summary["surface"]["best"] = best
+            summary["made_by"]["Chosen"] = f"{best['rule']}: {best['words']}"
 
-    def write_csv(self, path: Path, summary: dict) -> None:
-        """A row per pair: lambda_pix, lambda_sem, then the mean of every metric ("n/a" where there is none)."""
-        metrics = list(summary["surface"]["maps"])
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["lambda_pix", "lambda_sem", *metrics])
-        for method, pair in self.methods.items():
-            means = [summary["methods"][method][name]["mean"] for name in metrics]
-            writer.writerow([*pair, *("n/a" if mean is None else mean for mean in means)])
-        write_whole(path, text.getvalue())
+    def _choose(self, rule: Rule, means: dict[str, dict[str, float | None]]) -> dict[str, Any]:
+        numbers = {m: {n: np.nan if mean is None else mean for n, mean in of.items()} for m, of in means.items()}
+        try:
+            choice = choose(rule, {pair: numbers[method] for method, pair in self.methods.items()})
+        except PisasrError as error:  # no number anywhere: what was scored is still worth its tables
+            return {"rule": str(rule), "pair": (), "kept": False, "words": str(error)}
+        return {"rule": str(rule), "pair": choice.pair, "kept": choice.kept, "words": describe(rule, choice)}
 
 
 def name_pairs(lambdas_pix: Sequence[float], lambdas_sem: Sequence[float]) -> dict[str, Pair]:
@@ -129,6 +111,8 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 def _check_size(sr: np.ndarray, example: Example) -> None:
+    if not example.hq:
+        return
     with Image.open(example.hq) as hq:
         wanted = hq.size
     if sr.shape[1::-1] != wanted:

@@ -1,13 +1,15 @@
-"""Summaries as tables: for a terminal, for Markdown, for a paper. Best is bold, second underlined, notes come along."""
+"""Score, last stop: summaries as tables, for a terminal, Markdown, a paper; best bold, second underlined, notes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pisasr.evaluation.metrics import METRICS
+
+Summary = dict[str, Any]  # as report.summarise makes it
 
 LATEX_SPECIAL = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -41,16 +43,19 @@ class Table:
     paired: list[list[str]]
     notes: list[str]
 
-    @property
-    def heads(self) -> list[tuple[str, str]]:
-        """(label, "up" or "down" or "") of every column behind the method's."""
-        heads = [(METRICS[m].label, "up" if METRICS[m].higher_is_better else "down") for m in self.metrics]
-        return heads + [("s / picture", "")] * self.timed
+    def heads(self, up: str = " ↑", down: str = " ↓", escape: Callable[[str], str] = str) -> list[str]:
+        """What stands over the columns; an arrow says which way is better."""
+        known = [METRICS[metric] for metric in self.metrics]
+        labels = [escape(metric.label) + (up if metric.higher_is_better else down) for metric in known]
+        return ["Method", *labels, *["s / picture"] * self.timed]
 
 
-def build_table(summary: dict, methods: Iterable[str] | None = None) -> Table:
-    """The table of a summary, or of some of its methods; best and second are those of the methods shown."""
-    shown = {m: columns for m, columns in summary["methods"].items() if methods is None or m in set(methods)}
+def build_table(summary: Summary, methods: Iterable[str] | None = None) -> Table:
+    """The table of some methods of a summary; best and second are those of the methods shown.
+
+    Without a word on it all are shown, but of a grid of strengths only the corners (1, 0), (1, 1) and the chosen pair.
+    """
+    shown = {method: summary["methods"][method] for method in (methods or _choose_methods(summary))}
     metrics = list(summary["protocol"]["metrics"])
     ranks = {metric: _rank(metric, shown) for metric in metrics}
     timed = any("seconds" in columns for columns in shown.values())
@@ -62,7 +67,15 @@ def build_table(summary: dict, methods: Iterable[str] | None = None) -> Table:
     return Table(summary["set"], metrics, timed, rows, _paired(summary), list(_notes(summary, shown)))
 
 
-def _rank(metric: str, methods: dict) -> dict[str, int]:
+def _choose_methods(summary: Summary) -> list[str]:
+    surface = summary.get("surface", {"methods": {}})
+    kept = {(1.0, 0.0), (1.0, 1.0), tuple(surface.get("best", {}).get("pair", ()))}
+    grid = surface["methods"]
+    few = [method for method, pair in grid.items() if tuple(pair) in kept] or list(grid)
+    return [method for method in summary["methods"] if method not in grid or method in few]
+
+
+def _rank(metric: str, methods: Summary) -> dict[str, int]:
     """method -> 1 for the best, 2 for the second; equal numbers share. A lone method is neither.
 
     Infinite throughout is a number, too; where a method has none, nobody can be said to be the best.
@@ -78,7 +91,7 @@ def _rank(metric: str, methods: dict) -> dict[str, int]:
     return {name: order.index(mean) + 1 for name, mean in means.items() if mean in order} if len(means) > 1 else {}
 
 
-def _cell(metric: str, column: dict | None, rank: int) -> Cell:
+def _cell(metric: str, column: Summary | None, rank: int) -> Cell:
     if column is None:
         return Cell("n/a")
     decimals = METRICS[metric].decimals
@@ -90,31 +103,27 @@ def _cell(metric: str, column: dict | None, rank: int) -> Cell:
     return Cell(f"{column['mean']:.{decimals}f}", interval, rank)
 
 
-def _paired(summary: dict) -> list[list[str]]:
+def _paired(summary: Summary) -> list[list[str]]:
     rows = []
     for row in summary["paired"]:
         decimals = METRICS[row["metric"]].decimals + 1
         pair = [f"{row['first']} - {row['second']}", METRICS[row["metric"]].label]
         if row["count"] == 0:
-            rows.append([*pair, "n/a", "n/a", "n/a", "n/a"])
+            rows.append([*pair, *["n/a"] * 4])
             continue
         low, high = row["interval"]
-        rows.append(
-            [
-                *pair,
-                f"{row['difference']:+.{decimals}f}",
-                f"{low:+.{decimals}f}, {high:+.{decimals}f}",
-                f"{row['first_better']} : {row['second_better']} of {row['count']}",
-                f"{row['p']:.4f}" if row["p"] > 1.5e-4 else "<= 0.0001",
-            ]
-        )
+        difference = f"{row['difference']:+.{decimals}f}"
+        interval = f"{low:+.{decimals}f}, {high:+.{decimals}f}"
+        score = f"{row['first_better']} : {row['second_better']} of {row['count']}"
+        p = f"{row['p']:.4f}" if row["p"] > 1.5e-4 else "<= 0.0001"
+        rows.append([*pair, difference, interval, score, p])
     return rows
 
 
 PAIRED_HEADS = ["Pair", "Metric", "Mean difference", "95 % interval", "Better : worse", "p (sign flips)"]
 
 
-def _notes(summary: dict, methods: dict) -> Iterable[str]:
+def _notes(summary: Summary, methods: Summary) -> Iterable[str]:
     protocol, count = summary["protocol"], summary["pictures"]
     about = f" of {summary['set']}" if summary["set"] else ""
     before = summary["pictures_before"]
@@ -154,8 +163,7 @@ def _notes(summary: dict, methods: dict) -> Iterable[str]:
 
 def to_text(table: Table) -> str:
     """For a terminal: means alone, the best marked *."""
-    arrows = {"up": " ↑", "down": " ↓", "": ""}
-    lines = [["Method", *(label + arrows[way] for label, way in table.heads)]]
+    lines = [table.heads()]
     lines += [[name, *(c.text + ("*" if c.rank == 1 else " ") for c in cells)] for name, cells in table.rows.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = (
@@ -171,16 +179,13 @@ def to_markdown(tables: Sequence[Table]) -> str:
 
 
 def _markdown(table: Table, titled: bool) -> str:
-    arrows = {"up": " ↑", "down": " ↓", "": ""}
-    heads = ["Method", *(label + arrows[way] for label, way in table.heads)]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    lines += [[_plain(name), *map(_markdown_cell, cells)] for name, cells in table.rows.items()]
+    heads = table.heads()
+    rows = [[_plain(name), *map(_markdown_cell, cells)] for name, cells in table.rows.items()]
     text = f"## {table.title}\n\n" if titled else ""
-    text += _pipes(lines)
+    text += _pipes([heads, ["---", *["---:"] * (len(heads) - 1)], *rows])
     if table.paired:
-        text += "\n" + _pipes(
-            [PAIRED_HEADS, ["---", "---", *["---:"] * 4], *([_plain(c) for c in row] for row in table.paired)]
-        )
+        pairs = [[_plain(cell) for cell in row] for row in table.paired]
+        text += "\n" + _pipes([PAIRED_HEADS, ["---", "---", *["---:"] * 4], *pairs])
     return text + "\n" + "\n".join(f"- {note}" for note in table.notes) + "\n"
 
 
@@ -189,7 +194,7 @@ def _markdown_cell(cell: Cell) -> str:
     return f"{text} <sub>[{cell.interval}]</sub>" if cell.interval else text
 
 
-def _pipes(lines: list[list[str]]) -> str:
+def _pipes(lines: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -197,66 +202,7 @@ def _plain(name: str) -> str:
     return name.replace("|", "\\|")
 
 
-def to_latex(tables: Sequence[Table]) -> str:
-    """One `table` (needs booktabs) with a block per set; intervals stand small under the means, notes under all."""
-    table = tables[0]
-    arrows = {"up": r" $\uparrow$", "down": r" $\downarrow$", "": ""}
-    heads = ["Method", *(escape_latex(label) + arrows[way] for label, way in table.heads)]
-    lines = [r"\begin{table}[t]", r"\centering\small", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
-    lines += [" & ".join(heads) + r" \\"]
-    for block in tables:
-        lines.append(r"\midrule")
-        if len(tables) > 1:
-            lines.append(rf"\multicolumn{{{len(heads)}}}{{l}}{{\emph{{{escape_latex(block.title)}}}}} \\")
-        for name, cells in block.rows.items():
-            lines.append(_start(" & ".join([escape_latex(name), *map(_latex_cell, cells)])) + r" \\")
-            if any(cell.interval for cell in cells):
-                small = [rf"{{\scriptsize [{cell.interval}]}}" if cell.interval else "" for cell in cells]
-                lines.append(" & ".join(["", *small]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += _latex_paired(tables)
-    notes = [_start(escape_latex(note)) + r" \\" for note in _notes_of_all(tables)]
-    lines += [r"\par\medskip\parbox{\linewidth}{\scriptsize", *notes, "}"]
-    lines += [r"\caption{Best in bold, second underlined.}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
-
-
-def _notes_of_all(tables: Sequence[Table]) -> list[str]:
-    """What is true of every set once, then what is true of one alone behind its name."""
-    common = [note for note in tables[0].notes if all(note in table.notes for table in tables)]
-    return common + [f"{t.title}: {note}" for t in tables for note in t.notes if note not in common]
-
-
-def _start(line: str) -> str:
-    """A line that may follow a line break: LaTeX would take a bracket or a star there for the break's own."""
-    return "{}" + line if line.startswith(("[", "*")) else line
-
-
-def _latex_paired(tables: Sequence[Table]) -> list[str]:
-    if not any(table.paired for table in tables):
-        return []
-    body = []
-    for table in tables:
-        if len(tables) > 1:
-            body.append(rf"\multicolumn{{{len(PAIRED_HEADS)}}}{{l}}{{\emph{{{escape_latex(table.title)}}}}} \\")
-        body += [_start(" & ".join(map(escape_latex, row))) + r" \\" for row in table.paired]
-    heads = " & ".join(map(escape_latex, PAIRED_HEADS)) + r" \\"
-    return [r"\par\medskip", r"\begin{tabular}{llrrrr}", r"\toprule", heads, r"\midrule", *body,
-            r"\bottomrule", r"\end{tabular}"]  # fmt: skip
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = escape_latex(cell.text)
-    return {0: text, 1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}[cell.rank]
-
-
-def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it stands."""
-    text = text.replace(">=", "≥").replace("<=", "≤")
-    return "".join(LATEX_SPECIAL.get(character, character) for character in text)
-
-
-def surface_markdown(summary: dict) -> str:
+def surface_markdown(summary: Summary) -> str:
     """The maps of a grid of strengths, lambda_pix down and lambda_sem across; "" where there is no grid."""
     surface = summary.get("surface")
     if not surface:
@@ -270,3 +216,56 @@ def surface_markdown(summary: dict) -> str:
             lines.append([f"{pix:g}", *("n/a" if value is None else f"{value:.{decimals}f}" for value in row)])
         text += f"\n{METRICS[metric].label}, means of {summary['pictures']} pictures:\n\n{_pipes(lines)}"
     return text
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    """One `table` (needs booktabs) with a block per set; intervals stand small under the means, notes under all."""
+    heads = tables[0].heads(up=r" $\uparrow$", down=r" $\downarrow$", escape=escape_latex)
+    lines = [r"\begin{table}[t]", r"\centering\small", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(heads) + r" \\"]
+    for table in tables:
+        lines += [r"\midrule", *_latex_title(table, len(heads), len(tables))]
+        for name, cells in table.rows.items():
+            lines.append(_latex_row([escape_latex(name), *map(_latex_cell, cells)]))
+            if any(cell.interval for cell in cells):
+                small = [rf"{{\scriptsize [{cell.interval}]}}" if cell.interval else "" for cell in cells]
+                lines.append(" & ".join(["", *small]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    if any(table.paired for table in tables):
+        lines += [r"\par\medskip", r"\begin{tabular}{llrrrr}", r"\toprule"]
+        lines += [" & ".join(map(escape_latex, PAIRED_HEADS)) + r" \\", r"\midrule"]
+        for table in tables:
+            lines += _latex_title(table, len(PAIRED_HEADS), len(tables))
+            lines += [_latex_row(map(escape_latex, row)) for row in table.paired]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+    # What is true of every set stands once, what is true of one alone behind its name.
+    common = [note for note in tables[0].notes if all(note in table.notes for table in tables)]
+    notes = common + [f"{t.title}: {note}" for t in tables for note in t.notes if note not in common]
+    lines += [
+        r"\par\medskip\parbox{\linewidth}{\scriptsize",
+        *(_latex_row([escape_latex(note)]) for note in notes),
+        "}",
+    ]
+    lines += [r"\caption{Best in bold, second underlined.}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_title(table: Table, columns: int, sets: int) -> list[str]:
+    return [rf"\multicolumn{{{columns}}}{{l}}{{\emph{{{escape_latex(table.title)}}}}} \\"] if sets > 1 else []
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    """A line that may follow a line break: LaTeX would take a bracket or a star there for the break's own."""
+    line = " & ".join(cells)
+    return ("{}" + line if line.startswith(("[", "*")) else line) + r" \\"
+
+
+def _latex_cell(cell: Cell) -> str:
+    text = escape_latex(cell.text)
+    return {0: text, 1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}[cell.rank]
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it stands."""
+    text = text.replace(">=", "≥").replace("<=", "≤")
+    return "".join(LATEX_SPECIAL.get(character, character) for character in text)

@@ -1,4 +1,4 @@
-"""Which pictures are scored, and whether they are the ones that others scored.
+"""Score, first stop: which pictures are scored, and whether they are the ones that others scored.
 
 A YAML file names the test sets. Sets that papers share are known by name, by count, and where they were at hand by the
 pixels of every picture (testsets.json); sets that scripts/degrade.py made are known by its manifest.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -18,9 +18,12 @@ from typing import Any
 
 from pisasr.errors import ImageError, PisasrError
 from pisasr.pictures.folders import EXTENSIONS, list_pictures, match_names, read_picture
+from pisasr.pictures.manifest import find_differences, read_entries
 
 HR_NAMES = ("gt", "hr", "hq", "test_hr")
 LR_NAMES = ("lq", "lr", "test_lr")  # test_SR_bicubic holds enlarged inputs: it is neither
+
+Folders = tuple[Path | None, Path | None]  # true pictures, inputs
 
 STABLESR_FOLDERS = {"DIV2K-Val": "DIV2K_V2_val", "RealSR": "RealSRVal_crop128", "DRealSR": "DrealSRVal_crop128"}
 
@@ -49,59 +52,64 @@ def load_sets(path: Path) -> list[TestSet]:
 
     Paths count from the file's own folder. A set's own entries stand over those it would have otherwise.
     """
-    given = _read_yaml(path)
-    _refuse_unknown(path, "the file", given, ("stablesr_testsets", "sr", "sets"))
-    sets = _section(path, "sets", given.get("sets"))
-    entries = {name: _section(path, f"sets.{name}", entry) for name, entry in sets.items()}
-    found = _find(path, "stablesr_testsets", given.get("stablesr_testsets"), find_stablesr_sets) or {}
-    common = _section(path, "sr", given.get("sr"))
-    names = [*found, *(name for name in entries if name not in found)]
+    given = _mapping(path, "the file", _read_yaml(path), ("stablesr_testsets", "sr", "sets"))
+    entries = _mapping(path, "sets", given.get("sets"))
+    place = given.get("stablesr_testsets")
+    found = {} if place is None else _folder(path, "stablesr_testsets", place, find_stablesr_sets)
+    common = _mapping(path, "sr", given.get("sr"))
+    names = list(dict.fromkeys([*found, *entries]))
     if not names:
         raise PisasrError(
             f"{path} names no test set; wanted stablesr_testsets: FOLDER, or sets: {{NAME: {{lr: FOLDER}}}}"
         )
     for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or name.strip(". ") == "":
+        if not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or name.strip(". ") == "":
             raise PisasrError(
                 f"{path}: {name!r} can't name a set, whose results get a folder of that name; quote a word"
             )
-    return [_build_set(path, name, entries.get(name, {}), common, found.get(name, (None, None))) for name in names]
+    return [_build_set(path, name, entries.get(name), common, found.get(name, (None, None))) for name in names]
 
 
-def find_folders(root: Path) -> tuple[Path | None, Path | None]:
+def find_folders(root: Path) -> Folders:
     """(true pictures, inputs) of a set by the usual names of its sub-folders, in any case.
 
     Pictures directly inside and no such sub-folder: a set of inputs alone, as RealLR200 and RealLQ250 are.
     """
-    hr, lr = (_only_one(root, names) for names in (HR_NAMES, LR_NAMES))
-    if hr or lr:
-        return hr, lr
+    found: list[Path | None] = []
+    for names in (HR_NAMES, LR_NAMES):
+        places = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name.lower() in names]
+        if len(places) > 1:
+            both = " and ".join(path.name for path in places)
+            raise PisasrError(f"{root} has {both}; keep one of them, or name the folders with hr and lr instead")
+        found.append(places[0] if places else None)
+    if any(found):
+        return found[0], found[1]
     if any(path.suffix.lower() in EXTENSIONS for path in root.iterdir()):
         return None, root
     raise PisasrError(f"{root} holds no pictures and none of the sub-folders {', '.join(HR_NAMES + LR_NAMES)}")
 
 
-def find_stablesr_sets(root: Path) -> dict[str, tuple[Path | None, Path | None]]:
-    """Name -> (true pictures, inputs) of the StableSR-TestSets that lie in `root`, or one folder deeper.
+def find_stablesr_sets(root: Path) -> dict[str, Folders]:
+    """Name -> (true pictures, inputs) of the StableSR-TestSets that lie in `root`, at most two folders deeper.
 
     The layout is written from memory: DIV2K_V2_val/{gt,lq}, RealSRVal_crop128/{test_HR,test_LR} and
     DrealSRVal_crop128/{test_HR,test_LR}. Case is disregarded, and so is a folder more on the way.
     """
-    below = _subfolders(root)
-    below += [deeper for folder in below for deeper in _subfolders(folder)]
-    sets = {}
-    for name, usual in STABLESR_FOLDERS.items():
-        tops = [folder for folder in below if folder.name.lower() == usual.lower()]
-        homes = sorted({home for top in tops for home in (top, *_subfolders(top)) if _has_usual(home)})
-        if len(homes) > 1:
-            raise PisasrError(f"{name} lies in {' and in '.join(map(str, homes))}; keep one of them")
-        if tops and not homes:
-            raise PisasrError(f"{tops[0]} holds none of {name}'s sub-folders ({', '.join(HR_NAMES + LR_NAMES)})")
-        if homes:
-            sets[name] = find_folders(homes[0])
-    if not sets:
+    usual = {folder.lower(): name for name, folder in STABLESR_FOLDERS.items()}
+    homes: dict[str, list[Path]] = {}
+    for folder in sorted(path for depth in ("*", "*/*", "*/*/*") for path in root.glob(depth) if path.is_dir()):
+        name = next((usual[part.lower()] for part in folder.relative_to(root).parts if part.lower() in usual), None)
+        if name:
+            inside = [path.name.lower() for path in folder.iterdir() if path.is_dir()]
+            homes.setdefault(name, []).extend([folder] if set(inside) & {*HR_NAMES, *LR_NAMES} else [])
+    if not homes:
         raise PisasrError(f"{root} holds none of {', '.join(STABLESR_FOLDERS.values())}, nor do the folders in it")
-    return sets
+    for name, places in homes.items():
+        if not places:
+            raise PisasrError(f"{root} has none of {name}'s sub-folders ({', '.join(HR_NAMES + LR_NAMES)})")
+        if len(places) > 1:
+            raise PisasrError(f"{name} lies in {' and in '.join(map(str, places))}; keep one of them")
+    return {name: find_folders(homes[name][0]) for name in STABLESR_FOLDERS if name in homes}
 
 
 @cache
@@ -127,7 +135,8 @@ def verify_known(name: str, hr: Path | None, lr: Path | None) -> str | None:
         came = len(list_pictures(next(iter(folders.values()))))
         counted = f"{count} pictures came, as wanted" if came == count else f"{came} pictures came, {count} are wanted"
         return f"not verified: no hashes of {known} are known here; {counted}"
-    held, faults = {}, []
+    held: dict[str, dict[str, str | None]] = {}
+    faults: list[str] = []
     for role, folder in folders.items():
         held[role] = _recognise_files(folder, {stem: digest[role] for stem, digest in digests.items()}, faults)
     if len(held) == 2 and not faults:
@@ -144,7 +153,7 @@ def recognise(hr: Path) -> str | None:
     files = list_pictures(hr)
     sets = {name: known["digests"] for name, known in known_sets().items() if "digests" in known}
     sets = {name: digests for name, digests in sets.items() if len(digests) == len(files)}
-    found = {_digest_or_none(path) for path in files.values()} if sets else set()
+    found = {_digest(path) for path in files.values()} if sets else set()
     return next((name for name, of in sets.items() if {digest["hr"] for digest in of.values()} == found), None)
 
 
@@ -170,7 +179,7 @@ def verify_manifest(lr: Path, hr: Path | None) -> str | None:
     if not isinstance(manifest, dict) or not {"seed", "recipe", "pictures"} <= manifest.keys():
         return None
     entries = read_entries(path)
-    folders, faults = {"lq": lr}, []
+    folders, faults = {"lq": lr}, list[str]()
     if hr and any("hq" in entry for entry in entries):
         folders["hq"] = hr
     for kind, folder in folders.items():
@@ -181,35 +190,6 @@ def verify_manifest(lr: Path, hr: Path | None) -> str | None:
         raise PisasrError(f"{path} is about other pictures: {_first_few(faults)}; make the folder anew")
     part = "; it says nothing of the true pictures" if hr and "hq" not in folders else ""
     return f"verified against manifest.json: seed {manifest['seed']}, {len(entries)} pictures{part}"
-
-
-def read_entries(path: Path) -> list[dict]:
-    """The pictures of a manifest of scripts/degrade.py: name, lq and perhaps hq with their sha256."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["pictures"]
-        if all(isinstance(entry["name"], str) and "lq" in entry for entry in entries):
-            hashes = [entry[kind]["sha256"] for entry in entries for kind in ("lq", "hq") if kind in entry]
-            if all(isinstance(digest, str) for digest in hashes):
-                return entries
-    except (ValueError, LookupError, TypeError):
-        pass
-    raise PisasrError(f"{path}: wanted a manifest.json that scripts/degrade.py wrote; make the folder anew")
-
-
-def find_differences(folder: Path, wanted: dict[str, str], inside: list[Path]) -> Iterator[str]:
-    """One line for each PNG of a folder that is missing, different or too much; the folders `inside` it don't count."""
-    there = {
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*.png")
-        if not file.name.startswith(".") and not any(other in file.resolve().parents for other in inside)
-    }
-    for name in sorted(wanted.keys() | there):
-        if name not in there:
-            yield f"{folder / name}: missing"
-        elif name not in wanted:
-            yield f"{folder / name}: not in the manifest"
-        elif sha256((folder / name).read_bytes()).hexdigest() != wanted[name]:
-            yield f"{folder / name}: not the picture of the manifest"
 
 
 def fold_name(name: str) -> str:
@@ -224,7 +204,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return (f"did you mean {spellings[close[0]]!r}? " if close else "") + f"Known are {', '.join(spellings.values())}"
 
 
-def _read_yaml(path: Path) -> dict:
+# --- the file of sets ------------------------------------------------------------------------------------------------
+
+
+def _read_yaml(path: Path) -> object:
     try:
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
@@ -232,90 +215,63 @@ def _read_yaml(path: Path) -> dict:
     except ModuleNotFoundError as error:
         raise PisasrError(f"{path} can't be read without {error.name}; install pisasr[eval]") from error
     try:
-        given = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise PisasrError(f"{path} is not readable as YAML ({reason})") from error
-    return _section(path, "the file", given)
 
 
-def _section(path: Path, key: str, value: object) -> dict:
-    """A mapping with text for keys; nothing counts as an empty one."""
-    if value is not None and not isinstance(value, dict):
-        raise PisasrError(f"{path}: {key} is {value!r}; wanted NAME: VALUE lines")
-    return {str(name): entry for name, entry in (value or {}).items()}
-
-
-def _refuse_unknown(path: Path, key: str, given: dict, known: tuple[str, ...]) -> None:
-    if word := next((word for word in given if word not in known), None):
-        raise PisasrError(f"{path}: {key} has no setting {word!r}; {did_you_mean(word, known)}")
-
-
-def _build_set(path: Path, name: str, entry: dict, common: dict, found: tuple[Path | None, Path | None]) -> TestSet:
+def _build_set(path: Path, name: str, given: object, common: dict[str, object], found: Folders) -> TestSet:
     key = f"sets.{name}"
-    _refuse_unknown(path, key, entry, ("hr", "lr", "sr", "root"))
-    hr, lr = _find(path, f"{key}.root", entry.get("root"), find_folders) or found
-    own = _section(path, f"{key}.sr", entry.get("sr"))
-    places = {method: (f"sr.{method} for {name}", _fill(folder, name)) for method, folder in common.items()}
-    places |= {method: (f"{key}.sr.{method}", _fill(folder, name)) for method, folder in own.items()}
+    entry = _mapping(path, key, given, ("hr", "lr", "sr", "root"))
+    if entry.get("root") is not None:
+        found = _folder(path, f"{key}.root", entry["root"], find_folders)
+    hr, lr = (
+        usual if entry.get(role) is None else _folder(path, f"{key}.{role}", entry[role])
+        for role, usual in zip(("hr", "lr"), found, strict=True)
+    )
+    places = {method: (f"sr.{method} for {name}", folder) for method, folder in common.items()}
+    own = _mapping(path, f"{key}.sr", entry.get("sr"))
+    places |= {method: (f"{key}.sr.{method}", folder) for method, folder in own.items()}
     if not places:
         raise PisasrError(f"{path}: {key} has no pictures to score; give {key}.sr, or sr for every set, NAME: FOLDER")
-    return TestSet(
-        name,
-        {method: _folder(path, *place) for method, place in places.items()},
-        _find(path, f"{key}.hr", entry.get("hr"), Path) or hr,
-        _find(path, f"{key}.lr", entry.get("lr"), Path) or lr,
-    )
+    filled = {m: (k, v.replace("{set}", name) if isinstance(v, str) else v) for m, (k, v) in places.items()}
+    return TestSet(name, {method: _folder(path, *place) for method, place in filled.items()}, hr, lr)
 
 
-def _fill(folder: object, name: str) -> object:
-    return folder.replace("{set}", name) if isinstance(folder, str) else folder
+def _mapping(path: Path, key: str, value: object, known: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What stands under a key, with text for names; nothing counts as an empty one. known: all names that may be."""
+    if value is not None and not isinstance(value, dict):
+        raise PisasrError(f"{path}: {key} is {value!r}; wanted NAME: VALUE lines")
+    entries = {str(name): entry for name, entry in (value or {}).items()}
+    if known and (word := next((word for word in entries if word not in known), None)):
+        raise PisasrError(f"{path}: {key} has no setting {word!r}; {did_you_mean(word, known)}")
+    return entries
 
 
-def _folder(path: Path, key: str, value: object) -> Path:
+def _folder(path: Path, key: str, value: object, find: Callable[[Path], Any] = Path) -> Any:
+    """The folder that a key names, or what `find` makes of it; paths count from the file's own."""
     if not isinstance(value, str) or not value:
         raise PisasrError(f"{path}: {key} is {value!r}; wanted the path of a folder")
     folder = path.parent / Path(value).expanduser()
     if not folder.is_dir():
         raise PisasrError(f"{path}: {key} is {value!r}, and {folder} is not a folder")
-    return folder
-
-
-def _find(path: Path, key: str, value: object, find: Callable[[Path], Any]) -> Any:
-    """What `find` makes of the folder that a key names; None without the key."""
-    if value is None:
-        return None
-    folder = _folder(path, key, value)
     try:
         return find(folder)
     except PisasrError as error:
         raise PisasrError(f"{path}: {key}: {error}") from error
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise PisasrError(f"{folder} is not a folder")
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+# --- known pictures --------------------------------------------------------------------------------------------------
 
 
-def _has_usual(folder: Path) -> bool:
-    return any(path.name.lower() in HR_NAMES + LR_NAMES for path in _subfolders(folder))
-
-
-def _only_one(root: Path, names: tuple[str, ...]) -> Path | None:
-    found = [path for path in _subfolders(root) if path.name.lower() in names]
-    if len(found) > 1:
-        both = " and ".join(path.name for path in found)
-        raise PisasrError(f"{root} has {both}; keep one of them, or name the folders with hr and lr instead")
-    return found[0] if found else None
-
-
-def _recognise_files(folder: Path, known: dict[str, str], faults: list[str]) -> dict[str, str]:
+def _recognise_files(folder: Path, known: dict[str, str], faults: list[str]) -> dict[str, str | None]:
     """Stem -> stem of the known picture that the file holds; what is out of place is added to `faults`."""
     files, owners = list_pictures(folder), {digest: stem for stem, digest in known.items()}
-    held = {stem: owners.get(_digest_or_none(path)) for stem, path in files.items()}
-    names = _match_any_case(files, known)
-    there = set()
+    held = {stem: owners.get(_digest(path)) for stem, path in files.items()}
+    lower, known_lower = ({stem.lower(): stem for stem in stems} for stems in (files, known))
+    names = {lower[a]: known_lower[b] for a, b in match_names(lower, known_lower).items()}
+    there: set[str | None] = set()
     for stem, picture in held.items():
         named, path = names.get(stem), files[stem]
         if picture is None:
@@ -326,22 +282,16 @@ def _recognise_files(folder: Path, known: dict[str, str], faults: list[str]) -> 
         elif picture in there:
             faults.append(f"{path} is {picture} once more")
         there.add(picture)
-    faults += [f"{stem} is missing from {folder}" for stem in sorted(known.keys() - there)]
+    faults += [f"{stem} is missing from {folder}" for stem in sorted(stem for stem in known if stem not in there)]
     return held
 
 
-def _match_any_case(wanted: Iterable[str], found: Iterable[str]) -> dict[str, str]:
-    """match_names without regard to case."""
-    left, right = ({stem.lower(): stem for stem in stems} for stems in (wanted, found))
-    return {left[a]: right[b] for a, b in match_names(left, right).items()}
-
-
-def _digest_or_none(path: Path) -> str | None:
-    """The digest, or None for a file that cannot be read: it is then no picture of any known set."""
+def _digest(path: Path) -> str:
+    """The digest, or "" for a file that cannot be read: it is then no picture of any known set."""
     try:
         return digest_picture(path)
     except ImageError:
-        return None
+        return ""
 
 
 def _first_few(lines: list[str], count: int = 5) -> str:

@@ -10,10 +10,10 @@ Inference calls it with merged weights, training and validation with live adapte
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pisasr.method.residual import needed, restore_latent
 from pisasr.method.text import PromptEncoder
@@ -23,12 +23,12 @@ from pisasr.method.vae_tiling import decode_tiled, encode_tiled
 ONE_STEP = 1  # the only timestep the UNet is asked at: z_L counts as almost clean (published as `timesteps1`)
 
 
-def vae_factor(vae: nn.Module) -> int:
+def vae_factor(vae: Any) -> int:
     """Image pixels per latent pixel along each side: 8 for Stable Diffusion's VAE."""
     return getattr(vae, "downscale", None) or 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def predict(unet: nn.Module, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP) -> Tensor:
+def predict(unet: Any, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP) -> Tensor:
     """What the UNet would remove from z [B, c, h, w]; same shape and dtype as z.
 
     prompt_embeds [B, tokens, d], or fewer that serve in turn (of one picture, all its tiles). h and w may be anything.
@@ -69,13 +69,15 @@ class Plan:
     """How big things are cut. The default cuts nothing.
 
     tile, overlap: of the UNet, in latent pixels; batch_size: tiles (or pictures) that go through it at once;
-    vae_tile_px: beyond this square, in image pixels, the VAE works in pieces, without gradients.
+    vae_tile_px: beyond this square, in image pixels, the VAE works in pieces, without gradients; lean: and holds half
+    as much for half as much time again.
     """
 
     tile: int | None = None
     overlap: int = 0
     batch_size: int = 1
     vae_tile_px: int | None = None
+    lean: bool = False
 
 
 def restore(
@@ -97,7 +99,7 @@ def restore(
     predicted = look(model, x_L, predictors, pairs, plan, noise)
     for pair in pairs:
         z_H = restore_latent(*predicted, *pair)
-        yield Restored(model.decode(z_H, plan.vae_tile_px) if decode else None, z_H)
+        yield Restored(model.decode(z_H, plan.vae_tile_px, plan.lean) if decode else None, z_H)
 
 
 def look(
@@ -110,10 +112,11 @@ def look(
 ) -> Predicted:
     """The part of `restore` that no strength changes: the encode, and the predictions that these pairs need."""
     with torch.no_grad():
-        z_L = model.encode(x_L, noise, plan.vae_tile_px)
+        z_L = model.encode(x_L, noise, plan.vae_tile_px, plan.lean)
     needs = [needed(*pair) for pair in lambdas]
 
-    def predicted(predictor: Callable[[Tensor], Tensor]) -> Tensor:
+    def predicted(predictor: Callable[[Tensor], Tensor] | None) -> Tensor:
+        assert predictor is not None, "a pair of strengths needs a prediction that nobody makes"
         if plan.tile is None:
             return predictor(z_L)
         return blend_tiles(predictor, z_L, plan.tile, plan.overlap, plan.batch_size)
@@ -130,20 +133,20 @@ class PiSASR:
     All sizes come from the parts' own configs.
     """
 
-    def __init__(self, unet: nn.Module, vae: nn.Module, prompt_encoder: PromptEncoder | None = None):
+    def __init__(self, unet: Any, vae: Any, prompt_encoder: PromptEncoder | Any = None):
         self.unet, self.vae, self.prompt_encoder = unet, vae, prompt_encoder
         self.factor = vae_factor(vae)
 
-    def encode(self, x: Tensor, noise: Tensor | None = None, tile_px: int | None = None) -> Tensor:
+    def encode(self, x: Tensor, noise: Tensor | None = None, tile_px: int | None = None, lean: bool = False) -> Tensor:
         """x -> z, scaled: the posterior's mean, or where noise (shaped like z) is given mean + std * noise.
 
         Pictures beyond tile_px * tile_px image pixels are encoded in pieces, to the same result, without gradients
-        (None: always whole). The result has x's dtype, the VAE computes in its own.
+        (None: always whole; lean: see `vae_tiling`). The result has x's dtype, the VAE computes in its own.
         """
         x_vae = x.to(self._vae_dtype)
         with own_precision(x.device):
             posterior = (
-                self.vae.encode(x_vae).latent_dist if tile_px is None else encode_tiled(self.vae, x_vae, tile_px)
+                self.vae.encode(x_vae).latent_dist if tile_px is None else encode_tiled(self.vae, x_vae, tile_px, lean)
             )
         z = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
         return self.scale(z).to(x.dtype)
@@ -156,13 +159,13 @@ class PiSASR:
         """What the UNet would remove from z, with whatever adapters are on: `predict`."""
         return predict(self.unet, z, prompt_embeds, timestep)
 
-    def decode(self, z: Tensor, tile_px: int | None = None) -> Tensor:
-        """z -> x, not clamped: values a little outside [-1, 1] are the VAE's own. tile_px as for `encode`."""
+    def decode(self, z: Tensor, tile_px: int | None = None, lean: bool = False) -> Tensor:
+        """z -> x, not clamped: values a little outside [-1, 1] are the VAE's own. tile_px, lean as for `encode`."""
         latent = self.unscale(z).to(self._vae_dtype)
         with own_precision(z.device):
             if tile_px is None:
                 return self.vae.decode(latent).sample.to(z.dtype)
-            return decode_tiled(self.vae, latent, max(tile_px // self.factor, 1)).to(z.dtype)
+            return decode_tiled(self.vae, latent, max(tile_px // self.factor, 1), lean).to(z.dtype)
 
     def scale(self, latent: Tensor) -> Tensor:
         """The VAE's latent, as the UNet knows it (near unit variance)."""

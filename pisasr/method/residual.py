@@ -1,5 +1,7 @@
 """The paper in one place: what is taken from z_L, and in which proportion."""
 
+from typing import Any
+
 from torch import Tensor
 
 
@@ -31,7 +33,7 @@ def needed(lambda_pix: float, lambda_sem: float) -> tuple[bool, bool]:
 
 
 def restore_latent(
-    z_L: Tensor, eps_pix: Tensor | None, eps_pisa: Tensor | None, lambda_pix: float, lambda_sem: float
+    z_L: Tensor, eps_pix: Tensor | Any, eps_pisa: Tensor | Any, lambda_pix: float, lambda_sem: float
 ) -> Tensor:
     """z_H at these strengths. A prediction that is not `needed` is not looked at, and may be None."""
     match needed(lambda_pix, lambda_sem):

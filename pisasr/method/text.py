@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 REMEMBERED = 64  # embeddings kept; SD-2.1's weigh 0.3 MB each, and captions of a training set rarely come back
 
@@ -17,11 +17,11 @@ class PromptEncoder:
     Nothing flows back into the text encoder. Move or cast the text encoder freely, this follows.
     """
 
-    def __init__(self, tokenizer: Any, text_encoder: nn.Module):
+    def __init__(self, tokenizer: Any, text_encoder: Any):
         self.tokenizer, self.text_encoder = tokenizer, text_encoder
         self._known: OrderedDict[tuple, Tensor] = OrderedDict()
 
-    def serves(self, tokenizer: Any, text_encoder: nn.Module) -> bool:
+    def serves(self, tokenizer: Any, text_encoder: Any) -> bool:
         """Whether these are the parts it was made with; others have other embeddings."""
         return self.tokenizer is tokenizer and self.text_encoder is text_encoder
 

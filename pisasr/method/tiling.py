@@ -106,7 +106,7 @@ def blend_tiles(fn: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: i
     places = tile_grid(h, w, tile, overlap)
     weight = gaussian_weight(places[0].height, places[0].width)
     total = torch.zeros(h, w, dtype=weight.dtype)
-    blended = prediction = None
+    blended: Tensor | None = None
     for together in batched(places, max(1, batch_size // count)):
         prediction = fn(torch.cat([place.crop(z) for place in together]))
         _check_same_size(prediction, places[0])
@@ -115,6 +115,7 @@ def blend_tiles(fn: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: i
         for place, part in zip(together, prediction.split(count), strict=True):
             place.crop(blended).add_(part * weight.to(blended))
             place.crop(total).add_(weight)
+    assert blended is not None
     return (blended / total.to(blended)).to(prediction.dtype)
 
 

@@ -25,8 +25,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        _zeroed(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(nn.functional.silu(self.conv1(x)))
@@ -110,11 +109,11 @@ class LappedAutoencoder(ModelMixin, ConfigMixin):
             layer.weight.zero_()
         self.analysis.weight[:, :, 1, 1] = (basis / std).T.to(self.dtype)
         self.synthesis.weight[:, :, 1, 1] = (basis * std).to(self.dtype)
-        self.analysis.bias.copy_(-(center @ (basis / std)))
-        self.synthesis.bias.copy_(center)
+        for layer, bias in ((self.analysis, -(center @ (basis / std))), (self.synthesis, center)):
+            layer.get_parameter("bias").copy_(bias)
 
 
 def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer

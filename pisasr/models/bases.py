@@ -141,7 +141,7 @@ def check_base(folder: Path, given: Mapping[str, Any] = MappingProxyType({})) ->
     unet, vae, text = (config_of(part) for part in ("unet", "vae", "text_encoder"))
     prediction = config_of("scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
     cross = unet.get("cross_attention_dim")
-    name = BASES.get(cross, f"a model of cross-attention size {cross}")
+    name = BASES.get(cross or 0, f"a model of cross-attention size {cross}")
     if cross == 2048 or unet.get("addition_embed_type"):
         raise ModelError(f"{folder} is {name}, whose UNet needs more than a prompt; give an SD-2.1-base folder.")
     if prediction != "epsilon":

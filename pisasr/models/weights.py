@@ -18,11 +18,13 @@ from torch import Tensor
 from pisasr.errors import CheckpointError
 from pisasr.files import write_whole
 
+Kind = Literal["pix", "sem"]
+
 FORMAT, VERSION = "pisasr-adapter", 2
 PUBLISHED_ALPHA = 8.0  # peft's default of the time; the published file does not hold it
 PUBLISHED_TIMESTEP = 1
 TIMESTEPS = 1000  # of the schedule that every base of this kind was trained with
-KINDS = ("pix", "sem")
+KINDS: tuple[Kind, ...] = ("pix", "sem")
 OTHER_SIDE = {"A": "B", "B": "A"}
 
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -39,7 +41,7 @@ class Adapter:
     timestep: the one step it was trained at.
     """
 
-    name: Literal["pix", "sem"]
+    name: Kind
     rank: int
     alpha: float
     tensors: dict[str, Tensor] = field(repr=False)
@@ -66,7 +68,7 @@ def save_adapter(path: str | os.PathLike, adapter: Adapter, dtype: torch.dtype =
     """
     _check(adapter, str(path))
     tensors = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.tensors.items()}
-    head = {
+    head: dict[str, Any] = {
         "version": VERSION,
         "kind": adapter.name,
         "rank": adapter.rank,
@@ -148,7 +150,7 @@ def looks_like_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.exists()
 
 
-def _published(path: Path, kind: Literal["pix", "sem"], content: dict, tensors: dict[str, Tensor]) -> Adapter:
+def _published(path: Path, kind: Kind, content: dict, tensors: dict[str, Tensor]) -> Adapter:
     rank = content[f"lora_rank_unet_{kind}"]
     listed = [m for group in ("encoder", "decoder", "others") for m in content[f"unet_lora_{group}_modules_{kind}"]]
     if not isinstance(rank, int) or rank < 1:

@@ -26,13 +26,13 @@ from torch import Tensor
 
 from pisasr.errors import ImageError
 from pisasr.files import temporary_name, write_whole
+from pisasr.pictures.folders import READABLE
 
-READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 MAX_PIXELS = 64_000_000  # of an input, before it is decoded
 MAX_OUTPUT_PIXELS = 2**31  # of a result: 64 million at 4x and room beyond
 MAX_SIDE = 4096  # of a small picture once it is enlarged for the model
 MIN_SIDE = 64  # what a strip too long to be enlarged is padded to
-SAVE_OPTIONS = {
+SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".png": ("PNG", {"compress_level": 6}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -132,7 +132,7 @@ def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictu
 
 
 @contextmanager
-def _reading(path: Path, max_pixels: int) -> Iterator[tuple[Image.Image, list[str]]]:
+def _reading(path: Path, max_pixels: int) -> Iterator[tuple[Any, list[str]]]:
     """A file as Pillow opens it, not decoded yet, and the notices so far. A fault in the block becomes ImageError."""
     _check_file(path)
     try:
@@ -151,7 +151,7 @@ def _reading(path: Path, max_pixels: int) -> Iterator[tuple[Image.Image, list[st
         raise ImageError(f"broken picture: {_one_line(error)}") from None
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: Any) -> bool:
     return any(";16" in str(tile.args) for tile in image.tile)
 
 
@@ -211,10 +211,10 @@ def _our_pixel_cap() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = pillow_cap
 
 
-def _oddities(path: Path, image: Image.Image) -> list[str]:
+def _oddities(path: Path, image: Any) -> list[str]:
     """What is not taken over as it is, seen from the header."""
     notices = []
-    named = SAVE_OPTIONS.get(path.suffix.lower(), (None,))[0]
+    named = SAVE_OPTIONS.get(path.suffix.lower(), ("",))[0]
     if named and named != image.format.replace("MPO", "JPEG"):
         notices.append(f"a {image.format} picture, despite its name")
     # A phone's JPEG may carry a second picture for depth (MPO): not an animation, nothing to report.
@@ -231,10 +231,10 @@ def _orient(image: Image.Image, notices: list[str]) -> Image.Image:
         return image
 
 
-def _to_srgb(image: Image.Image, icc: bytes | None, notices: list[str]) -> Image.Image:
+def _to_srgb(image: Any, icc: bytes | None, notices: list[str]) -> Image.Image:
     if image.mode == "LAB":
         lab = ImageCms.createProfile("LAB")
-        return ImageCms.profileToProfile(image, lab, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return _through(image, lab)
     if not icc:
         return image
     try:
@@ -247,7 +247,7 @@ def _to_srgb(image: Image.Image, icc: bytes | None, notices: list[str]) -> Image
         return image
 
 
-def _needs_conversion(image: Image.Image) -> bool:
+def _needs_conversion(image: Any) -> bool:
     """Whether a profile says that the colours are not sRGB's; a broken one is nobody's."""
     if image.mode.startswith(("I", "F")) or not (icc := image.info.get("icc_profile")):
         return False  # more than eight bits of grey are left alone
@@ -257,7 +257,11 @@ def _needs_conversion(image: Image.Image) -> bool:
         return True
 
 
-def _convert_colors(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+def _through(image: Any, profile: Any) -> Any:
+    return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+
+
+def _convert_colors(image: Any, profile: ImageCms.ImageCmsProfile) -> Image.Image:
     """Take colours through `profile` to sRGB; alpha and greyness stay. More than 8 bits of grey are left alone."""
     if image.mode.startswith(("I", "F")):
         return image
@@ -265,7 +269,7 @@ def _convert_colors(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Im
     alpha = image.getchannel("A") if "A" in image.getbands() else None
     grey = image.mode in ("1", "L", "LA")
     colors = image.convert("L") if grey else image.convert("RGB") if image.mode != "CMYK" else image
-    colors = ImageCms.profileToProfile(colors, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    colors = _through(colors, profile)
     colors = colors.convert("L") if grey else colors
     if alpha is not None:
         colors.putalpha(alpha)
@@ -428,6 +432,14 @@ def as_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
 
 
+def eight_bits(picture: Any) -> Image.Image:
+    """A result as an 8-bit picture to look at or to score: PIL as it is, arrays [H, W, C] rounded."""
+    if isinstance(picture, Image.Image):
+        return picture
+    white = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65_535}.get(picture.dtype, 1)
+    return as_image(picture if white == 255 else to_levels(picture / np.float64(white), 8))
+
+
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """[H, W] or [H, W, 3] at another (width, height), by Pillow's bicubic filter; floats stay floats in [0, 1]."""
     if (pixels.shape[1], pixels.shape[0]) == size:
@@ -482,8 +494,8 @@ def plan_frame(
     enlarged = _enlarge(width, height, upscale, process_size, max_side)
     content = _scale(enlarged, upscale)
     least = min(process_size, MIN_SIDE)
-    padded = tuple(-(-max(side, least) // multiple) * multiple for side in content)
-    return Frame((width, height), enlarged, content, padded, _scale((width, height), upscale))
+    padded_width, padded_height = (-(-max(side, least) // multiple) * multiple for side in content)
+    return Frame((width, height), enlarged, content, (padded_width, padded_height), _scale((width, height), upscale))
 
 
 def _scale(size: tuple[int, int], upscale: float) -> tuple[int, int]:

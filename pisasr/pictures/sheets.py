@@ -21,7 +21,7 @@ def draw_sheet(
     labels = [f"lambda_pix = {value:g}" for value in lambdas_pix]
     heads = [f"lambda_sem = {value:g}" for value in lambdas_sem]
     margin = int(max(font.getlength(label) for label in labels)) + 4 * GAP
-    head = int(font.size * 1.8)
+    head = int(getattr(font, "size", 12) * 1.8)
     pitch = max(cell[0], int(max(font.getlength(label) for label in heads)) + 2 * GAP), max(cell[1], head)
     sheet = Image.new("RGB", (margin + columns * (pitch[0] + GAP), head + rows * (pitch[1] + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)

@@ -195,7 +195,7 @@ def restore_picture(model: PiSASR, lq: Image.Image, lambdas: Sequence[tuple[floa
     device = next(model.unet.parameters()).device
     frame = plan_frame(*lq.size, upscale=1, process_size=1, multiple=model.factor)
     x_L = to_batch([pad(np.asarray(lq), frame)], device) * 2 - 1
-    embeds = model.prompt_encoder("")  # type: ignore[misc]  # which a model in training has
+    embeds = model.prompt_encoder("")
 
     def predicts(*adapters: str) -> Callable[[Tensor], Tensor]:
         def look(z_L: Tensor) -> Tensor:

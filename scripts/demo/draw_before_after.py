@@ -1,4 +1,4 @@
-"""Draw what the model does to pictures: bicubic, (1, 0) and (1, 1) side by side, one JPEG per picture.
+"""Figures of the README, what the model does: bicubic, (1, 0) and (1, 1) side by side, one JPEG per picture.
 
     python scripts/demo/draw_before_after.py --input pisasr/demo/examples/*.png --output figs/before_after
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont
 
-from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import ImageError, exit_code  # noqa: E402
+from pisasr.commands.options import positive_int
+from pisasr.errors import ImageError, guarded
 
 SCALE = 4
 GAP = 8
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--adapters", metavar="PATH", help="folder, hub id or .pkl (default: those beside the model)")
     parser.add_argument("--panel", type=positive_int, default=360, metavar="PX", help="side of a panel (default 360)")
     args = parser.parse_args(argv)
-    return exit_code(lambda: draw(args))
+    return guarded(lambda: draw(args))
 
 
 def draw(args: argparse.Namespace) -> None:

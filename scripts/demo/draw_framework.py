@@ -1,4 +1,4 @@
-"""Draw figs/framework.png: inference and both training stages in one picture, with the project's own photos in it.
+"""A figure of the README, figs/framework.png: inference and both training stages, with the project's own photos in it.
 
 python scripts/demo/draw_framework.py --input pisasr/demo/examples/chelsea.png --output figs/framework.png
 """
@@ -9,7 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont
+
+from pisasr.errors import guarded
 
 WIDTH, HEIGHT = 1560, 860
 INK, PAPER = "#1d2733", "white"
@@ -51,23 +53,26 @@ class Sheet:
         self.words(x, y + image.height // 2 + 20, caption)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, help="a low-quality photo")
     parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return guarded(lambda: draw(args.input, args.output))
 
+
+def draw(photo_file: Path, output: Path) -> None:
     from pisasr import PiSASRPipeline
     from pisasr.pictures.images import open_image, save_image
 
-    photo = open_image(args.input)
+    photo = open_image(photo_file)
     restored = PiSASRPipeline.from_pretrained()(photo).images[0]
     enlarged = photo.resize(restored.size, Image.Resampling.BICUBIC)
     sheet = Sheet()
     draw_inference(sheet, enlarged, restored)
     draw_training(sheet, restored)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    save_image(sheet.paper, args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_image(sheet.paper, output)
 
 
 def draw_inference(sheet: Sheet, x_L: Image.Image, x_H: Image.Image) -> None:
@@ -125,4 +130,4 @@ def draw_training(sheet: Sheet, x_H: Image.Image) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

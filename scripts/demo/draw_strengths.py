@@ -1,4 +1,4 @@
-"""Draw one place of a picture under every pair of strengths, its pixels as they are.
+"""A figure of the README: one place of a picture under every pair of strengths, its pixels as they are.
 
     python scripts/infer.py --input pisasr/demo/examples/coffee.png --output results/grid \
         --lambda_grid "0,0.5,1,1.5" "0,0.5,1,1.5"
@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from pisasr.errors import PisasrError, exit_code  # noqa: E402
-from pisasr.pictures.sheets import draw_sheet  # noqa: E402
+from pisasr.errors import PisasrError, guarded
+from pisasr.pictures.sheets import draw_sheet
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--box", type=int, nargs=4, required=True, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"))
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(argv)
-    return exit_code(lambda: draw(args.pictures, tuple(args.box), args.output))
+    return guarded(lambda: draw(args.pictures, tuple(args.box), args.output))
 
 
 def draw(folder: Path, box: tuple[int, int, int, int], output: Path) -> None:

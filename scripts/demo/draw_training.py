@@ -1,4 +1,4 @@
-"""Draw what a training run logged: losses by step, and the scores of its fixed pictures.
+"""A figure of a run, what its training logged: losses by step, and the scores of its fixed pictures.
 
 python scripts/demo/draw_training.py runs/demo --output figs/training.png
 
@@ -7,31 +7,34 @@ out. SEM continues where PIX ends.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
+
+from pisasr.commands.options import positive_int
+from pisasr.errors import PisasrError, guarded
+from pisasr.files import Journal
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run.output of scripts/train.py")
     parser.add_argument("--output", type=Path, required=True, help="a picture: png, pdf or svg")
-    parser.add_argument("--smooth", type=int, default=25, help="steps that one point of a curve is the mean of")
+    parser.add_argument(
+        "--smooth", type=positive_int, default=25, help="steps that one point of a curve is the mean of"
+    )
     args = parser.parse_args(argv)
-    losses = read_rows(args.run / "log.jsonl")
+    return guarded(lambda: draw_run(args.run, args.smooth, args.output))
+
+
+def draw_run(run: Path, smooth: int, output: Path) -> None:
+    losses = Journal(run / "log.jsonl").rows()
     if not losses:
-        print(f"{args.run / 'log.jsonl'} has no rows; name the folder that run.output named", file=sys.stderr)
-        return 1
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    draw(losses, read_rows(args.run / "validation.jsonl"), max(1, args.smooth), args.output)
-    print(args.output)
-    return 0
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The whole rows of a log; a kill may have left half of one at the end."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+        raise PisasrError(f"{run / 'log.jsonl'} has no rows; name the folder that run.output named")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw(losses, Journal(run / "validation.jsonl").rows(), smooth, output)
+    print(output)
 
 
 def draw(losses: list[dict], scores: list[dict], smooth: int, output: Path) -> None:

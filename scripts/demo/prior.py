@@ -1,4 +1,4 @@
-"""Train the small default's prior: a UNet that learns to tell noise from photos, and a text encoder to steer it.
+"""Of step 3: the base's prior, a UNet that learns to tell noise from photos, and a text encoder to steer it.
 
 This is what Stable Diffusion brings ready-made. Two kinds of pictures are shown, each under words that name its
 quality, so that classifier-free guidance between those words points from poor to good: a direction that classifier
@@ -6,18 +6,17 @@ score distillation can follow.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from parts import Data, Schedule, train_part
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pisasr.models.autoencoder import LappedAutoencoder
-from pisasr.training.checkpoints import Checkpoints
 
 # The first of each kind is what the shipped configuration distils with.
 GOOD = ("a sharp, clean photo", "a sharp, detailed photo", "clean, high quality photo", "sharp photo", "clean")
@@ -39,10 +38,10 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIP tokenizer that knows every byte, and each of the words above as one token. Its files go to `folder`."""
     words = dict.fromkeys(" ".join((*GOOD, *POOR, MORE_WORDS)).replace(",", " , ").replace("-", " - ").split())
     characters = sorted(ByteLevel.alphabet())
-    tokens, merges = dict.fromkeys(characters + [c + "</w>" for c in characters]), {}
+    tokens = dict.fromkeys(characters + [c + "</w>" for c in characters])
+    merges: dict[str, None] = {}
     for word in words:
-        *start, last = word
-        pieces = [*start, last + "</w>"]
+        pieces = [*word[:-1], word[-1] + "</w>"]
         while len(pieces) > 1:
             left, right, *rest = pieces
             merges[f"{left} {right}"] = None
@@ -100,47 +99,59 @@ def build_scheduler() -> DDPMScheduler:
     )
 
 
-def train_prior(
-    data: Data,
-    vae: LappedAutoencoder,
-    folder: Path,
-    schedule: Schedule,
-    checkpoints: Checkpoints,
-    device: torch.device | str = "cpu",
-    **options: Any,
-) -> None:
-    """Learn to tell noise from latents, and write the whole base (diffusers' layout) into `folder`.
+def build_parts(latent_channels: int, tokenizer_folder: Path) -> tuple[nn.ModuleDict, CLIPTokenizer, DDPMScheduler]:
+    """What learns (unet, text_encoder), untrained, and what does not."""
+    tokenizer = build_tokenizer(tokenizer_folder)
+    text_encoder = build_text_encoder(tokenizer)
+    unet = build_unet(latent_channels).to(memory_format=torch.channels_last)
+    return nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}), tokenizer, build_scheduler()
+
+
+def prior_loss(
+    parts: nn.ModuleDict, vae: LappedAutoencoder, tokenizer: CLIPTokenizer, scheduler: DDPMScheduler
+) -> Callable[[dict[str, Any]], Tensor]:
+    """How wrong the UNet is about the noise that was added to latents.
 
     Two of three pictures are photos under GOOD words, the third is degraded and under POOR words; one in five of either
     has no words. Small noise comes more often than large: what adapters start from is the network at t = 1, and
-    distillation asks below t = 500. Options: those of `base.train_part`.
+    distillation asks below t = 500.
     """
-    device = torch.device(device)
-    torch.manual_seed(data.photos.seed)
-    tokenizer = build_tokenizer(folder / "tokenizer")
-    text_encoder, scheduler = build_text_encoder(tokenizer), build_scheduler()
-    unet = build_unet(vae.config.latent_channels).to(memory_format=torch.channels_last)
-    parts = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(device)
-    vae = vae.requires_grad_(False).to(device)
+    device = vae.device
     alphas = scheduler.alphas_cumprod.to(device)
 
     def loss(batch: dict[str, Any]) -> Tensor:
         x_H, x_L = batch["x_H"].to(device), batch["x_L"].to(device)
         poor = torch.rand(len(x_H)) < 0.35
         z = vae.encode(torch.where(poor.to(device)[:, None, None, None], x_L, x_H)).latent_dist.mode()
-        embeds = text_encoder(_words(tokenizer, poor).to(device)).last_hidden_state
+        embeds = parts["text_encoder"](draw_words(tokenizer, poor).to(device)).last_hidden_state
         t = (1000 * torch.rand(len(z)) ** 1.5).long().to(device)
         noise = torch.randn(z.shape).to(device)
         alpha = alphas[t].view(-1, 1, 1, 1)
         with torch.autocast(device.type, torch.bfloat16):
-            guess = unet(alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, encoder_hidden_states=embeds).sample
+            guess = parts["unet"](alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, encoder_hidden_states=embeds).sample
         return nn.functional.mse_loss(guess.float(), noise)
 
-    trained = train_part("prior", parts, loss, data, schedule, checkpoints, **options)
-    save_base(folder, vae.cpu(), trained.cpu(), tokenizer, scheduler)
+    return loss
 
 
-def save_base(folder: Path, vae, parts: nn.ModuleDict, tokenizer, scheduler) -> None:
+def draw_words(tokenizer: CLIPTokenizer, poor: Tensor) -> Tensor:
+    """Token ids [B, 77]: a phrase that fits each picture, or none."""
+
+    def draw(count: int) -> int:
+        return int(torch.randint(count, ()))
+
+    phrases = [(POOR if bad else GOOD)[draw(len(GOOD))] if draw(5) else "" for bad in poor]
+    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    return tokenizer(phrases, **options).input_ids
+
+
+def save_base(
+    folder: Path,
+    vae: LappedAutoencoder,
+    parts: Mapping[str, nn.Module],
+    tokenizer: CLIPTokenizer,
+    scheduler: DDPMScheduler,
+) -> None:
     """The base in diffusers' layout, every weight in float16."""
     index = {
         "_class_name": "PiSASRPipeline",
@@ -153,20 +164,10 @@ def save_base(folder: Path, vae, parts: nn.ModuleDict, tokenizer, scheduler) -> 
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    for name, part in (("vae", vae), *parts.items()):
+    part: Any
+    for name, part in {"vae": vae, **parts}.items():
         half = type(part)(part.config) if name == "text_encoder" else type(part).from_config(part.config)
         half.load_state_dict(part.state_dict())
         half.half().save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / "tokenizer")
     scheduler.save_pretrained(folder / "scheduler")
-
-
-def _words(tokenizer: CLIPTokenizer, poor: Tensor) -> Tensor:
-    """Token ids [B, 77]: a phrase that fits each picture, or none."""
-
-    def draw(count: int) -> int:
-        return int(torch.randint(count, ()))
-
-    phrases = [(POOR if bad else GOOD)[draw(len(GOOD))] if draw(5) else "" for bad in poor]
-    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-    return tokenizer(phrases, **options).input_ids

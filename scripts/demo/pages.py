@@ -1,7 +1,7 @@
-"""Draw tiles of text and plain shapes: what a screenshot has and no photo of ours.
+"""Step 2 of the embedded default: tiles of drawn text and plain shapes, what a screenshot has and no photo of ours.
 
-    python scripts/demo/draw_pages.py --output data/demo/pages --count 60
-    python scripts/demo/draw_pages.py --output data/demo/letters --count 120 --zoom 2 4
+    python scripts/demo/pages.py --output data/demo/pages --count 60
+    python scripts/demo/pages.py --output data/demo/letters --count 120 --zoom 2 4
 
 Every tile is a window of made-up words in the DejaVu fonts that matplotlib brings along, on a plain or shaded ground,
 with frames, buttons and lines. Nobody's work is in them, so they ship with no notice. Same --seed, same tiles. The
@@ -17,10 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont
 
-from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import exit_code  # noqa: E402
+from pisasr.commands.options import positive_int
+from pisasr.errors import guarded
 
 TILE = 256
 OVERSIZE = 2  # drawn larger and reduced, so that edges fall between pixels as they do on screens with smoothed fonts
@@ -33,11 +33,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--count", type=positive_int, default=60)
-    zooms = {"type": int, "choices": range(1, 17), "metavar": "1..16"}
-    parser.add_argument("--zoom", nargs="+", default=[1], help="letters larger by this, tile by tile in turn", **zooms)
+    parser.add_argument(
+        "--zoom",
+        nargs="+",
+        type=int,
+        default=[1],
+        choices=range(1, 17),
+        metavar="1..16",
+        help="letters larger by this, tile by tile in turn",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    return exit_code(lambda: draw_pages(args))
+    return guarded(lambda: draw_pages(args))
 
 
 def draw_pages(args: argparse.Namespace) -> None:

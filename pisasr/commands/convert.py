@@ -1,0 +1,33 @@
+"""`pisasr convert`: the published checkpoint, which is a pickle, to safetensors."""
+
+import argparse
+from pathlib import Path
+
+from pisasr.commands.batch import check_output
+from pisasr.errors import OK, guarded, shown
+
+
+def convert(argv: list[str]) -> int:
+    """Turn the published checkpoint into safetensors: `pisasr convert --help`."""
+    parser = argparse.ArgumentParser(
+        prog="pisasr convert",
+        description="Turn the published pisa_sr.pkl into OUT/pix.safetensors and OUT/sem.safetensors.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", type=Path, help="pisa_sr.pkl; read without running any code in it")
+    parser.add_argument("output", type=Path, metavar="OUT", help="a folder, to be given to infer as --adapters")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(argv)
+    return guarded(lambda: _convert(args), args.debug)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from pisasr.models.weights import convert_release, save_adapter
+
+    adapters = convert_release(args.checkpoint)
+    check_output(args.output)
+    for adapter in adapters:
+        path = args.output / f"{adapter.name}.safetensors"
+        save_adapter(path, adapter)
+        print(f"{shown(path)}: {adapter.name}, rank {adapter.rank}, {len(adapter.targets)} layers")
+    return OK
