@@ -1,0 +1,53 @@
+"""The house: which room may know which, and that every file says which stop it is."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / "pisasr").rglob("*.py"))
+
+# What each room may import, beside itself and the ground floor. Nothing that stands below may know what stands above.
+GROUND = {"errors", "files", "_compat", "__init__"}
+MAY_KNOW = {
+    "pictures": set(),
+    "models": set(),
+    "method": {"models"},  # adapters by their type alone
+    "data": {"pictures"},
+    "evaluation": {"pictures"},
+    "config": {"data"},
+    "pipeline": {"method", "models", "pictures"},
+    "training": {"method", "models", "pictures", "data", "evaluation", "config"},
+    "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "training"},
+}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "pisasr").parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Rooms of pisasr that a file imports, wherever in it."""
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    return {(name.split(".") + ["__init__"])[1] for name in modules if name.split(".")[0] == "pisasr"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_arrow_runs_back(path):
+    room = room_of(path)
+    if room not in GROUND:
+        assert imported(ast.parse(path.read_text())) - GROUND - {room} <= MAY_KNOW[room]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_says_what_it_is(path):
+    text = path.read_text()
+    assert not text.strip() or ast.get_docstring(ast.parse(text))
+
+
+def test_the_ground_floor_knows_no_room():
+    for path in FILES:
+        if room_of(path) in GROUND - {"__init__"}:
+            assert imported(ast.parse(path.read_text())) <= GROUND
