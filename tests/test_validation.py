@@ -188,7 +188,7 @@ def learn(model, watch=None):
     with active(model.unet, ("pix", "sem")):
         for step in (1, 2):
             embeds = model.prompt_encoder(["" if step == 2 else "a cat"])
-            z_L = model.encode(x_L, "sample").detach()
+            z_L = model.encode(x_L, torch.randn(model.latent_shape(x_L))).detach()
             x_pred = model.decode(remove_residual(z_L, predict(model.unet, z_L, embeds)))
             torch.nn.functional.mse_loss(x_pred, x_H).backward()
             optimizer.step()
