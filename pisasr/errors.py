@@ -50,16 +50,6 @@ def guarded(run: Callable[[], int | None], debug: bool = False) -> int:
         return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
 
 
-def exit_code(run: Callable[[], None]) -> int:
-    """Of a script: 0 after `run()`, 1 and one line on stderr where the user or the disk has something to put right."""
-    try:
-        run()
-    except (PisasrError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
 def explain(error: BaseException) -> str:
     """An exception as one line for the user."""
     text = " ".join(str(error).split())

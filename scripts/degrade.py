@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
 from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import ImageError, PisasrError  # noqa: E402
+from pisasr.errors import OK, SOME_FAILED, ImageError, PisasrError, guarded, shown  # noqa: E402
 from pisasr.pictures.folders import Found, find_inputs  # noqa: E402
 from pisasr.pictures.manifest import find_differences, read_entries  # noqa: E402
 
@@ -39,24 +39,22 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        if args.verify:
-            return 3 if report_differences(args) else 0
-        recipe = read_recipe(args.recipe, args.scale)
-        photos = find_photos(args)
-        entries, failed = [], 0
-        for photo in photos:
-            try:
-                entries.append(degrade_photo(photo, recipe, args))
-                print(f"{photo.path}: {entries[-1]['lq']['size']}")
-            except (ImageError, OSError) as error:
-                failed += 1
-                print(f"{photo.path}: {error}", file=sys.stderr)
-        write_manifest(args, recipe, entries)
-    except (PisasrError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 3 if failed else 0
+    return guarded(lambda: report_differences(args) if args.verify else degrade(args))
+
+
+def degrade(args: argparse.Namespace) -> int:
+    """Every photo, one after the other; one that fails costs a line."""
+    recipe = read_recipe(args.recipe, args.scale)
+    photos = find_photos(args)
+    entries = []
+    for photo in photos:
+        try:
+            entries.append(degrade_photo(photo, recipe, args))
+            print(f"{shown(photo.path)}: {entries[-1]['lq']['size']}")
+        except (ImageError, OSError) as error:
+            print(f"{shown(photo.path)}: {shown(error)}", file=sys.stderr)
+    write_manifest(args, recipe, entries)
+    return OK if len(entries) == len(photos) else SOME_FAILED
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -173,7 +171,7 @@ def write_manifest(args: argparse.Namespace, recipe: "DegradationRecipe", entrie
 
 
 def report_differences(args: argparse.Namespace) -> int:
-    """Print a line per picture that isn't what the manifest says, and return how many there are."""
+    """Print a line per picture that isn't what the manifest says, and return the exit code."""
     entries = read_entries(args.verify)
     folders = {"lq": args.output or args.verify.parent}
     if args.hq_output:
@@ -183,10 +181,10 @@ def report_differences(args: argparse.Namespace) -> int:
         wanted = {entry["name"]: entry[kind]["sha256"] for entry in entries if kind in entry}
         inside = [other.resolve() for other in folders.values() if folder.resolve() in other.resolve().parents]
         for line in find_differences(folder, wanted, inside):
-            print(line, file=sys.stderr)
+            print(shown(line), file=sys.stderr)
             count += 1
         print(f"{folder}: {len(wanted)} pictures in the manifest")
-    return count
+    return SOME_FAILED if count else OK
 
 
 if __name__ == "__main__":

@@ -24,18 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works be
 
 from pisasr.commands.batch import check_output  # noqa: E402
 from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import PisasrError, shown  # noqa: E402
+from pisasr.errors import OK, SOME_FAILED, PisasrError, guarded, shown  # noqa: E402
 
 MANIFEST = "manifest.jsonl"
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        return caption(args) if args.caption else prepare(args)
-    except (PisasrError, OSError) as error:
-        print(shown(error), file=sys.stderr)
-        return 1
+    return guarded(lambda: caption(args) if args.caption else prepare(args))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -86,7 +82,7 @@ def prepare(args: argparse.Namespace) -> int:
             print(f"{shown(row['path'])}: {shown(row['reason'])}", file=sys.stderr)
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     print(f"{len(kept)} of {len(found)} photos kept{f' ({told})' if told else ''}: {shown(args.output / MANIFEST)}")
-    return 3 if "unreadable" in reasons else 0
+    return SOME_FAILED if "unreadable" in reasons else OK
 
 
 def search(args: argparse.Namespace) -> tuple[list, list, dict[str, str]]:
@@ -154,11 +150,11 @@ def caption(args: argparse.Namespace) -> int:
 
     filled, failed = fill_captions(args.output / MANIFEST, args.caption, args.batch_size, args.caption_prompt)
     if not is_main_process():
-        return 0
+        return OK
     for path, reason in failed.items():
         print(f"{shown(path)}: {shown(reason)}", file=sys.stderr)
     print(f"{filled} captions written to {shown(args.output / MANIFEST)}")
-    return 3 if failed else 0
+    return SOME_FAILED if failed else OK
 
 
 if __name__ == "__main__":

@@ -234,7 +234,7 @@ def random_crop(pictures: list[Tensor], size: int, generator: torch.Generator) -
         ratio = height // picture.shape[1]
         top, left, side = row * step // ratio, column * step // ratio, size // ratio
         piece = picture[:, top : top + side, left : left + side]
-        pieces.append((piece.flip(2) if mirror else piece).contiguous())  # colours first, also in the batch
+        pieces.append((piece.flip(2) if mirror else piece).contiguous())  # as decoded, colours come last
     return pieces
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
 from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import CheckpointError, PisasrError, exit_code  # noqa: E402
+from pisasr.errors import CheckpointError, PisasrError, guarded  # noqa: E402
 from pisasr.files import write_whole  # noqa: E402
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.crop % 16:
         parser.error(f"--crop {args.crop} is no multiple of 16, which the autoencoder and the UNet divide it by")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    return exit_code(lambda: train(args))
+    return guarded(lambda: train(args))
 
 
 def train(args: argparse.Namespace) -> None:

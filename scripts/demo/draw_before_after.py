@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works be
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
 from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import ImageError, exit_code  # noqa: E402
+from pisasr.errors import ImageError, guarded  # noqa: E402
 
 SCALE = 4
 GAP = 8
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--adapters", metavar="PATH", help="folder, hub id or .pkl (default: those beside the model)")
     parser.add_argument("--panel", type=positive_int, default=360, metavar="PX", help="side of a panel (default 360)")
     args = parser.parse_args(argv)
-    return exit_code(lambda: draw(args))
+    return guarded(lambda: draw(args))
 
 
 def draw(args: argparse.Namespace) -> None:

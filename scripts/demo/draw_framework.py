@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works be
 
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
-from pisasr.errors import exit_code  # noqa: E402
+from pisasr.errors import guarded  # noqa: E402
 
 WIDTH, HEIGHT = 1560, 860
 INK, PAPER = "#1d2733", "white"
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--input", type=Path, required=True, help="a low-quality photo")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(argv)
-    return exit_code(lambda: draw(args.input, args.output))
+    return guarded(lambda: draw(args.input, args.output))
 
 
 def draw(photo_file: Path, output: Path) -> None:

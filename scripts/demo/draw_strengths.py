@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works be
 
 from PIL import Image  # noqa: E402
 
-from pisasr.errors import PisasrError, exit_code  # noqa: E402
+from pisasr.errors import PisasrError, guarded  # noqa: E402
 from pisasr.pictures.sheets import draw_sheet  # noqa: E402
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--box", type=int, nargs=4, required=True, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"))
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(argv)
-    return exit_code(lambda: draw(args.pictures, tuple(args.box), args.output))
+    return guarded(lambda: draw(args.pictures, tuple(args.box), args.output))
 
 
 def draw(folder: Path, box: tuple[int, int, int, int], output: Path) -> None:

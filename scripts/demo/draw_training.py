@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
 from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import PisasrError, exit_code  # noqa: E402
+from pisasr.errors import PisasrError, guarded  # noqa: E402
 from pisasr.files import Journal  # noqa: E402
 
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         "--smooth", type=positive_int, default=25, help="steps that one point of a curve is the mean of"
     )
     args = parser.parse_args(argv)
-    return exit_code(lambda: draw_run(args.run, args.smooth, args.output))
+    return guarded(lambda: draw_run(args.run, args.smooth, args.output))
 
 
 def draw_run(run: Path, smooth: int, output: Path) -> None:

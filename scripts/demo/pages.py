@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works be
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
 from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import exit_code  # noqa: E402
+from pisasr.errors import guarded  # noqa: E402
 
 TILE = 256
 OVERSIZE = 2  # drawn larger and reduced, so that edges fall between pixels as they do on screens with smoothed fonts
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    return exit_code(lambda: draw_pages(args))
+    return guarded(lambda: draw_pages(args))
 
 
 def draw_pages(args: argparse.Namespace) -> None:

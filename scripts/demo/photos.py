@@ -24,7 +24,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from pisasr.errors import PisasrError, exit_code  # noqa: E402
+from pisasr.errors import PisasrError, guarded  # noqa: E402
 
 LIST = Path(__file__).with_suffix(".json")
 SCALES = (1, 2, 3, 4)  # a photo that is soft at full size is sharp at a third of it
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--packages", type=Path, help="folder with the packages already unpacked (one folder each)")
     args = parser.parse_args(argv)
-    return exit_code(lambda: gather(args.output, args.packages))
+    return guarded(lambda: gather(args.output, args.packages))
 
 
 def gather(output: Path, unpacked: Path | None) -> None:

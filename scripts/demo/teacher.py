@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from pisasr.errors import PisasrError, exit_code  # noqa: E402
+from pisasr.errors import PisasrError, guarded  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="folder with the teacher's files")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one")
     args = parser.parse_args(argv)
-    return exit_code(lambda: prepare(args.pairs, args.weights, args.device))
+    return guarded(lambda: prepare(args.pairs, args.weights, args.device))
 
 
 def prepare(folders: list[Path], weights: Path | None, device: str | None) -> None:
