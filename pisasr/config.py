@@ -1,20 +1,22 @@
-"""What can be set. One dataclass per concern, one docstring per field's doubt, defaults written once: here.
+"""Before the training journey: what can be set. A model per concern, each default and each bound written once, here.
 
 Precedence: `key=value` on the command line, then the YAML file, then the defaults below. Unknown keys are refused.
 """
 
 import difflib
-from dataclasses import dataclass, field
-from math import inf
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from yaml import YAMLError
 
 from pisasr.data.degradation import DegradationRecipe
-from pisasr.errors import PisasrError
+from pisasr.errors import UsageError
 
 NEGATIVE_PROMPT = (  # as published
     "painting, oil painting, illustration, drawing, art, sketch, oil painting, cartoon, CG Style, 3D render, "
@@ -23,313 +25,290 @@ NEGATIVE_PROMPT = (  # as published
 )
 QUALITY_PROMPT = "a sharp, clean, highly detailed photo"  # ours: the published training has a tag model's words
 
+T = TypeVar("T")
+Count = Annotated[int, Field(ge=0, le=2**31)]
+Whole = Annotated[int, Field(ge=1, le=2**31)]
+Rank = Annotated[int, Field(ge=1, le=4096)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1e12)]  # of a loss; one of weight 0 is not computed
+Strength = Annotated[float, Field(ge=-1e6, le=1e6)]
+Texts = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Precision = Annotated[  # YAML reads a bare `no` as false
+    Literal["no", "fp16", "bf16"] | None, BeforeValidator(lambda value: "no" if value is False else value)
+]
 
-class ConfigError(PisasrError):
+
+class ConfigError(UsageError):
     """The configuration can't be used: which key, what was wanted, what came."""
 
 
-@dataclass
-class ModelConfig:
+class Section(BaseModel):
+    """What holds for every section: unknown keys, nan and inf are refused, nobody changes it afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class ModelConfig(Section):
     """The frozen base and the size of the adapters on it."""
 
     pretrained_model: str | None = "sd-2.1-base"  # a folder, a hub id, sd-2.1-base; null is the embedded default
-    rank_pix: int = 4
-    rank_sem: int = 4
-    alpha: float = 8.0  # a layer's change is alpha / rank * B A; the published checkpoints mean 8
+    rank_pix: Rank = 4
+    rank_sem: Rank = 4
+    alpha: float = Field(
+        default=8.0, ge=1e-6, le=1e6
+    )  # a layer's change is alpha / rank * B A; the published checkpoints mean 8
     gradient_checkpointing: bool = False  # of the UNet: less memory, a tenth more work
     gradient_checkpointing_vae: bool = False  # of the VAE's decoder, where most of the memory sits
 
 
-@dataclass
-class DataConfig:
+class DataConfig(Section):
     """High-quality photos; their low-quality versions are made while training runs."""
 
-    photos: list[str] = MISSING  # folders (searched, or pairs: hq/ and lq/ in them), lists of paths, manifest.jsonl
-    mix: dict[str, float] = field(default_factory=dict)  # weights of sources by name; {}: all photos equally often
-    hq_fraction: float = 1.0  # the best-scored share of the photos that is used; below 1 it needs a manifest
-    max_bad_fraction: float = 0.01  # of the photos may fail while training runs, and always one, unless this is 0
-    crop_px: int = 512
+    photos: Texts  # folders (searched, or pairs: hq/ and lq/ in them), lists of paths, manifest.jsonl
+    mix: dict[str, Weight] = {}  # weights of sources by name; {}: all photos equally often
+    hq_fraction: float = Field(
+        default=1.0, gt=0, le=1
+    )  # the best-scored share of the photos; below 1 it needs a manifest
+    max_bad_fraction: Share = 0.01  # of the photos may fail while training runs, and always one, unless this is 0
+    crop_px: int = Field(default=512, ge=8, le=65536, multiple_of=8)  # 8: the side of a latent's cell
     caption: str = QUALITY_PROMPT  # for photos without a caption in PHOTO.txt or in the manifest
-    null_text_ratio: float = 0.5  # how often the UNet sees no caption; distillation always sees it
-    workers: int = 4
-    degrade_on: str = "workers"  # or "device": in batches where the model is; same plans, pixels within rounding
+    null_text_ratio: Share = 0.5  # how often the UNet sees no caption; distillation always sees it
+    workers: int = Field(default=4, ge=0, le=1024)
     keep_in_memory: bool = False  # decoded photos stay in memory: for a small set of tiles
 
+    @model_validator(mode="after")
+    def _weighs_something(self) -> "DataConfig":
+        if self.mix and not any(self.mix.values()):
+            raise ValueError(f"data.mix is {self.mix}; wanted a weight above 0 for one source at least")
+        return self
 
-@dataclass
-class StageConfig:
-    """One stage: how long it learns and what it is scored by. A loss of weight 0 is not computed."""
 
-    steps: int = 0  # 0 leaves the stage out
-    batch_size: int = 16  # over all processes and accumulated steps together
-    lr: float = 5e-5
-    lr_schedule: str = "constant"  # or "cosine": down to zero at the last step
-    warmup_steps: int = 0
-    weight_decay: float = 1e-2
-    max_grad_norm: float = 1.0
-    weight_l2: float = 1.0
-    weight_lpips: float = 0.0
-    lpips_to: str = "photo"  # or "teacher": to the teacher's picture, which follows from x_L as the photo does not
-    weight_csd: float = 0.0
-    weight_lattice: float = 0.0  # against what repeats in every latent cell: `losses.lattice`; the paper has none
-    weight_teacher: float = 0.0  # L1 to what another method made of x_L (pairs with teacher/); the paper has none
-    weight_gan: float = 0.0  # against a critic that learns beside the adapter: `adversary`; the paper has none
-    lr_critic: float = 2e-4
-    shift: int = 0  # px by which the window moves that perception and distillation look through; the paper has none
-    sharpen: float = 0.0  # unsharp masking of the targets, as Real-ESRGAN's training has it; the paper has none
-    sharpen_sigma: float = 2.0  # px of its Gaussian
+class BeyondConfig(Section):
+    """What the paper's stages have not: for a base too small to know detail, and all off by default."""
+
+    weight_lattice: Weight = 0.0  # against what repeats in every latent cell: `losses.lattice`
+    weight_teacher: Weight = 0.0  # L1 to what another method made of x_L (pairs with teacher/)
+    lpips_to: Literal["photo", "teacher"] = "photo"  # the teacher's picture follows from x_L as the photo does not
+    shift: int = Field(
+        default=0, ge=0, multiple_of=8
+    )  # px by which the window moves that perception and distillation look through
+    sharpen: float = Field(default=0.0, ge=0, le=10)  # unsharp masking of the targets, as Real-ESRGAN's training has it
+    sharpen_sigma: float = Field(default=2.0, ge=0.1, le=100)  # px of its Gaussian
+
+
+class StageConfig(Section):
+    """One stage: how long it learns and what it is scored by."""
+
+    steps: Count = 0  # 0 leaves the stage out
+    batch_size: int = Field(default=16, ge=1, le=65536)  # over all processes and accumulated steps together
+    lr: float = Field(default=5e-5, ge=0, le=1e6)
+    lr_schedule: Literal["constant", "cosine"] = "constant"  # cosine: down to zero at the last step
+    warmup_steps: Count = 0
+    weight_decay: float = Field(default=1e-2, ge=0, le=1e6)
+    max_grad_norm: float = Field(default=1.0, ge=1e-12, le=1e12)
+    weight_l2: Weight = 1.0
+    weight_lpips: Weight = 0.0
+    weight_csd: Weight = 0.0
+    beyond: BeyondConfig = BeyondConfig()
     init_from: str | None = None  # an adapter file to start from; sem: the pixel adapter to stand on
     start_from: str | None = None  # sem: a semantic adapter file to start from, for a second phase with other losses
 
     @property
     def asks_teacher(self) -> bool:
-        return bool(self.weight_teacher or (self.weight_lpips and self.lpips_to == "teacher"))
+        return bool(self.beyond.weight_teacher or (self.weight_lpips and self.beyond.lpips_to == "teacher"))
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The weight of each loss that is computed, by name."""
+        all_of_them = {
+            "l2": self.weight_l2,
+            "teacher": self.beyond.weight_teacher,
+            "lpips": self.weight_lpips,
+            "csd": self.weight_csd,
+            "lattice": self.beyond.weight_lattice,
+        }
+        return {name: weight for name, weight in all_of_them.items() if weight}
 
 
-@dataclass
-class PerceptualConfig:
+class PerceptualConfig(Section):
     """The backbone of the perceptual loss."""
 
-    net: str = "vgg"  # vgg, alex, squeeze (LPIPS), hed or efficientnet-lite1 (what can be had offline)
-    weights: str | None = None  # of the last two, their file; efficientnet-lite1 is also found where it is installed
+    net: Literal["vgg", "alex", "squeeze", "efficientnet-lite1"] = "vgg"  # LPIPS on the first three
 
 
-@dataclass
-class CsdConfig:
+class CsdConfig(Section):
     """Classifier score distillation."""
 
-    cfg: float = 7.5
+    cfg: Strength = 7.5
     t_min: int = 20
     t_max: int = 500  # t is drawn from [t_min, t_max)
     prompt: str = ""  # added to the caption
     negative_prompt: str = NEGATIVE_PROMPT
 
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "CsdConfig":
+        if not 0 <= self.t_min < self.t_max <= 1000:
+            raise ValueError(f"csd.t_min={self.t_min}, csd.t_max={self.t_max}; wanted 0 <= t_min < t_max <= 1000")
+        return self
 
-@dataclass
-class ValidationConfig:
+
+class ValidationConfig(Section):
     """Fixed pictures that the training is watched on: give `pairs` or `photos`, none that it learns from."""
 
-    every: int = 0  # steps; 0: never
-    pairs: list[str] = field(default_factory=list)  # [FOLDER] with lq/ and hq/ in it, or [LQ, HQ]; paired by name
-    photos: list[str] = field(default_factory=list)  # as data.photos; degraded by the run's recipe, always alike
-    count: int = 8  # pictures, spread evenly over what is there
-    crop_px: int = 512  # of each true picture, out of its middle
-    lambdas: list[list[float]] = field(default_factory=list)  # [[pix, sem], ...]; none: [1, 0], in sem [1, 1] too
+    every: Count = 0  # steps; 0: never
+    pairs: Annotated[Texts, Field(max_length=2)] = []  # [FOLDER] with lq/ and hq/ in it, or [LQ, HQ]; paired by name
+    photos: Texts = []  # as data.photos; degraded by the run's recipe, always alike
+    count: Whole = 8  # pictures, spread evenly over what is there
+    crop_px: int = Field(default=512, ge=8, le=65536)  # of each true picture, out of its middle
+    lambdas: list[Annotated[list[Strength], Field(min_length=2, max_length=2)]] = []
+    # [[pix, sem], ...]; none: [1, 0], in sem [1, 1] too
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "ValidationConfig":
+        if self.every and bool(self.pairs) == bool(self.photos):
+            came = "both" if self.pairs else "neither"
+            raise ValueError(
+                f"validation.every={self.every} wants validation.pairs=[FOLDER] or validation.photos=[FOLDER], "
+                f"{came} came; validation.every=0 turns it off"
+            )
+        return self
 
 
-@dataclass
-class TrackingConfig:
+class TrackingConfig(Section):
     """Where losses and pictures are shown; log.jsonl and validation.jsonl are written whatever is said here."""
 
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # any of accelerate's; [] for none
+    trackers: Texts = ["tensorboard"]  # any of accelerate's; [] for none
     project: str = "pisasr"  # what wandb and its like file the run under
 
 
-@dataclass
-class RunConfig:
-    """Where, how often, how precise."""
+class RunConfig(Section):
+    """Where, how often, how precise. With the defaults the same run gives the same bytes: `precision.apply`."""
 
-    output: str = MISSING
+    output: str
     seed: int = 123
-    mixed_precision: str = "no"  # no, fp16 or bf16
-    accumulation: int = 1  # steps whose gradients are added up to one batch
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2  # of each stage
-    max_bad_steps: int = 10  # in a row, with a loss or gradient that is not finite, before the run ends
-    log_every: int = 10
+    mixed_precision: Precision = None  # null: what `accelerate launch --mixed_precision` says, else "no"
+    tf32: bool = False  # float32 products rounded to ten bits of mantissa: faster on CUDA, other bytes
+    deterministic: bool = True  # algorithms that give the same bytes again; false: cuDNN may try for the fastest
+    accumulation: Whole = 1  # steps whose gradients are added up to one batch
+    checkpoint_every: Whole = 500
+    keep_checkpoints: Whole = 2  # of each stage
+    max_bad_steps: Whole = 10  # in a row, with a loss or gradient that is not finite, before the run ends
+    log_every: Whole = 10
 
 
-@dataclass
-class TrainConfig:
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    degradation: DegradationRecipe = field(default_factory=DegradationRecipe)
-    pix: StageConfig = field(default_factory=lambda: StageConfig(steps=4000))
-    sem: StageConfig = field(default_factory=lambda: StageConfig(steps=8500, weight_lpips=2.0, weight_csd=1.0))
-    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
-    csd: CsdConfig = field(default_factory=CsdConfig)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+class TrainConfig(Section):
+    """All of it. `load_config` reads one."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    degradation: DegradationRecipe = DegradationRecipe()
+    pix: StageConfig = StageConfig(steps=4000)
+    sem: StageConfig = StageConfig(steps=8500, weight_lpips=2.0, weight_csd=1.0)
+    perceptual: PerceptualConfig = PerceptualConfig()
+    csd: CsdConfig = CsdConfig()
+    validation: ValidationConfig = ValidationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    run: RunConfig
+
+    @model_validator(mode="after")
+    def _can_train(self) -> "TrainConfig":
+        if not (self.pix.steps or self.sem.steps):
+            raise ValueError("pix.steps and sem.steps are 0: nothing to train; give one of them steps")
+        for name, stage in {"pix": self.pix, "sem": self.sem}.items():
+            if stage.steps and not stage.losses:
+                raise ValueError(f"{name} has no loss; give {name}.weight_l2, or another, a weight, or {name}.steps=0")
+            if stage.beyond.shift >= self.data.crop_px:
+                raise ValueError(
+                    f"{name}.beyond.shift is {stage.beyond.shift}; wanted it below data.crop_px={self.data.crop_px}"
+                )
+            if stage.batch_size % self.run.accumulation:
+                raise ValueError(f"{name}.batch_size must be a multiple of run.accumulation={self.run.accumulation}")
+        return self
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
     """Read a YAML file over the defaults, then `section.key=value` strings over that; types and names are checked.
 
-    Raises ConfigError in one line: a key that doesn't exist (with the nearest one that does), a value of another type,
-    a required key that nobody gave.
+    Raises ConfigError in one line: a key that doesn't exist (with the nearest one that does), a value that can't be, a
+    required key that nobody gave.
     """
-    config = _merge(TrainConfig, path, overrides or [])
-    _check(config)
-    return config
+    needed = {"data": {"photos": MISSING}, "run": {"output": MISSING}}
+    defaults = TrainConfig.model_validate(needed).model_dump()
+    defaults["data"]["photos"] = MISSING  # above it became a list of one text
+    return _read(path, overrides or [], defaults, TrainConfig.model_validate)
 
 
 def load_recipe(path: str | Path) -> DegradationRecipe:
-    """Read a degradation recipe (YAML) over the published one."""
-    return _merge(DegradationRecipe, path, [])
+    """Read a degradation recipe (YAML) over the published one. ConfigError as `load_config`."""
+    return _read(path, [], asdict(DegradationRecipe()), TypeAdapter(DegradationRecipe).validate_python)
 
 
 def to_yaml(config: TrainConfig) -> str:
     """The configuration as it was resolved: every key, so that it can be run again as it stands."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
 
 
-def _merge(schema: type, path: str | Path, overrides: list[str]) -> Any:
+def _read(path: str | Path, overrides: list[str], defaults: dict[str, Any], validate: Callable[[Any], T]) -> T:
     if not Path(path).is_file():
         raise ConfigError(f"{path} is no file; wanted a YAML configuration, like configs/pisasr.yaml.")
     if bare := [text for text in overrides if "=" not in text]:
         raise ConfigError(f"{bare[0]!r} is no override; wanted section.key=value, like run.output=runs/a.")
-    base = OmegaConf.structured(schema)
     try:
         given = OmegaConf.load(path)
         if not OmegaConf.is_dict(given):
             raise ConfigError(f"{path} holds no sections; wanted YAML like configs/pisasr.yaml.")
-        if isinstance(degradation := given.get("degradation"), str):
-            given.degradation = OmegaConf.load(Path(path).parent / degradation)
-        layers = [_one_as_list(layer, base) for layer in (given, OmegaConf.from_dotlist(overrides))]
-        return OmegaConf.to_object(OmegaConf.merge(base, *layers))
+        if isinstance(degradation := OmegaConf.select(given, "degradation"), str):
+            OmegaConf.update(given, "degradation", OmegaConf.load(Path(path).parent / degradation), merge=False)
+        layers = [given, OmegaConf.from_dotlist(overrides)]
+        for layer in layers:
+            _check_names(path, OmegaConf.to_container(layer), defaults)
+        merged = OmegaConf.merge(OmegaConf.create(defaults), *layers)
+        return validate(OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
-        key = getattr(error, "full_key", None) or str(error)
-        raise ConfigError(f"{key} is not set; give it in {path} or as {key}=VALUE.") from error
-    except ConfigKeyError as error:
-        raise ConfigError(f"{path}: no setting {error.full_key!r}{_suggestion(error.full_key, base)}") from error
+        raise ConfigError(f"{error.full_key} is not set; give it in {path} or as {error.full_key}=VALUE.") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_in_one_line(error)}.") from error
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path}: {getattr(error, 'full_key', None) or 'unreadable'}: {reason}") from error
+        raise ConfigError(f"{path}: {error.full_key or 'unreadable'}: {_shortened(error)}") from error
     except (YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ConfigError(f"{path} or an override is not readable as YAML ({reason}).") from error
+        raise ConfigError(f"{path} or an override is not readable as YAML ({_shortened(error)}).") from error
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:  # a value too odd for whoever checks it
+        raise ConfigError(f"{path} or an override has a value that can't be used ({_shortened(error)}).") from error
 
 
-def _one_as_list(layer: Any, schema: Any) -> Any:
-    """Let `data.photos=FOLDER` mean `data.photos=[FOLDER]`: a lone text where a list of texts is wanted."""
-    for section, keys in {"data": ["photos"], "validation": ["photos", "pairs"], "tracking": ["trackers"]}.items():
-        for key in keys:
-            if section in schema and isinstance(OmegaConf.select(layer, f"{section}.{key}"), str):
-                layer[section][key] = [layer[section][key]]
-    return layer
+def _check_names(path: str | Path, given: Any, known: Mapping[str, Any]) -> None:
+    """ConfigError for a key that doesn't exist, and for a section that is none."""
+    there = dict(_keys(known))
+    for key, value in _keys(given, within=there):
+        if key not in there:
+            close = difflib.get_close_matches(key, list(there), n=1, cutoff=0.5)
+            advice = f"; did you mean {close[0]!r}?" if close else "; see pisasr/config.py for all of them."
+            raise ConfigError(f"{path}: no setting {key!r}{advice}")
+        if isinstance(there[key], Mapping) and not isinstance(value, Mapping):
+            raise ConfigError(f"{path}: {key} is {_shortened(repr(value))}; wanted a section, like {{KEY: VALUE}}.")
 
 
-def _suggestion(key: str, base: Any) -> str:
-    close = difflib.get_close_matches(key, list(_keys(base)), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else "; see pisasr/config.py for all of them."
+def _keys(
+    node: Mapping[Any, Any], prefix: str = "", within: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Every ("section.key", value), the sections themselves too; below those that have keys in `within`, if given."""
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        yield name, value
+        if isinstance(value, Mapping) and (within is None or within.get(name)):
+            yield from _keys(value, f"{name}.", within)
 
 
-def _keys(node: Any, prefix: str = ""):
-    for key in node:
-        yield prefix + key
-        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
-            yield from _keys(node[key], f"{prefix}{key}.")
+def _in_one_line(error: ValidationError) -> str:
+    """The first thing that is wrong: "key is VALUE; wanted WHAT", or a check's own words."""
+    first = error.errors()[0]
+    key, message = ".".join(map(str, first["loc"])), first["msg"]
+    if first["type"] in ("value_error", "assertion_error"):
+        own = message.removeprefix("Value error, ")
+        return own if key in own else f"{key}: {own}"
+    wanted = re.sub(r"^(Input|Value|List) should (be|have) ", "", message)
+    return f"{key} is {_shortened(repr(first['input']))}; wanted {wanted[:1].lower()}{wanted[1:]}"
 
 
-# (lowest, highest) of every number whose type says too little; inf and nan are outside of all of them.
-BOUNDS = {
-    "model.rank_pix": (1, 4096),
-    "model.rank_sem": (1, 4096),
-    "model.alpha": (1e-6, 1e6),
-    "data.crop_px": (8, 65536),
-    "data.null_text_ratio": (0, 1),
-    "data.hq_fraction": (1e-9, 1),
-    "data.max_bad_fraction": (0, 1),
-    "data.workers": (0, 1024),
-    "validation.every": (0, 2**31),
-    "validation.count": (1, 2**31),
-    "validation.crop_px": (8, 65536),
-    "run.accumulation": (1, 2**31),
-    "run.checkpoint_every": (1, 2**31),
-    "run.keep_checkpoints": (1, 2**31),
-    "run.max_bad_steps": (1, 2**31),
-    "run.log_every": (1, 2**31),
-    "csd.cfg": (-1e6, 1e6),
-    **{
-        f"{stage}.{key}": bounds
-        for stage in ("pix", "sem")
-        for key, bounds in {
-            "steps": (0, 2**31),
-            "batch_size": (1, 65536),  # an estimate of a larger one would fill the memory itself
-            "lr": (0, 1e6),
-            "warmup_steps": (0, 2**31),
-            "weight_decay": (0, 1e6),
-            "max_grad_norm": (1e-12, 1e12),
-            "weight_l2": (0, 1e12),
-            "weight_lpips": (0, 1e12),
-            "weight_csd": (0, 1e12),
-            "weight_lattice": (0, 1e12),
-            "weight_teacher": (0, 1e12),
-            "weight_gan": (0, 1e12),
-            "lr_critic": (0, 1e6),
-            "sharpen": (0, 10),
-            "sharpen_sigma": (0.1, 100),
-            "shift": (0, 65528),
-        }.items()
-    },
-}
-
-
-def _check_bounds(config: TrainConfig) -> None:
-    for key, (lowest, highest) in BOUNDS.items():
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        if not lowest <= value <= highest:
-            raise ConfigError(f"{key} is {value}; wanted a number from {lowest:g} to {highest:g}.")
-
-
-def _check_validation(validation: ValidationConfig) -> None:
-    if validation.every and bool(validation.pairs) == bool(validation.photos):
-        came = "both" if validation.pairs else "neither"
-        raise ConfigError(
-            f"validation.every={validation.every} wants validation.pairs=[FOLDER] or validation.photos=[FOLDER], "
-            f"{came} came; validation.every=0 turns it off."
-        )
-    if len(validation.pairs) > 2:
-        raise ConfigError(f"validation.pairs names {len(validation.pairs)} folders; wanted [FOLDER] or [LQ, HQ].")
-    for pair in validation.lambdas:
-        if len(pair) != 2 or not all(abs(value) < 1e6 for value in pair):
-            raise ConfigError(f"validation.lambdas has {pair}; wanted pairs [lambda_pix, lambda_sem], like [1, 0.5].")
-
-
-def _check(config: TrainConfig) -> None:
-    if config.run.mixed_precision == "False":  # YAML reads a bare `no` so
-        config.run.mixed_precision = "no"
-    allowed = {
-        "data.degrade_on": ("workers", "device"),
-        "pix.lr_schedule": ("constant", "cosine"),
-        "sem.lr_schedule": ("constant", "cosine"),
-        "pix.lpips_to": ("photo", "teacher"),
-        "sem.lpips_to": ("photo", "teacher"),
-        "perceptual.net": ("vgg", "alex", "squeeze", "hed", "efficientnet-lite1"),
-        "run.mixed_precision": ("no", "fp16", "bf16"),
-    }
-    for key, values in allowed.items():
-        section, name = key.split(".")
-        value = getattr(getattr(config, section), name)
-        if value not in values:
-            raise ConfigError(f"{key} is {value!r}; wanted one of {', '.join(values)}.")
-    if not 0 <= config.csd.t_min < config.csd.t_max <= 1000:
-        raise ConfigError(
-            f"csd.t_min={config.csd.t_min}, csd.t_max={config.csd.t_max}; wanted 0 <= t_min < t_max <= 1000."
-        )
-    _check_bounds(config)
-    if config.data.mix and not (all(0 <= w < inf for w in config.data.mix.values()) and any(config.data.mix.values())):
-        raise ConfigError(f"data.mix is {config.data.mix}; wanted weights from 0 up, and not all 0.")
-    _check_validation(config.validation)
-    if config.data.crop_px % 8:
-        raise ConfigError(
-            f"data.crop_px is {config.data.crop_px}; wanted a multiple of 8, the side of a latent's cell."
-        )
-    if not (config.pix.steps or config.sem.steps):
-        raise ConfigError("pix.steps and sem.steps are 0: nothing to train; give one of them steps.")
-    for name in ("pix", "sem"):
-        _check_stage(name, getattr(config, name), config)
-
-
-def _check_stage(name: str, stage: StageConfig, config: TrainConfig) -> None:
-    losses = [value for key, value in vars(stage).items() if key.startswith("weight_") and key != "weight_decay"]
-    if stage.steps and not any(losses):
-        raise ConfigError(f"{name} has no loss; give {name}.weight_l2, or another, a weight, or set {name}.steps=0.")
-    if stage.shift % 8 or stage.shift >= config.data.crop_px:
-        raise ConfigError(
-            f"{name}.shift is {stage.shift}; wanted a multiple of 8 below data.crop_px={config.data.crop_px}."
-        )
-    if stage.batch_size % config.run.accumulation:
-        raise ConfigError(f"{name}.batch_size must be a multiple of run.accumulation={config.run.accumulation}.")
+def _shortened(text: object) -> str:
+    return " ".join(str(text).split())[:160]

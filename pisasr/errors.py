@@ -36,17 +36,24 @@ class OverlapError(UsageError):
     """An output would be written over an input."""
 
 
-def guarded(run: Callable[[], int | None], debug: bool = False) -> int:
-    """Run a command and return its exit code; a failure is one line on stderr, with `debug` behind a traceback."""
+def guarded(
+    run: Callable[[], int | None], debug: bool = False, quiet: bool = False, stopped: str = "interrupted"
+) -> int:
+    """Run a command or a script and return its exit code; whatever goes wrong is one line on stderr.
+
+    debug: a traceback before that line. quiet: no line at all, since another process prints the same. stopped: what
+    Ctrl-C is answered with.
+    """
     try:
         return run() or OK
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"pisasr: {shown(explain(error))}", file=sys.stderr)
+        if not quiet:
+            print(f"pisasr: {shown(explain(error))}", file=sys.stderr)
         return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
 
 

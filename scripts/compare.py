@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.commands.compare import main  # noqa: E402
+from pisasr.commands.compare import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import OK, SOME_FAILED, ImageError, PisasrError, guarded, shown  # noqa: E402
-from pisasr.pictures.folders import Found, find_inputs  # noqa: E402
-from pisasr.pictures.manifest import find_differences, read_entries  # noqa: E402
+from pisasr.commands.options import positive_int
+from pisasr.errors import OK, SOME_FAILED, ImageError, PisasrError, guarded, shown
+from pisasr.pictures.folders import Found, find_inputs
+from pisasr.pictures.manifest import find_differences, read_entries
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,22 +39,27 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return guarded(lambda: report_differences(args) if args.verify else degrade(args))
+    return guarded(lambda: verify(args) if args.verify else degrade(args))
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Hold the pictures against their manifest."""
+    return SOME_FAILED if report_differences(args) else OK
 
 
 def degrade(args: argparse.Namespace) -> int:
-    """Every photo, one after the other; one that fails costs a line."""
+    """Every photo's low-quality version, and a manifest of them all."""
     recipe = read_recipe(args.recipe, args.scale)
-    photos = find_photos(args)
-    entries = []
-    for photo in photos:
+    entries, failed = [], 0
+    for photo in find_photos(args):
         try:
             entries.append(degrade_photo(photo, recipe, args))
             print(f"{shown(photo.path)}: {entries[-1]['lq']['size']}")
         except (ImageError, OSError) as error:
+            failed += 1
             print(f"{shown(photo.path)}: {shown(error)}", file=sys.stderr)
     write_manifest(args, recipe, entries)
-    return OK if len(entries) == len(photos) else SOME_FAILED
+    return SOME_FAILED if failed else OK
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -171,7 +176,7 @@ def write_manifest(args: argparse.Namespace, recipe: "DegradationRecipe", entrie
 
 
 def report_differences(args: argparse.Namespace) -> int:
-    """Print a line per picture that isn't what the manifest says, and return the exit code."""
+    """Print a line per picture that isn't what the manifest says, and return how many there are."""
     entries = read_entries(args.verify)
     folders = {"lq": args.output or args.verify.parent}
     if args.hq_output:
@@ -181,10 +186,10 @@ def report_differences(args: argparse.Namespace) -> int:
         wanted = {entry["name"]: entry[kind]["sha256"] for entry in entries if kind in entry}
         inside = [other.resolve() for other in folders.values() if folder.resolve() in other.resolve().parents]
         for line in find_differences(folder, wanted, inside):
-            print(shown(line), file=sys.stderr)
+            print(line, file=sys.stderr)
             count += 1
         print(f"{folder}: {len(wanted)} pictures in the manifest")
-    return SOME_FAILED if count else OK
+    return count
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.commands.batch import check_output  # noqa: E402
-from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import OK, SOME_FAILED, PisasrError, guarded, shown  # noqa: E402
+from pisasr.commands.batch import check_output
+from pisasr.commands.options import positive_int
+from pisasr.errors import PisasrError, guarded, shown
 
 MANIFEST = "manifest.jsonl"
 
@@ -82,7 +82,7 @@ def prepare(args: argparse.Namespace) -> int:
             print(f"{shown(row['path'])}: {shown(row['reason'])}", file=sys.stderr)
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     print(f"{len(kept)} of {len(found)} photos kept{f' ({told})' if told else ''}: {shown(args.output / MANIFEST)}")
-    return SOME_FAILED if "unreadable" in reasons else OK
+    return 3 if "unreadable" in reasons else 0
 
 
 def search(args: argparse.Namespace) -> tuple[list, list, dict[str, str]]:
@@ -150,11 +150,11 @@ def caption(args: argparse.Namespace) -> int:
 
     filled, failed = fill_captions(args.output / MANIFEST, args.caption, args.batch_size, args.caption_prompt)
     if not is_main_process():
-        return OK
+        return 0
     for path, reason in failed.items():
         print(f"{shown(path)}: {shown(reason)}", file=sys.stderr)
     print(f"{filled} captions written to {shown(args.output / MANIFEST)}")
-    return SOME_FAILED if failed else OK
+    return 3 if failed else 0
 
 
 if __name__ == "__main__":

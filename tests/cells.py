@@ -21,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import torch  # noqa: E402
 
 from pisasr.commands.main import main as pisasr_main  # noqa: E402
-from pisasr.training import checkpoints, trainer  # noqa: E402
+from pisasr.training import checkpoints, loop  # noqa: E402
 
 LIMIT_S = 120
 
@@ -65,13 +65,13 @@ def run_one(config, output, overrides, rank, processes, port, cut) -> None:
 
 def count_processes(file: Path) -> None:
     """Write down how many processes really train together."""
-    original = trainer.Trainer.__init__
+    original = loop.train_stage
 
-    def spy(self, config, accelerator, *rest):
-        file.write_text(str(accelerator.num_processes))
-        original(self, config, accelerator, *rest)
+    def spy(stage, bench, *rest):
+        file.write_text(str(bench.accelerator.num_processes))
+        original(stage, bench, *rest)
 
-    trainer.Trainer.__init__ = spy
+    loop.train_stage = spy
 
 
 def wait_for(children: list[int]) -> list[int]:
@@ -100,45 +100,45 @@ def die() -> None:
 
 
 def after_step(stage: str, step: int, _: int) -> None:
-    original = trainer.Trainer._report
+    original = loop.report
 
-    def report(self, at, number, *rest):
-        original(self, at, number, *rest)
+    def report(at, number, *rest):
+        original(at, number, *rest)
         if (at.name, number) == (stage, step):
             die()
 
-    trainer.Trainer._report = report
+    loop.report = report
 
 
 def between_accumulation(stage: str, step: int, _: int) -> None:
     """After the step's first batch has gone backward, before its second."""
-    seed, restore = trainer.Trainer._seed, trainer.Trainer.restore
+    seed, restore = loop.seed_step, loop.restore_batch
     calls = []
 
-    def remember(self, at, number):
-        calls[:] = [at.name, number]
-        seed(self, at, number)
+    def remember(number, at, now, process):
+        calls[:] = [at, now]
+        seed(number, at, now, process)
 
-    def second(self, *arguments):
+    def second(*arguments):
         calls.append(None)
         if calls[:2] == [stage, step] and len(calls) == 4:
             die()
-        return restore(self, *arguments)
+        return restore(*arguments)
 
-    trainer.Trainer._seed, trainer.Trainer.restore = remember, second
+    loop.seed_step, loop.restore_batch = remember, second
 
 
 def at_the_switch(stage: str, step: int, _: int) -> None:
     """When the stage's adapter is there and the next stage has not begun."""
-    original = trainer.Trainer.run
+    original = loop.train_stage
 
-    def run(self, at, asked):
-        original(self, at, asked)
+    def run(at, bench, asked):
+        original(at, bench, asked)
         if at.name == stage:
-            self.accelerator.wait_for_everyone()
+            bench.accelerator.wait_for_everyone()
             die()
 
-    trainer.Trainer.run = run
+    loop.train_stage = run
 
 
 def in_the_write(stage: str, step: int, number: int) -> None:
@@ -168,15 +168,15 @@ def after_seconds(_: str, seconds: float, __: int) -> None:
 
 def asked(stage: str, step: int, number: int) -> None:
     """By a signal that asks, SIGTERM or SIGUSR1: one process is told, all of them stop."""
-    original = trainer.Trainer._seed
+    original = loop.seed_step
 
-    def seed(self, at, now):
-        original(self, at, now)
-        if (at.name, now) == (stage, step) and self.accelerator.is_local_main_process:
+    def seed(value, at, now, process):
+        original(value, at, now, process)
+        if (at, now) == (stage, step) and process == 0:
             for _ in range(2):  # schedulers tell every process, and launchers pass on what they are told
                 os.kill(os.getpid(), number)
 
-    trainer.Trainer._seed = seed
+    loop.seed_step = seed
 
 
 CUTS = {each.__name__: each for each in (

@@ -1,10 +1,11 @@
 """Configurations: every file loads, every typo is named, the command line has the last word."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from pisasr.config import ConfigError, TrainConfig, load_config, load_recipe, to_yaml
+from pisasr.config import ConfigError, DataConfig, RunConfig, TrainConfig, load_config, load_recipe, to_yaml
 from pisasr.data.degradation import DegradationRecipe
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -25,12 +26,11 @@ def test_every_recipe_loads(path):
 
 
 def test_the_papers_recipe_is_what_the_defaults_say():
-    config = load_config(CONFIGS / "pisasr.yaml", [*NEEDED, "run.mixed_precision=no"])
-    assert config == TrainConfig(
-        data=type(config.data)(photos=["photos"]), run=type(config.run)(output="runs/a", mixed_precision="no")
-    )
+    config = load_config(CONFIGS / "pisasr.yaml", [*NEEDED, "run.mixed_precision=null"])
+    assert config == TrainConfig(data=DataConfig(photos=["photos"]), run=RunConfig(output="runs/a"))
     assert (config.pix.steps, config.sem.steps, config.pix.batch_size) == (4000, 8500, 16)
     assert (config.sem.weight_l2, config.sem.weight_lpips, config.sem.weight_csd) == (1, 2, 1)
+    assert config.pix.losses == {"l2": 1} and config.sem.losses == {"l2": 1, "lpips": 2, "csd": 1}
 
 
 def test_the_command_line_has_the_last_word():
@@ -43,28 +43,52 @@ def test_the_command_line_has_the_last_word():
         ("run.sead=1", "did you mean 'run.seed'"),
         ("sem.weight_lpip=1", "did you mean 'sem.weight_lpips'"),
         ("pix.steps=many", "pix.steps"),
-        ("pix.lr_schedule=linear", "constant, cosine"),
-        ("perceptual.net=vgg19", "vgg, alex, squeeze, hed"),
+        ("pix.lr_schedule=linear", "'constant' or 'cosine'"),
+        ("perceptual.net=vgg19", "'vgg', 'alex', 'squeeze' or 'efficientnet-lite1'"),
         ("csd.t_min=600", "t_min < t_max"),
         ("pix.batch_size=0", "pix.batch_size is 0"),
-        ("pix.batch_size=1000000000", "wanted a number from 1 to 65536"),
-        ("pix.lr=nan", "pix.lr is nan"),
+        ("pix.batch_size=1000000000", "wanted less than or equal to 65536"),
+        ("pix.lr=nan", "pix.lr is 'nan'; wanted a finite number"),
         ("model.rank_pix=0", "model.rank_pix is 0"),
         ("run.accumulation=0", "run.accumulation is 0"),
-        ("data.null_text_ratio=7", "from 0 to 1"),
+        ("data.null_text_ratio=7", "data.null_text_ratio is 7; wanted less than or equal to 1"),
         ("data.photos=[a", "not readable as YAML"),
         ("run.accumulation=5", "multiple of run.accumulation"),
         ("seed", "section.key=value"),
         ("data.crop_px=98", "multiple of 8"),
         ("pix.weight_l2=0", "pix has no loss"),
-        ("sem.shift=512", "below data.crop_px=512"),
-        ("data.degrade_on=gpu", "workers, device"),
+        ("sem.beyond.shift=512", "below data.crop_px=512"),
+        ("sem.shift=16", "did you mean 'sem.beyond.shift'"),
+        ("degradation.scale=0", "degradation: scale is a whole number from 1 up; got 0"),
+        ("degradation.first.blur.sigma=7", "degradation.first.blur.sigma is 7; wanted a valid list"),
+        ("pix=3", "pix is 3; wanted a section"),
+        ("data.mix={a: 0}", "a weight above 0"),
+        ("run.seed=many", "run.seed is 'many'; wanted a valid integer"),
+        ("run.output=${nothing}", "run.output"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(override, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(CONFIGS / "pisasr.yaml", [*NEEDED, override])
     assert "\n" not in str(caught.value)
+
+
+def leaves(node, path=()):
+    for key, value in node.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+
+
+@pytest.mark.parametrize("path", list(leaves(asdict(DegradationRecipe()))), ids=".".join)
+def test_what_no_recipe_can_have_is_refused_in_one_line(path, tmp_path):
+    for value in ("-1", "a", "[2, 1]", "[.nan, 1]"):
+        for key in reversed(path):
+            value = f"{{{key}: {value}}}"
+        (tmp_path / "recipe.yaml").write_text(value)
+        with pytest.raises(ConfigError) as caught:
+            load_recipe(tmp_path / "recipe.yaml")
+        assert "\n" not in str(caught.value) and path[0] in str(caught.value)
 
 
 def test_no_is_a_precision_although_yaml_reads_it_as_false():

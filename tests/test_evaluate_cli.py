@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr.commands.evaluate import main
+from pisasr.commands.evaluate import evaluate as main
 from pisasr.evaluation.metrics import METRICS
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
@@ -344,7 +344,7 @@ def test_a_killed_run_goes_on_where_it_stopped(folders, monkeypatch):
     shutil.rmtree(folders / "out")
     arguments = [*("--sr", "same", "brighter", "--hr", "hq", "--metrics", "psnr", "ssim", "--output", "out")]
     program = (
-        "import os, signal, sys; from pisasr.evaluation import scoring; from pisasr.commands.evaluate import main\n"
+        "import os, signal, sys; from pisasr.evaluation import scoring; from pisasr.commands.evaluate import evaluate as main\n"
         "count = 0\noriginal = scoring.read_methods\n"
         "def read(example):\n"
         "    global count; count += 1\n"
@@ -385,7 +385,7 @@ WITH_STAND_IN = """
 import sys
 import numpy as np
 from pisasr.evaluation import fid
-from pisasr.commands.evaluate import main
+from pisasr.commands.evaluate import evaluate as main
 
 fid.load_inception = lambda weights, device: lambda picture: picture.reshape(-1, 3).mean(axis=0)
 sys.exit(main(sys.argv[1:]))

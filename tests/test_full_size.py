@@ -22,7 +22,7 @@ from pisasr.config import load_config
 from pisasr.method.adapters import adapter_shapes
 from pisasr.models.weights import Adapter, load_adapter
 from pisasr.pipeline import PiSASRPipeline, _merge_both
-from pisasr.training import trainer
+from pisasr.training import loop, setup
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LAYERS = 258  # that the published rule finds in SD-2.1's UNet
@@ -119,8 +119,8 @@ def test_ten_steps_of_each_stage_at_full_size(tmp_path, monkeypatch, seconds):
         "scheduler": DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
     }
     vgg = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
-    monkeypatch.setattr(trainer, "load_base", lambda name: base)
-    monkeypatch.setattr(trainer, "build_perceptual", lambda *_: lambda x, y: vgg(x, y).mean())
+    monkeypatch.setattr(setup, "load_base", lambda name: base)
+    monkeypatch.setattr(loop, "build_perceptual", lambda *_: lambda x, y: vgg(x, y).mean())
     seconds("base made")
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -129,7 +129,7 @@ def test_ten_steps_of_each_stage_at_full_size(tmp_path, monkeypatch, seconds):
     overrides += [f"{stage}.{key}" for stage in ("pix", "sem") for key in ("steps=10", "batch_size=1")]
     overrides += ["model.gradient_checkpointing=true", "model.gradient_checkpointing_vae=true"]
     overrides += ["run.mixed_precision=bf16", "run.checkpoint_every=5", "run.log_every=1"]
-    trainer.train(load_config(CONFIGS / "pisasr.yaml", overrides))
+    loop.train(load_config(CONFIGS / "pisasr.yaml", overrides))
     seconds("ten steps of each stage")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == ["pix"] * 10 + ["sem"] * 10

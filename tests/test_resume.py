@@ -27,7 +27,7 @@ def start_cells(base_folder, tmp_path):
 model: {{pretrained_model: {base_folder}, rank_pix: 4, rank_sem: 2}}
 data: {{photos: [{photos}], crop_px: 32}}
 pix: {{steps: 5, batch_size: 4, lr: 1.0e-3}}
-sem: {{steps: 5, batch_size: 4, lr: 1.0e-3, weight_lpips: 0, weight_csd: 1, weight_gan: 0.1}}
+sem: {{steps: 5, batch_size: 4, lr: 1.0e-3, weight_lpips: 0, weight_csd: 1}}
 tracking: {{trackers: []}}
 run: {{checkpoint_every: 2, accumulation: 2}}
 """

@@ -1,16 +1,9 @@
-"""The loss log is part of the result, to the byte; trackers and the progress bar are not, and can't hurt it."""
+"""Trackers and the progress bar are no part of the result, and can't hurt it."""
 
 import errno
-import json
 import logging
 import math
-import os
-import random
-import signal
-import socket
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,163 +11,16 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from pisasr.config import ConfigError, RunConfig, StageConfig, TrackingConfig, TrainConfig
+from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrackingConfig, TrainConfig
 from pisasr.training import tracking
-from pisasr.training.tracking import LossLog, Progress, Trackers, tracking_options
-
-ORDER = ("pix", "sem")
-
-
-def make_rows(pix=6, sem=5):
-    steps = [("pix", step) for step in range(1, pix + 1)] + [("sem", step) for step in range(1, sem + 1)]
-    return [{"stage": stage, "step": step, "l2": math.sin(i) / 3} for i, (stage, step) in enumerate(steps)]
-
-
-def write(path, rows):
-    losses = LossLog(path)
-    for row in rows:
-        losses.append(row)
-    return path.read_bytes()
-
-
-# --- the loss log ----------------------------------------------------------------------------------------------------
-
-
-def test_numbers_come_back_to_the_last_digit_and_nan_as_null(tmp_path):
-    write(tmp_path / "log.jsonl", [{"stage": "pix", "step": 1, "l2": 0.1 + 0.2, "csd": math.nan, "total": math.inf}])
-    row = json.loads((tmp_path / "log.jsonl").read_text())
-    assert row == {"stage": "pix", "step": 1, "l2": 0.1 + 0.2, "csd": None, "total": None}
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_a_log_cut_at_any_byte_and_continued_is_the_uninterrupted_one(tmp_path, seed):
-    """A checkpoint anywhere, a kill at any later byte, as often as it takes."""
-    rows, chance = make_rows(), random.Random(seed)
-    whole = write(tmp_path / "whole.jsonl", rows)
-    path, done = tmp_path / "log.jsonl", 0
-    while done < len(rows):
-        losses = LossLog(path)
-        row = rows[done - 1] if done else {"stage": "pix", "step": 0}
-        losses.rewind(ORDER, row["stage"], row["step"])
-        assert (path.read_bytes() if path.exists() else b"") == b"".join(whole.splitlines(True)[:done])
-        reached = chance.randint(done, len(rows))
-        for row in rows[done:reached]:
-            losses.append(row)
-        checkpoint = chance.randint(done, reached)
-        if reached < len(rows):
-            least = len(b"".join(whole.splitlines(True)[:checkpoint]))
-            if path.exists():
-                os.truncate(path, chance.randint(least, path.stat().st_size))
-            done = checkpoint
-        else:
-            done = reached
-    assert path.read_bytes() == whole
-
-
-def test_a_stage_that_starts_anew_keeps_the_rows_of_those_before(tmp_path):
-    whole = write(tmp_path / "log.jsonl", make_rows(pix=3, sem=2))
-    losses = LossLog(tmp_path / "log.jsonl")
-    losses.rewind(ORDER, "sem", 0)
-    assert losses.path.read_bytes() == b"".join(whole.splitlines(True)[:3])
-    losses.rewind(ORDER, "pix", 0)
-    assert losses.path.read_bytes() == b""
-
-
-def test_rewinding_tells_whether_that_very_step_has_its_row(tmp_path):
-    rows = [{"stage": stage, "step": step} for stage in ORDER for step in (2, 4)]
-    write(tmp_path / "validation.jsonl", rows)
-    found = LossLog(tmp_path / "validation.jsonl")
-    assert found.rewind(ORDER, "sem", 4) and found.rewind(ORDER, "sem", 2)
-    assert not found.rewind(ORDER, "sem", 1)
-    assert not found.rewind(ORDER, "pix", 5) and found.rewind(ORDER, "pix", 4)
-    assert not LossLog(tmp_path / "none.jsonl").rewind(ORDER, "pix", 1)
-
-
-def test_rewinding_to_the_end_leaves_the_file_alone(tmp_path):
-    write(tmp_path / "log.jsonl", make_rows(pix=3, sem=2))
-    before = (tmp_path / "log.jsonl").stat()
-    LossLog(tmp_path / "log.jsonl").rewind(ORDER, "sem", 2)
-    assert (tmp_path / "log.jsonl").stat().st_ino == before.st_ino
-
-
-@pytest.mark.parametrize(
-    "rubbish",
-    [
-        b"\0\0\0\n",
-        b'{"stage": "pix"}\n',
-        b"3\n",
-        b'{"stage": "pix", "step": 4}',
-        b'{"stage": "vae", "step": 1}\n',
-        b"\xff",
-    ],
-)
-def test_what_is_no_row_ends_the_log(tmp_path, rubbish):
-    whole = write(tmp_path / "log.jsonl", make_rows(pix=3, sem=0))
-    with (tmp_path / "log.jsonl").open("ab") as file:
-        file.write(rubbish)
-    LossLog(tmp_path / "log.jsonl").rewind(ORDER, "pix", 4)
-    assert (tmp_path / "log.jsonl").read_bytes() == whole
-
-
-def test_a_full_disk_costs_no_row_and_one_line(tmp_path, monkeypatch, caplog):
-    rows = make_rows(pix=4, sem=0)
-    whole = write(tmp_path / "whole.jsonl", rows)
-    losses = LossLog(tmp_path / "log.jsonl")
-    losses.append(rows[0])
-    original = losses.path.__class__.open
-
-    class Full:
-        """A file on a disk that takes ten more bytes."""
-
-        def __init__(self, file):
-            self.file = file
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def tell(self):
-            return self.file.tell()
-
-        def truncate(self, size):
-            return self.file.truncate(size)
-
-        def write(self, data):
-            self.file.write(data[:10])
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as full:
-        full.setattr(losses.path.__class__, "open", lambda self, *a, **k: Full(original(self, *a, **k)))
-        losses.append(rows[1])
-        losses.append(rows[2])
-        with pytest.raises(OSError, match="No space left"):
-            losses.sync()
-    assert losses.path.read_bytes() == whole.splitlines(True)[0]
-    assert caplog.text.count("No space left") == 1
-    losses.append(rows[3])
-    losses.sync()
-    assert losses.path.read_bytes() == whole
-
-
-def test_a_killed_process_leaves_every_row_that_it_appended(tmp_path):
-    code = (
-        "import os, signal; from pisasr.training.tracking import LossLog; log = LossLog('log.jsonl')\n"
-        "for step in range(1, 8): log.append({'stage': 'pix', 'step': step})\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment)
-    assert ended.returncode == -signal.SIGKILL
-    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == list(range(1, 8))
-
+from pisasr.training.tracking import Progress, Trackers, tracking_options
 
 # --- trackers --------------------------------------------------------------------------------------------------------
 
 
 def make_config(output, trackers=("tensorboard",), pix=4, sem=3):
     return TrainConfig(
+        data=DataConfig(photos=[]),
         pix=StageConfig(steps=pix),
         sem=StageConfig(steps=sem),
         tracking=TrackingConfig(trackers=list(trackers)),
@@ -305,22 +151,6 @@ def test_other_processes_open_and_tell_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wandb_is_told_that_it_is_offline_instead_of_waiting(monkeypatch, caplog):
-    def refuse(address, timeout):
-        raise OSError("network is unreachable")
-
-    for name in [name for name in os.environ if name.lower() == "https_proxy"]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_MODE", "disabled")  # so that what is set below is taken back at the end
-    monkeypatch.delenv("WANDB_MODE")
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    tracking._keep_wandb_from_waiting()
-    assert os.environ["WANDB_MODE"] == "offline" and "wandb sync" in caplog.text
-    monkeypatch.setenv("WANDB_MODE", "online")
-    tracking._keep_wandb_from_waiting()
-    assert os.environ["WANDB_MODE"] == "online", "whoever says a mode is obeyed"
-
-
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
@@ -354,7 +184,7 @@ def test_a_resumed_stage_counts_from_where_it_was(caplog):
         assert progress.step(7198, {})["images_per_s"] == pytest.approx(0.2)
         clock.now += 5
         progress.step(7200, {})
-    assert [record.message for record in caplog.records] == ["sem 7200/7200, 0:00 left, 0.2 images/s"]
+    assert [record.message for record in caplog.records] == ["sem 7200/7200, 00:00 left, 0.2 images/s"]
 
 
 def test_a_terminal_gets_a_bar_and_other_processes_nothing(capsys, caplog):
@@ -391,10 +221,12 @@ def test_a_terminal_that_goes_away_ends_no_training(monkeypatch):
     assert reached["images_per_s"] > 0
 
 
-def test_peak_memory_is_told_where_cuda_is(monkeypatch, caplog):
+def test_each_stage_is_told_its_own_peak_of_memory_where_cuda_is(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
+    peak = {"bytes": 9 * 2**30}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peak.update(bytes=3 * 2**30))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak["bytes"])
     with Progress("pix", first=0, last=4000, batch_size=1, every=1, terminal=False, clock=lambda: 0.0) as progress:
         assert progress.step(1, {})["peak_memory_gib"] == 3
     assert "peak 3.0 GiB" in caplog.text

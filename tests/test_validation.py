@@ -25,11 +25,15 @@ from pisasr.models.bases import load_others
 from pisasr.pictures.images import to_signed
 from pisasr.pipeline import PiSASRPipeline
 from pisasr.training import validation
-from pisasr.training.stages import Stage, stages_of
+from pisasr.training.stages import stages_of
 from pisasr.training.validation import Validator, make_pairs, middle, read_pairs, restore_picture, spread
 
-PIX = Stage("pix", ("pix",), "pix", StageConfig(steps=1))
-SEM = Stage("sem", ("pix", "sem"), "sem", StageConfig(steps=1))
+STAGES = stages_of(
+    TrainConfig(
+        data=DataConfig(photos=[]), run=RunConfig(output=""), pix=StageConfig(steps=1), sem=StageConfig(steps=1)
+    )
+)
+PIX, SEM = STAGES
 
 
 def picture(seed, width=48, height=40):
@@ -77,6 +81,7 @@ def features():
 
 
 def make_config(output, **settings):
+    settings.setdefault("photos", [] if "pairs" in settings else ["photos"])
     return TrainConfig(
         data=DataConfig(photos=[]), validation=ValidationConfig(every=1, **settings), run=RunConfig(output=str(output))
     )
@@ -423,9 +428,9 @@ def test_the_middle_is_inside_and_on_the_grid(size):
     [
         (["validation.every=5"], "neither came"),
         (["validation.every=5", "validation.pairs=[a]", "validation.photos=[b]"], "both came"),
-        (["validation.pairs=[a,b,c]"], "names 3 folders"),
-        (["validation.lambdas=[[1,0],[1]]"], r"validation.lambdas has \[1.0\]"),
-        (["validation.lambdas=[[1,nan]]"], "validation.lambdas has"),
+        (["validation.pairs=[a,b,c]"], "validation.pairs is .*at most 2 items"),
+        (["validation.lambdas=[[1,0],[1]]"], r"validation.lambdas.1 is \[1\]; wanted at least 2 items"),
+        (["validation.lambdas=[[1,nan]]"], "validation.lambdas.0.1 is 'nan'; wanted a finite number"),
         (["validation.count=0"], "validation.count is 0"),
         (["validation.every=-1"], "validation.every is -1"),
     ],

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 
 from pisasr.commands.options import whole
-from pisasr.errors import PisasrError
+from pisasr.errors import PisasrError, guarded
 from pisasr.evaluation.metrics import METRICS, STABLESR
 from pisasr.pictures.folders import list_pictures, match_names, read_picture
 
@@ -49,15 +49,16 @@ Strengths = tuple[float, float]
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        hq, lq = args.output / "hq", args.output / "lq"
-        refuse_own_inputs(args, hq, lq)
-        names = write_pairs(args, hq, lq)
-        seconds, absent = run_methods(args, lq, names)
-        return report(args, hq, lq, seconds, absent)
-    except (PisasrError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return guarded(lambda: compare(args))
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Pairs, every method's pictures, the report."""
+    hq, lq = args.output / "hq", args.output / "lq"
+    refuse_own_inputs(args, hq, lq)
+    names = write_pairs(args, hq, lq)
+    seconds, absent = run_methods(args, lq, names)
+    return report(args, hq, lq, seconds, absent)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

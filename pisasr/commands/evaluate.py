@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pisasr.commands.options import add_pipeline_options, check_pipeline_options, normalise, whole
-from pisasr.errors import PisasrError
+from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, guarded
 from pisasr.evaluation.rules import Pair, parse_lambdas, parse_rule
 from pisasr.files import write_whole
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pisasr.evaluation.surface import Grid
     from pisasr.evaluation.testsets import TestSet
 
-OK, NOTHING_STARTED, UNFIT, INTERRUPTED = 0, 1, 3, 130
+UNFIT = SOME_FAILED  # pictures do not belong together
 OFFLINE_METRICS = ("psnr", "ssim", "niqe", "featdist")
 
 EXAMPLES = """\
@@ -111,7 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def evaluate(argv: list[str] | None = None) -> int:
+    """Score folders of results; returns the exit code."""
     from pisasr.evaluation.processes import Processes
 
     parser = build_parser()
@@ -119,22 +120,14 @@ def main(argv: list[str] | None = None) -> int:
     methods = _name_methods(args.sr, parser)
     _check_usage(args, parser)
     processes = Processes()
+    stopped = "pisasr: interrupted; the same command goes on from here"
     try:
-        return evaluate(methods, args, processes)
-    except KeyboardInterrupt:
-        print("pisasr: interrupted; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
-    except (PisasrError, OSError) as error:
-        if args.debug:
-            raise
-        if processes.is_first:
-            print(f"pisasr: {error}", file=sys.stderr)
-        return NOTHING_STARTED
+        return guarded(lambda: score(methods, args, processes), args.debug, not processes.is_first, stopped)
     finally:
         processes.close()
 
 
-def evaluate(methods: dict[str, Path], args: argparse.Namespace, processes: Processes) -> int:
+def score(methods: dict[str, Path], args: argparse.Namespace, processes: Processes) -> int:
     """Check everything, then score and report set after set."""
     from pisasr.evaluation.evaluate import evaluate_set, write_overview
 

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do; each has its own --help")
     name = parser.parse_args(argv[:1]).command
     module = import_module(f"pisasr.commands.{name}")
-    return getattr(module, name, getattr(module, "main", None))(argv[1:])
+    return getattr(module, name)(argv[1:])
 
 
 if __name__ == "__main__":

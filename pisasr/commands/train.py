@@ -1,15 +1,11 @@
-"""`pisasr train`: a configuration in, two adapters out."""
+"""argv in, exit code out: `pisasr train`, from a file of options to adapters."""
 
 import argparse
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
 
-from pisasr.errors import OK, UsageError, guarded
-
-if TYPE_CHECKING:
-    from pisasr.config import TrainConfig
+from pisasr.errors import OK, guarded
 
 EXAMPLES = """examples:
   pisasr train --config configs/small.yaml "data.photos=[photos]" run.output=runs/small
@@ -44,38 +40,22 @@ def train(argv: list[str]) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from pisasr.config import ConfigError, load_config
+    from pisasr.config import load_config
 
-    try:
-        config = load_config(args.config, args.overrides)
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
+    config = load_config(args.config, args.overrides)
     if args.dry_run:
-        return _print_plan(config)
+        from pisasr.training.estimate import print_plan
+
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first alone
+            print_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
+        return OK
     from pisasr.training.guard import Interrupted
-    from pisasr.training.trainer import train as train_adapters
+    from pisasr.training.loop import train as train_adapters
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         train_adapters(config, args.allow_change)
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
     except Interrupted as stop:
         print(f"pisasr: {stop}", file=sys.stderr)
         return 128 + stop.number
-    return OK
-
-
-def _print_plan(config: "TrainConfig") -> int:
-    """Every setting, and what a step would cost; by the first of several processes alone."""
-    if os.environ.get("RANK", "0") != "0":
-        return OK
-    from pisasr.config import ConfigError, to_yaml
-    from pisasr.training.estimate import estimate, render
-
-    print(to_yaml(config), flush=True)
-    try:
-        print(render(estimate(config, int(os.environ.get("WORLD_SIZE", 1)))))
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
     return OK

@@ -1,4 +1,4 @@
-"""Folders of pictures: which files are pictures, what they hold to the bit, and which of two folders belong together.
+"""Folders of pictures: which files are pictures, what they hold to the bit, and which of two belong together.
 
 Two files belong together because of their names, never because of their order.
 """
@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-from PIL import Image, ImageOps
+from typing import TYPE_CHECKING, Literal
 
 from pisasr.errors import ImageError, OverlapError, PisasrError, shown
+
+if TYPE_CHECKING:
+    import numpy as np
 
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # no other decoder is tried: Pillow would start Ghostscript for one
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -25,12 +25,15 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 SUFFIX = r"[_-]?x\d|[_-](?:sr|hr|lr|hq|lq|gt|out|output|restored)\d*"
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path) -> "np.ndarray":
     """The file's own 8-bit values as uint8 [H, W, 3] RGB, upright; ImageError when it cannot be decoded whole.
 
     Colour profiles are not applied and alpha is dropped: published scores compare the stored numbers. Sixteen-bit
     pictures are refused, because rounding them to eight bits here would be a step that no protocol names.
     """
+    import numpy as np
+    from PIL import Image, ImageOps
+
     if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write
         raise ImageError(f"{path.name} is not a regular file; replace it by the picture itself")
     try:

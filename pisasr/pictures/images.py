@@ -26,8 +26,8 @@ from torch import Tensor
 
 from pisasr.errors import ImageError
 from pisasr.files import temporary_name, write_whole
+from pisasr.pictures.folders import READABLE
 
-READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 MAX_PIXELS = 64_000_000  # of an input, before it is decoded
 MAX_OUTPUT_PIXELS = 2**31  # of a result: 64 million at 4x and room beyond
 MAX_SIDE = 4096  # of a small picture once it is enlarged for the model

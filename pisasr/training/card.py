@@ -1,11 +1,9 @@
-"""The page beside two adapters that says where they come from."""
+"""Photo to adapter, the end: the page beside two adapters that says where they come from."""
 
 from pathlib import Path
 
 from pisasr.config import TrainConfig, to_yaml
 from pisasr.files import write_whole
-
-LOSSES = {"l2": "weight_l2", "perceptual": "weight_lpips", "distillation": "weight_csd", "lattice": "weight_lattice"}
 
 
 def write_card(output: Path, config: TrainConfig) -> None:
@@ -14,7 +12,7 @@ def write_card(output: Path, config: TrainConfig) -> None:
     for name in ("pix", "sem"):
         settings = getattr(config, name)
         if settings.steps:
-            losses = [f"{loss} {getattr(settings, key):g}" for loss, key in LOSSES.items() if getattr(settings, key)]
+            losses = [f"{loss} {weight:g}" for loss, weight in settings.losses.items()]
             batch = f"batch {settings.batch_size} of {config.data.crop_px} px"
             stages.append(f"| {name} | {settings.steps} | {batch} | {', '.join(losses)} | {settings.lr:g} |")
     text = CARD.format(base=config.model.pretrained_model or "pisasr's embedded base", stages="\n".join(stages),

@@ -1,4 +1,4 @@
-"""A run's state on disk, so that nothing short of a broken disk costs more than the steps since the last one.
+"""Photo to adapter, on disk: a run's state, so that a crash costs the steps since the last checkpoint and no more.
 
     OUTPUT/checkpoints/pix-00000120/state.safetensors    adapter, Adam's moments
                                     state.json           stage, step, counters, what the run is

@@ -1,4 +1,4 @@
-"""Classifier score distillation: what the frozen base thinks z_H lacks, as a gradient."""
+"""Photo to adapter: classifier score distillation, what the frozen base thinks z_H lacks, as a gradient."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,15 +1,14 @@
-"""What may stop a run: a scheduler that asks, and numbers that are none any more."""
+"""Photo to adapter, what may stop it: a scheduler that asks, and numbers that are none any more."""
 
 import ctypes
-import json
 import math
 import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from pisasr.errors import PisasrError
 
@@ -37,13 +36,13 @@ class StopRequests:
 
     def __init__(self) -> None:
         self.number = 0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequests":
         self._before = {number: signal.signal(number, self._remember) for number in ASKED}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -90,12 +89,3 @@ class NonFiniteGuard:
 
     def load(self, state: dict[str, int]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
-
-
-def record_skipped(path: Path, row: dict) -> None:
-    """Append what was in a batch whose step was not taken; numbers that JSON has no word for become text."""
-    with path.open("a") as file:
-        file.write(
-            json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in row.items()})
-        )
-        file.write("\n")

@@ -1,9 +1,8 @@
-"""What a run is, so that a later start can tell whether it is the same one."""
+"""Photo to adapter, before it starts: what a run is, so that a later start can tell whether it is the same one."""
 
 import json
 import os
 import time
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +23,7 @@ PATIENCE_S = 30
 
 def identity_of(config: TrainConfig, photos: Photos, shares: list, processes: int) -> dict[str, Any]:
     """Whatever the trained bytes depend on: settings as "section.key", the photos, the number of processes."""
-    settings = {key: value for key, value in flatten(asdict(config)).items() if not key.startswith(MAY_CHANGE)}
+    settings = {key: value for key, value in flatten(config.model_dump()).items() if not key.startswith(MAY_CHANGE)}
     identity = {**settings, "photos": fingerprint(photos, shares), "processes": processes}
     return json.loads(json.dumps(identity))  # as it comes back from a file: lists for tuples
 

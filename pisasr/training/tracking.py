@@ -1,22 +1,18 @@
-"""What a training tells while it runs: log.jsonl, which a resumed run continues to the byte, trackers, a progress bar.
+"""Photo to adapter, beside the way: what a training shows while it runs, in trackers and as progress.
 
-Only the loss log is part of the result. Nothing in this file ends a training once it has begun.
+None of it is part of the result (log.jsonl is), and nothing in this file ends a training once it has begun.
 """
 
-import json
 import logging
 import math
-import os
-import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -33,89 +29,6 @@ from pisasr.training.stages import stages_of
 log = logging.getLogger(__name__)
 
 RECENT = 50  # steps that speed and the time left are judged by
-
-
-class LossLog:
-    """A file of rows {"stage", "step", numbers by name}, one JSON object a line, in the order of training.
-
-    There is no clock in it: a run that was killed anywhere, rewound to its checkpoint and continued has the same bytes
-    as one that never stopped. Numbers are written to their last digit, nan and inf as null.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._waiting, self._told = b"", False  # rows that the disk had no room for; whether that was said
-
-    def rewind(self, order: Sequence[str], stage: str, step: int) -> bool:
-        """Cut off what came after step `step` of `stage` (0: all of that stage), and a line that a kill left half.
-
-        order: every stage's name, first to last, also of one that is left out now. The file is replaced as a whole, so
-        a kill in here costs nothing. Returns whether the row of that very step is there: it may be missing where not
-        every step has one.
-        """
-        self._waiting = b""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
-        target, last, kept = (order.index(stage), step), None, 0
-        while kept < len(lines) and (place := _place(lines[kept], order)) and place <= target:
-            last, kept = place, kept + 1
-        if kept < len(lines):
-            self._cut(lines, kept, f"{stage} step {step}")
-        return last == target
-
-    def _cut(self, lines: list[bytes], kept: int, where: str) -> None:
-        log.info("%s: %d rows after %s are cut off", self.path.name, len(lines) - kept, where)
-        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with unfinished.open("wb") as file:
-                file.writelines(lines[:kept])
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, self.path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row through to the system. On a full disk it waits for the next call, which is told once."""
-        finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-        self._waiting += json.dumps(finite).encode() + b"\n"
-        try:
-            self._write()
-        except OSError as error:
-            if not self._told:
-                log.warning("%s can't be written (%s); its rows wait in memory for the next step", self.path, error)
-            self._told = True
-
-    def sync(self) -> None:
-        """Make the rows safe against a power cut, too. To be called before a checkpoint is written.
-
-        Raises OSError where that can't be done: a checkpoint that is ahead of the log would leave a gap in it.
-        """
-        self._write()
-        if self.path.is_file():
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
-
-    def _write(self) -> None:
-        if not self._waiting:
-            return
-        with self.path.open("ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                if file.write(self._waiting) < len(self._waiting):
-                    raise OSError("the disk is full")
-            except OSError:
-                file.truncate(end)
-                raise
-        self._waiting = b""
-
-
-def _place(line: bytes, order: Sequence[str]) -> tuple[int, int] | None:
-    """(number of the stage, step) of a whole row; None for anything else."""
-    try:
-        row = json.loads(line)
-        return (order.index(row["stage"]), int(row["step"])) if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 # --- trackers --------------------------------------------------------------------------------------------------------
@@ -152,8 +65,9 @@ class Trackers:
 
     def __init__(self, accelerator: Accelerator, config: TrainConfig):
         self.accelerator, self.config = accelerator, config
-        self._names, self._told = list(accelerator.log_with), set()
-        self.offsets, steps = {}, 0
+        self._names, self._told = list(accelerator.log_with), set[str]()
+        self.offsets: dict[str, int] = {}
+        steps = 0
         for stage in stages_of(config):
             self.offsets[stage.name] = steps
             steps += stage.settings.steps
@@ -164,7 +78,8 @@ class Trackers:
         """Open them where step `step` of `stage` is the last one done. Later calls do nothing.
 
         What an interrupted run showed beyond it is hidden by TensorBoard; others show the steps twice. For one wandb
-        run over several starts, set WANDB_RUN_ID and WANDB_RESUME=allow.
+        run over several starts, set WANDB_RUN_ID and WANDB_RESUME=allow; without a network, WANDB_MODE=offline, or it
+        waits for minutes.
         """
         if not self.accelerator.is_main_process:
             return
@@ -174,13 +89,11 @@ class Trackers:
             "tensorboard": {"purge_step": at + 1},
             "wandb": {"dir": str(output), "name": output.name},
         }
-        opened = []
+        opened: list[Any] = []
         while self._names:
             # One by one: behind one that fails, init_trackers leaves the rest of its list unopened.
             name = self._names.pop(0)
             self.accelerator.log_with, self.accelerator.trackers = [name], []
-            if str(name) == "wandb":
-                _keep_wandb_from_waiting()
             if self._try(str(name), lambda: self.accelerator.init_trackers(project, init_kwargs=options)):
                 opened += self.accelerator.trackers
         if opened:
@@ -211,7 +124,7 @@ class Trackers:
     def _each(self, call: Callable[[Any], Any]) -> None:
         if self.accelerator.is_main_process:
             for tracker in self.accelerator.trackers:
-                self._try(tracker.name, lambda tracker=tracker: call(tracker))
+                self._try(tracker.name, partial(call, tracker))
 
     def _try(self, name: str, call: Callable[[], Any]) -> bool:
         try:
@@ -229,19 +142,7 @@ def _show_config(tracker: Any, config: TrainConfig, at: int) -> None:
     if tracker.name == "tensorboard":  # accelerate's own way opens a second run in a folder named by the clock
         tracker.log({"config": f"```\n{to_yaml(config)}```"}, step=at)
     else:
-        tracker.store_init_configuration(asdict(config))
-
-
-def _keep_wandb_from_waiting() -> None:
-    """Without a network wandb waits for minutes; told that it is offline it writes to disk, for `wandb sync`."""
-    if "WANDB_MODE" in os.environ or any(name.lower() == "https_proxy" for name in os.environ):
-        return
-    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    try:
-        socket.create_connection((server.hostname, server.port or 443), timeout=3).close()
-    except OSError:
-        os.environ["WANDB_MODE"] = "offline"
-        log.warning("wandb: %s can't be reached; kept offline, `wandb sync` sends it later", server.hostname)
+        tracker.store_init_configuration(config.model_dump())
 
 
 # --- progress --------------------------------------------------------------------------------------------------------
@@ -269,10 +170,12 @@ class Progress:
         self.stage, self.last, self.batch_size, self.every, self.quiet = stage, last, batch_size, every, quiet
         self._clock, self._times = clock, deque([clock()], maxlen=RECENT + 1)
         is_terminal = sys.stderr.isatty() if terminal is None else terminal
-        self._bar, self._open, self._first = None, ExitStack(), first
-        self._wants_bar = is_terminal and not quiet
+        self._bar: tqdm | None = None
+        self._open, self._first, self._wants_bar = ExitStack(), first, is_terminal and not quiet
 
     def __enter__(self) -> "Progress":
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # the peak that is told is this stage's own
         if self._wants_bar:
             form = "{desc} {percentage:3.0f}%|{bar:20}| {n}/{total}{postfix}"
             bar = tqdm(total=self.last, initial=self._first, desc=self.stage, bar_format=form, dynamic_ncols=True)
@@ -299,14 +202,7 @@ class Progress:
         return speed
 
     def _describe(self, seconds_left: float, speed: Mapping[str, float], values: Mapping[str, float]) -> str:
-        parts = [f"{_duration(seconds_left)} left", f"{speed['images_per_s']:.3g} images/s"]
+        parts = [f"{tqdm.format_interval(seconds_left)} left", f"{speed['images_per_s']:.3g} images/s"]
         if "peak_memory_gib" in speed:
             parts.append(f"peak {speed['peak_memory_gib']:.1f} GiB")
         return ", ".join([*parts, *(f"{name} {value:.4g}" for name, value in values.items())])
-
-
-def _duration(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,4 +1,4 @@
-"""Fixed pictures, restored every so many steps: a row of scores, a sheet to look at. The training notices nothing."""
+"""Photo to adapter, beside the way: fixed pictures, restored every so many steps. The training notices nothing."""
 
 import logging
 import math
@@ -22,9 +22,9 @@ from pisasr.evaluation.features import feature_distance, load_network
 from pisasr.evaluation.figure import draw_comparison
 from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
 from pisasr.evaluation.metrics import psnr
+from pisasr.files import Journal, finite
 from pisasr.method.adapters import active
-from pisasr.method.model import PiSASR
-from pisasr.method.residual import needed, restore_latent
+from pisasr.method.model import PiSASR, Plan, Predictors, predict, restore
 from pisasr.pictures.folders import list_pictures, match_names, read_picture
 from pisasr.pictures.images import (
     crop,
@@ -33,20 +33,18 @@ from pisasr.pictures.images import (
     plan_frame,
     save_image,
     split,
+    to_batch,
     to_image,
-    to_signed,
     to_tensor,
     to_unit,
 )
-from pisasr.training.losses import Perceptual
+from pisasr.training.losses import LPIPS_NETS, Perceptual
 from pisasr.training.stages import Stage
-from pisasr.training.tracking import LossLog
 
 log = logging.getLogger(__name__)
 
-PREDICTS = (("pix",), ("pix", "sem"))  # the adapters that are on for eps_pix, for eps_pisa
 SHEET_ROWS = 8
-VAE_TILE_PX = 512  # beyond this size the VAE works in pieces, to the same result
+PLAN = Plan(vae_tile_px=512)  # beyond this size the VAE works in pieces, to the same result
 
 
 class Pair(NamedTuple):
@@ -58,7 +56,7 @@ class Pair(NamedTuple):
 
 
 class Validation(NamedTuple):
-    """Means over the pictures by name ("psnr/pix1_sem0", ...), and the sheet; nothing when it failed."""
+    """Means over the pictures by name ("psnr/pix1_sem0", ...), and the sheet; nothing when memory did not suffice."""
 
     scores: dict[str, float]
     sheet: Image.Image | None
@@ -69,7 +67,7 @@ class Validator:
     """The pictures, the strengths, and where the results go: OUTPUT/validation.jsonl, OUTPUT/validation/STAGE-STEP.png.
 
     `build` makes it before the model is loaded. All of it is for the main process alone and exchanges nothing with the
-    others: they wait for it at their next step, so a set must take less than their time-out (ten minutes with NCCL).
+    others: they wait for it at their next step, for as long as `loop.PATIENCE` says.
     """
 
     every: int
@@ -78,10 +76,10 @@ class Validator:
     output: Path
     features: nn.Module | None = field(default=None, repr=False)  # the network of the feature distance
     perceptual_name: str = "perceptual"
-    rows: LossLog = field(init=False)
+    rows: Journal = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows = LossLog(self.output / "validation.jsonl")
+        self.rows = Journal(self.output / "validation.jsonl")
 
     @classmethod
     def build(cls, config: TrainConfig) -> "Validator | None":
@@ -97,7 +95,7 @@ class Validator:
             [(pix, sem) for pix, sem in settings.lambdas],
             Path(config.run.output),
             find_features(),
-            perceptual_name=net if net == "hed" else f"lpips_{net}",  # hed's values are not LPIPS'
+            perceptual_name=f"lpips_{net}" if net in LPIPS_NETS else net,
         )
 
     def run(self, model: PiSASR, stage: Stage, step: int, perceptual: Perceptual | None = None) -> Validation:
@@ -118,8 +116,9 @@ class Validator:
             return Validation({}, None)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.rows.append({"stage": stage.name, "step": step, **found.scores})
-            save_image(found.sheet, folder / f"{stage.name}-{step}.png")
+            self.rows.append(finite({"stage": stage.name, "step": step, **found.scores}))
+            if found.sheet is not None:
+                save_image(found.sheet, folder / f"{stage.name}-{step}.png")
         except OSError as error:
             self._tell(stage, step, error)
         return found
@@ -190,19 +189,24 @@ def at_rest(*networks: nn.Module) -> Iterator[None]:
 def restore_picture(model: PiSASR, lq: Image.Image, lambdas: Sequence[tuple[float, float]]) -> list[Image.Image | None]:
     """The picture at each pair of strengths, None where the model answers nan or inf.
 
-    One encoding, one UNet pass for each of eps_pix and eps_pisa that some pair needs, one decoding a pair. The model
-    carries live adapters "pix" and "sem".
+    Each of eps_pix and eps_pisa is predicted once, if some pair needs it. The model carries live adapters "pix" and
+    "sem".
     """
     device = next(model.unet.parameters()).device
     frame = plan_frame(*lq.size, upscale=1, process_size=1, multiple=model.factor)
-    z_L = model.encode(to_signed(Image.fromarray(pad(np.asarray(lq), frame))).to(device), tile_px=VAE_TILE_PX)
-    embeds = model.prompt_encoder("")
-    eps = []
-    for wanted, names in zip(zip(*(needed(*pair) for pair in lambdas), strict=True), PREDICTS, strict=True):
-        with active(model.unet, names):
-            eps.append(model.predict(z_L, embeds) if any(wanted) else None)
-    restored = (crop(model.decode(restore_latent(z_L, *eps, *p), tile_px=VAE_TILE_PX), frame) for p in lambdas)
-    return [to_image(to_unit(x.float())) if x.isfinite().all() else None for x in restored]
+    x_L = to_batch([pad(np.asarray(lq), frame)], device) * 2 - 1
+    embeds = model.prompt_encoder("")  # type: ignore[misc]  # which a model in training has
+
+    def predicts(*adapters: str) -> Callable[[Tensor], Tensor]:
+        def look(z_L: Tensor) -> Tensor:
+            with active(model.unet, adapters):
+                return predict(model.unet, z_L, embeds)
+
+        return look
+
+    results = restore(model, x_L, Predictors(predicts("pix"), predicts("pix", "sem")), lambdas, PLAN)
+    pictures = (crop(x_H.float(), frame) for x_H, _ in results if x_H is not None)
+    return [to_image(to_unit(x)) if x.isfinite().all() else None for x in pictures]
 
 
 def score_picture(

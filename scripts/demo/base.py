@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import CheckpointError, PisasrError, guarded  # noqa: E402
-from pisasr.files import write_whole  # noqa: E402
+from pisasr.commands.options import positive_int
+from pisasr.errors import CheckpointError, PisasrError, guarded
+from pisasr.files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

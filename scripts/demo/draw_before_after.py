@@ -11,10 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont
 
-from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import ImageError, guarded  # noqa: E402
+from pisasr.commands.options import positive_int
+from pisasr.errors import ImageError, guarded
 
 SCALE = 4
 GAP = 8

@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont
 
-from pisasr.errors import guarded  # noqa: E402
+from pisasr.errors import guarded
 
 WIDTH, HEIGHT = 1560, 860
 INK, PAPER = "#1d2733", "white"

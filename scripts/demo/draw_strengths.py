@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from pisasr.errors import PisasrError, guarded  # noqa: E402
-from pisasr.pictures.sheets import draw_sheet  # noqa: E402
+from pisasr.errors import PisasrError, guarded
+from pisasr.pictures.sheets import draw_sheet
 
 
 def main(argv: list[str] | None = None) -> int:

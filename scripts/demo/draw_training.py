@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import PisasrError, guarded  # noqa: E402
-from pisasr.files import Journal  # noqa: E402
+from pisasr.commands.options import positive_int
+from pisasr.errors import PisasrError, guarded
+from pisasr.files import Journal
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from PIL import Image, ImageDraw, ImageFont  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont
 
-from pisasr.commands.options import positive_int  # noqa: E402
-from pisasr.errors import guarded  # noqa: E402
+from pisasr.commands.options import positive_int
+from pisasr.errors import guarded
 
 TILE = 256
 OVERSIZE = 2  # drawn larger and reduced, so that edges fall between pixels as they do on screens with smoothed fonts

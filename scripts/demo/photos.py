@@ -24,7 +24,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from pisasr.errors import PisasrError, guarded  # noqa: E402
+from pisasr.errors import PisasrError, guarded
 
 LIST = Path(__file__).with_suffix(".json")
 SCALES = (1, 2, 3, 4)  # a photo that is soft at full size is sharp at a third of it

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from pisasr.errors import PisasrError, guarded  # noqa: E402
+from pisasr.errors import PisasrError, guarded
 
 
 def main(argv: list[str] | None = None) -> int:
