@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -117,7 +116,7 @@ def count_captions(photos: Iterable[Photo]) -> int:
     """How many photos have a caption, in PHOTO.txt or in the manifest. Looks into each folder once."""
     names: dict[Path, set[str]] = {}
     for folder in {photo.path.parent for photo in photos}:
-        names[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+        names[folder] = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return sum(bool(photo.caption) or f"{photo.path.stem}.txt" in names[photo.path.parent] for photo in photos)
 
 

@@ -1,6 +1,5 @@
 """Before training, from found photos to a set: measure each, drop what is broken, small or a copy, rank the rest."""
 
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -33,7 +32,7 @@ Task = tuple[Path, dict | None]  # a photo, and what was known of it before
 def stamp(path: Path) -> dict[str, int | None]:
     """Size and time of change, by which a file is taken for the one that was measured before."""
     try:
-        status = os.stat(path)
+        status = path.stat()
     except OSError:
         return {"bytes": None, "mtime_ns": None}
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
