@@ -116,7 +116,7 @@ def count_captions(photos: Iterable[Photo]) -> int:
     """How many photos have a caption, in PHOTO.txt or in the manifest. Looks into each folder once."""
     names: dict[Path, set[str]] = {}
     for folder in {photo.path.parent for photo in photos}:
-        names[folder] = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+        names[folder] = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     return sum(bool(photo.caption) or f"{photo.path.stem}.txt" in names[photo.path.parent] for photo in photos)
 
 
@@ -233,7 +233,7 @@ def random_crop(pictures: list[Tensor], size: int, generator: torch.Generator) -
         ratio = height // picture.shape[1]
         top, left, side = row * step // ratio, column * step // ratio, size // ratio
         piece = picture[:, top : top + side, left : left + side]
-        pieces.append((piece.flip(2) if mirror else piece).contiguous())  # colours first, also in the batch
+        pieces.append((piece.flip(2) if mirror else piece).contiguous())  # as decoded, colours come last
     return pieces
 
 

@@ -49,7 +49,7 @@ def check_stages(config: TrainConfig, photos: Photos, processes: int, look: bool
         if stage.settings.asks_teacher and not photos.taught:
             raise ConfigError(
                 f"{stage.name}.beyond.weight_teacher, or lpips_to=teacher, wants a teacher's pictures; make them with "
-                "scripts/demo/prepare_teacher.py and name only such folders in data.photos."
+                "scripts/demo/teacher.py and name only such folders in data.photos."
             )
         if look and stage.settings.init_from:
             check_adapter(Path(stage.settings.init_from), "pix", config)
