@@ -1,4 +1,4 @@
-"""Lets torchvision be imported beside a CPU-only torch.
+"""Under every journey: lets torchvision be imported beside a CPU-only torch.
 
 torchvision's wheels from PyPI are linked against CUDA libraries. Beside a CPU-only torch its operators don't load, and
 then `import torchvision` fails on the first operator that its Python code registers. transformers, diffusers and peft

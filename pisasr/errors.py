@@ -1,4 +1,4 @@
-"""What pisasr says when it can't go on. Each message is one line: what was wanted, what came, what to do.
+"""Under every journey: what pisasr says when it can't go on, in one line: what was wanted, what came, what to do.
 
 Exit codes of every command and script: 0 all fine, 1 nothing could start, 2 the command line is wrong, 3 some inputs
 failed and the others are there, 130 interrupted.

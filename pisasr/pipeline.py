@@ -1,4 +1,4 @@
-"""What a user holds: PiSASRPipeline, from a picture to its repaired picture."""
+"""Infer, the whole journey in one hand: PiSASRPipeline, from a picture to its repaired picture."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Many files through one model: find the inputs, name the outputs, restore one picture after another, report each.
+"""Infer, around the journey: many files through one model. Name the outputs, restore one by one, report each.
 
 Nothing here knows the model. `restore_files` is given a function from a picture to its results, and no file, however
 bad, ends the batch. torch is not needed before the first picture is read.

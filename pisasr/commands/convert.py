@@ -1,4 +1,4 @@
-"""`pisasr convert`: the published checkpoint, which is a pickle, to safetensors."""
+"""argv in, exit code out: `pisasr convert`, the published checkpoint, which is a pickle, to safetensors."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`pisasr infer`: pictures in, restored pictures out, and a report of what happened to each."""
+"""argv in, exit code out: `pisasr infer`, pictures in, restored pictures out, and a report of what happened to each."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""The `pisasr` command: infer, train, evaluate, convert.
+"""argv in, exit code out: the `pisasr` command, infer, train, evaluate, convert.
 
 Everything that needs torch is imported after the arguments are known to be good, so mistakes are answered at once.
 """

@@ -1,4 +1,4 @@
-"""The options of every command that runs the model, and what they stand for: which model, how, on which device.
+"""argv in: the options of every command that runs the model: which model, how, on which device.
 
 Nothing here waits for torch before a model is loaded.
 """

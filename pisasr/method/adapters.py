@@ -1,4 +1,7 @@
-"""Two LoRAs, "pix" and "sem", on one UNet: put on, switched, frozen, filled, merged. The only file that knows peft."""
+"""Infer and train, what predicts eps: two LoRAs, "pix" and "sem", on one UNet, put on, switched, frozen, merged.
+
+The only file that knows peft.
+"""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""x_H gets x_L's colours back: a one-step model drifts in tone, the low-quality picture knows better.
+"""Infer, behind x_H: it gets x_L's colours back. A one-step model drifts in tone, the low-quality picture knows better.
 
 Both functions take two float tensors [B, 3, H, W] in [0, 1] of the same size, the restored picture (`target`) and the
 prepared input (`source`), and return a tensor like `target`, clamped to [0, 1].

@@ -1,4 +1,4 @@
-"""The method, tensors in and out: `restore`, and the three verbs that it is made of.
+"""Infer and train, from x_L to x_H: the method, tensors in and out. `restore`, and the three verbs that it is made of.
 
     x_L -> z_L               encode
     z_L -> eps_pix, eps_pisa predict, by each weight set in turn, tile by tile

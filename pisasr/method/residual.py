@@ -1,4 +1,4 @@
-"""The paper in one place: what is taken from z_L, and in which proportion."""
+"""Infer and train, from eps to z_H: the paper in one place. What is taken from z_L, and in which proportion."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Words to embeddings. The published method runs on the empty prompt, so one embedding serves every picture."""
+"""Infer and train, beside z_L: words to embeddings. Published: the empty prompt, so one serves every picture."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A latent too big for one UNet pass, predicted tile by tile and blended back."""
+"""Infer, from z_L to eps: a latent too big for one UNet pass, predicted tile by tile and blended back."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice

@@ -1,4 +1,4 @@
-"""A picture too big for the VAE at once, computed in bands, with the result of the whole picture.
+"""Infer, x_L to z_L and z_H to x_H: a picture too big for the VAE at once, in bands, with the whole picture's result.
 
 Cutting a picture into crops changes it: Stable Diffusion's VAE normalises by statistics of the whole picture, and its
 middle attends over all of it. So here every layer is finished before the next begins. Statistics are taken over the

@@ -1,4 +1,4 @@
-"""The small default's autoencoder: an overlapping linear transform with a convolutional correction.
+"""Infer and train, the small default's own VAE: an overlapping linear transform with a convolutional correction.
 
 A convolutional autoencoder trained from nothing needs days to pass on what a principal-component transform passes on
 at once. So this one is a linear transform first: C filters of 12x12 px at every fourth pixel in each direction, and as

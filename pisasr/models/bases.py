@@ -1,4 +1,4 @@
-"""A base model, found by its name and checked before it is loaded: UNet, VAE, text encoder, tokenizer, scheduler."""
+"""Before infer and train: a base model (UNet, VAE, text encoder, tokenizer, scheduler), found by name and checked."""
 
 import json
 import os

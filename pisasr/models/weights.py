@@ -1,4 +1,4 @@
-"""Adapters on disk: one safetensors file each, that says what it is. Also reads the published .pkl."""
+"""Before infer, after train: adapters on disk, a safetensors file each that says what it is; and the published .pkl."""
 
 import hashlib
 import json

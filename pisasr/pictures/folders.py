@@ -1,4 +1,4 @@
-"""Folders of pictures: which files are pictures, what they hold to the bit, and which of two belong together.
+"""Before every journey, folders: which files are pictures, what they hold to the bit, and which of two belong together.
 
 Two files belong together because of their names, never because of their order.
 """

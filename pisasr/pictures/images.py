@@ -1,4 +1,4 @@
-"""Files <-> pictures <-> tensors: everything that changes a range, a size or a file format.
+"""Infer, first and last stop: files <-> pictures <-> tensors. All that changes a range, a size or a file format.
 
 The way in: a file becomes an upright sRGB `Picture` of 8 or 16 bits (`open_picture`; `open_image` for Pillow's 8 bits),
 its colour is brought to the size that the model works at (`plan_frame`, `prepare`, `pad`) and to a device (`to_batch`).

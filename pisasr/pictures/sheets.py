@@ -1,4 +1,4 @@
-"""One sheet for all strengths: rows lambda_pix, columns lambda_sem, as the paper shows them."""
+"""Infer, after --lambda_grid: one sheet for all strengths, rows lambda_pix, columns lambda_sem, as in the paper."""
 
 from collections.abc import Sequence
 
