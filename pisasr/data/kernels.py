@@ -1,4 +1,4 @@
-"""Within stop two of training: the shapes of blur, [size, size] float64 kernels, size odd, their entries summing to one.
+"""Within stop two of training: the shapes of blur, [size, size] float64 kernels, size odd, entries summing to one.
 
 Formulas as Real-ESRGAN (arXiv:2107.10833, section 3) uses them. Angles in radians, lengths in pixels.
 """
