@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pisasr.evaluation import deep
-from pisasr.evaluation.deep import NETWORKS, load_scorer, load_second_opinions
+from pisasr.evaluation.deep import NETWORKS, load_scorer
 from pisasr.evaluation.lookup import MetricUnavailable
-from pisasr.evaluation.metrics import METRICS, STABLESR
+from pisasr.evaluation.metrics import METRICS
 
 
 def random_picture(seed: int, height: int = 64, width: int = 72) -> np.ndarray:
@@ -182,12 +182,6 @@ def test_another_clip_file_is_refused_and_left_as_it_is(tmp_path, monkeypatch):
     assert (weights / "RN50.pt").read_bytes() == b"RN50.pt"
 
 
-def test_without_torchmetrics_there_is_no_second_opinion(monkeypatch):
-    monkeypatch.setattr(deep, "find_spec", lambda name: None)
-    checks, missing = load_second_opinions(["psnr", "niqe", "dists"], STABLESR, None)
-    assert not checks and list(missing) == ["psnr", "dists"] and "pip install torchmetrics" in missing["psnr"]
-
-
 # --- the real package, with random weights ----------------------------------------------------------------------------
 
 
@@ -296,22 +290,3 @@ def test_inception_loads_from_a_file_alone(pyiqa, weights, offline, monkeypatch,
     assert found.shape == (2048,) and np.abs(found).max() > 0
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6 * float(np.abs(expected).max()))
     assert not offline and capsys.readouterr().out == ""
-
-
-def test_lpips_and_dists_agree_with_torchmetrics_on_the_same_backbones(pyiqa, weights, offline):
-    """torchmetrics carries the published heads, which pyiqa gets here too; only the backbones are random."""
-    from torchmetrics.functional.image import dists, lpips
-
-    for name in ("alexnet", "vgg16"):
-        save_backbone(name, weights)
-    for metric, net in (("lpips", "alex"), ("lpips_vgg", "vgg")):
-        shutil.copy(Path(lpips.__file__).parent / "lpips_models" / f"{net}.pth", weights / "heads")
-        (weights / "heads").rename(weights / file_name(NETWORKS[metric].urls[0]))
-    shutil.copy(dists._PATH_WEIGHT_DISTS, weights / file_name(NETWORKS["dists"].urls[0]))
-    checks, missing = load_second_opinions(["lpips", "lpips_vgg", "dists"], STABLESR, weights)
-    assert not missing
-    sr, hq = random_picture(4), random_picture(5)
-    sr = (sr / 4 + hq * 0.75).astype(np.uint8)
-    for metric, second in checks.items():
-        assert load_scorer(metric, weights)(sr, hq, None) == pytest.approx(second(sr, hq, None), abs=1e-6), metric
-    assert not offline

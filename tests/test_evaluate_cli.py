@@ -134,7 +134,6 @@ def test_nothing_computable_is_a_failure(folders, no_packages):
         (["--sr", "a", "--hr", "h", "--output", "o", "--metrics", "psnrr"], "did you mean psnr"),
         (["--sr", "a", "--output", "o", "--rule", "niqe"], "--rule chooses among the pairs"),
         (["--lambdas", "0:1:1", "0:1:1", "--output", "o"], "--lr"),
-        (["--sr", "a", "--output", "o", "--save_pictures"], "--save_pictures keeps those of --lambdas"),
         (["--sr", "a", "b", "--output", "o", "--paired", "a", "a"], "two different methods"),
         (["--sr", "a\nb=c", "--output", "o"], "can't be printed"),
     ],
@@ -439,7 +438,7 @@ def test_a_grid_of_strengths_scores_what_infer_writes(folders, base_folder):
         with Image.open(path) as picture:
             picture.resize((10, 12)).save(lq / path.name)
     model = ["--pretrained_model", str(base_folder), "--device", "cpu", "--upscale", "2", "--process_size", "16"]
-    grid = ["--lambdas", "0:1:1", "0,1", "--rule", "psnr where psnr_lq >= 0", "--save_pictures"]
+    grid = ["--lambdas", "0:1:1", "0,1", "--rule", "psnr where psnr_lq >= 0"]
     scoring = ["--lr", str(lq), "--hr", str(folders / "hq"), "--metrics", "psnr", "psnr_lq", "--output"]
     assert main([*scoring, str(folders / "out"), *grid, *model]) == 0
     rows, summary, table = read_out(folders)
@@ -457,8 +456,6 @@ def test_a_grid_of_strengths_scores_what_infer_writes(folders, base_folder):
             assert (row["psnr"], row["psnr_lq"]) == (scores[row["name"]]["psnr"], scores[row["name"]]["psnr_lq"])
     clash = ["--sr", f"ours (1, 0)={folders / 'one'}", *scoring, str(folders / "clash"), *grid, *model]
     assert main(clash) == 1 and not (folders / "clash").exists()
-    saved = folders / "out" / "pictures" / "ours (1, 0)" / "a.png"
-    assert saved.read_bytes() == (folders / "one" / "a.png").read_bytes()
 
 
 def test_help_and_psnr_need_no_torch(folders):

@@ -17,7 +17,7 @@ from PIL import Image
 from pisasr import errors
 from pisasr.commands import infer as command
 from pisasr.commands.main import main
-from pisasr.evaluation import scorers
+from pisasr.evaluation import scoring
 from pisasr.evaluation.rules import choose, parse_rule
 
 PAIRS = [(pix, sem) for pix in (0.0, 0.5, 1.0, 1.5) for sem in (0.0, 1.0)]
@@ -45,8 +45,8 @@ def nearness(sr: np.ndarray, hq: None, lq: np.ndarray) -> float:
 @pytest.fixture
 def measures(monkeypatch):
     """What scores here: name -> function. Change it in place."""
-    table = {"niqe": nearness, **scorers.load_scorers(["psnr_lq"])[0]}
-    monkeypatch.setattr(scorers, "load_scorers", lambda names, weights: ({name: table[name] for name in names}, {}))
+    table = {"niqe": nearness, **scoring.load_scorers(["psnr_lq"])[0]}
+    monkeypatch.setattr(scoring, "load_scorers", lambda names, weights: ({name: table[name] for name in names}, {}))
     return table
 
 
@@ -123,7 +123,7 @@ def test_where_no_pair_keeps_the_limit_the_nearest_is_written_and_told(here, inf
 
 
 def test_the_real_niqe_chooses_too(here, infer):
-    found, missing = scorers.load_scorers(["niqe", "psnr_lq"])
+    found, missing = scoring.load_scorers(["niqe", "psnr_lq"])
     if missing:
         pytest.skip(missing["niqe"])
     photo(110, 100).save("in/a.png")
@@ -198,7 +198,7 @@ def test_a_metric_that_cannot_be_had_ends_the_command_before_a_picture(here, mon
         asked.append((names, weights))
         return {}, {"niqe": "niqe_pris_params.npz not found: give --weights FOLDER"}
 
-    monkeypatch.setattr(scorers, "load_scorers", load)
+    monkeypatch.setattr(scoring, "load_scorers", load)
     monkeypatch.setattr(command, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
     photo().save("in/a.png")
     words = ["--lambda_auto", "niqe where psnr_lq >= 30", "--weights", "files"]

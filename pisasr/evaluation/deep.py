@@ -1,4 +1,4 @@
-"""Score: the deep metrics, pyiqa's networks through one doorway, and torchmetrics' as a second opinion.
+"""Score: the deep metrics, pyiqa's networks through one doorway.
 
 pyiqa is no part of pisasr: its licence forbids commercial use since 2026. The files that it would download are known
 here by name, so that one put into a folder by hand does.
@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 
 from pisasr.evaluation.lookup import MetricUnavailable, choose_device
-from pisasr.evaluation.metrics import METRICS, SSIM_WINDOW, Protocol, Scorer, cut_border, levels
+from pisasr.evaluation.metrics import METRICS, Scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -172,71 +172,3 @@ def _to_tensor(picture: np.ndarray) -> Tensor:
     import torch
 
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
-
-
-# --- a second opinion ------------------------------------------------------------------------------------------------
-
-
-def load_second_opinions(
-    metrics: list[str], protocol: Protocol, weights: Path | None
-) -> tuple[dict[str, Scorer], dict[str, str]]:
-    """torchmetrics' own code for those of these metrics that it has; and what keeps the others away.
-
-    PSNR and SSIM get the same prepared Y or RGB, cut and rounded as the protocol says: what is compared is the formula.
-    """
-    wanted = [name for name in metrics if name in ("psnr", "ssim", "lpips", "lpips_vgg", "dists")]
-    if find_spec("torchmetrics") is None:
-        return {}, dict.fromkeys(wanted, "torchmetrics is not installed: pip install torchmetrics")
-    scorers, missing = {}, {}
-    for name in wanted:
-        try:
-            scorers[name] = _second_opinion(name, protocol, weights)
-        except Exception as error:
-            missing[name] = f"torchmetrics could not load it ({' '.join(str(error).split())[:120]})"
-    return scorers, missing
-
-
-def _second_opinion(metric: str, protocol: Protocol, weights: Path | None) -> Scorer:
-    from pisasr._compat import repair_torchvision
-
-    repair_torchvision()
-    if metric in ("psnr", "ssim"):
-        rounds = protocol.psnr_rounds_y if metric == "psnr" else protocol.ssim_rounds_y
-        compare = _torchmetrics_psnr if metric == "psnr" else _torchmetrics_ssim
-        return lambda sr, hq, lq: compare(*(_to_levels(picture, protocol, rounds) for picture in (sr, hq)))
-    backbone = NETWORKS[metric].urls[-1]
-    path = _find(backbone, weights)
-    if path is None and _is_offline():
-        raise MetricUnavailable(f"{backbone} is not there")
-    with _hub_of({backbone: path} if path else {}):
-        if metric == "dists":
-            from torchmetrics.functional.image.dists import DISTSNetwork
-
-            network: Any = DISTSNetwork()
-        else:
-            from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
-
-            network = LearnedPerceptualImagePatchSimilarity("vgg" if "vgg" in metric else "alex", normalize=True)
-    return lambda sr, hq, lq: float(network(_to_tensor(sr), _to_tensor(hq)).detach())
-
-
-def _to_levels(picture: np.ndarray, protocol: Protocol, rounds: bool) -> Tensor:
-    """float64 [1, C, H, W] from 0 to 255, as the protocol reads the picture."""
-    import torch
-
-    return torch.from_numpy(cut_border(levels(picture, protocol, rounds), protocol.border_px)).permute(2, 0, 1)[None]
-
-
-def _torchmetrics_psnr(x: Tensor, y: Tensor) -> float:
-    from torchmetrics.functional import image
-
-    return float(image.peak_signal_noise_ratio(x, y, data_range=255.0))
-
-
-def _torchmetrics_ssim(x: Tensor, y: Tensor) -> float:
-    """torchmetrics' mean counts the mirrored margin, too; ours is that of the part where the window fits whole."""
-    from torchmetrics.functional import image
-
-    _, places = image.structural_similarity_index_measure(x, y, sigma=1.5, data_range=255.0, return_full_image=True)
-    margin = SSIM_WINDOW // 2
-    return float(places[..., margin:-margin, margin:-margin].mean())
