@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pisasr.evaluation import figure
 from pisasr.evaluation.figure import (
     CELL_PX,
     FOOT_PX,
@@ -139,8 +140,9 @@ def test_captions_make_room_under_the_details():
     assert cell(noted, 1, 1, PITCH + FOOT_PX).tobytes() == cell(plain, 1, 1).tobytes()
 
 
-def test_sheets_share_the_pictures_evenly(examples):
-    sheets = draw_sheets(examples, 16, rows_per_sheet=3)
+def test_sheets_share_the_pictures_evenly(examples, monkeypatch):
+    monkeypatch.setattr(figure, "ROWS_PER_SHEET", 3)
+    sheets = draw_sheets(examples, 16)
     assert [(sheet.height - HEAD_PX + 4) // (PITCH + FOOT_PX) for sheet in sheets] == [2, 2, 3]
     assert {sheet.width for sheet in sheets} == {5 * PITCH - 4}
     assert draw_sheets([], 16) == []

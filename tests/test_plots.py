@@ -163,11 +163,6 @@ def test_lighter_is_better_whichever_direction_is_better(tmp_path):
     assert lightness["psnr"][0] < lightness["psnr"][1] and lightness["niqe"][0] > lightness["niqe"][1]
 
 
-def test_an_ending_that_is_no_plot(tmp_path):
-    with pytest.raises(PisasrError, match=r"^plot.jpg: plots are written as .png, .pdf, .svg$"):
-        draw_surface(tmp_path / "plot.jpg", {"psnr": [[1.0]]}, [1], [1])
-
-
 def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(PisasrError, match="^plots need matplotlib; pip install matplotlib, or [^\n]*$"):

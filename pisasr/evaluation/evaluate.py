@@ -4,8 +4,6 @@
 table.tex, plots/ and sheets/, and for a grid of strengths surface.csv, whose maps stand in table.md, too.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ A new metric is a row in METRICS and the function that loads its scorer. Picture
 PNG holds them. All arithmetic here is float64; other metrics live in niqe, features, fid and deep (pyiqa's).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Two things are compared: means with the tables of the literature (published.json
 whether it was read or is remembered), and single pictures with somebody else's CSV.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math

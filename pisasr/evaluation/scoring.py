@@ -5,8 +5,6 @@ process and a row per picture of the set, under a key that holds everything the 
 same keys takes them over; the folder goes when all is written.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -50,7 +48,7 @@ class Panel:
     extractors: Mapping[str, Extractor] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
 
-    def drop(self, why: Mapping[str, str]) -> Panel:
+    def drop(self, why: Mapping[str, str]) -> "Panel":
         """The panel without these metrics, for a set that can't answer them."""
         scorers = {name: score for name, score in self.scorers.items() if name not in why}
         extractors = {name: extract for name, extract in self.extractors.items() if name not in why}

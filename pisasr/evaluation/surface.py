@@ -3,8 +3,6 @@
 Nothing here knows the model: `restore` is a function from an input's file to its pictures, one for each pair.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product

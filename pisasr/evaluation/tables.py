@@ -1,7 +1,5 @@
 """Score, last stop: summaries as tables, for a terminal, Markdown, a paper; best bold, second underlined, notes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
