@@ -142,13 +142,6 @@ def test_offline_the_missing_file_is_named_at_once(metric, standin, tmp_path, of
     assert all(other not in line for other in NETWORKS[metric].urls[:-1]) and not offline
 
 
-@pytest.mark.parametrize("value", ["1", "true", "YES"])
-def test_hugging_face_s_own_word_for_offline_is_taken(value, standin, monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", value)
-    with pytest.raises(MetricUnavailable, match="^offline, and "):
-        deep.load_network("musiq", tmp_path, lambda name: pytest.fail("must not be tried"))
-
-
 def test_pyiqa_may_fetch_what_is_missing_into_its_usual_folder(standin, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     seen = []

@@ -183,15 +183,6 @@ def test_two_methods_are_compared_picture_by_picture(folders):
     assert "**80.00**" in table and "<u>" in table
 
 
-def test_presets_differ_where_they_should(folders):
-    found = {}
-    for protocol in ("stablesr", "seesr", "matlab", "rgb"):
-        assert run(folders, "--protocol", protocol) == 0
-        columns = read_out(folders)[1]["methods"]["brighter"]
-        found[protocol] = (columns["psnr"]["mean"], columns["ssim"]["mean"])
-    assert len(set(found.values())) == 4
-
-
 def test_sets_of_a_yaml_file_stand_in_one_table(folders):
     (folders / "sets.yaml").write_text(
         "sr: {brighter: brighter}\nsets:\n  first: {hr: hq, sr: {same: same}}\n  blind: {lr: hq}\n"
@@ -300,14 +291,6 @@ def test_the_literature_is_asked_about_a_named_set(folders, capsys):
         and "| not reproduced |" in said
         and "3 pictures were scored, the published DRealSR has 93" in said
     )
-
-
-def test_somebody_elses_scores_are_held_against_ours(folders, capsys):
-    run(folders)
-    theirs = folders / "theirs.csv"
-    theirs.write_text("name,PSNR\na.png,1.0\nb.png,2.0\nc.png,3.0\n")
-    assert run(folders, "--published_scores", str(theirs)) == 0
-    assert "| PSNR | 3 |" in capsys.readouterr().out
 
 
 def test_fid_is_about_the_pictures_of_the_table(folders, monkeypatch):

@@ -102,14 +102,6 @@ def test_the_result_is_the_best_picture_of_the_grid_to_the_byte(here, infer, mea
     assert row["reason"] == said and said in capsys.readouterr().out
 
 
-def test_the_result_is_that_of_a_run_at_these_strengths(here, infer, measures):
-    photo().save("in/a.png")
-    assert infer("-o", "auto", *GRID, "--lambda_auto", "niqe where psnr_lq >= 20") == 0
-    (row,) = rows()
-    assert infer("-o", "one", "--lambda_pix", row["lambda_pix"], "--lambda_sem", row["lambda_sem"]) == 0
-    assert Path("auto/a.png").read_bytes() == Path("one/a.png").read_bytes()
-
-
 def test_where_no_pair_keeps_the_limit_the_nearest_is_written_and_told(here, infer, measures):
     photo().save("in/a.png")
     assert infer("-o", "grid", *GRID) == 0
@@ -225,10 +217,3 @@ def test_a_lazy_sweep_decodes_what_is_asked_for_and_gives_the_pictures_of_a_swee
         swept.append(np.asarray(picture))
     assert len(encodes) == 1 and not any(decodes)
     assert all(map(np.array_equal, swept, pipe.sweep(photo(), PAIRS, **SMALL)))
-
-
-def test_a_lazy_sweep_refuses_at_the_call(pipe):
-    with pytest.raises(ValueError, match="upscale"):
-        pipe.sweep_lazily(photo(), PAIRS, upscale=0)
-    with pytest.raises(ValueError, match="finite"):
-        pipe.sweep_lazily(photo(), [(1, float("nan"))])
