@@ -206,6 +206,12 @@ def _load_fid(name: str, setup: Setup) -> Extractor:
     return load_inception(setup.weights, setup.device)
 
 
+def _load_perceptual(name: str, setup: Setup) -> Scorer:
+    from pisasr.evaluation.perceptual import load_scorer
+
+    return load_scorer(name, setup.weights, setup.device)
+
+
 def _load_pyiqa(name: str, setup: Setup) -> Scorer:
     from pisasr.evaluation.deep import load_scorer
 
@@ -225,9 +231,9 @@ METRICS = {
     "psnr": Metric("PSNR (dB)", True, "hq", 2, _load_psnr, wants="pixels inside the border"),
     "ssim": Metric("SSIM", True, "hq", 4, _load_ssim, wants="11 px each way inside the border"),
     "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, _load_psnr_lq, SHRUNK),
-    "lpips": Metric("LPIPS", False, "hq", 4, _load_pyiqa, "AlexNet, version 0.1"),
-    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, _load_pyiqa, "VGG16, version 0.1"),
-    "dists": Metric("DISTS", False, "hq", 4, _load_pyiqa, "VGG16"),
+    "lpips": Metric("LPIPS", False, "hq", 4, _load_perceptual, "AlexNet, version 0.1"),
+    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, _load_perceptual, "VGG16, version 0.1"),
+    "dists": Metric("DISTS", False, "hq", 4, _load_perceptual, "VGG16"),
     "featdist": Metric("Feature distance", False, "hq", 4, _load_featdist, FEATDIST),
     "fid": Metric("FID", False, "hq_set", 2, _load_fid, INCEPTION),
     "niqe": Metric("NIQE", False, None, 4, _load_niqe, NIQE, NIQE_WANTS),
