@@ -9,10 +9,9 @@ from typing import Any
 from pisasr._compat import repair_on_first_import
 
 __version__ = "0.1.0"
-__all__ = ["LappedAutoencoder", "PiSASRPipeline", "__version__", "load_config"]
+__all__ = ["PiSASRPipeline", "__version__", "load_config"]
 
 _HOMES = {
-    "LappedAutoencoder": "pisasr.models.autoencoder",  # diffusers looks for it here, by its package
     "PiSASRPipeline": "pisasr.pipeline",
     "load_config": "pisasr.config",
 }

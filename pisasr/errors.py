@@ -1,7 +1,7 @@
 """Under every journey: what pisasr says when it can't go on, in one line: what was wanted, what came, what to do.
 
 Exit codes of every command and script: 0 all fine, 1 nothing could start, 2 the command line is wrong, 3 some inputs
-failed and the others are there, 130 interrupted.
+failed and the others are there, 130 interrupted, 128 + N stopped by signal N and ready to go on (training).
 """
 
 import argparse

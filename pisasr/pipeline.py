@@ -183,8 +183,8 @@ class PiSASRPipeline(DiffusionPipeline):
         small model inside the package. adapters: a folder, a hub id or the published .pkl; None is MODEL/adapters.
         dtype is diffusers' newer name of torch_dtype. variant: which of the base's files ("fp16"), as diffusers has it.
         vae, text_encoder, tokenizer, scheduler: take the place of the base's own.
-        hub: revision, cache_dir, token, local_files_only, force_download for a model on the hub. A local path never
-        touches the network.
+        hub: revision (of the model), cache_dir, token, local_files_only, force_download. A local path never touches the
+        network.
         The adapters are merged once, in float32, and cast afterwards. ModelError or CheckpointError, one line each.
         """
         if unknown := sorted(hub.keys() - HUB_OPTIONS):
@@ -197,7 +197,7 @@ class PiSASRPipeline(DiffusionPipeline):
         if (reference := read_reference(folder)) is not None:
             adapters = named / "adapters" if adapters is None else adapters
             variant = variant or reference.variant
-            folder = find_model(reference.base, variant=variant, **hub)
+            folder = find_model(reference.base, variant=variant, **{**hub, **reference.hub})
         unet_config = check_base(folder, given)
         if is_merged(folder):
             if adapters is not None:
@@ -205,12 +205,13 @@ class PiSASRPipeline(DiffusionPipeline):
             unet, unet_pix = (load_unet(folder, part, torch_dtype, variant) for part in ("unet", "unet_pix"))
             others = load_others(folder, torch_dtype, variant, given)
             return cls(unet=unet, unet_pix=unet_pix, color_fix=color_fix, **others)
-        pix, sem = _find_adapters(folder, adapters)
+        own_hub = {name: value for name, value in hub.items() if name != "revision"}
+        pix, sem = _find_adapters(folder, adapters, own_hub)
         _check_trained_on((pix, sem), unet_config)
         unet, unet_pix = _merge_both(load_unet(folder, "unet", variant=variant), pix, sem, torch_dtype)
         others = load_others(folder, torch_dtype, variant, given)
         pipe = cls(unet=unet, unet_pix=unet_pix, color_fix=color_fix, **others)
-        pipe._reference = reference or Reference(None if model is None else str(model), variant)
+        pipe._reference = reference or Reference(None if model is None else str(model), variant, hub.get("revision"))
         pipe._adapters = pix, sem
         return pipe
 
@@ -252,7 +253,7 @@ class PiSASRPipeline(DiffusionPipeline):
                 "this pipeline was not loaded as a base with adapters, so its base is unknown; "
                 "load it by from_pretrained(BASE, adapters=...)."
             )
-        folder = find_model(self._reference.base, variant=self._reference.variant)
+        folder = find_model(self._reference.base, variant=self._reference.variant, **self._reference.hub)
         base = load_unet(folder, "unet", variant=self._reference.variant)
         dtype, device = self.unet.dtype, self.unet.device
         if pix is None:
@@ -486,10 +487,12 @@ def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
 # --- bringing base and adapters together -----------------------------------------------------------------------------
 
 
-def _find_adapters(folder: Path, adapters: str | os.PathLike | None) -> tuple[Adapter, Adapter | None]:
+def _find_adapters(
+    folder: Path, adapters: str | os.PathLike | None, hub: dict[str, Any]
+) -> tuple[Adapter, Adapter | None]:
     if adapters is None and not (folder / "adapters").is_dir():
         raise CheckpointError(f"{folder} comes without adapters; give `adapters`: a folder, a hub id or pisa_sr.pkl.")
-    return load_adapters(folder / "adapters" if adapters is None else adapters)
+    return load_adapters(folder / "adapters" if adapters is None else adapters, **hub)
 
 
 def _check_trained_on(adapters: Iterable[Adapter | None], unet_config: dict[str, Any]) -> None:

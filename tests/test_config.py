@@ -59,7 +59,7 @@ def test_the_command_line_has_the_last_word():
         ("pix.weight_l2=0", "pix has no loss"),
         ("sem.beyond.shift=512", "below data.crop_px=512"),
         ("sem.shift=16", "did you mean 'sem.beyond.shift'"),
-        ("degradation.scale=0", "degradation: scale is a whole number from 1 up; got 0"),
+        ("degradation.scale=0", "degradation: DegradationRecipe.scale is a whole number from 1 up; got 0"),
         ("degradation.first.blur.sigma=7", "degradation.first.blur.sigma is 7; wanted a valid list"),
         ("pix=3", "pix is 3; wanted a section"),
         ("data.mix={a: 0}", "a weight above 0"),

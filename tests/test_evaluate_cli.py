@@ -37,6 +37,7 @@ def folders(tmp_path):
 def no_packages(monkeypatch):
     monkeypatch.setattr("pisasr.evaluation.lookup.find_spec", lambda package: None)
     monkeypatch.setattr("pisasr.evaluation.deep.find_spec", lambda package: None)
+    monkeypatch.setattr("pisasr.evaluation.perceptual.find_spec", lambda package: None)
 
 
 def run(folders, *options, sr=("brighter",), metrics=("psnr", "ssim")):

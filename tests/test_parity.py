@@ -77,7 +77,7 @@ def test_every_case_as_tensors(parity, index, published):
     unets = published.unet_pix, published.unet
     for case in index["eval_cases"]:
         name, options, wanted = case["name"], case["options"], load_file(parity / case["tensors"])
-        x_L = images.to_signed(Image.open(parity / case["prepared_input"]).convert("RGB"))
+        x_L = images.to_tensor(Image.open(parity / case["prepared_input"])) * 2 - 1
         predictors = Predictors(*(partial(predict, unet, prompt_embeds=embeds) for unet in unets))
         plan = Plan(options["latent_tiled_size"], options["latent_tiled_overlap"])
         z_L, *found = look(model, x_L, predictors, [(0.3, 0.7)], plan, wanted.get("vae_noise"))

@@ -22,7 +22,7 @@ from pisasr.method.model import PiSASR, predict
 from pisasr.method.residual import remove_residual
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_others
-from pisasr.pictures.images import to_signed
+from pisasr.pictures.images import to_tensor
 from pisasr.pipeline import PiSASRPipeline
 from pisasr.training import validation
 from pisasr.training.stages import stages_of
@@ -34,6 +34,11 @@ STAGES = stages_of(
     )
 )
 PIX, SEM = STAGES
+
+
+def signed(image):
+    """[1, 3, H, W] in [-1, 1]."""
+    return to_tensor(image) * 2 - 1
 
 
 def picture(seed, width=48, height=40):
@@ -184,7 +189,7 @@ def learn(model, watch=None):
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-2)
     model.unet.train()
     model.vae.encoder.train()
-    x_L, x_H = to_signed(picture(0)), to_signed(picture(1))
+    x_L, x_H = signed(picture(0)), signed(picture(1))
     with active(model.unet, ("pix", "sem")):
         for step in (1, 2):
             embeds = model.prompt_encoder(["" if step == 2 else "a cat"])
@@ -238,7 +243,7 @@ def test_it_judges_the_model_that_will_be_used_without_dropout_or_gradients(mode
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     model.unet.train()
-    z_L = model.encode(to_signed(picture(0)))
+    z_L = model.encode(signed(picture(0)))
     with active(model.unet, ("pix", "sem")):
         drawn = [predict(model.unet, z_L, model.prompt_encoder("")) for _ in range(2)]
     assert not torch.equal(*drawn), "dropout is at work in training"
@@ -276,9 +281,9 @@ def learn_together(rank, base_folder, folder, output, watched):
     with active(model.unet, ("pix", "sem")):
         for step in (1, 2, 3):
             optimizer.zero_grad(set_to_none=True)
-            z_L = model.encode(to_signed(picture(10 * step + rank))).detach()
+            z_L = model.encode(signed(picture(10 * step + rank))).detach()
             x_pred = model.decode(remove_residual(z_L, network(z_L, model.prompt_encoder(""))))
-            torch.nn.functional.mse_loss(x_pred, to_signed(picture(step))).backward()
+            torch.nn.functional.mse_loss(x_pred, signed(picture(step))).backward()
             optimizer.step()
             if watched and rank == 0:
                 assert validator.run(model, SEM, step).scores

@@ -129,7 +129,7 @@ class Photos(Dataset):
     worker or process asks, and however often training was interrupted before.
 
     A pair: {"x_H", "x_L": [3, crop_px, crop_px] in [-1, 1], "caption": str, "seed": int, "photo": str, "failed": str}.
-    x_L is degraded to a quarter of the size and enlarged again by bicubic interpolation, as inference enlarges its
+    x_L is degraded to 1 / scale of the size and enlarged again by bicubic interpolation, as inference enlarges its
     input. The seed is for whatever else is drawn for this sample.
 
     A photo in `pairs` has its x_L given: both are cut at the same place. If all have a teacher's picture, samples have

@@ -1,10 +1,8 @@
-"""Score: the deep metrics, pyiqa's networks through one doorway.
+"""Score: networks that judge a picture alone, and FID's: pyiqa's, through one doorway.
 
 pyiqa is no part of pisasr: its licence forbids commercial use since 2026. The files that it would download are known
 here by name, so that one put into a folder by hand does.
 """
-
-from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -14,25 +12,20 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 
 from pisasr.evaluation.lookup import MetricUnavailable, choose_device
-from pisasr.evaluation.metrics import METRICS, Scorer
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pisasr.evaluation.metrics import Scorer
 
 IQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
-TORCHVISION = "https://download.pytorch.org/models/"
 CLIP = "https://openaipublic.azureedge.net/clip/models/"
 
 # Where torch's hub folder keeps the files of each place.
-FOLDERS = {IQA_HUB: "pyiqa", TORCHVISION: "checkpoints", CLIP: "clip"}
+FOLDERS = {IQA_HUB: "pyiqa", CLIP: "clip"}
 
-VGG16 = TORCHVISION + "vgg16-397923af.pth"
 RN50 = CLIP + "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt"
 VIT_B32 = CLIP + "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
 
@@ -45,9 +38,6 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "lpips": Network("lpips", (IQA_HUB + "LPIPS_v0.1_alex-df73285e.pth", TORCHVISION + "alexnet-owt-7be5be79.pth")),
-    "lpips_vgg": Network("lpips-vgg", (IQA_HUB + "LPIPS_v0.1_vgg-a78928a0.pth", VGG16)),
-    "dists": Network("dists", (IQA_HUB + "DISTS_weights-f5e65c96.pth", VGG16)),
     "fid": Network("fid", (IQA_HUB + "pt_inception-2015-12-05-6726825d.pth",)),
     "musiq": Network("musiq", (IQA_HUB + "musiq_koniq_ckpt-e95806b9.pth",)),
     "maniqa": Network("maniqa-pipal", (IQA_HUB + "MANIQA_PIPAL-ae6d356b.pth",)),
@@ -94,7 +84,7 @@ def load_network(metric: str, weights: Path | None, create: Callable[[str], Any]
 
 
 def load_scorer(metric: str, weights: Path | None = None, device: str | None = None) -> Scorer:
-    """pyiqa's metric as a function of uint8 pictures, on `device` (None for the GPU if there is one)."""
+    """pyiqa's judgement of a uint8 picture alone, on `device` (None for the GPU if there is one)."""
     place = choose_device(device)
 
     def create(name: str) -> Any:
@@ -107,9 +97,9 @@ def load_scorer(metric: str, weights: Path | None = None, device: str | None = N
     def score(sr: np.ndarray, hq: Any, lq: Any) -> float:
         import torch
 
-        pictures = [sr, hq] if METRICS[metric].needs == "hq" else [sr]
+        x = torch.from_numpy(np.array(sr)).permute(2, 0, 1)[None] / 255
         with torch.inference_mode():
-            return float(network(*(_to_tensor(picture).to(place) for picture in pictures)))
+            return float(network(x.to(place)))
 
     return score
 
@@ -165,10 +155,3 @@ def _set_pyiqa_folder(folder: Path) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("pyiqa.") and "DEFAULT_CACHE_DIR" in getattr(module, "__dict__", {}):
             vars(module)["DEFAULT_CACHE_DIR"] = str(folder)
-
-
-def _to_tensor(picture: np.ndarray) -> Tensor:
-    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [0, 1]."""
-    import torch
-
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255

@@ -157,7 +157,7 @@ class Metric:
     needs: 'hq' compares with the true picture, 'lq' with the input, 'hq_set' compares two whole sets, None judges
     the picture alone. load: (the metric's name, Setup) -> Scorer, or for 'hq_set' Extractor; MetricUnavailable where
     a file or a package is missing. recipe: what stands beside every number; of PSNR and SSIM the Protocol knows it.
-    wants: without which a picture has no number.
+    wants: without which a picture has no number. package: whose version stands beside it; of pyiqa's, deep knows.
     """
 
     label: str
@@ -167,6 +167,7 @@ class Metric:
     load: Callable[[str, Setup], Any]
     recipe: str = ""
     wants: str = ""
+    package: str = "pisasr"
 
 
 def _load_psnr(name: str, setup: Setup) -> Scorer:
@@ -204,6 +205,12 @@ def _load_fid(name: str, setup: Setup) -> Extractor:
     return load_inception(setup.weights, setup.device)
 
 
+def _load_perceptual(name: str, setup: Setup) -> Scorer:
+    from pisasr.evaluation.perceptual import load_scorer
+
+    return load_scorer(name, setup.weights, setup.device)
+
+
 def _load_pyiqa(name: str, setup: Setup) -> Scorer:
     from pisasr.evaluation.deep import load_scorer
 
@@ -223,9 +230,9 @@ METRICS = {
     "psnr": Metric("PSNR (dB)", True, "hq", 2, _load_psnr, wants="pixels inside the border"),
     "ssim": Metric("SSIM", True, "hq", 4, _load_ssim, wants="11 px each way inside the border"),
     "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, _load_psnr_lq, SHRUNK),
-    "lpips": Metric("LPIPS", False, "hq", 4, _load_pyiqa, "AlexNet, version 0.1"),
-    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, _load_pyiqa, "VGG16, version 0.1"),
-    "dists": Metric("DISTS", False, "hq", 4, _load_pyiqa, "VGG16"),
+    "lpips": Metric("LPIPS", False, "hq", 4, _load_perceptual, "AlexNet, version 0.1", package="torchmetrics"),
+    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, _load_perceptual, "VGG16, version 0.1", package="torchmetrics"),
+    "dists": Metric("DISTS", False, "hq", 4, _load_perceptual, "VGG16", package="torchmetrics"),
     "featdist": Metric("Feature distance", False, "hq", 4, _load_featdist, FEATDIST),
     "fid": Metric("FID", False, "hq_set", 2, _load_fid, INCEPTION),
     "niqe": Metric("NIQE", False, None, 4, _load_niqe, NIQE, NIQE_WANTS),

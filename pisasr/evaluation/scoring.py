@@ -80,7 +80,7 @@ def load_scorers(
 def describe(metric: str, protocol: Protocol) -> str:
     """The recipe of one column, with the library that computes it: what must stand beside its numbers."""
     recipe = protocol.describe(metric) if metric in ("psnr", "ssim") else METRICS[metric].recipe
-    package, name = ("pyiqa", f" {NETWORKS[metric].name}") if metric in NETWORKS else ("pisasr", "")
+    package, name = ("pyiqa", f" {NETWORKS[metric].name}") if metric in NETWORKS else (METRICS[metric].package, "")
     try:
         package = f"{package} {version(package)}"
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Infer and train, from x_L to x_H: the method, tensors in and out. `restore`, and the three verbs that it is made of.
+"""Infer and train, from x_L to x_H: the method, tensors in and out. `restore`, and what it is made of.
 
     x_L -> z_L               encode
     z_L -> eps_pix, eps_pisa predict, by each weight set in turn, tile by tile
@@ -127,7 +127,7 @@ def look(
 
 
 class PiSASR:
-    """A UNet, a VAE and their way with words, as three verbs. Only holds them: switches and grad mode are the caller's.
+    """A UNet, a VAE and their way with words. Only holds them: switches and grad mode are the caller's.
 
     x [B, 3, H, W] in [-1, 1], H and W multiples of `factor`; z [B, c, H/factor, W/factor], scaled as the UNet knows it.
     All sizes come from the parts' own configs.
@@ -154,10 +154,6 @@ class PiSASR:
     def latent_shape(self, x: Tensor) -> tuple[int, int, int, int]:
         """The shape of the z that x is encoded to."""
         return len(x), self.vae.config.latent_channels, x.shape[-2] // self.factor, x.shape[-1] // self.factor
-
-    def predict(self, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP) -> Tensor:
-        """What the UNet would remove from z, with whatever adapters are on: `predict`."""
-        return predict(self.unet, z, prompt_embeds, timestep)
 
     def decode(self, z: Tensor, tile_px: int | None = None, lean: bool = False) -> Tensor:
         """z -> x, not clamped: values a little outside [-1, 1] are the VAE's own. tile_px, lean as for `encode`."""

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -67,10 +67,16 @@ def load_others(
 
 @dataclass(frozen=True)
 class Reference:
-    """A base by the name that it was loaded by (None: the embedded one), and which of its files."""
+    """A base by the name that it was loaded by (None: the embedded one), and which of its files and revisions."""
 
     base: str | None
     variant: str | None = None
+    revision: str | None = None
+
+    @property
+    def hub(self) -> dict[str, str]:
+        """What `find_model` must be told beside the name."""
+        return {} if self.revision is None else {"revision": self.revision}
 
 
 def read_reference(folder: Path) -> Reference | None:
@@ -80,13 +86,13 @@ def read_reference(folder: Path) -> Reference | None:
     index = _config(folder, ".", "model_index.json")
     if not isinstance(index, dict) or "base" not in index:
         return None
-    return Reference(index["base"], index.get("variant"))
+    return Reference(index["base"], index.get("variant"), index.get("revision"))
 
 
 def write_reference(folder: Path, reference: Reference, color_fix: str) -> None:
     """Say beside FOLDER/adapters which base they belong on."""
-    index = {"_class_name": "PiSASRPipeline", "base": reference.base, "variant": reference.variant}
-    write_whole(folder / "model_index.json", json.dumps({**index, "color_fix": color_fix}, indent=2) + "\n")
+    index = {"_class_name": "PiSASRPipeline", **asdict(reference), "color_fix": color_fix}
+    write_whole(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
 
 
 def find_model(model: str | os.PathLike | None, variant: str | None = None, **hub: Any) -> Path:

@@ -23,8 +23,9 @@ Kind = Literal["pix", "sem"]
 FORMAT, VERSION = "pisasr-adapter", 2
 PUBLISHED_ALPHA = 8.0  # peft's default of the time; the published file does not hold it
 PUBLISHED_TIMESTEP = 1
+PUBLISHED_KINDS: tuple[Kind, ...] = ("pix", "sem")
 TIMESTEPS = 1000  # of the schedule that every base of this kind was trained with
-KINDS: tuple[Kind, ...] = ("pix", "sem")
+KINDS: tuple[Kind, ...] = ("pix", "sem")  # in the order of the stages that train them
 OTHER_SIDE = {"A": "B", "B": "A"}
 
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -106,15 +107,18 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
     return adapter
 
 
-def load_adapters(source: str | os.PathLike) -> tuple[Adapter, Adapter | None]:
-    """(pix, sem) from a folder, a hub id, or the published .pkl. sem is None where only the pixel stage was trained."""
+def load_adapters(source: str | os.PathLike, **hub: Any) -> tuple[Adapter, Adapter | None]:
+    """(pix, sem) from a folder, a hub id, or the published .pkl. sem is None where only the pixel stage was trained.
+
+    hub: of `snapshot_download` (cache_dir, token, local_files_only, force_download), for a hub id.
+    """
     path = Path(source).expanduser()
     if path.suffix in (".pkl", ".pt", ".pth", ".bin"):
         return convert_release(path)
     if path.is_file():
         raise CheckpointError(f"{path} is a file; give the folder with pix.safetensors and sem.safetensors, or a .pkl.")
     if not path.is_dir():
-        path = _fetch_adapters(str(source))
+        path = _fetch_adapters(str(source), hub)
     adapters = [_load_kind(path, kind) for kind in KINDS if kind == "pix" or (path / f"{kind}.safetensors").exists()]
     return adapters[0], adapters[1] if len(adapters) > 1 else None
 
@@ -128,20 +132,22 @@ def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
     """
     path = Path(path)
     content = _unpickle(path)
-    lists = [f"unet_lora_{group}_modules_{kind}" for kind in KINDS for group in ("encoder", "decoder", "others")]
-    wanted = {*lists, *(f"lora_rank_unet_{kind}" for kind in KINDS), "state_dict_unet"}
+    lists = [
+        f"unet_lora_{group}_modules_{kind}" for kind in PUBLISHED_KINDS for group in ("encoder", "decoder", "others")
+    ]
+    wanted = {*lists, *(f"lora_rank_unet_{kind}" for kind in PUBLISHED_KINDS), "state_dict_unet"}
     if not isinstance(content, dict) or content.keys() != wanted:
         raise CheckpointError(f"{path} is no PiSA-SR checkpoint: wanted a dict of {sorted(wanted)}; get pisa_sr.pkl.")
     if not isinstance(content["state_dict_unet"], dict):
         raise CheckpointError(f"{path}: state_dict_unet is no dict of tensors; get pisa_sr.pkl again.")
 
-    tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+    tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in PUBLISHED_KINDS}
     for key, tensor in content["state_dict_unet"].items():
         match = _PUBLISHED_KEY.fullmatch(str(key))
         if match is None or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: {key!r} is not an entry of the published layout; get pisa_sr.pkl again.")
         tensors[match[3]][f"{match[1]}.weight"] = tensor.float()
-    pix, sem = (_published(path, kind, content, tensors[kind]) for kind in KINDS)
+    pix, sem = (_published(path, kind, content, tensors[kind]) for kind in PUBLISHED_KINDS)
     return pix, sem
 
 
@@ -241,13 +247,13 @@ def _load_kind(folder: Path, kind: str) -> Adapter:
     return adapter
 
 
-def _fetch_adapters(name: str) -> Path:
+def _fetch_adapters(name: str, hub: dict[str, Any]) -> Path:
     if not looks_like_hub_id(name):
         raise CheckpointError(f"no adapters at {name}; give a folder with pix.safetensors, a .pkl, or OWNER/NAME.")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[f"{kind}.safetensors" for kind in KINDS]))
+        return Path(snapshot_download(name, allow_patterns=[f"{kind}.safetensors" for kind in KINDS], **hub))
     except Exception as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
         reason = _one_line(error)
         raise CheckpointError(f"no adapters from hub id {name} ({reason}); download them, give the folder.") from error

@@ -556,11 +556,6 @@ def to_tensor(image: Image.Image) -> Tensor:
     return pixels.permute(2, 0, 1).unsqueeze(0).contiguous().float() / 255
 
 
-def to_signed(image: Image.Image) -> Tensor:
-    """An RGB picture as float32 [1, 3, H, W] in [-1, 1], the range of x_L and x_H."""
-    return to_tensor(image) * 2 - 1
-
-
 def to_batch(pixels: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
     """Pictures [H, W, 3] of one size as float32 [B, 3, H, W] in [0, 1]; levels cross to the device as bytes."""
     x = torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).contiguous()

@@ -1,7 +1,7 @@
 """Photo to adapter, on disk: a run's state, so that a crash costs the steps since the last checkpoint and no more.
 
     OUTPUT/checkpoints/pix-00000120/state.safetensors    adapter, Adam's moments
-                                    state.json           stage, step, counters, what the run is
+                                    state.json           stage, step, counters
                                     manifest.json        size and SHA-256 of the two, written last
 
 A checkpoint is written beside its place, flushed to the disk and renamed; older ones go afterwards. Whatever the moment
@@ -22,7 +22,6 @@ from typing import Any
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
-from torch.optim import Optimizer
 
 from pisasr.files import write_through
 
@@ -44,21 +43,6 @@ class Checkpoint:
     @property
     def name(self) -> str:
         return f"{self.stage}-{self.step:08d}"
-
-
-def pack_moments(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Adam's state by "number of the parameter.name of the moment"."""
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": tensor for number, moments in state.items() for name, tensor in moments.items()}
-
-
-def load_moments(optimizer: Optimizer, packed: dict[str, Tensor]) -> None:
-    """Take up what `pack_moments` gave; learning rates and the like stay the optimizer's own."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in packed.items():
-        number, name = key.split(".")
-        state.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def by_kind(tensors: dict[str, Tensor]) -> defaultdict[str, dict[str, Tensor]]:

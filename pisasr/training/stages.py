@@ -41,7 +41,7 @@ class Stage:
 
     def predictors(self, network: Callable[[Tensor], Tensor]) -> Predictors:
         """The network, with this stage's adapters on, as the prediction that its strengths ask for."""
-        return Predictors(network, None) if self.active == ("pix",) else Predictors(None, network)
+        return {("pix",): Predictors(network, None), ("pix", "sem"): Predictors(None, network)}[self.active]
 
 
 def stages_of(config: TrainConfig) -> list[Stage]:

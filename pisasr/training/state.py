@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pisasr.data.photos import BadPhotos
 from pisasr.files import Journal
 from pisasr.method.adapters import load_into, parameters_of
 from pisasr.models.weights import KINDS
-from pisasr.training.checkpoints import Checkpoint, Checkpoints, by_kind, load_moments
+from pisasr.training.checkpoints import Checkpoint, Checkpoints, by_kind
 from pisasr.training.guard import NonFiniteGuard
 
 log = logging.getLogger(__name__)
@@ -63,9 +63,12 @@ class State:
         kinds = by_kind(found.tensors)
         load_into(self.unet, self.stage, kinds["adapter"])
         numbers = {key: number for number, key in enumerate(parameters_of(self.unet, self.stage))}
-        named = (key.split(".", 1) for key in kinds["optimizer"])
-        packed = {f"{numbers[key]}.{moment}": kinds["optimizer"][f"{moment}.{key}"] for moment, key in named}
-        load_moments(self.optimizer, packed)
+        moments: dict[int, dict[str, Tensor]] = {number: {} for number in numbers.values()}
+        for name, tensor in kinds["optimizer"].items():
+            moment, key = name.split(".", 1)
+            moments[numbers[key]][moment] = tensor
+        rates = self.optimizer.state_dict()["param_groups"]  # learning rates and the like stay the optimizer's own
+        self.optimizer.load_state_dict({"state": moments, "param_groups": rates})
         self.guard.load(found.state["guard"])
         self.bad_photos.paths |= set(found.state["bad_photos"])
         if self.scaler is not None and found.state["scaler"] is not None:

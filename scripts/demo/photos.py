@@ -97,23 +97,23 @@ def cut_for_training(photo: Path, name: str, folder: Path) -> int:
     tiles learns to do nothing. So a tile stays only if bicubic gets it wrong enough. Where a photo has more than its
     share, the sharpest are kept, so that none of them rules.
     """
-    tiles = (row for scale in SCALES for row in tiles_of(photo, name, scale, TRAIN_TILE))
+    image = Image.open(photo).convert("RGB")
+    tiles = (row for scale in SCALES for row in tiles_in(image, name, scale, TRAIN_TILE))
     rated = [(lost, tile, file_name) for tile, file_name in tiles if (lost := lost_by_bicubic(tile)) >= MIN_LOST]
     return save_first(rated, TILES_PER_PHOTO, folder)
 
 
 def cut_for_testing(photo: Path, name: str, folder: Path) -> int:
     """The two tiles of a photo with the most fine structure, at full size or, where that is soft, at half."""
-    tiles = []
+    image, tiles = Image.open(photo).convert("RGB"), []
     for scale, needed in ((1, 2 * MIN_DETAIL), (2, MIN_DETAIL)):
-        rated = ((detail(tile), tile, file_name) for tile, file_name in tiles_of(photo, name, scale, TEST_TILE))
+        rated = ((detail(tile), tile, file_name) for tile, file_name in tiles_in(image, name, scale, TEST_TILE))
         tiles += [row for row in rated if row[0] >= needed]
     return save_first(tiles, HELD_OUT_TILES, folder)
 
 
-def tiles_of(photo: Path, name: str, scale: int, side: int) -> Iterator[tuple[Image.Image, str]]:
+def tiles_in(image: Image.Image, name: str, scale: int, side: int) -> Iterator[tuple[Image.Image, str]]:
     """(tile, its file's name): the photo at 1/scale of its size in squares side by side, what is left over dropped."""
-    image = Image.open(photo).convert("RGB")
     picture = image.resize((image.width // scale, image.height // scale), Image.Resampling.LANCZOS)
     for top in range(0, picture.height - side + 1, side):
         for left in range(0, picture.width - side + 1, side):

@@ -1,0 +1,88 @@
+"""LPIPS and DISTS against a published log, and the script that fetches what they need."""
+
+import csv
+import os
+import pickle
+from pathlib import Path
+
+import fetch_perceptual
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import alexnet
+
+from pisasr.errors import PisasrError
+from pisasr.evaluation.lookup import MetricUnavailable
+from pisasr.evaluation.perceptual import load_scorer
+
+REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).resolve().parents[2] / "shared" / "realsr"))
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.parametrize("metric", ["lpips", "dists"])
+def test_scores_are_those_of_the_published_log(metric):
+    """OSEDiff's log of the 100 RealSR pairs, made on a GPU: single pictures differ by a few 1e-4, means do not."""
+    if not REALSR.is_dir():
+        pytest.skip(f"no RealSR pairs at {REALSR} (set PISASR_REALSR)")
+    try:
+        score = load_scorer(metric, download=False)
+    except MetricUnavailable as reason:
+        pytest.skip(str(reason))
+    rows = list(csv.DictReader((REALSR / "osediff_scores.csv").open()))
+    published = np.array([float(row[metric]) for row in rows])
+    ours = np.array([score(*(read(row["name"], side) for side in ("osediff", "hr")), None) for row in rows])
+    print(f"{metric}: mean {ours.mean():.6f}, {ours.mean() - published.mean():+.1e}; {abs(ours - published).max():.1e}")
+    assert len(rows) == 100
+    assert abs(ours.mean() - published.mean()) < 1e-4
+    assert abs(ours - published).max() < 1e-3
+
+
+def read(name: str, side: str) -> np.ndarray:
+    path = next((REALSR / side).glob(f"{Path(name).stem.replace('_LR4', '')}*"))
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_without_the_trunk_one_line_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(MetricUnavailable, match="alexnet-owt-7be5be79.pth not found.*fetch_perceptual.py"):
+        load_scorer("lpips", tmp_path, download=False)
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.system, ("echo harm > harm.txt",)
+
+
+def test_a_pickle_that_holds_more_than_arrays_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.ckpt").write_bytes(pickle.dumps({"AlexNet_0": Harmful()}))
+    with pytest.raises(PisasrError, match="asks for posix.system; wanted numpy's arrays alone"):
+        fetch_perceptual.read_arrays((tmp_path / "bad.ckpt").open("rb"))
+    assert not (tmp_path / "harm.txt").exists()
+
+
+def test_the_file_gives_torchvision_its_features_and_no_classes(tmp_path):
+    """The jax layout [h, w, in, out] comes out as torch's [out, in, h, w]; a classifier that is not there says NaN."""
+    chance = np.random.default_rng(0)
+    network = alexnet()
+    layers = [layer for layer in network.features if isinstance(layer, torch.nn.Conv2d)]
+    arrays = {
+        f"Conv_{i}": {
+            "kernel": chance.normal(size=layer.weight.permute(2, 3, 1, 0).shape).astype("f4"),
+            "bias": chance.normal(size=layer.bias.shape).astype("f4"),
+        }
+        for i, layer in enumerate(layers)
+    }
+    pickled = tmp_path / "alexnet.ckpt"
+    pickled.write_bytes(pickle.dumps({"AlexNet_0": arrays, "NetLinLayer_0": {}}, protocol=4))
+    with pickled.open("rb") as file:
+        fetch_perceptual.write(fetch_perceptual.read_arrays(file), alexnet, tmp_path / "alexnet.pth")
+    network.load_state_dict(torch.load(tmp_path / "alexnet.pth", weights_only=True))
+    first = arrays["Conv_0"]["kernel"]
+    assert network.features[0].weight[5, 1, 2, 3] == first[2, 3, 1, 5]
+    assert (tmp_path / "alexnet.pth").stat().st_size < 1.1 * 4 * sum(
+        a.size for c in arrays.values() for a in c.values()
+    )
+    assert network.eval()(torch.rand(1, 3, 64, 64)).isnan().all()
