@@ -33,8 +33,6 @@ from pisasr.files import write_whole
 if TYPE_CHECKING:
     from pisasr.evaluation.evaluate import Checked, Settings
 
-DETAIL_PX = 128
-
 # What an earlier run may have left in the output and this one would not write over.
 PLOTS = product(("perception_distortion", "differences", "surface"), ("png", "pdf", "svg"))
 OWN_FILES = ["published.md", "surface.csv", "sheets/sheet_[0-9][0-9].png", *map("plots/{0[0]}.{0[1]}".format, PLOTS)]
@@ -200,6 +198,5 @@ def _draw_sheets(folder: Path, examples: Sequence[Example], scores: Scores, coun
     decimals = METRICS["psnr"].decimals
     captions = {(row["method"], row["name"]): f"{row['psnr']:.{decimals}f} dB" for row in scores.rows if "psnr" in row}
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = pick_examples(examples, count, DETAIL_PX)
-    for number, sheet in enumerate(draw_sheets(chosen, DETAIL_PX, captions), start=1):
+    for number, sheet in enumerate(draw_sheets(pick_examples(examples, count), captions=captions), start=1):
         sheet.save(folder / f"sheet_{number:02d}.png")
