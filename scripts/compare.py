@@ -1,6 +1,6 @@
 """Many methods on the same inputs, in one table: repair, time, score, show.
 
-python scripts/compare.py --hq photos --crop 512 --output results/compare
+python scripts/compare.py --hq crops --output results/compare
 """
 
 import sys
