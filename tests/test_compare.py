@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pisasr.commands import compare
@@ -35,18 +34,18 @@ def run(photos, out, *options, methods=("bicubic", "lanczos")):
 
 
 def test_pictures_table_and_figure(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "load_pipeline", lambda args: Pipeline())
+    monkeypatch.setattr(compare, "load_model", lambda args: Pipeline())
     out = tmp_path / "out"
-    assert run(photos, out, "--crop", "48", methods=("bicubic", "1,0", "1,0.5")) == 0
+    assert run(photos, out, methods=("bicubic", "1,0", "1,0.5")) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["methods"]) == ["bicubic", "ours (1, 0)", "ours (1, 0.5)"]
     assert all(columns["seconds"] >= 0 for columns in summary["methods"].values())
     assert summary["protocol"]["border_px"] == 4
-    assert Image.open(out / "lq" / "a.png").size == (12, 12)
-    assert Image.open(out / "ours_1_0.5" / "b.png").size == (48, 48)
+    assert Image.open(out / "lq" / "a.png").size == (17, 15)
+    assert Image.open(out / "ours_1_0.5" / "b.png").size == (68, 60)
     assert Image.open(out / "comparison.png").size == (5 * 260 - 4, 28 + 2 * 260 - 4)
     table = (out / "table.md").read_text()
-    assert "s / picture" in table and "seed 0, 48 px crops" in table
+    assert "s / picture" in table and "seed 0, whole" in table
 
 
 def test_a_photo_is_degraded_the_same_whatever_lies_beside_it(photos, tmp_path):
@@ -90,11 +89,6 @@ def test_pictures_of_an_earlier_run_are_not_scored(photos, tmp_path, capsys):
     (photos / "a.png").unlink()
     assert run(photos, tmp_path / "out") == 1
     assert "another run (a.png)" in capsys.readouterr().err
-
-
-def test_a_photo_without_room_for_the_crop(photos, tmp_path, capsys):
-    assert run(photos, tmp_path / "out", "--crop", "64") == 1
-    assert "70x60 has no room for --crop 64" in capsys.readouterr().err
 
 
 def test_other_pictures_stand_beside_ours_under_a_name_of_their_own(photos, tmp_path, capsys):
@@ -143,8 +137,8 @@ def test_inputs_and_other_methods_in_the_way_and_links_to_them_are_refused(photo
 
 def test_models_compute_in_what_was_asked_for_and_the_table_says_so(photos, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(compare, "load_pipeline", lambda args: asked.append(compare.torch_dtype(args)) or Pipeline())
+    monkeypatch.setattr(compare, "load_model", lambda args: asked.append((args.dtype, args.device)) or Pipeline())
     assert run(photos, tmp_path / "out", "--dtype", "bf16", methods=("1,0",)) == 0
     assert run(photos, tmp_path / "usual", methods=("1,0",)) == 0
-    assert asked == [torch.bfloat16, torch.float32]
+    assert asked == [("bf16", "cpu"), ("fp32", "cpu")]
     assert "bf16 on cpu" in (tmp_path / "out" / "table.md").read_text()

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from pisasr.evaluation import features, lookup
 from pisasr.evaluation.features import EfficientNetLite, feature_distance, load_network, picture_distance
 from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
-from pisasr.evaluation.scorers import load_scorers
+from pisasr.evaluation.scoring import load_scorers
 
 
 @pytest.fixture

@@ -522,12 +522,6 @@ def test_what_only_the_model_can_refuse_is_still_usage(here, base_folder, capsys
         assert said in capsys.readouterr().err
 
 
-def test_a_model_that_is_not_there(here, capsys):
-    draw("in/a.png")
-    assert infer("-i", "in", "-o", "out", "--pretrained_model", "./nowhere") == errors.NOTHING_STARTED
-    assert "nowhere" in capsys.readouterr().err
-
-
 def test_published_commands_give_the_published_pictures(here, parity):
     """Every case with the posterior mean whose published sizes need no squeezing; truncated there, rounded here."""
     index = json.loads((parity / "index.json").read_text())
@@ -551,15 +545,6 @@ def test_convert_writes_two_adapters(here, parity, capsys):
     Path("bad.pkl").write_text("no checkpoint")
     assert main(["convert", "bad.pkl", "adapters"]) == errors.NOTHING_STARTED
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_every_command_is_listed_and_helps(capsys):
-    for words in (["--help"], ["train", "--help"], ["convert", "--help"]):
-        with pytest.raises(SystemExit) as caught:
-            main(words)
-        assert caught.value.code == 0
-    said = capsys.readouterr().out
-    assert all(f"pisasr {name} --help" in said for name in ("infer", "train", "evaluate", "convert"))
 
 
 def deep_pixels(height: int = 5, width: int = 6) -> np.ndarray:

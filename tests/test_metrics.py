@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr.evaluation.metrics import PROTOCOLS, STABLESR, luma, psnr, psnr_lq, ssim
+from pisasr.evaluation.metrics import PROTOCOLS, STABLESR, cut_border, levels, luma, psnr, psnr_lq, ssim
 
 REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).parents[2] / "shared" / "realsr"))
 
@@ -98,27 +98,23 @@ def test_the_rgb_preset_takes_all_channels():
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_torchmetrics_own_formulas_agree(name):
-    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
-    from pisasr.evaluation.deep import load_second_opinions
+    """On the same levels; its SSIM clamps nothing and counts the mirrored margin, too, which is cut away here."""
+    image = pytest.importorskip("torchmetrics.functional.image", reason="torchmetrics is not installed")
+    import torch
 
-    protocol = PROTOCOLS[name]
-    checks, missing = load_second_opinions(["psnr", "ssim"], protocol, None)
-    assert not missing
-    hq = random_picture(15, 64, 80)
-    sr = np.clip(hq.astype(int) + np.random.default_rng(16).integers(-40, 41, hq.shape), 0, 255).astype(np.uint8)
-    assert checks["psnr"](sr, hq, None) == pytest.approx(psnr(sr, hq, protocol), abs=1e-4)
-    assert checks["ssim"](sr, hq, None) == pytest.approx(ssim(sr, hq, protocol), abs=1e-6)
+    protocol = replace(PROTOCOLS[name], psnr_eps=0.0, ssim_clamps=False)
+    pictures = random_picture(15, 64, 80), random_picture(16, 64, 80)
 
+    def prepare(rounds):
+        cuts = (cut_border(levels(picture, protocol, rounds), protocol.border_px) for picture in pictures)
+        return [torch.from_numpy(picture).permute(2, 0, 1)[None] for picture in cuts]
 
-@pytest.mark.parametrize("name", ["stablesr", "seesr"])
-def test_only_the_clamp_parts_ssim_from_torchmetrics(name):
-    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
-    from pisasr.evaluation.deep import load_second_opinions
-
-    pictures = random_picture(21, 64, 80), random_picture(22, 64, 80)  # unlike each other: many windows below 0
-    theirs = load_second_opinions(["ssim"], PROTOCOLS[name], None)[0]["ssim"](*pictures, None)
-    assert ssim(*pictures, replace(PROTOCOLS[name], ssim_clamps=False)) == pytest.approx(theirs, abs=1e-9)
-    assert ssim(*pictures, PROTOCOLS[name]) > theirs + 0.01
+    x, y = prepare(protocol.psnr_rounds_y)
+    theirs = image.peak_signal_noise_ratio(x, y, data_range=255.0)
+    assert psnr(*pictures, protocol) == pytest.approx(float(theirs), abs=1e-4)
+    options = {"sigma": 1.5, "data_range": 255.0, "return_full_image": True}
+    places = image.structural_similarity_index_measure(*prepare(protocol.ssim_rounds_y), **options)[1]
+    assert ssim(*pictures, protocol) == pytest.approx(float(places[..., 5:-5, 5:-5].mean()), abs=1e-6)
 
 
 def test_the_basicsr_preset_neither_rounds_nor_clamps_in_ssim_by_hand():

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -32,13 +32,15 @@ TEMPORARY_PREFIX = ".pisasr-"
 
 Existing = Literal["overwrite", "skip", "error"]
 
+NONE: Mapping[str, float] = MappingProxyType({})
+
 
 class Made(NamedTuple):
     """What became of one picture: a result for each target, what its row shall say, and further fields of the row."""
 
     results: Sequence[Any]  # PIL pictures, or uint16 arrays
     note: str = ""
-    fields: Mapping[str, float] = MappingProxyType({})
+    fields: Mapping[str, float] = NONE
 
 
 Restore = Callable[["Picture", int], Made]
@@ -214,55 +216,37 @@ class Report:
     def __init__(self, folder: Path, total: int, quiet: bool = False) -> None:
         self.path = folder / REPORT_NAME
         self.counts: Counter[str] = Counter()
-        self._total, self._quiet = total, quiet
-        self._started = time.perf_counter()
-        self._file: TextIO | None = None
-        self._bar: tqdm | None = None
+        self._quiet, self._started = quiet, time.perf_counter()
+        self._file = self.path.open("w", encoding="utf-8")
+        self._bar = tqdm(total=total, unit="picture", disable=True if quiet else None)  # None: on a terminal alone
 
     def __enter__(self) -> "Report":
-        self._file = self.path.open("w", encoding="utf-8")
-        if sys.stderr.isatty() and not self._quiet:
-            self._bar = tqdm(total=self._total, unit="picture")
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
         with suppress(OSError):  # a full disk has been told already
-            if self._file is not None:
-                self._file.close()
+            self._file.close()
         if not self._quiet:
             print(self.summary(), flush=True)
 
-    def add(
-        self, job: Job, status: str, reason: str, seconds: float, fields: Mapping[str, float] | None = None
-    ) -> None:
+    def add(self, job: Job, status: str, reason: str, seconds: float, fields: Mapping[str, float] = NONE) -> None:
         """Record how a job ended; `fields` are further ones of its row."""
         self.counts[status] += 1
         output = None if status == "failed" or job.found.status != "ready" else str(job.targets[-1])
         row = {"input": str(job.found.path), "output": output, "status": status, "reason": reason}
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.write(json.dumps({**row, "seconds": round(seconds, 3), **(fields or {})}) + "\n")
-                self._file.flush()
-        self._tell(job, status, reason, seconds)
-
-    def _tell(self, job: Job, status: str, reason: str, seconds: float) -> None:
+        with suppress(OSError):
+            self._file.write(json.dumps({**row, "seconds": round(seconds, 3), **fields}) + "\n")
+            self._file.flush()
         name = shown(job.found.path)
         if status == "failed":
-            self._print(f"{name}: {shown(reason)}", sys.stderr)
-        elif not self._quiet and (reason or self._bar is None):
+            tqdm.write(f"{name}: {shown(reason)}", file=sys.stderr)
+        elif not self._quiet and (reason or self._bar.disable):
             note = f" ({shown(reason)})" if reason else ""
             done = f"{name} -> {shown(job.targets[-1])}  {seconds:.1f} s" if status == "ok" else f"{name}: skipped"
-            self._print(f"[{self.counts.total()}/{self._total}] {done}{note}", sys.stdout)
-        if self._bar is not None:
-            self._bar.update()
-
-    def _print(self, line: str, stream: TextIO) -> None:
-        if self._bar is not None:
-            self._bar.write(line, file=stream)
-        else:
-            print(line, file=stream, flush=True)
+            tqdm.write(f"[{self.counts.total()}/{self._bar.total}] {done}{note}")
+            sys.stdout.flush()
+        self._bar.update()
 
     def summary(self) -> str:
         """`3 restored, 1 failed in 4.2 s; report: results/report.jsonl`."""

@@ -4,19 +4,16 @@ import argparse
 from pathlib import Path
 
 from pisasr.commands.batch import check_output
+from pisasr.commands.options import command_parser
 from pisasr.errors import OK, guarded, shown
 
 
 def convert(argv: list[str]) -> int:
     """Turn the published checkpoint into safetensors: `pisasr convert --help`."""
-    parser = argparse.ArgumentParser(
-        prog="pisasr convert",
-        description="Turn the published pisa_sr.pkl into OUT/pix.safetensors and OUT/sem.safetensors.",
-        allow_abbrev=False,
-    )
+    about = "Turn the published pisa_sr.pkl into OUT/pix.safetensors and OUT/sem.safetensors."
+    parser = command_parser("pisasr convert", about)
     parser.add_argument("checkpoint", type=Path, help="pisa_sr.pkl; read without running any code in it")
     parser.add_argument("output", type=Path, metavar="OUT", help="a folder, to be given to infer as --adapters")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     return guarded(lambda: _convert(args), args.debug)
 

@@ -1,29 +1,37 @@
 """Score, at the command line: `pisasr evaluate` and scripts/evaluate.py, folders in, scores out."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pisasr.commands.options import add_pipeline_options, check_pipeline_options, normalise, whole
+from pisasr.commands.batch import picture_seed
+from pisasr.commands.options import (
+    add_pipeline_options,
+    add_weights_option,
+    check_pipeline_options,
+    command_parser,
+    load_pipeline,
+    normalise,
+    pipeline_settings,
+    whole,
+)
 from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, guarded
+from pisasr.evaluation.evaluate import Checked, Settings, check_set, evaluate_set, write_overview
+from pisasr.evaluation.metrics import ALIASES, METRICS, PROTOCOLS, Protocol
+from pisasr.evaluation.processes import Processes
+from pisasr.evaluation.published import check_aliases, compare_scores, compare_summary, read_scores
 from pisasr.evaluation.rules import Pair, parse_lambdas, parse_rule
+from pisasr.evaluation.scoring import Panel, load_panel
+from pisasr.evaluation.surface import Grid, check_rule, name_pairs
+from pisasr.evaluation.tables import build_table, to_text
+from pisasr.evaluation.testsets import TestSet, load_sets
 from pisasr.files import write_whole
-
-if TYPE_CHECKING:
-    from pisasr.evaluation.evaluate import Checked, Settings
-    from pisasr.evaluation.metrics import Protocol
-    from pisasr.evaluation.processes import Processes
-    from pisasr.evaluation.scorers import Panel
-    from pisasr.evaluation.surface import Grid
-    from pisasr.evaluation.testsets import TestSet
+from pisasr.pictures.folders import SUFFIX
 
 UNFIT = SOME_FAILED  # pictures do not belong together
 OFFLINE_METRICS = ("psnr", "ssim", "niqe", "featdist")
@@ -54,67 +62,54 @@ exit code: 0 scored, 1 nothing could start, 2 usage, 3 pictures do not fit toget
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from pisasr.evaluation.metrics import METRICS, PROTOCOLS
-
-    parser = argparse.ArgumentParser(
-        prog="pisasr evaluate",
-        usage="%(prog)s --sr [NAME=]DIR ... --hr DIR --output DIR [options]; --help tells them",
-        description="Score folders of restored pictures: a number per picture, the means, and how they were made.",
-        epilog=EXAMPLES,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    pictures = parser.add_argument_group("pictures").add_argument
-    pictures("--sr", nargs="+", default=[], metavar="[NAME=]DIR", help="restored pictures, one folder per method")
-    pictures("--hr", type=Path, metavar="DIR", help="the true pictures")
-    pictures("--lr", type=Path, metavar="DIR", help="the inputs")
-    pictures("--sets", type=Path, metavar="YAML", help="several test sets at once, see below")
+    about = "Score folders of restored pictures: a number per picture, the means, and how they were made."
+    parser = command_parser("pisasr evaluate", about, EXAMPLES)
+    parser.usage = "%(prog)s --sr [NAME=]DIR ... --hr DIR --output DIR [options]; --help tells them"
+    add = parser.add_argument_group("pictures").add_argument
+    add("--sr", nargs="+", default=[], metavar="[NAME=]DIR", help="restored pictures, one folder per method")
+    add("--hr", type=Path, metavar="DIR", help="the true pictures")
+    add("--lr", type=Path, metavar="DIR", help="the inputs")
+    add("--sets", type=Path, metavar="YAML", help="several test sets at once, see below")
     known = "the test set's name; one whose pictures are known (RealSR) is refused when they differ"
-    pictures("--set", default="", metavar="NAME", help=known)
-    pictures("--suffix", type=_regex, metavar="REGEX", help="name endings to disregard instead of the ones below")
-    pictures("--allow_missing", action="store_true", help="score what every folder has, list the rest in the tables")
+    add("--set", default="", metavar="NAME", help=known)
+    endings = "name endings to disregard instead of the ones below"
+    add("--suffix", type=_regex, default=SUFFIX, metavar="REGEX", help=endings)
+    add("--allow_missing", action="store_true", help="score what every folder has, list the rest in the tables")
 
-    numbers = parser.add_argument_group("numbers").add_argument
+    add = parser.add_argument_group("numbers").add_argument
     usual = f"any of {' '.join(METRICS)} (default: {' '.join(OFFLINE_METRICS)}, those that the folders allow)"
-    numbers("--metrics", nargs="+", type=_metric, metavar="METRIC", help=usual)
+    add("--metrics", nargs="+", type=_metric, metavar="METRIC", help=usual)
     habits = "; ".join(f"{name}: {protocol.source}" for name, protocol in PROTOCOLS.items())
     taken = f"how PSNR and SSIM are taken (default: stablesr): {habits}"
-    numbers("--protocol", choices=PROTOCOLS, default="stablesr", help=taken)
+    add("--protocol", choices=PROTOCOLS, default="stablesr", help=taken)
     left_out = "px that PSNR and SSIM leave out at each side (default: the protocol's)"
-    numbers("--border", type=whole, metavar="N", help=left_out)
-    files = "files that metrics need, by their own names (default: $PISASR_WEIGHTS)"
-    numbers("--weights", type=Path, default=os.environ.get("PISASR_WEIGHTS") or None, metavar="DIR", help=files)
-    second = "score with torchmetrics, too, and say the largest differences"
-    numbers("--cross_check", action="store_true", help=second)
+    add("--border", type=whole, metavar="N", help=left_out)
+    add_weights_option(add)
 
-    results = parser.add_argument_group("results").add_argument
+    add = parser.add_argument_group("results").add_argument
     kept = "for per_image.csv, summary.json, table.md, table.tex, plots/ and sheets/"
-    results("--output", type=Path, required=True, metavar="DIR", help=kept)
+    add("--output", type=Path, required=True, metavar="DIR", help=kept)
     paired = "methods to compare picture by picture (default: the first two)"
-    results("--paired", nargs=2, metavar=("A", "B"), help=paired)
-    results("--plots", choices=("png", "pdf", "svg", "none"), default="png", help="default: png")
+    add("--paired", nargs=2, metavar=("A", "B"), help=paired)
+    add("--plots", choices=("png", "pdf", "svg", "none"), default="png", help="default: png")
     sheets = "pictures on the comparison sheets, those where methods differ most (default: 8)"
-    results("--sheets", type=whole, default=8, metavar="N", help=sheets)
+    add("--sheets", type=whole, default=8, metavar="N", help=sheets)
     tables = "hold the means against the tables of the literature; names that differ are given"
-    results("--compare_published", nargs="*", type=_alias, metavar="OURS=THEIRS", help=tables)
+    add("--compare_published", nargs="*", type=_alias, metavar="OURS=THEIRS", help=tables)
     theirs = "somebody's per-picture scores (name, metrics) to hold one method's against"
-    results("--published_scores", type=_scores_of, metavar="[METHOD=]CSV", help=theirs)
+    add("--published_scores", type=_scores_of, default=("", None), metavar="[METHOD=]CSV", help=theirs)
 
-    strengths = parser.add_argument_group("strengths: run the model itself on --lr").add_argument
+    add = parser.add_argument_group("strengths: run the model itself on --lr").add_argument
     grid = 'a grid of strengths, "0:1.5:0.25" or "0,0.5,1", from one encoding and two UNet passes a picture'
-    strengths("--lambdas", nargs=2, type=parse_lambdas, metavar=("PIX", "SEM"), help=grid)
+    add("--lambdas", nargs=2, type=parse_lambdas, metavar=("PIX", "SEM"), help=grid)
     best = 'which pair is the best: "niqe where psnr_lq >= 30"; infer has --lambda_auto'
-    strengths("--rule", type=parse_rule, help=best)
-    strengths("--save_pictures", action="store_true", help="keep the grid's pictures in OUTPUT/pictures")
+    add("--rule", type=parse_rule, help=best)
     add_pipeline_options(parser)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
 def evaluate(argv: list[str] | None = None) -> int:
     """Score folders of results; returns the exit code."""
-    from pisasr.evaluation.processes import Processes
-
     parser = build_parser()
     args = parser.parse_args(normalise(sys.argv[1:] if argv is None else argv))
     methods = _name_methods(args.sr, parser)
@@ -129,20 +124,22 @@ def evaluate(argv: list[str] | None = None) -> int:
 
 def score(methods: dict[str, Path], args: argparse.Namespace, processes: Processes) -> int:
     """Check everything, then score and report set after set."""
-    from pisasr.evaluation.evaluate import evaluate_set, write_overview
-
     sets = processes.once(lambda: _read_sets(methods, args))
-    metrics = args.metrics or _usual_metrics(sets)
+    with_hr = any(one.hr for one in sets)
+    metrics = args.metrics or [name for name in OFFLINE_METRICS if METRICS[name].needs is None or with_hr]
     checked = processes.once(lambda: _check_sets(sets, args))
     if checked is None:
         return UNFIT
     _check_promises(checked, args)
-    panel = _load_panel(metrics, args, processes)
+    protocol = _choose_protocol(args)
+    panel = _load_panel(metrics, protocol, args, processes)
     if not panel.scorers and not panel.extractors:
         return NOTHING_STARTED
     if args.rule and (absent := [name for name in args.rule.metrics if name in panel.missing]):
         raise PisasrError(f"--rule '{args.rule}' needs {absent[0]}, which can't be had here (the reason stands above)")
-    settings = _build_settings(metrics, args)
+    grid = _build_grid(metrics, args) if args.lambdas else None
+    plots = "" if args.plots == "none" else args.plots
+    settings = Settings(metrics, protocol, args.paired or (), plots, args.sheets, grid)
     summaries = []
     for one in checked:
         output = args.output / one.set.name if len(checked) > 1 else args.output
@@ -164,8 +161,6 @@ def score(methods: dict[str, Path], args: argparse.Namespace, processes: Process
 
 
 def _read_sets(methods: dict[str, Path], args: argparse.Namespace) -> list[TestSet]:
-    from pisasr.evaluation.testsets import TestSet, load_sets
-
     sets = load_sets(args.sets) if args.sets else [TestSet(args.set, methods, args.hr, args.lr)]
     for one in sets:
         if args.lambdas and not one.lr:
@@ -181,45 +176,14 @@ def _refuse_own_folders(one: TestSet, output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise PisasrError(f"--output {output} is a file; name a folder")
     for folder in filter(None, [*one.sr.values(), one.hr, one.lr]):
-        for own in (output / name for name in ("sheets", "plots", "pictures", ".scores")):
+        for own in (output / name for name in ("sheets", "plots", ".scores")):
             if own.resolve() in [folder.resolve(), *folder.resolve().parents]:
                 raise PisasrError(f"{folder} lies where this run writes ({own}); choose another --output")
 
 
-def _check_promises(checked: list[Checked], args: argparse.Namespace) -> None:
-    """What can be known to fail before anything is scored: names of methods and sets, other people's scores."""
-    from pisasr.evaluation.published import check_aliases, read_scores
-    from pisasr.evaluation.surface import name_pairs
-
-    if args.compare_published is not None and not all(one.set.name for one in checked):
-        raise PisasrError("--compare_published: these pictures are of no set known by its pixels; name it with --set")
-    aliases, (theirs, path) = dict(args.compare_published or []), args.published_scores or ("", None)
-    if path:
-        read_scores(path)
-    grid = name_pairs(*args.lambdas) if args.lambdas else {}
-    named = [*(args.paired or []), *aliases, *filter(None, [theirs])]
-    for one in checked:
-        if clash := grid.keys() & one.set.sr.keys():
-            raise PisasrError(f"--sr {min(clash)} has the name of a pair of --lambdas; call it otherwise")
-        methods = [*one.set.sr, *grid]
-        if absent := [name for name in named if name not in methods]:
-            raise PisasrError(f"{one.set.name or 'the set'} has no method {absent[0]}; it has {', '.join(methods)}")
-    if args.compare_published is not None:
-        check_aliases([one.set.name for one in checked], aliases)
-
-
-def _usual_metrics(sets: list[TestSet]) -> list[str]:
-    from pisasr.evaluation.metrics import METRICS
-
-    return [name for name in OFFLINE_METRICS if METRICS[name].needs is None or any(one.hr for one in sets)]
-
-
 def _check_sets(sets: list[TestSet], args: argparse.Namespace) -> list[Checked] | None:
     """Every set's examples; None, with the reasons told, if some do not fit: nothing is scored before all do."""
-    from pisasr.evaluation.evaluate import check_set
-    from pisasr.pictures.folders import SUFFIX
-
-    checked = [check_set(one, args.suffix or SUFFIX) for one in sets]
+    checked = [check_set(one, args.suffix) for one in sets]
     for one in checked:
         for problem in one.pairing.problems:
             print(f"{one.set.name}: {problem}" if args.sets else problem, file=sys.stderr)
@@ -233,23 +197,25 @@ def _check_sets(sets: list[TestSet], args: argparse.Namespace) -> list[Checked] 
     return checked
 
 
-def _load_panel(metrics: list[str], args: argparse.Namespace, processes: Processes) -> Panel:
-    from pisasr.evaluation.scorers import load_panel
-
-    if not processes.is_first:
-        processes.wait()  # what must be fetched is fetched once
-    device = None if args.device == "auto" else args.device
-    panel = load_panel(metrics, _choose_protocol(args), args.weights, args.cross_check, device)
-    if processes.is_first:
-        for name, reason in panel.missing.items():
-            print(f"{name}: n/a. {reason}", file=sys.stderr)
-        processes.wait()
-    return panel
+def _check_promises(checked: list[Checked], args: argparse.Namespace) -> None:
+    """What can be known to fail before anything is scored: names of methods and sets, other people's scores."""
+    if args.compare_published is not None and not all(one.set.name for one in checked):
+        raise PisasrError("--compare_published: these pictures are of no set known by its pixels; name it with --set")
+    aliases, (theirs, path) = dict(args.compare_published or []), args.published_scores
+    if path:
+        read_scores(path)
+    grid = name_pairs(*args.lambdas) if args.lambdas else {}
+    for one in checked:
+        if clash := grid.keys() & one.set.sr.keys():
+            raise PisasrError(f"--sr {min(clash)} has the name of a pair of --lambdas; call it otherwise")
+        methods, named = [*one.set.sr, *grid], [*(args.paired or []), *aliases, *filter(None, [theirs])]
+        if absent := [name for name in named if name not in methods]:
+            raise PisasrError(f"{one.set.name or 'the set'} has no method {absent[0]}; it has {', '.join(methods)}")
+    if args.compare_published is not None:
+        check_aliases([one.set.name for one in checked], aliases)
 
 
 def _choose_protocol(args: argparse.Namespace) -> Protocol:
-    from pisasr.evaluation.metrics import PROTOCOLS
-
     protocol = PROTOCOLS[args.protocol]
     if args.border is None or args.border == protocol.border_px:
         return protocol
@@ -257,20 +223,20 @@ def _choose_protocol(args: argparse.Namespace) -> Protocol:
     return replace(protocol, name=name, source=source, border_px=args.border)
 
 
-def _build_settings(metrics: list[str], args: argparse.Namespace) -> Settings:
-    from pisasr.evaluation.evaluate import Settings
-
-    grid = _build_grid(metrics, args) if args.lambdas else None
-    paired, plots = tuple(args.paired) if args.paired else None, "" if args.plots == "none" else args.plots
-    return Settings(metrics, _choose_protocol(args), paired, plots, args.sheets, grid)
+def _load_panel(metrics: list[str], protocol: Protocol, args: argparse.Namespace, processes: Processes) -> Panel:
+    if not processes.is_first:
+        processes.wait()  # what must be fetched is fetched once
+    panel = load_panel(metrics, protocol, args.weights, None if args.device == "auto" else args.device)
+    if processes.is_first:
+        for name, reason in panel.missing.items():
+            print(f"{name}: n/a. {reason}", file=sys.stderr)
+        processes.wait()
+    return panel
 
 
 def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
     """The model's pictures of an input at each pair: the ones that `infer` would write."""
-    from pisasr.commands.batch import picture_seed
-    from pisasr.commands.options import load_pipeline, pipeline_settings
-    from pisasr.evaluation.surface import Grid, check_rule
-    from pisasr.pictures.images import open_image
+    from pisasr.pictures.images import open_image  # torch comes with it, and PSNR does without
 
     if args.rule:
         check_rule(args.rule, metrics)
@@ -283,15 +249,13 @@ def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
 
     model = [args.pretrained_model, args.adapters, args.dtype, args.seed, str(options), *map(str, args.lambdas)]
     lambdas_pix, lambdas_sem = args.lambdas
-    return Grid(lambdas_pix, lambdas_sem, restore, args.rule, repr(model), args.save_pictures)
+    return Grid(lambdas_pix, lambdas_sem, restore, args.rule, repr(model))
 
 
 # --- after -----------------------------------------------------------------------------------------------------------
 
 
 def _tell(summary: dict[str, Any], output: Path) -> None:
-    from pisasr.evaluation.tables import build_table, to_text
-
     about = f"{summary['set']}: " if summary["set"] else ""
     print(f"{about}{summary['pictures']} pictures, protocol {summary['protocol']['name']}")
     print(to_text(build_table(summary)), end="")
@@ -304,14 +268,11 @@ def _tell(summary: dict[str, Any], output: Path) -> None:
 
 def _hold_against_others(summary: dict[str, Any], rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     """What other people's scores and the literature say of the same pictures, as Markdown; "" where nobody asked."""
-    from pisasr.evaluation.published import compare_scores, compare_summary, read_scores, render_scores
-
-    parts = []
-    if args.published_scores:
-        method, path = args.published_scores
+    parts, (method, path) = [], args.published_scores
+    if path:
         method = method or next(iter(summary["methods"]))
-        chosen = [row for row in rows if row["method"] == method]
-        parts.append(f"{method}\n\n" + render_scores(compare_scores(chosen, read_scores(path))))
+        found = compare_scores([row for row in rows if row["method"] == method], read_scores(path))
+        parts.append(f"{method}\n\n{found}")
     if args.compare_published is not None:
         parts += compare_summary(summary, dict(args.compare_published))
     return "\n".join(parts)
@@ -321,8 +282,6 @@ def _hold_against_others(summary: dict[str, Any], rows: list[dict[str, Any]], ar
 
 
 def _metric(word: str) -> str:
-    from pisasr.evaluation.metrics import ALIASES, METRICS
-
     name = ALIASES.get(word.lower(), word.lower())
     if name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, n=1)
@@ -354,7 +313,7 @@ def _scores_of(word: str) -> tuple[str, Path]:
 
 def _name_methods(words: list[str], parser: argparse.ArgumentParser) -> dict[str, Path]:
     """NAME=DIR or DIR, whose own name then names the method."""
-    methods = {}
+    methods: dict[str, Path] = {}
     for word in words:
         name, equals, folder = word.partition("=")
         if not equals or Path(word).is_dir():
@@ -369,24 +328,21 @@ def _name_methods(words: list[str], parser: argparse.ArgumentParser) -> dict[str
 
 def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """What options forbid each other or want each other."""
-    from pisasr.evaluation.metrics import METRICS
-
-    args.metrics = list(dict.fromkeys(args.metrics)) if args.metrics else None
-    if args.sets and (args.sr or args.hr or args.lr or args.set):
-        parser.error("--sets names the folders itself; leave out --sr, --hr, --lr and --set")
-    if not args.sets and not args.sr and not args.lambdas:
-        parser.error("nothing to score: give --sr, --sets, or --lambdas with --lr")
-    if args.lambdas and not (args.sets or args.lr):
-        parser.error("--lambdas restores the inputs; name their folder with --lr")
-    for name in [] if args.sets else args.metrics or []:
-        if METRICS[name].needs in ("hq", "hq_set") and not args.hr:
-            parser.error(f"--metrics {name} compares with the true pictures; name their folder with --hr")
-        if METRICS[name].needs == "lq" and not args.lr:
-            parser.error(f"--metrics {name} compares with the inputs; name their folder with --lr")
-    if args.rule and not args.lambdas:
-        parser.error("--rule chooses among the pairs of --lambdas; give both")
-    if args.save_pictures and not args.lambdas:
-        parser.error("--save_pictures keeps those of --lambdas; give both")
-    if args.paired and args.paired[0] == args.paired[1]:
-        parser.error(f"--paired {args.paired[0]} {args.paired[1]}: two different methods are wanted")
     check_pipeline_options(parser, args)
+    args.metrics = list(dict.fromkeys(args.metrics or []))
+    needs = {METRICS[name].needs: name for name in ([] if args.sets else args.metrics)}
+    with_hr = needs.get("hq") or needs.get("hq_set")
+    for wrong, said in (
+        (
+            args.sets and (args.sr or args.hr or args.lr or args.set),
+            "--sets names the folders itself; leave out others",
+        ),
+        (not (args.sets or args.sr or args.lambdas), "nothing to score: give --sr, --sets, or --lambdas with --lr"),
+        (args.lambdas and not (args.sets or args.lr), "--lambdas restores the inputs; name their folder with --lr"),
+        (with_hr and not args.hr, f"--metrics {with_hr} compares with the true pictures; name their folder with --hr"),
+        ("lq" in needs and not args.lr, f"--metrics {needs.get('lq')} compares with the inputs; name them with --lr"),
+        (args.rule and not args.lambdas, "--rule chooses among the pairs of --lambdas; give both"),
+        (len({*(args.paired or "ab")}) == 1, "--paired: two different methods are wanted"),
+    ):
+        if wrong:
+            parser.error(said)

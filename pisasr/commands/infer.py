@@ -1,15 +1,17 @@
 """argv in, exit code out: `pisasr infer`, pictures in, restored pictures out, and a report of what happened to each."""
 
 import argparse
-import os
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pisasr.commands.batch import Job, Made, Report, Restore, check_output, plan_jobs, remove_leftovers, restore_files
+from pisasr.commands.batch import Made, Report, Restore, check_output, plan_jobs, remove_leftovers, restore_files
 from pisasr.commands.options import (
     add_pipeline_options,
+    add_weights_option,
     check_pipeline_options,
+    command_parser,
     finite,
     load_pipeline,
     normalise,
@@ -47,140 +49,82 @@ def infer(argv: list[str]) -> int:
 
 def infer_parser() -> argparse.ArgumentParser:
     """Every option of `infer`; the published script's names are aliases of ours."""
-    parser = argparse.ArgumentParser(
-        prog="pisasr infer",
-        description="Restore low-quality photos, enlarged and sharp.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("pisasr infer", "Restore low-quality photos, enlarged and sharp.", EXAMPLES)
     add = parser.add_argument_group("files").add_argument
-    add(
-        "--input",
-        "--input_image",
-        "-i",
-        nargs="+",
-        action="extend",
-        required=True,
-        metavar="PATH",
-        help="pictures, folders or globs (PNG, JPEG, WebP, TIFF, BMP)",
-    )
+    names, given = ("--input", "--input_image", "-i"), "pictures, folders or globs (PNG, JPEG, WebP, TIFF, BMP)"
+    add(*names, nargs="+", action="extend", required=True, metavar="PATH", help=given)
     add("--output", "--output_dir", "-o", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     add("--recursive", action="store_true", help="go into sub-folders, and keep them in the output")
-    add(
-        "--existing",
-        choices=("overwrite", "skip", "error"),
-        default="overwrite",
-        help="when an output is there already (default: overwrite)",
-    )
-    add(
-        "--bits",
-        type=int,
-        choices=(8, 16),
-        default=8,
-        help="of each channel of the results (default: 8); inputs of sixteen bits are read as such either way",
-    )
+    choices, there = ("overwrite", "skip", "error"), "when an output is there already (default: overwrite)"
+    add("--existing", choices=choices, default="overwrite", help=there)
+    bits = "of each channel of the results (default: 8); inputs of sixteen bits are read as such either way"
+    add("--bits", type=int, choices=(8, 16), default=8, help=bits)
     add("--max_input_pixels", type=positive_int, metavar="N", help="refuse larger inputs (default: 64 million)")
 
     add = parser.add_argument_group("strengths").add_argument
     add("--lambda_pix", type=finite, help="how much to repair (default: 1)")
     add("--lambda_sem", type=finite, help="how much detail to add (default: 1)")
-    add(
-        "--lambda_grid",
-        nargs=2,
-        type=parse_lambdas,
-        metavar=("PIX", "SEM"),
-        help='all pairs of two lists, "0,0.5,1" or "0:1.5:0.25" (start:stop:step): a folder per input with every '
-        "picture and a labelled sheet",
-    )
-    add(
-        "--lambda_auto",
-        type=parse_rule,
-        metavar="RULE",
-        help=f'for each picture the pair of --lambda_grid (default: "{AUTO_LAMBDAS}" twice) that is best by a rule, '
-        '"METRIC" or "METRIC where METRIC >= X and ..."; only metrics that need no true picture',
-    )
-    add(
-        "--weights",
-        type=Path,
-        default=os.environ.get("PISASR_WEIGHTS") or None,
-        metavar="DIR",
-        help="files that the rule's metrics need (default: $PISASR_WEIGHTS)",
-    )
+    grid = """all pairs of two lists, "0,0.5,1" or "0:1.5:0.5" (start:stop:step): a folder per input, with a sheet"""
+    add("--lambda_grid", nargs=2, type=parse_lambdas, metavar=("PIX", "SEM"), help=grid)
+    best = f"""for each picture the pair of --lambda_grid (default: "{AUTO_LAMBDAS}" twice) that is best by a rule,
+        "METRIC" or "METRIC where METRIC >= X and ..."; only metrics that need no true picture"""
+    add("--lambda_auto", type=parse_rule, metavar="RULE", help=best)
+    add_weights_option(add)
     add("--default", action="store_true", help="both strengths at 1, whatever else is said (published option)")
     add_pipeline_options(parser)
-
-    add = parser.add_argument_group("talk").add_argument
-    add("--quiet", action="store_true", help="say nothing but what failed")
-    add("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but what failed")
     return parser
 
 
 def _check_infer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse options that contradict each other; then fill in the strengths."""
     check_pipeline_options(parser, args)
-    if args.default and args.lambda_grid:
-        parser.error("--default fixes both strengths, --lambda_grid varies them: leave one of them out")
+    fixed = ["default"] * args.default + [n for n in ("lambda_pix", "lambda_sem") if getattr(args, n) is not None]
+    if fixed and args.lambda_auto:
+        parser.error(f"--{fixed[0]} fixes strengths, --lambda_auto chooses them: leave one of them out")
+    if fixed and args.lambda_grid:
+        parser.error(f"--{fixed[0]} fixes strengths, --lambda_grid varies both: leave one of them out")
     if args.lambda_auto:
-        _check_auto(parser, args)
-    elif args.lambda_grid and (fixed := _fixed_strengths(args)):
-        parser.error(f"--{fixed[0]} fixes a strength, --lambda_grid varies both: leave one of them out")
-    if args.default:
-        args.lambda_pix = args.lambda_sem = 1.0
-    args.lambda_pix = 1.0 if args.lambda_pix is None else args.lambda_pix
-    args.lambda_sem = 1.0 if args.lambda_sem is None else args.lambda_sem
+        from pisasr.evaluation.metrics import METRICS
 
-
-def _fixed_strengths(args: argparse.Namespace) -> list[str]:
-    return [name for name in ("lambda_pix", "lambda_sem") if getattr(args, name) is not None]
-
-
-def _check_auto(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    from pisasr.evaluation.metrics import METRICS
-
-    fixed = _fixed_strengths(args)
-    if fixed or args.default:
-        said = "--default" if args.default else f"--{fixed[0]}"
-        parser.error(f"{said} fixes strengths, --lambda_auto chooses them: leave one of them out")
-    allowed = [name for name, metric in METRICS.items() if metric.needs in (None, "lq")]
-    for name in args.lambda_auto.metrics:
-        if name not in allowed:
-            parser.error(f"--lambda_auto: {name} needs a true picture; without one there are {', '.join(allowed)}")
-    args.lambda_grid = args.lambda_grid or [parse_lambdas(AUTO_LAMBDAS)] * 2
+        allowed = [name for name, metric in METRICS.items() if metric.needs in (None, "lq")]
+        if absent := [name for name in args.lambda_auto.metrics if name not in allowed]:
+            known = ", ".join(allowed)
+            parser.error(f"--lambda_auto: {absent[0]} needs a true picture; without one there are {known}")
+        args.lambda_grid = args.lambda_grid or [parse_lambdas(AUTO_LAMBDAS)] * 2
+    for name in ("lambda_pix", "lambda_sem"):
+        if args.default or getattr(args, name) is None:
+            setattr(args, name, 1.0)
 
 
 def _infer(args: argparse.Namespace) -> int:
-    pairs = [(pix, sem) for pix in args.lambda_grid[0] for sem in args.lambda_grid[1]] if args.lambda_grid else []
-    jobs = _plan(args, [] if args.lambda_auto else [f"pix{pix:.15g}_sem{sem:.15g}" for pix, sem in pairs])
+    pairs = list(product(*args.lambda_grid)) if args.lambda_grid else []
+    variants = [f"pix{pix:.15g}_sem{sem:.15g}" for pix, sem in pairs] + ["grid"] if pairs else []
+    inputs = find_inputs(args.input, args.output, args.recursive)
+    _check_inputs(args.input, inputs)
+    jobs = plan_jobs(inputs, args.output, [] if args.lambda_auto else variants)
     scorers = _find_scorers(args)
     check_output(args.output)
     remove_leftovers(jobs)
-    pipe = load_pipeline(args)
-    restore = _restorer(pipe, args, pairs, scorers)
+    restore = _restorer(load_pipeline(args), args, pairs, scorers)
     with Report(args.output, len(jobs), args.quiet) as report:
         restore_files(jobs, restore, report, args.existing, args.seed, args.max_input_pixels, args.debug)
     return SOME_FAILED if report.counts["failed"] else OK
 
 
-def _plan(args: argparse.Namespace, variants: list[str]) -> list[Job]:
-    inputs = find_inputs(args.input, args.output, args.recursive)
-    _check_inputs(args.input, inputs)
-    return plan_jobs(inputs, args.output, [*variants, "grid"] if variants else [])
-
-
 def _check_inputs(asked: list[str], inputs: list[Found]) -> None:
     if any(found.status == "ready" for found in inputs):
         return
-    reasons = [f"{found.path}: {found.reason}" for found in inputs[:3]]
+    reasons = [f"{found.path}: {found.reason}" for found in inputs[:3]] + ["..."] * (len(inputs) > 3)
     looked = "looked for png, jpg, webp, tif, bmp; --recursive goes deeper"
-    more = "; ..." if len(inputs) > 3 else ""
-    raise PisasrError(f"no images in {', '.join(asked)} ({'; '.join(reasons)}{more}; {looked})")
+    raise PisasrError(f"no images in {', '.join(asked)} ({'; '.join(reasons)}; {looked})")
 
 
 def _find_scorers(args: argparse.Namespace) -> "dict[str, Scorer]":
     """The rule's metrics; PisasrError if one can't be had here, since no other could take its place."""
     if not args.lambda_auto:
         return {}
-    from pisasr.evaluation.scorers import load_scorers
+    from pisasr.evaluation.scoring import load_scorers
 
     scorers, missing = load_scorers(args.lambda_auto.metrics, weights=args.weights)
     if missing:
@@ -207,7 +151,7 @@ def _restorer(
     def restore_best(picture: "Picture", seed: int) -> Made:
         results = pipe.sweep_lazily(picture, pairs, generator=seed, **settings)
         choice, result = pick(args.lambda_auto, _score_each(pairs, results, picture, scorers))
-        fields = dict(zip(("lambda_pix", "lambda_sem"), choice.pair, strict=True))
+        fields = {"lambda_pix": choice.pair[0], "lambda_sem": choice.pair[1]}
         return Made([result], describe(args.lambda_auto, choice), fields)
 
     return restore_best if args.lambda_auto else restore_grid if pairs else restore

@@ -1,12 +1,16 @@
-"""argv in: the options of every command that runs the model: which model, how, on which device.
+"""The options of every command that runs the model, and what they stand for: which model, how, on which device.
 
 Nothing here waits for torch before a model is loaded.
 """
 
 import argparse
 import math
+import os
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pisasr.errors import UsageError
@@ -16,90 +20,88 @@ if TYPE_CHECKING:
 
     from pisasr.pipeline import PiSASRPipeline
 
+WEIGHTS = "PISASR_WEIGHTS"
+
+
+def command_parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """What every command's parser has in common: examples as they are written, whole names of options, --debug."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog, None, description, epilog, formatter_class=form, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def finite(text: str, least: float = -math.inf) -> float:
+    """A number, and none that is infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a finite number such as 0.5")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text.strip()} is below {least}; take more")
+    return value
+
+
+def whole(text: str, least: int = 0) -> int:
+    """A whole number that is not below `least`."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a whole number from {least}")
+    return value
+
+
+positive_int = partial(whole, least=1)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, where and in which numbers; the published script's names are aliases of ours."""
+    add = parser.add_argument_group("model").add_argument
+    base = "base model: a folder or a hub id (default: the small model that comes with pisasr)"
+    add("--pretrained_model", "--pretrained_model_path", metavar="MODEL", help=base)
+    both = "the two adapters: a folder, a hub id or a published .pkl (default: those of the model)"
+    add("--adapters", "--pretrained_path", metavar="ADAPTERS", help=both)
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    dtypes = ("auto", "fp32", "bf16", "fp16", "no")
+    usual = "default: %(default)s; auto is fp16 on CUDA, fp32 elsewhere"
+    add("--dtype", "--mixed_precision", choices=dtypes, default="auto", help=usual)
+
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """The groups "model", "picture" and "memory"; the published script's names are aliases of ours."""
-    add = parser.add_argument_group("model").add_argument
-    add(
-        "--pretrained_model",
-        "--pretrained_model_path",
-        metavar="MODEL",
-        help="base model: a folder or a hub id (default: the small model that comes with pisasr)",
-    )
-    add(
-        "--adapters",
-        "--pretrained_path",
-        metavar="ADAPTERS",
-        help="the two adapters: a folder, a hub id or a published .pkl (default: those of the model)",
-    )
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    add(
-        "--dtype",
-        "--mixed_precision",
-        choices=("auto", "fp32", "bf16", "fp16", "no"),
-        default="auto",
-        help="auto: fp16 on CUDA, fp32 elsewhere",
-    )
-
+    """add_model_options, and what happens to a picture in how much memory."""
+    add_model_options(parser)
     add = parser.add_argument_group("picture").add_argument
-    add("--upscale", type=at_least_one, default=4, help="any factor from 1 (default: 4)")
-    add(
-        "--process_size",
-        type=positive_int,
-        default=512,
-        help="smaller pictures are first enlarged to give the model this many pixels (default: 512)",
-    )
-    add(
-        "--color_fix",
-        "--align_method",
-        choices=("adain", "wavelet", "none", "nofix"),
-        help="how the result gets the input's colours (default: the model's own way, adain if it names none)",
-    )
+    add("--upscale", type=partial(finite, least=1), default=4, help="any factor from 1 (default: 4)")
+    least = "smaller pictures are first enlarged to give the model this many pixels (default: 512)"
+    add("--process_size", type=positive_int, default=512, help=least)
+    colours = "how the result gets the input's colours (default: the model's own way, adain if it names none)"
+    add("--color_fix", "--align_method", choices=("adain", "wavelet", "none", "nofix"), help=colours)
     add("--prompt", default="", help="what the picture shows (default: nothing)")
-    add(
-        "--posterior",
-        choices=("mean", "sample"),
-        default="mean",
-        help="the VAE's mean, or a sample of it as published (default: mean)",
-    )
+    latent = "the VAE's mean, or a sample of it as published (default: mean)"
+    add("--posterior", choices=("mean", "sample"), default="mean", help=latent)
     add("--seed", type=int, default=42, help="for --posterior sample (default: 42)")
 
-    add = parser.add_argument_group("memory").add_argument
-    add(
-        "--tile_size",
-        "--latent_tiled_size",
-        type=positive_int,
-        metavar="N",
-        help="UNet tile in latent pixels (default: 768 px of the picture, 96 for Stable Diffusion)",
-    )
-    add(
-        "--tile_overlap",
-        "--latent_tiled_overlap",
-        type=whole,
-        metavar="N",
-        help="in latent pixels (default: a third of the tile)",
-    )
-    add(
-        "--vae_tile_size",
-        "--vae_encoder_tiled_size",
-        type=positive_int,
-        metavar="N",
-        help="VAE tile in pixels of the picture; changes memory, not the result (default: 512)",
-    )
-    add(
-        "--batch_size",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="UNet tiles that go through at once; changes speed and memory (default: 1)",
-    )
-    add("--low_memory", action="store_true", help="halve what the VAE holds of a big picture, for more time")
-    add(
-        "--vae_decoder_tiled_size",
-        type=positive_int,
-        metavar="N",
-        help="the same in latent pixels, as the published script has it; the smaller one rules",
-    )
+    memory = parser.add_argument_group("memory").add_argument
+    add = partial(memory, type=positive_int, metavar="N")
+    tile = "UNet tile in latent pixels (default: 768 px of the picture, 96 for Stable Diffusion)"
+    add("--tile_size", "--latent_tiled_size", help=tile)
+    overlap = "in latent pixels (default: a third of the tile)"
+    add("--tile_overlap", "--latent_tiled_overlap", type=whole, help=overlap)
+    tile = "VAE tile in pixels of the picture; changes memory, not the result (default: 512)"
+    add("--vae_tile_size", "--vae_encoder_tiled_size", help=tile)
+    add("--vae_decoder_tiled_size", help="the same in latent pixels, as published; the smaller one rules")
+    add("--batch_size", default=1, help="UNet tiles at once; changes speed and memory (default: 1)")
+    memory("--low_memory", action="store_true", help="halve what the VAE holds of a big picture, for more time")
+
+
+def add_weights_option(add: Callable[..., Any]) -> None:
+    """--weights, where metrics and peers find their files."""
+    files = f"files that metrics need, by their own names (default: ${WEIGHTS})"
+    add("--weights", type=Path, default=os.environ.get(WEIGHTS) or None, metavar="DIR", help=files)
 
 
 def normalise(argv: list[str]) -> list[str]:
@@ -121,52 +123,42 @@ def check_pipeline_options(parser: argparse.ArgumentParser, args: argparse.Names
     if args.tile_size and args.tile_overlap is not None and args.tile_overlap >= args.tile_size:
         parser.error(f"--tile_overlap {args.tile_overlap} must be below --tile_size {args.tile_size}")
     args.color_fix = {"nofix": "none"}.get(args.color_fix, args.color_fix)
-    args.dtype = {"no": "fp32"}.get(args.dtype, args.dtype)
 
 
 def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What `PiSASRPipeline.__call__` and its sweeps are told beside the generator; known once the model is loaded."""
-    return {
-        "upscale": args.upscale,
-        "process_size": args.process_size,
-        "color_fix": args.color_fix,
-        "tile_size": args.tile_size,
-        "tile_overlap": args.tile_overlap,
-        "vae_tile_size": args.vae_tile_size,
-        "batch_size": args.batch_size,
-        "low_memory": args.low_memory,
-        "prompt": args.prompt,
-        "posterior": args.posterior,
-    }
+    names = ("upscale", "process_size", "color_fix", "tile_size", "tile_overlap", "vae_tile_size", "batch_size")
+    return {name: getattr(args, name) for name in (*names, "low_memory", "prompt", "posterior")}
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
+def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
     """The model that the options name, on the device and in the dtype that they and the machine allow."""
     from pisasr.pipeline import PiSASRPipeline
 
-    device = _choose_device(args.device)
-    dtype = _choose_dtype(args.dtype, device)
-    pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, adapters=args.adapters, torch_dtype=dtype).to(device)
-    _fit_tiles(args, pipe.model.factor)
+    device = choose_device(args.device)
+    dtype = choose_dtype(args.dtype, device)
+    return PiSASRPipeline.from_pretrained(args.pretrained_model, adapters=args.adapters, torch_dtype=dtype).to(device)
+
+
+def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
+    """load_model; then what could not be judged before the VAE's factor was known: the tiles."""
+    from pisasr.pipeline import Options
+
+    pipe = load_model(args)
+    if args.vae_decoder_tiled_size:
+        args.vae_tile_size = min(args.vae_decoder_tiled_size * pipe.model.factor, args.vae_tile_size or math.inf)
+    try:
+        Options(tile_size=args.tile_size, tile_overlap=args.tile_overlap).tile_plan(pipe.model.factor)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return pipe
 
 
-def _fit_tiles(args: argparse.Namespace, factor: int) -> None:
-    """What could not be judged before the VAE's factor was known."""
-    from pisasr.pipeline import Options
-
-    if args.vae_decoder_tiled_size:
-        args.vae_tile_size = min(args.vae_decoder_tiled_size * factor, args.vae_tile_size or math.inf)
-    try:
-        Options(tile_size=args.tile_size, tile_overlap=args.tile_overlap).tile_plan(factor)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _choose_device(name: str) -> str:
+def choose_device(name: str) -> str:
+    """What `auto` stands for here; UsageError for a device that this PyTorch lacks."""
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -177,7 +169,8 @@ def _choose_device(name: str) -> str:
     return name
 
 
-def _choose_dtype(name: str, device: str) -> "torch.dtype":
+def choose_dtype(name: str, device: str) -> "torch.dtype":
+    """What `auto` stands for there; fp32, and a line that says so, where the device can't do as told."""
     import torch
 
     if name == "auto":
@@ -188,41 +181,4 @@ def _choose_dtype(name: str, device: str) -> "torch.dtype":
     if name == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         print("this GPU has no bf16; computing in fp32", file=sys.stderr)
         return torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-# --- values ----------------------------------------------------------------------------------------------------------
-
-
-def finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a finite number such as 0.5")
-    return value
-
-
-def at_least_one(text: str) -> float:
-    value = finite(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text.strip()} is below 1; pictures are enlarged, or kept at their size")
-    return value
-
-
-def whole(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a whole number from 0")
-    return value
-
-
-def positive_int(text: str) -> int:
-    value = whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a whole number from 1")
-    return value
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)

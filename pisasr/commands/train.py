@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 
+from pisasr.commands.options import command_parser
 from pisasr.errors import OK, guarded
 
 EXAMPLES = """examples:
@@ -16,25 +17,15 @@ run.output receives adapters/pix.safetensors, adapters/sem.safetensors, the reso
 
 def train(argv: list[str]) -> int:
     """Train the two adapters: `pisasr train --help`."""
-    parser = argparse.ArgumentParser(
-        prog="pisasr train",
-        description="Train the two adapters, as a file of options says; the same command continues an interrupted run.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML over the defaults in pisasr/config.py")
-    parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="print the resolved options and what a step costs, and stop"
-    )
-    parser.add_argument(
-        "--allow_change",
-        "--allow-change",
-        action="store_true",
-        help="continue a run although its photos, processes or settings differ",
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="rules over the file")
+    about = "Train the two adapters, as a file of options says; the same command continues an interrupted run."
+    parser = command_parser("pisasr train", about, EXAMPLES)
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="YAML over the defaults in pisasr/config.py")
+    plan = "print the resolved options and what a step costs, and stop"
+    add("--dry_run", "--dry-run", action="store_true", help=plan)
+    change = "continue a run although its photos, processes or settings differ"
+    add("--allow_change", "--allow-change", action="store_true", help=change)
+    add("overrides", nargs="*", metavar="section.key=value", help="rules over the file")
     args = parser.parse_intermixed_args(argv)
     return guarded(lambda: _train(args), args.debug)
 

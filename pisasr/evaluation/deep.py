@@ -1,10 +1,8 @@
-"""Score: the deep metrics, pyiqa's networks through one doorway, and torchmetrics' as a second opinion.
+"""Score: networks that judge a picture alone, and FID's: pyiqa's, through one doorway.
 
 pyiqa is no part of pisasr: its licence forbids commercial use since 2026. The files that it would download are known
 here by name, so that one put into a folder by hand does.
 """
-
-from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -14,25 +12,20 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
 
 from pisasr.evaluation.lookup import MetricUnavailable, choose_device
-from pisasr.evaluation.metrics import METRICS, SSIM_WINDOW, Protocol, Scorer, cut_border, levels
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from pisasr.evaluation.metrics import Scorer
 
 IQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
-TORCHVISION = "https://download.pytorch.org/models/"
 CLIP = "https://openaipublic.azureedge.net/clip/models/"
 
 # Where torch's hub folder keeps the files of each place.
-FOLDERS = {IQA_HUB: "pyiqa", TORCHVISION: "checkpoints", CLIP: "clip"}
+FOLDERS = {IQA_HUB: "pyiqa", CLIP: "clip"}
 
-VGG16 = TORCHVISION + "vgg16-397923af.pth"
 RN50 = CLIP + "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt"
 VIT_B32 = CLIP + "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
 
@@ -45,9 +38,6 @@ class Network(NamedTuple):
 
 
 NETWORKS = {
-    "lpips": Network("lpips", (IQA_HUB + "LPIPS_v0.1_alex-df73285e.pth", TORCHVISION + "alexnet-owt-7be5be79.pth")),
-    "lpips_vgg": Network("lpips-vgg", (IQA_HUB + "LPIPS_v0.1_vgg-a78928a0.pth", VGG16)),
-    "dists": Network("dists", (IQA_HUB + "DISTS_weights-f5e65c96.pth", VGG16)),
     "fid": Network("fid", (IQA_HUB + "pt_inception-2015-12-05-6726825d.pth",)),
     "musiq": Network("musiq", (IQA_HUB + "musiq_koniq_ckpt-e95806b9.pth",)),
     "maniqa": Network("maniqa-pipal", (IQA_HUB + "MANIQA_PIPAL-ae6d356b.pth",)),
@@ -94,7 +84,7 @@ def load_network(metric: str, weights: Path | None, create: Callable[[str], Any]
 
 
 def load_scorer(metric: str, weights: Path | None = None, device: str | None = None) -> Scorer:
-    """pyiqa's metric as a function of uint8 pictures, on `device` (None for the GPU if there is one)."""
+    """pyiqa's judgement of a uint8 picture alone, on `device` (None for the GPU if there is one)."""
     place = choose_device(device)
 
     def create(name: str) -> Any:
@@ -107,9 +97,9 @@ def load_scorer(metric: str, weights: Path | None = None, device: str | None = N
     def score(sr: np.ndarray, hq: Any, lq: Any) -> float:
         import torch
 
-        pictures = [sr, hq] if METRICS[metric].needs == "hq" else [sr]
+        x = torch.from_numpy(np.array(sr)).permute(2, 0, 1)[None] / 255
         with torch.inference_mode():
-            return float(network(*(_to_tensor(picture).to(place) for picture in pictures)))
+            return float(network(x.to(place)))
 
     return score
 
@@ -165,78 +155,3 @@ def _set_pyiqa_folder(folder: Path) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("pyiqa.") and "DEFAULT_CACHE_DIR" in getattr(module, "__dict__", {}):
             vars(module)["DEFAULT_CACHE_DIR"] = str(folder)
-
-
-def _to_tensor(picture: np.ndarray) -> Tensor:
-    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in [0, 1]."""
-    import torch
-
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
-
-
-# --- a second opinion ------------------------------------------------------------------------------------------------
-
-
-def load_second_opinions(
-    metrics: list[str], protocol: Protocol, weights: Path | None
-) -> tuple[dict[str, Scorer], dict[str, str]]:
-    """torchmetrics' own code for those of these metrics that it has; and what keeps the others away.
-
-    PSNR and SSIM get the same prepared Y or RGB, cut and rounded as the protocol says: what is compared is the formula.
-    """
-    wanted = [name for name in metrics if name in ("psnr", "ssim", "lpips", "lpips_vgg", "dists")]
-    if find_spec("torchmetrics") is None:
-        return {}, dict.fromkeys(wanted, "torchmetrics is not installed: pip install torchmetrics")
-    scorers, missing = {}, {}
-    for name in wanted:
-        try:
-            scorers[name] = _second_opinion(name, protocol, weights)
-        except Exception as error:
-            missing[name] = f"torchmetrics could not load it ({' '.join(str(error).split())[:120]})"
-    return scorers, missing
-
-
-def _second_opinion(metric: str, protocol: Protocol, weights: Path | None) -> Scorer:
-    from pisasr._compat import repair_torchvision
-
-    repair_torchvision()
-    if metric in ("psnr", "ssim"):
-        rounds = protocol.psnr_rounds_y if metric == "psnr" else protocol.ssim_rounds_y
-        compare = _torchmetrics_psnr if metric == "psnr" else _torchmetrics_ssim
-        return lambda sr, hq, lq: compare(*(_to_levels(picture, protocol, rounds) for picture in (sr, hq)))
-    backbone = NETWORKS[metric].urls[-1]
-    path = _find(backbone, weights)
-    if path is None and _is_offline():
-        raise MetricUnavailable(f"{backbone} is not there")
-    with _hub_of({backbone: path} if path else {}):
-        if metric == "dists":
-            from torchmetrics.functional.image.dists import DISTSNetwork
-
-            network: Any = DISTSNetwork()
-        else:
-            from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
-
-            network = LearnedPerceptualImagePatchSimilarity("vgg" if "vgg" in metric else "alex", normalize=True)
-    return lambda sr, hq, lq: float(network(_to_tensor(sr), _to_tensor(hq)).detach())
-
-
-def _to_levels(picture: np.ndarray, protocol: Protocol, rounds: bool) -> Tensor:
-    """float64 [1, C, H, W] from 0 to 255, as the protocol reads the picture."""
-    import torch
-
-    return torch.from_numpy(cut_border(levels(picture, protocol, rounds), protocol.border_px)).permute(2, 0, 1)[None]
-
-
-def _torchmetrics_psnr(x: Tensor, y: Tensor) -> float:
-    from torchmetrics.functional import image
-
-    return float(image.peak_signal_noise_ratio(x, y, data_range=255.0))
-
-
-def _torchmetrics_ssim(x: Tensor, y: Tensor) -> float:
-    """torchmetrics' mean counts the mirrored margin, too; ours is that of the part where the window fits whole."""
-    from torchmetrics.functional import image
-
-    _, places = image.structural_similarity_index_measure(x, y, sigma=1.5, data_range=255.0, return_full_image=True)
-    margin = SSIM_WINDOW // 2
-    return float(places[..., margin:-margin, margin:-margin].mean())

@@ -1,14 +1,12 @@
 """Score: one test set from its folders to its report. Pair and check, score each picture, summarise, write.
 
-`pisasr evaluate` and `scripts/compare.py` both walk it. OUTPUT receives per_image.csv, summary.json, table.md and
+`pisasr evaluate` and scripts/compare.py both walk it. OUTPUT receives per_image.csv, summary.json, table.md and
 table.tex, plots/ and sheets/, and for a grid of strengths surface.csv, whose maps stand in table.md, too.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,7 @@ from pisasr.evaluation.metrics import METRICS, STABLESR, Protocol
 from pisasr.evaluation.pairs import Pairing, pair_folders
 from pisasr.evaluation.processes import Processes
 from pisasr.evaluation.report import installed_versions, summarise, to_json, write_report
-from pisasr.evaluation.scorers import Panel, describe
-from pisasr.evaluation.scoring import Scores, read_methods, score_set
+from pisasr.evaluation.scoring import Panel, Scores, describe, read_methods, score_set
 from pisasr.evaluation.surface import Grid
 from pisasr.evaluation.testsets import TestSet, recognise, verify_known, verify_manifest
 from pisasr.files import write_whole
@@ -31,13 +28,13 @@ JOURNALS = ".scores"  # folder in OUTPUT, there while a run is unfinished
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for every set of a run. paired: two methods, None for the first two. plots: a file ending, "" for
+    """What holds for every set of a run. paired: two methods, none for the first two. plots: a file ending, "" for
     none. sheets: how many pictures the comparison sheets show. seconds: method -> median per picture. made_by: what
     else produced the pictures, in words for the notes."""
 
     metrics: Sequence[str]
     protocol: Protocol = STABLESR
-    paired: tuple[str, str] | None = None
+    paired: Sequence[str] = ()
     plots: str = "png"
     sheets: int = 8
     grid: Grid | None = None
@@ -54,34 +51,31 @@ class Checked:
     check: str = ""
 
 
-def check_set(test_set: TestSet, suffix: str = SUFFIX) -> Checked:
+def check_set(one: TestSet, suffix: str = SUFFIX) -> Checked:
     """Pair a set's folders, and refuse one that is not what its name or its manifest says."""
-    name, found = test_set.name, []
-    if test_set.hr and not name:
-        name = recognise(test_set.hr) or ""
-    if name:
-        found.append(verify_known(name, test_set.hr, test_set.lr))
-    if test_set.lr:
-        found.append(verify_manifest(test_set.lr, test_set.hr))
-    pairing = pair_folders(test_set.sr, test_set.hr, test_set.lr, suffix)
-    named = TestSet(name, test_set.sr, test_set.hr, test_set.lr)
-    return Checked(named, pairing, "; ".join(filter(None, found)))
+    name = one.name or (recognise(one.hr) if one.hr else None) or ""
+    found = [verify_known(name, one.hr, one.lr) if name else None, verify_manifest(one.lr, one.hr) if one.lr else None]
+    pairing = pair_folders(one.sr, one.hr, one.lr, suffix)
+    return Checked(TestSet(name, one.sr, one.hr, one.lr), pairing, "; ".join(filter(None, found)))
 
 
 def evaluate_set(
     checked: Checked, panel: Panel, settings: Settings, output: Path, processes: Processes
 ) -> tuple[dict[str, Any], Scores] | None:
     """Score a set and write its report; the summary and the scores for the first process, None for the others."""
-    test_set, examples, grid = checked.set, checked.pairing.examples, settings.grid
-    panel = panel.drop(_what_the_set_lacks(test_set, settings.metrics))
-    pictures = grid.pictures(output / "pictures" if grid.saves else None) if grid else read_methods
-    label = f"scoring {test_set.name}".strip()
-    journals = output / JOURNALS
+    one, examples, grid = checked.set, checked.pairing.examples, settings.grid
+    there = {None: True, "hq": one.hr, "hq_set": one.hr, "lq": one.lr}
+    words = {"hq": "true pictures", "hq_set": "true pictures", "lq": "inputs"}
+    needs = {metric: METRICS[metric].needs for metric in settings.metrics}
+    absent = {m: f"{one.name or 'the set'} has no {words[n]}" for m, n in needs.items() if n and not there[n]}
+    panel = panel.drop(absent)
+    pictures = grid.pictures if grid else read_methods
+    label, journals = f"scoring {one.name}".strip(), output / JOURNALS
     scores = score_set(examples, panel, pictures, journals, _fingerprint(panel, settings), processes, label)
     if scores is None:
         return None
     methods = list(dict.fromkeys(row["method"] for row in scores.rows))
-    summary = summarise(scores, panel, settings, checked, _choose_pairs(settings, methods))
+    summary = summarise(scores, panel, settings, checked, _choose_pair(settings, methods))
     if grid:
         grid.add_to(summary)
     write_report(output, examples, scores, summary, settings)
@@ -97,31 +91,20 @@ def write_overview(output: Path, summaries: Sequence[dict[str, Any]]) -> None:
     write_whole(output / "summary.json", to_json({summary["set"]: summary for summary in summaries}))
 
 
-def _what_the_set_lacks(test_set: TestSet, metrics: Iterable[str]) -> dict[str, str]:
-    there = {None: True, "hq": test_set.hr, "hq_set": test_set.hr, "lq": test_set.lr}
-    words = {"hq": "true pictures", "hq_set": "true pictures", "lq": "inputs"}
-    needs = {name: METRICS[name].needs for name in metrics}
-    return {
-        n: f"{test_set.name or 'the set'} has no {words[need]}" for n, need in needs.items() if need and not there[need]
-    }
-
-
-def _choose_pairs(settings: Settings, methods: list[str]) -> list[tuple[str, str]]:
+def _choose_pair(settings: Settings, methods: list[str]) -> Sequence[str]:
     """The two methods that are compared picture by picture: those asked for, else the first two; of a grid (1, 1) and
-    (1, 0) come last."""
-    if settings.paired:
-        if unknown := [name for name in settings.paired if name not in methods]:
-            raise PisasrError(f"--paired {unknown[0]}: no such method; there are {', '.join(methods)}")
-        return [settings.paired]
-    if settings.grid:
+    (1, 0) come last. Nobody where there is one method."""
+    if unknown := [name for name in settings.paired if name not in methods]:
+        raise PisasrError(f"--paired {unknown[0]}: no such method; there are {', '.join(methods)}")
+    if settings.grid and not settings.paired:
         grid = settings.grid.methods
         corners = [method for pair in ((1.0, 1.0), (1.0, 0.0)) for method, other in grid.items() if other == pair]
         methods = [*(method for method in methods if method not in grid), *corners]
-    return [(methods[0], methods[1])] if len(methods) > 1 else []
+    return settings.paired or methods[:2] * (len(methods) > 1)
 
 
 def _fingerprint(panel: Panel, settings: Settings) -> str:
     """All that numbers depend on beside the files."""
     recipes = {name: describe(name, settings.protocol) for name in [*panel.scorers, *panel.extractors]}
     grid = settings.grid.fingerprint if settings.grid else ""
-    return json.dumps([recipes, list(panel.checks), installed_versions(), grid])
+    return json.dumps([recipes, installed_versions(), grid])

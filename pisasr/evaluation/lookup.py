@@ -1,7 +1,5 @@
 """Score: where the files that metrics need are looked for. Nothing is downloaded here and nothing found is imported."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A new metric is a row in METRICS and the function that loads its scorer. Picture
 PNG holds them. All arithmetic here is float64; other metrics live in niqe, features, fid and deep (pyiqa's).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -159,7 +157,7 @@ class Metric:
     needs: 'hq' compares with the true picture, 'lq' with the input, 'hq_set' compares two whole sets, None judges
     the picture alone. load: (the metric's name, Setup) -> Scorer, or for 'hq_set' Extractor; MetricUnavailable where
     a file or a package is missing. recipe: what stands beside every number; of PSNR and SSIM the Protocol knows it.
-    wants: without which a picture has no number.
+    wants: without which a picture has no number. package: whose version stands beside it; of pyiqa's, deep knows.
     """
 
     label: str
@@ -169,6 +167,7 @@ class Metric:
     load: Callable[[str, Setup], Any]
     recipe: str = ""
     wants: str = ""
+    package: str = "pisasr"
 
 
 def _load_psnr(name: str, setup: Setup) -> Scorer:
@@ -231,9 +230,9 @@ METRICS = {
     "psnr": Metric("PSNR (dB)", True, "hq", 2, _load_psnr, wants="pixels inside the border"),
     "ssim": Metric("SSIM", True, "hq", 4, _load_ssim, wants="11 px each way inside the border"),
     "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, _load_psnr_lq, SHRUNK),
-    "lpips": Metric("LPIPS", False, "hq", 4, _load_perceptual, "AlexNet, version 0.1"),
-    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, _load_perceptual, "VGG16, version 0.1"),
-    "dists": Metric("DISTS", False, "hq", 4, _load_perceptual, "VGG16"),
+    "lpips": Metric("LPIPS", False, "hq", 4, _load_perceptual, "AlexNet, version 0.1", package="torchmetrics"),
+    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, _load_perceptual, "VGG16, version 0.1", package="torchmetrics"),
+    "dists": Metric("DISTS", False, "hq", 4, _load_perceptual, "VGG16", package="torchmetrics"),
     "featdist": Metric("Feature distance", False, "hq", 4, _load_featdist, FEATDIST),
     "fid": Metric("FID", False, "hq_set", 2, _load_fid, INCEPTION),
     "niqe": Metric("NIQE", False, None, 4, _load_niqe, NIQE, NIQE_WANTS),

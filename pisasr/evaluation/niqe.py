@@ -4,8 +4,6 @@ Lower is better and no reference is needed. The pristine statistics (36 means, a
 authors' release and are not part of this project: `find_parameters` looks for a file that holds them. Numpy only.
 """
 
-from __future__ import annotations
-
 import math
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Score, first stop: folders of pictures -> examples: every method's file, the true picture, the input."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,20 +33,14 @@ MARKERS = "osD^vPX<"
 FIRST, SECOND, CHOSEN = "#0072B2", "#E69F00", "#D55E00"  # the first two are dark and light in grey, too
 DIM = "0.45"
 
-ENDINGS: dict[str, dict[str, Any] | None] = {".png": None, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
-STYLE: Any = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "grid.color": "0.92",
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "hatch.linewidth": 0.4,
-    "pdf.fonttype": 42,  # publishers refuse the default, Type 3
+UNDATED: dict[str, dict[str, Any] | None] = {".png": None, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+FONT: Any = {"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "legend.frameon": False}
+LINES: Any = {"axes.linewidth": 0.6, "axes.axisbelow": True, "grid.color": "0.92", "hatch.linewidth": 0.4}
+FILES: Any = {
+    "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "pisasr",
-}
+}  # publishers refuse Type 3, pdf's own
 
 # metric -> {"mean": a number or None, "interval": both ends of its 95 % interval, where there is one}
 Columns = Mapping[str, Any]
@@ -57,17 +52,15 @@ def draw_plots(folder: Path, rows: Sequence[Mapping[str, Any]], summary: dict[st
 
     PisasrError, one line, without matplotlib.
     """
-    methods, surface = summary["methods"], summary.get("surface")
-    shown = [
-        m for m in summary["protocol"]["metrics"] if any(_mean(columns, m) is not None for columns in methods.values())
-    ]
+    methods, surface, metrics = summary["methods"], summary.get("surface"), summary["protocol"]["metrics"]
+    shown = [m for m in metrics if any(math.isfinite(_mean(columns, m)) for columns in methods.values())]
     folder.mkdir(parents=True, exist_ok=True)
     distortion = next((m for m in ("psnr", "psnr_lq", "ssim") if m in shown), None)
     perceptual = [m for m in shown if m not in ("psnr", "ssim", "psnr_lq")]
     if distortion and perceptual:
         pairs = {method: tuple(pair) for method, pair in surface["methods"].items()} if surface else {}
         draw_perception_distortion(folder / f"perception_distortion.{ending}", methods, distortion, perceptual, pairs)
-    single = [m for m in summary["protocol"]["metrics"] if any(m in row for row in rows)]
+    single = [m for m in metrics if any(m in row for row in rows)]
     if summary["paired"] and single:
         first, second = (summary["paired"][0][place] for place in ("first", "second"))
         draw_differences(folder / f"differences.{ending}", rows, single, first, second)
@@ -81,7 +74,7 @@ def draw_perception_distortion(
     methods: Mapping[str, Columns],
     distortion: str,
     perceptual: Sequence[str],
-    pairs: Mapping[str, Pair] | None = None,
+    pairs: Mapping[str, Pair] = MappingProxyType({}),
 ) -> None:
     """A panel per perceptual metric, against one distortion metric; an axis' arrow says where better is.
 
@@ -89,7 +82,6 @@ def draw_perception_distortion(
     panel. pairs: (lambda_pix, lambda_sem) of the methods that are points of a grid: these are drawn as a line per
     lambda_pix, with a dotted one through the pairs that no other pair beats in both metrics.
     """
-    pairs = pairs or {}
     with _figure(path, len(perceptual), 2.9) as (figure, axes):
         for axis, metric in zip(axes, perceptual, strict=True):
             axis.set(xlabel=_with_arrow(distortion), ylabel=_with_arrow(metric))
@@ -97,7 +89,7 @@ def draw_perception_distortion(
             axis.margins(0.16)
             _draw_points(axis, {m: c for m, c in methods.items() if m not in pairs}, distortion, metric)
             if pairs:
-                grid = {pair: [_number(methods[m], name) for name in (distortion, metric)] for m, pair in pairs.items()}
+                grid = {pair: [_mean(methods[m], name) for name in (distortion, metric)] for m, pair in pairs.items()}
                 _draw_grid(axis, grid, distortion, metric)
         _write_below(figure, axes, r"in brackets: ($\lambda_\mathrm{pix}$, $\lambda_\mathrm{sem}$)" if pairs else None)
 
@@ -164,19 +156,17 @@ def _figure(path: Path, panels: int, height: float, width: float = PANEL_IN) -> 
         from matplotlib.figure import Figure
     except ImportError:
         raise PisasrError("plots need matplotlib; pip install matplotlib, or 'pisasr[eval]', which brings it") from None
-    if path.suffix.lower() not in ENDINGS:
-        raise PisasrError(f"{path.name}: plots are written as {', '.join(ENDINGS)}")
     down = -(-panels // PANELS_ACROSS)
     across = -(-panels // down)
-    with rc_context(STYLE):
+    with rc_context(FONT | LINES | FILES):
         figure = Figure((width * across, height * down), DPI, layout="constrained")
         FigureCanvasAgg(figure)
         axes = [*figure.subplots(down, across, squeeze=False).flat]
         for unused in axes[panels:]:
             unused.remove()
         yield figure, axes[:panels]
-        content, ending = io.BytesIO(), path.suffix.lower()
-        figure.savefig(content, format=ending[1:], dpi=DPI, metadata=ENDINGS[ending])
+        content, ending = io.BytesIO(), path.suffix
+        figure.savefig(content, format=ending[1:], dpi=DPI, metadata=UNDATED[ending])
     write_whole(path, content.getvalue())
 
 
@@ -192,12 +182,8 @@ def _with_arrow(metric: str) -> str:
     return f"{METRICS[metric].label} {'↑' if METRICS[metric].higher_is_better else '↓'}"
 
 
-def _mean(columns: Columns, metric: str) -> float | None:
-    return columns.get(metric, {}).get("mean")
-
-
-def _number(columns: Columns, metric: str) -> float:
-    mean = _mean(columns, metric)
+def _mean(columns: Columns, metric: str) -> float:
+    mean = columns.get(metric, {}).get("mean")
     return math.nan if mean is None else mean
 
 
@@ -205,7 +191,7 @@ def _draw_points(axis: Axes, methods: Mapping[str, Columns], distortion: str, me
     """A marker and thin interval per method; methods without both numbers are named over the panel."""
     absent = []
     for index, (method, columns) in enumerate(methods.items()):
-        x, y = (_number(columns, name) for name in (distortion, metric))
+        x, y = (_mean(columns, name) for name in (distortion, metric))
         if not math.isfinite(x + y):
             absent.append(method)
             continue

@@ -3,8 +3,6 @@
 A single process imports neither torch nor accelerate.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta

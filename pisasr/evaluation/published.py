@@ -4,21 +4,19 @@ Two things are compared: means with the tables of the literature (published.json
 whether it was read or is remembered), and single pictures with somebody else's CSV.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pisasr.errors import PisasrError
 from pisasr.evaluation.metrics import ALIASES, METRICS
+from pisasr.evaluation.tables import pipes
 from pisasr.evaluation.testsets import did_you_mean, fold_name, known_sets
 from pisasr.pictures.folders import EXTENSIONS, match_names
 
@@ -26,8 +24,7 @@ from pisasr.pictures.folders import EXTENSIONS, match_names
 HEADS = {"psnry": "psnr", "ssimy": "ssim", **dict.fromkeys(("name", "image", "imagename", "file", "filename"), "name")}
 
 
-@dataclass(frozen=True)
-class PublishedRow:
+class PublishedRow(NamedTuple):
     """One line of a table. Scores are text, as printed: 25.50 says more than 25.5. read: False where remembered."""
 
     set: str
@@ -38,23 +35,7 @@ class PublishedRow:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Published:
-    """The tables, what each source is, and how far off still counts as reproduced."""
-
-    sources: dict[str, str]
-    tolerance: dict[str, dict]
-    rows: tuple[PublishedRow, ...]
-
-    def find_tolerance(self, row: PublishedRow, metric: str) -> float:
-        """The source's own tolerance, else the set's, else the metric's; at least half a unit of the last digit."""
-        places = (self.tolerance["by_source"].get(row.source), self.tolerance["by_set"].get(row.set))
-        stated = next(rule[metric] for rule in (*places, self.tolerance["default"]) if rule and metric in rule)
-        return max(stated, 0.5 * 10 ** -_count_decimals(row.scores[metric]))
-
-
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A number of ours, None where we have none, beside the one printed in a row."""
 
     method: str
@@ -67,16 +48,25 @@ class Comparison:
         return self.row.scores[self.metric]
 
     @property
+    def decimals(self) -> int:
+        return len(self.published.partition(".")[2])
+
+    @property
+    def tolerance(self) -> float:
+        """The source's own, else the set's, else the metric's; at least half a unit of the last printed digit."""
+        stated = load_published()["tolerance"]
+        rules = (stated["by_source"].get(self.row.source, {}), stated["by_set"].get(self.row.set, {}))
+        found = next(rule[self.metric] for rule in (*rules, stated["default"]) if self.metric in rule)
+        return max(found, 0.5 * 10**-self.decimals)
+
+    @property
     def difference(self) -> float | None:
         """Ours - published."""
         return None if self.ours is None else self.ours - float(self.published)
 
     @property
-    def tolerance(self) -> float:
-        return load_published().find_tolerance(self.row, self.metric)
-
-    @property
-    def verdict(self) -> Literal["reproduced", "not reproduced", "not computed"]:
+    def verdict(self) -> str:
+        """reproduced, not reproduced, or not computed."""
         if self.difference is None:
             return "not computed"
         within = round(abs(self.difference), 9) <= self.tolerance  # 25.53 - 25.50 is a hair more than 0.03 in binary
@@ -93,38 +83,34 @@ class PublishedComparison(NamedTuple):
 
 
 @cache
-def load_published() -> Published:
-    """The tables that come with this package; the tolerances and their reasons stand in the file."""
+def load_published() -> dict[str, Any]:
+    """The tables that come with this package: sources, tolerance with its reasons, rows (PublishedRow)."""
     data = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    return Published(data["sources"], data["tolerance"], tuple(PublishedRow(**row) for row in data["rows"]))
+    return data | {"rows": [PublishedRow(**row) for row in data["rows"]]}
 
 
 def compare_published(
     set_name: str,
     methods: Mapping[str, Mapping[str, float | None]],
-    counts: int,
+    count: int,
     aliases: Mapping[str, str] | None = None,
 ) -> PublishedComparison:
-    """Our means (method -> metric -> mean over `counts` pictures) beside every number printed for that set.
+    """Our means (method -> metric -> mean over `count` pictures) beside every number printed for that set.
 
     Methods are the same when their names are, but for case, spaces, hyphens and underscores; `aliases` says what
     another name of ours is called in the tables, as in {"ours (1, 1)": "PiSA-SR"}.
     """
-    published = load_published()
+    every = load_published()["rows"]
     if not (known := _find_set(set_name)):
-        sets = dict.fromkeys(row.set for row in published.rows)
-        raise PisasrError(f"nothing is published here on {set_name!r}; {did_you_mean(set_name, sets)}")
-    set_name = known
-    names = {method: _published_name(method, aliases or {}, published) for method in methods}
-    found = PublishedComparison(set_name, [], [], [])
-    wanted = known_sets()[set_name]["count"]
-    if counts != wanted:
-        found.notes.append(
-            f"{counts} pictures were scored, the published {set_name} has {wanted}: "
-            "means, and FID most of all, are about other pictures."
-        )
+        sets = did_you_mean(set_name, dict.fromkeys(row.set for row in every))
+        raise PisasrError(f"nothing is published here on {set_name!r}; {sets}")
+    names = {method: _published_name(method, aliases or {}) for method in methods}
+    found = PublishedComparison(known, [], [], [])
+    if count != (wanted := known_sets()[known]["count"]):
+        counted = f"{count} pictures were scored, the published {known} has {wanted}"
+        found.notes.append(f"{counted}: means, and FID most of all, are about other pictures.")
     for method, scores in methods.items():
-        rows = [row for row in published.rows if row.set == set_name and fold_name(row.method) == names[method]]
+        rows = [row for row in every if row.set == known and fold_name(row.method) == names[method]]
         finite = {name: mean for name, mean in scores.items() if mean is not None and math.isfinite(mean)}
         found.comparisons.extend(Comparison(method, m, finite.get(m), row) for row in rows for m in row.scores)
         found.unknown.extend([] if rows else [method])
@@ -136,17 +122,15 @@ def render_published(found: PublishedComparison) -> str:
     """Markdown: a line that sums up, a row per printed number, what is to be known of them, the sources."""
     heads = ["Method", "Metric", "Ours", "Published", "Difference", "Tolerance", "Verdict", "Source"]
     rows = [_cells(comparison) for comparison in found.comparisons]
-    table = [heads, ["---", "---", *["---:"] * 4, "---", "---"], *rows] if rows else []
-    sources, tolerance = load_published().sources, load_published().tolerance
+    table = pipes([heads, ["---", "---", *["---:"] * 4, "---", "---"], *rows]) + "\n" if rows else ""
+    sources, tolerance = load_published()["sources"], load_published()["tolerance"]
     used = dict.fromkeys(comparison.row.source for comparison in found.comparisons)
     notes = [f"Nothing is published here on {found.set} for: {', '.join(found.unknown)}."] if found.unknown else []
     notes += dict.fromkeys(found.notes)
     notes += [f"Tolerance: {tolerance['why']}"] if used else []
     notes += [f"Tolerance of {key}: {tolerance['by_source_why']}" for key in used if key in tolerance["by_source"]]
     notes += [f"{key}: {sources[key]}" for key in used]
-    lines = [f"{found.set}: {_sum_up(found.comparisons)}", ""]
-    lines += [f"| {' | '.join(cells)} |" for cells in table] + [""] * bool(table)
-    return "\n".join(lines + [f"- {note}" for note in notes]) + "\n"
+    return f"{found.set}: {_sum_up(found.comparisons)}\n\n{table}" + "".join(f"- {note}\n" for note in notes)
 
 
 def check_aliases(set_names: Iterable[str], aliases: Mapping[str, str]) -> None:
@@ -171,13 +155,13 @@ def compare_summary(summary: dict[str, Any], aliases: Mapping[str, str]) -> list
 
 def _find_set(name: str) -> str | None:
     """The tables' own spelling of a set's name; None if they don't have it."""
-    return {fold_name(row.set): row.set for row in load_published().rows}.get(fold_name(name))
+    return {fold_name(row.set): row.set for row in load_published()["rows"]}.get(fold_name(name))
 
 
-def _published_name(method: str, aliases: Mapping[str, str], published: Published) -> str:
+def _published_name(method: str, aliases: Mapping[str, str]) -> str:
     """The folded name to look for; an alias must be a name that some table has."""
     name = next((theirs for ours, theirs in aliases.items() if fold_name(ours) == fold_name(method)), None)
-    known = dict.fromkeys(row.method for row in published.rows)
+    known = dict.fromkeys(row.method for row in load_published()["rows"])
     if name is not None and fold_name(name) not in map(fold_name, known):
         raise PisasrError(f"no table here has {name!r}, which {method!r} is said to be; {did_you_mean(name, known)}")
     return fold_name(name or method)
@@ -185,7 +169,7 @@ def _published_name(method: str, aliases: Mapping[str, str], published: Publishe
 
 def _cells(comparison: Comparison) -> list[str]:
     """Ours has one decimal more than what was printed, so that a difference within rounding can be seen."""
-    method, row, decimals = comparison.method, comparison.row, _count_decimals(comparison.published) + 1
+    method, row, decimals = comparison.method, comparison.row, comparison.decimals + 1
     ours, difference = comparison.ours, comparison.difference
     return [
         method if fold_name(method) == fold_name(row.method) else f"{method} = {row.method}",
@@ -202,41 +186,15 @@ def _cells(comparison: Comparison) -> list[str]:
 def _sum_up(comparisons: list[Comparison]) -> str:
     if not comparisons:
         return "no published number to compare with."
-    count = Counter(comparison.verdict for comparison in comparisons)
-    line = f"{count['reproduced']} of {len(comparisons)} published numbers reproduced within their tolerance"
+    count, total = Counter(comparison.verdict for comparison in comparisons), len(comparisons)
+    line = f"{count['reproduced']} of {total} published numbers reproduced within their tolerance"
     line += f"; {count['not reproduced']} not reproduced" if count["not reproduced"] else ""
     line += f"; {count['not computed']} not computed here" if count["not computed"] else ""
     remembered = sum(not comparison.row.read for comparison in comparisons)
-    return line + (f"; {remembered} of the {len(comparisons)} are remembered, not read" if remembered else "") + "."
+    return line + (f"; {remembered} of the {total} are remembered, not read" if remembered else "") + "."
 
 
-def _count_decimals(printed: str) -> int:
-    return len(printed.partition(".")[2])
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """One metric of ours beside theirs, over the `count` pictures for which both have a number.
-
-    largest: of |ours - theirs|, at picture `name`; the means are over those pictures alone. without_number: pictures
-    that both know and at least one has no finite number for. With count 0 the numbers are NaN and name is empty.
-    """
-
-    metric: str
-    count: int
-    largest: float
-    name: str
-    mean_ours: float
-    mean_theirs: float
-    without_number: list[str]
-
-
-class ScoreComparison(NamedTuple):
-    """Every metric that both have; and the pictures that only one of the two has."""
-
-    deviations: list[Deviation]
-    only_ours: list[str]
-    only_theirs: list[str]
+# --- single pictures -------------------------------------------------------------------------------------------------
 
 
 def read_scores(path: Path) -> dict[str, dict[str, float]]:
@@ -252,9 +210,8 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
             scores, stems = {}, set()
             for row in reader:
                 place = f"{path}, line {reader.line_num}"
-                if None in row or None in row.values() or not row[head_of_names].strip():
+                if None in row or None in row.values() or not (name := row[head_of_names].strip()):
                     raise PisasrError(f"{place}: wanted a name and as many cells as the first line has; mend the file")
-                name = row[head_of_names].strip()
                 if _stem(name) in stems:
                     raise PisasrError(f"{place}: {name} was there before; wanted one row a picture, of one method")
                 stems.add(_stem(name))
@@ -266,43 +223,38 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
     return scores
 
 
-def compare_scores(rows: Iterable[dict], scores: dict[str, dict[str, float]]) -> ScoreComparison:
-    """Our rows of one method beside read_scores' pictures, which are found by name as folders.match_names does."""
-    rows = sorted(rows, key=lambda row: row["name"])
-    if len(methods := {row["method"] for row in rows}) > 1:
-        raise PisasrError(f"rows of {', '.join(sorted(methods))} came; wanted those of the one method that was scored")
-    ours, theirs = {_stem(row["name"]): row for row in rows}, {_stem(name): name for name in scores}
+def compare_scores(rows: Iterable[dict[str, Any]], scores: dict[str, dict[str, float]]) -> str:
+    """Our rows of one method beside read_scores' pictures, which are found by name as folders.match_names does.
+
+    Markdown: a row per metric that both have, with the largest deviation and both means over the pictures for which
+    both have a number; then every picture that could not be compared.
+    """
+    ours = {_stem(row["name"]): row for row in sorted(rows, key=lambda row: row["name"])}
+    theirs = {_stem(name): name for name in scores}
     matches = match_names(ours, theirs)
     pairs = [(row, theirs[matches[stem]]) for stem, row in ours.items() if stem in matches]
     if not pairs:
         came = f"ours has {next(iter(ours), 'nothing')}, theirs {next(iter(theirs), 'nothing')}"
         raise PisasrError(f"the scores have no picture in common with ours; {came}: wanted equal file names")
-    metrics = [metric for metric in next(iter(scores.values())) if any(metric in row for row, _ in pairs)]
-    return ScoreComparison(
-        [
-            _deviate(metric, [(row["name"], row.get(metric), scores[name][metric]) for row, name in pairs])
-            for metric in metrics
-        ],
-        [row["name"] for stem, row in ours.items() if stem not in matches],
-        sorted(scores.keys() - {name for _, name in pairs}),
-    )
-
-
-def render_scores(found: ScoreComparison) -> str:
-    """Markdown: a row per metric, then every picture that could not be compared."""
+    lines, without = [], []
+    for metric in (m for m in next(iter(scores.values())) if any(m in row for row, _ in pairs)):
+        numbers = {row["name"]: (row.get(metric, math.nan), scores[name][metric]) for row, name in pairs}
+        both = {name: (a, b) for name, (a, b) in numbers.items() if math.isfinite(a) and math.isfinite(b)}
+        gaps = {name: abs(a - b) for name, (a, b) in both.items()}
+        place = max(gaps, key=lambda name: gaps[name], default="")
+        means = [sum(column) / len(both) for column in zip(*both.values(), strict=True)] or [math.nan] * 2
+        largest = f"{gaps.get(place, math.nan):.2g}"
+        lines.append([metric.upper(), str(len(both)), largest, place, *(f"{mean:.6f}" for mean in means)])
+        if lacking := [name for name in numbers if name not in both]:
+            without.append(f"{metric.upper()}: no number for {', '.join(lacking)}.")
+    only_ours = [row["name"] for stem, row in ours.items() if stem not in matches]
+    only_theirs = sorted(scores.keys() - {name for _, name in pairs})
+    notes = [] if lines else ["No metric is in both."]
+    notes += [f"Only in ours: {', '.join(only_ours)}."] if only_ours else []
+    notes += [f"Only in theirs: {', '.join(only_theirs)}."] if only_theirs else []
     heads = ["Metric", "Pictures", "Largest deviation", "at", "Mean, ours", "Mean, theirs"]
-    lines = [heads, ["---", "---:", "---:", "---", "---:", "---:"]] if found.deviations else []
-    notes = [] if found.deviations else ["No metric is in both."]
-    notes += [f"Only in ours: {', '.join(found.only_ours)}."] if found.only_ours else []
-    notes += [f"Only in theirs: {', '.join(found.only_theirs)}."] if found.only_theirs else []
-    for deviation in found.deviations:
-        label = deviation.metric.upper()
-        means = [f"{mean:.6f}" for mean in (deviation.mean_ours, deviation.mean_theirs)]
-        lines.append([label, str(deviation.count), f"{deviation.largest:.2g}", deviation.name, *means])
-        if deviation.without_number:
-            notes.append(f"{label}: no number for {', '.join(deviation.without_number)}.")
-    table = [f"| {' | '.join(cells)} |" for cells in lines]
-    return "\n".join(table + [""] * bool(table and notes) + [f"- {note}" for note in notes]) + "\n"
+    table = pipes([heads, ["---", "---:", "---:", "---", "---:", "---:"], *lines]) if lines else ""
+    return table + "\n" * bool(table and notes + without) + "".join(f"- {note}\n" for note in notes + without)
 
 
 def _find_columns(path: Path, heads: Iterable[str]) -> dict[str, str]:
@@ -336,14 +288,3 @@ def _stem(name: str) -> str:
     """The name without a picture's extension; other dots belong to it."""
     path = Path(name)
     return path.stem if path.suffix.lower() in EXTENSIONS else path.name
-
-
-def _deviate(metric: str, scores: list[tuple[str, float | None, float]]) -> Deviation:
-    """scores: picture, ours, theirs."""
-    both = [(n, a, b) for n, a, b in scores if a is not None and math.isfinite(a) and math.isfinite(b)]
-    without = [name for name, *_ in scores if name not in {known for known, *_ in both}]
-    if not both:
-        return Deviation(metric, 0, math.nan, "", math.nan, math.nan, without)
-    name, ours, theirs = max(both, key=lambda row: abs(row[1] - row[2]))
-    mean_ours, mean_theirs = sum(a for _, a, _ in both) / len(both), sum(b for _, _, b in both) / len(both)
-    return Deviation(metric, len(both), abs(ours - theirs), name, mean_ours, mean_theirs, without)

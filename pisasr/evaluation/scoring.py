@@ -1,10 +1,9 @@
-"""Score, second stop: every picture of a set, every method, every metric; a kill costs the picture at hand.
+"""Score, second stop: what every picture is asked, and the loop that asks it; a kill costs the picture at hand.
 
-What is done lies in FOLDER/rows-N.jsonl, a journal per process and a row per picture of the set, under a key that holds
-everything the numbers depend on. A later run with the same keys takes them over; the folder goes when all is written.
+A metric that can't be had costs its own column, no other. What is done lies in FOLDER/rows-N.jsonl, a journal per
+process and a row per picture of the set, under a key that holds everything the numbers depend on. A later run with the
+same keys takes them over; the folder goes when all is written.
 """
-
-from __future__ import annotations
 
 import base64
 import hashlib
@@ -13,16 +12,18 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from pisasr.evaluation.metrics import Scorer
+from pisasr.evaluation.deep import NETWORKS
+from pisasr.evaluation.lookup import MetricUnavailable
+from pisasr.evaluation.metrics import METRICS, STABLESR, Extractor, Protocol, Scorer, Setup
 from pisasr.evaluation.pairs import Example
 from pisasr.evaluation.processes import Processes
-from pisasr.evaluation.scorers import Panel
 from pisasr.files import Journal
 from pisasr.pictures.folders import read_picture
 
@@ -35,16 +36,70 @@ SECONDS_BETWEEN_LINES = 20  # of progress in a log file; short runs have none th
 TRUTH = ""  # among the methods, whose features are the true picture's
 
 
+# --- what is asked ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What every picture is asked. scorers: metric -> number. extractors: metrics of whole sets -> features.
+    missing: metric -> the line that says what it lacks here."""
+
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    extractors: Mapping[str, Extractor] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def drop(self, why: Mapping[str, str]) -> "Panel":
+        """The panel without these metrics, for a set that can't answer them."""
+        scorers = {name: score for name, score in self.scorers.items() if name not in why}
+        extractors = {name: extract for name, extract in self.extractors.items() if name not in why}
+        return Panel(scorers, extractors, {**self.missing, **why})
+
+
+def load_panel(
+    metrics: Iterable[str], protocol: Protocol = STABLESR, weights: Path | None = None, device: str | None = None
+) -> Panel:
+    """Everything that can be asked here of these metrics. device: of networks; None for the GPU if there is one."""
+    loaded, missing = load_scorers(metrics, protocol, weights, device)
+    of_sets = {name: loaded.pop(name) for name in list(loaded) if METRICS[name].needs == "hq_set"}
+    return Panel(loaded, of_sets, missing)
+
+
+def load_scorers(
+    names: Iterable[str], protocol: Protocol = STABLESR, weights: Path | None = None, device: str | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The metrics that can run here, a Scorer each (an Extractor if it needs a set); for the others what they lack."""
+    loaded, missing = {}, {}
+    for name in names:
+        try:
+            loaded[name] = METRICS[name].load(name, Setup(protocol, weights, device))
+        except MetricUnavailable as reason:
+            missing[name] = str(reason)
+    return loaded, missing
+
+
+def describe(metric: str, protocol: Protocol) -> str:
+    """The recipe of one column, with the library that computes it: what must stand beside its numbers."""
+    recipe = protocol.describe(metric) if metric in ("psnr", "ssim") else METRICS[metric].recipe
+    package, name = ("pyiqa", f" {NETWORKS[metric].name}") if metric in NETWORKS else (METRICS[metric].package, "")
+    try:
+        package = f"{package} {version(package)}"
+    except PackageNotFoundError:
+        pass
+    return f"{recipe}; {package}{name}"
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
 @dataclass
 class Scores:
     """What came of a set. rows: method, name, then a number per metric (NaN stays NaN), ordered by method, then name.
 
-    checks: the same for another library's numbers. features: metric -> method -> [pictures, d], TRUTH among the
-    methods. faults: one line for each metric that failed on a picture, whose number is NaN.
+    features: metric -> method -> [pictures, d], TRUTH among the methods. faults: one line for each metric that failed
+    on a picture, whose number is NaN.
     """
 
     rows: list[Row] = field(default_factory=list)
-    checks: list[Row] = field(default_factory=list)
     features: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
@@ -102,38 +157,25 @@ def _read_journals(folder: Path) -> dict[str, Row]:
 
 
 def _score_example(example: Example, panel: Panel, pictures: Pictures) -> Row:
-    """One row of the journal: method -> metric -> number, and features as text."""
-    hq = read_picture(example.hq) if example.hq else None
-    lq = read_picture(example.lq) if example.lq else None
-    row: Row = {"scores": {}, "checks": {}, "features": {}, "faults": []}
+    """One row of the journal: method -> metric -> number, and features as text. A metric that fails costs a line."""
+    hq, lq = (read_picture(path) if path else None for path in (example.hq, example.lq))
+    row: Row = {"scores": {}, "features": {}, "faults": []}
     if hq is not None and panel.extractors:
         row["features"][TRUTH] = {name: _pack(extract(hq)) for name, extract in panel.extractors.items()}
     for method, sr in pictures(example):
-        where = f"{method}, {example.name}"
-        row["scores"][method] = _ask_all(panel.scorers, (sr, hq, lq), where, row["faults"])
-        row["checks"][method] = _ask_all(panel.checks, (sr, hq, lq), f"{where}, check", row["faults"])
+        scores = row["scores"][method] = {}
+        for name, score in panel.scorers.items():
+            try:
+                scores[name] = score(sr, hq, lq)
+            except Exception as error:
+                scores[name], words = math.nan, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+                row["faults"].append(f"{method}, {example.name}: {name} failed ({words})")
         row["features"][method] = {name: _pack(extract(sr)) for name, extract in panel.extractors.items()}
     return row
 
 
-def _ask_all(scorers: Mapping[str, Scorer], pictures: tuple, where: str, faults: list[str]) -> dict[str, float]:
-    """A number per metric; NaN and a line where one fails, so that no other is lost."""
-    scores = {}
-    for name, score in scorers.items():
-        try:
-            scores[name] = score(*pictures)
-        except Exception as error:
-            scores[name] = math.nan
-            faults.append(f"{where}: {name} failed ({type(error).__name__}: {' '.join(str(error).split())[:120]})")
-    return scores
-
-
 def _pack(features: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(features, np.float32).tobytes()).decode()
-
-
-def _unpack(text: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), np.float32)
 
 
 def _merge(found: list[Row], names: list[str]) -> Scores:
@@ -142,9 +184,8 @@ def _merge(found: list[Row], names: list[str]) -> Scores:
     for method in found[0]["scores"] if found else ():
         for name, row in zip(names, found, strict=True):
             scores.rows.append({"method": method, "name": name, **row["scores"][method]})
-            scores.checks.append({"method": method, "name": name, **row["checks"][method]})
     for method, vectors in (found[0]["features"] if found else {}).items():
         for metric in vectors:
-            stacked = np.stack([_unpack(row["features"][method][metric]) for row in found])
-            scores.features.setdefault(metric, {})[method] = stacked
+            texts = [base64.b64decode(row["features"][method][metric]) for row in found]
+            scores.features.setdefault(metric, {})[method] = np.stack([np.frombuffer(t, np.float32) for t in texts])
     return scores

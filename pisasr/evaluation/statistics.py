@@ -5,8 +5,6 @@ pictures differ far more than methods do. Numpy alone, as PSNR and SSIM are: sci
 draws would move every interval that was printed so far.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 RESAMPLES, SEED, CHUNK = 10_000, 0, 500

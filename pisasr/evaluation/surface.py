@@ -3,8 +3,6 @@
 Nothing here knows the model: `restore` is a function from an input's file to its pictures, one for each pair.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -18,7 +16,7 @@ from pisasr.errors import PisasrError
 from pisasr.evaluation.metrics import METRICS
 from pisasr.evaluation.pairs import Example
 from pisasr.evaluation.rules import Pair, Rule, choose, describe
-from pisasr.evaluation.scoring import Pictures, read_methods
+from pisasr.evaluation.scoring import read_methods
 
 # (file of the input, pairs of strengths) -> a picture for each, 8 bits a channel
 RestoreFile = Callable[[Path, Sequence[Pair]], Iterator[Image.Image]]
@@ -28,8 +26,7 @@ RestoreFile = Callable[[Path, Sequence[Pair]], Iterator[Image.Image]]
 class Grid:
     """The pairs, who makes their pictures, and by which rule one is called the best.
 
-    fingerprint: names the model and its settings, for a run that is continued. saves: keep the pictures as PNGs; the
-    scores are those of the same 8 bits either way.
+    fingerprint: names the model and its settings, for a run that is continued.
     """
 
     lambdas_pix: Sequence[float]
@@ -37,48 +34,39 @@ class Grid:
     restore: RestoreFile
     rule: Rule | None = None
     fingerprint: str = ""
-    saves: bool = False
 
     @property
     def methods(self) -> dict[str, Pair]:
         """The name of each pair in the tables: "ours (1, 0.5)"."""
         return name_pairs(self.lambdas_pix, self.lambdas_sem)
 
-    def pictures(self, folder: Path | None) -> Pictures:
+    def pictures(self, example: Example) -> Iterator[tuple[str, np.ndarray]]:
         """What is scored of an example: the pictures of its folders, then one of the model for each pair."""
-
-        def make(example: Example) -> Iterator[tuple[str, np.ndarray]]:
-            yield from read_methods(example)
-            pictures = self.restore(example.lq, list(self.methods.values())) if example.lq else iter(())
-            for method, picture in zip(self.methods, pictures, strict=True):
-                if folder:
-                    _save(picture, folder / method / Path(example.name).with_suffix(".png"))
-                levels = np.asarray(picture.convert("RGB"))
-                _check_size(levels, example)
-                yield method, levels
-
-        return make
+        yield from read_methods(example)
+        pictures = self.restore(example.lq, list(self.methods.values())) if example.lq else iter(())
+        for method, picture in zip(self.methods, pictures, strict=True):
+            levels = np.asarray(picture.convert("RGB"))
+            _check_size(levels, example)
+            yield method, levels
 
     def add_to(self, summary: dict[str, Any]) -> None:
         """Put the surface into the summary: the means as maps [lambda_pix][lambda_sem], and the rule's choice."""
         summary["made_by"]["Strengths"] = (
             f"ours (lambda_pix, lambda_sem), {len(self.methods)} pairs from one encoding and two UNet passes a picture"
         )
-        means = {
-            method: {name: column["mean"] for name, column in summary["methods"][method].items()}
-            for method in self.methods
+        found = {method: summary["methods"][method] for method in self.methods}
+        means = {method: {name: column["mean"] for name, column in of.items()} for method, of in found.items()}
+        maps = {
+            metric: [
+                [means[method][metric] for method, (row, _) in self.methods.items() if row == pix]
+                for pix in self.lambdas_pix
+            ]
+            for metric in next(iter(means.values()))
         }
-        columns = len(self.lambdas_sem)
-        maps = {name: [means[method][name] for method in self.methods] for name in next(iter(means.values()))}
-        summary["surface"] = {
-            "lambdas_pix": list(self.lambdas_pix),
-            "lambdas_sem": list(self.lambdas_sem),
-            "methods": self.methods,
-            "maps": {name: [row[k : k + columns] for k in range(0, len(row), columns)] for name, row in maps.items()},
-        }
+        surface = {"lambdas_pix": list(self.lambdas_pix), "lambdas_sem": list(self.lambdas_sem)}
+        summary["surface"] = {**surface, "methods": self.methods, "maps": maps}
         if self.rule:
-            best = self._choose(self.rule, means)
-            summary["surface"]["best"] = best
+            best = summary["surface"]["best"] = self._choose(self.rule, means)
             summary["made_by"]["Chosen"] = f"{best['rule']}: {best['words']}"
 
     def _choose(self, rule: Rule, means: dict[str, dict[str, float | None]]) -> dict[str, Any]:
@@ -103,20 +91,11 @@ def check_rule(rule: Rule, metrics: Sequence[str]) -> None:
         raise PisasrError(f"--rule '{rule}': {sets[0]} has one number per set and no picture; choose by another metric")
 
 
-def _save(picture: Image.Image, path: Path) -> None:
-    from pisasr.pictures.images import save_image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(picture, path)
-
-
 def _check_size(sr: np.ndarray, example: Example) -> None:
     if not example.hq:
         return
     with Image.open(example.hq) as hq:
         wanted = hq.size
     if sr.shape[1::-1] != wanted:
-        came = f"{sr.shape[1]}x{sr.shape[0]}"
-        raise PisasrError(
-            f"{example.name} comes out as {came}, the true picture is {wanted[0]}x{wanted[1]}: set --upscale"
-        )
+        came, want = f"{sr.shape[1]}x{sr.shape[0]}", "{}x{}".format(*wanted)
+        raise PisasrError(f"{example.name} comes out as {came}, the true picture is {want}: set --upscale")

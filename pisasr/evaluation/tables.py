@@ -1,27 +1,17 @@
 """Score, last stop: summaries as tables, for a terminal, Markdown, a paper; best bold, second underlined, notes."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pisasr.evaluation.metrics import METRICS
 
 Summary = dict[str, Any]  # as report.summarise makes it
 
-LATEX_SPECIAL = {
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    "≤": r"$\leq$",
-    "λ": r"$\lambda$",
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "≥": r"$\geq$",
-    ">": r"$>$",
-    "<": r"$<$",
-}
+LATEX_SPECIAL = {**{c: f"\\{c}" for c in "&%$#_{}"}, "≤": r"$\leq$", "≥": r"$\geq$", ">": r"$>$", "<": r"$<$"}
+LATEX_SPECIAL |= {"λ": r"$\lambda$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+PAIRED_HEADS = ["Pair", "Metric", "Mean difference", "95 % interval", "Better : worse", "p (sign flips)"]
 
 
 class Cell(NamedTuple):
@@ -32,39 +22,29 @@ class Cell(NamedTuple):
     rank: int = 0
 
 
-@dataclass(frozen=True)
-class Table:
-    """One test set: metric names for heads, a row of cells per method, and what must be known of them."""
+class Table(NamedTuple):
+    """One test set: heads with arrows to where better is, a row of cells per method, and what must be known of them."""
 
     title: str
-    metrics: list[str]
-    timed: bool
+    heads: list[str]
     rows: dict[str, list[Cell]]
     paired: list[list[str]]
     notes: list[str]
 
-    def heads(self, up: str = " ↑", down: str = " ↓", escape: Callable[[str], str] = str) -> list[str]:
-        """What stands over the columns; an arrow says which way is better."""
-        known = [METRICS[metric] for metric in self.metrics]
-        labels = [escape(metric.label) + (up if metric.higher_is_better else down) for metric in known]
-        return ["Method", *labels, *["s / picture"] * self.timed]
 
-
-def build_table(summary: Summary, methods: Iterable[str] | None = None) -> Table:
-    """The table of some methods of a summary; best and second are those of the methods shown.
-
-    Without a word on it all are shown, but of a grid of strengths only the corners (1, 0), (1, 1) and the chosen pair.
-    """
-    shown = {method: summary["methods"][method] for method in (methods or _choose_methods(summary))}
+def build_table(summary: Summary) -> Table:
+    """The table of a summary; of a grid of strengths only the corners (1, 0), (1, 1) and the chosen pair are shown."""
+    shown = {method: summary["methods"][method] for method in _choose_methods(summary)}
     metrics = list(summary["protocol"]["metrics"])
     ranks = {metric: _rank(metric, shown) for metric in metrics}
     timed = any("seconds" in columns for columns in shown.values())
     rows = {}
     for method, columns in shown.items():
-        cells = [_cell(metric, columns.get(metric), ranks[metric].get(method, 0)) for metric in metrics]
-        seconds = [Cell(f"{columns['seconds']:.2f}" if "seconds" in columns else "n/a")] if timed else []
-        rows[method] = cells + seconds
-    return Table(summary["set"], metrics, timed, rows, _paired(summary), list(_notes(summary, shown)))
+        rows[method] = [_cell(metric, columns.get(metric), ranks[metric].get(method, 0)) for metric in metrics]
+        rows[method] += [Cell(f"{columns['seconds']:.2f}" if "seconds" in columns else "n/a")] * timed
+    labels = [f"{METRICS[metric].label} {'↑' if METRICS[metric].higher_is_better else '↓'}" for metric in metrics]
+    heads = ["Method", *labels, *["s / picture"] * timed]
+    return Table(summary["set"], heads, rows, list(map(_paired, summary["paired"])), list(_notes(summary, shown)))
 
 
 def _choose_methods(summary: Summary) -> list[str]:
@@ -103,36 +83,25 @@ def _cell(metric: str, column: Summary | None, rank: int) -> Cell:
     return Cell(f"{column['mean']:.{decimals}f}", interval, rank)
 
 
-def _paired(summary: Summary) -> list[list[str]]:
-    rows = []
-    for row in summary["paired"]:
-        decimals = METRICS[row["metric"]].decimals + 1
-        pair = [f"{row['first']} - {row['second']}", METRICS[row["metric"]].label]
-        if row["count"] == 0:
-            rows.append([*pair, *["n/a"] * 4])
-            continue
-        low, high = row["interval"]
-        difference = f"{row['difference']:+.{decimals}f}"
-        interval = f"{low:+.{decimals}f}, {high:+.{decimals}f}"
-        score = f"{row['first_better']} : {row['second_better']} of {row['count']}"
-        p = f"{row['p']:.4f}" if row["p"] > 1.5e-4 else "<= 0.0001"
-        rows.append([*pair, difference, interval, score, p])
-    return rows
+def _paired(row: Summary) -> list[str]:
+    metric = METRICS[row["metric"]]
+    decimals, pair = metric.decimals + 1, [f"{row['first']} - {row['second']}", metric.label]
+    if row["count"] == 0:
+        return [*pair, *["n/a"] * 4]
+    difference, low, high = (f"{number:+.{decimals}f}" for number in (row["difference"], *row["interval"]))
+    score = f"{row['first_better']} : {row['second_better']} of {row['count']}"
+    return [*pair, difference, f"{low}, {high}", score, f"{row['p']:.4f}" if row["p"] > 1.5e-4 else "<= 0.0001"]
 
 
-PAIRED_HEADS = ["Pair", "Metric", "Mean difference", "95 % interval", "Better : worse", "p (sign flips)"]
-
-
-def _notes(summary: Summary, methods: Summary) -> Iterable[str]:
-    protocol, count = summary["protocol"], summary["pictures"]
+def _notes(summary: Summary, methods: Summary) -> Iterator[str]:
+    protocol, count, before = summary["protocol"], summary["pictures"], summary["pictures_before"]
     about = f" of {summary['set']}" if summary["set"] else ""
-    before = summary["pictures_before"]
     counted = f"{count} of the {before} pictures" if before > count else f"{count} picture{'s' * (count != 1)}"
     yield f"{counted}{about}, paired by name; {protocol['average']}; in brackets: {protocol['interval']}."
     if count < 10:
         yield f"So few pictures say little about others: intervals are too narrow, no p can be below {2 / 2**count:g}."
-    if summary["set_check"]:
-        yield f"{summary['set_check'][0].upper()}{summary['set_check'][1:]}."
+    if check := summary["set_check"]:
+        yield f"{check[0].upper()}{check[1:]}."
     yield f"Protocol {protocol['name']}: {protocol['source']}. Files: {protocol['pictures']}."
     for name, recipe in protocol["metrics"].items():
         if name not in summary["not_available"]:
@@ -147,13 +116,7 @@ def _notes(summary: Summary, methods: Summary) -> Iterable[str]:
                 yield f"{method}, {METRICS[name].label}: no number for {', '.join(column['not_a_number'])}{wants}."
             if isinstance(column, dict) and "identical" in column:
                 yield f"{method}: equal to the true picture: {', '.join(column['identical'])}."
-    for name, check in summary["cross_check"].items():
-        where = f"on {check['count']} pictures, at {check['at']}"
-        clamps = name == "ssim" and "contrast term >= 0" in protocol["metrics"]["ssim"]
-        why = " (it does not clamp the contrast term)" if clamps else ""
-        yield f"{METRICS[name].label}: torchmetrics' own code differs by at most {check['largest']:.1e} {where}{why}."
-    for name, reason in summary["not_available"].items():
-        yield f"{METRICS[name].label if name in METRICS else name}: n/a. {reason}."
+    yield from (f"{METRICS[name].label}: n/a. {reason}." for name, reason in summary["not_available"].items())
     yield from (f"Failed: {fault}." for fault in summary["faults"])
     yield from (f"Left out: {problem}." for problem in summary["left_out"])
 
@@ -163,14 +126,14 @@ def _notes(summary: Summary, methods: Summary) -> Iterable[str]:
 
 def to_text(table: Table) -> str:
     """For a terminal: means alone, the best marked *."""
-    lines = [table.heads()]
+    lines = [table.heads]
     lines += [[name, *(c.text + ("*" if c.rank == 1 else " ") for c in cells)] for name, cells in table.rows.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = (
-        [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
-        for cells in lines
-    )
-    return "".join("  ".join(cells).rstrip() + "\n" for cells in aligned)
+    text = ""
+    for name, *numbers in lines:
+        aligned = [name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]
+        text += "  ".join(aligned).rstrip() + "\n"
+    return text
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
@@ -179,22 +142,22 @@ def to_markdown(tables: Sequence[Table]) -> str:
 
 
 def _markdown(table: Table, titled: bool) -> str:
-    heads = table.heads()
     rows = [[_plain(name), *map(_markdown_cell, cells)] for name, cells in table.rows.items()]
     text = f"## {table.title}\n\n" if titled else ""
-    text += _pipes([heads, ["---", *["---:"] * (len(heads) - 1)], *rows])
+    text += pipes([table.heads, ["---", *["---:"] * (len(table.heads) - 1)], *rows])
     if table.paired:
         pairs = [[_plain(cell) for cell in row] for row in table.paired]
-        text += "\n" + _pipes([PAIRED_HEADS, ["---", "---", *["---:"] * 4], *pairs])
+        text += "\n" + pipes([PAIRED_HEADS, ["---", "---", *["---:"] * 4], *pairs])
     return text + "\n" + "\n".join(f"- {note}" for note in table.notes) + "\n"
 
 
 def _markdown_cell(cell: Cell) -> str:
-    text = {0: cell.text, 1: f"**{cell.text}**", 2: f"<u>{cell.text}</u>"}[cell.rank]
+    text = (cell.text, f"**{cell.text}**", f"<u>{cell.text}</u>")[cell.rank]
     return f"{text} <sub>[{cell.interval}]</sub>" if cell.interval else text
 
 
-def _pipes(lines: Iterable[Sequence[str]]) -> str:
+def pipes(lines: Iterable[Sequence[str]]) -> str:
+    """Lines of a Markdown table."""
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -204,8 +167,7 @@ def _plain(name: str) -> str:
 
 def surface_markdown(summary: Summary) -> str:
     """The maps of a grid of strengths, lambda_pix down and lambda_sem across; "" where there is no grid."""
-    surface = summary.get("surface")
-    if not surface:
+    if not (surface := summary.get("surface")):
         return ""
     text = f"\n## Strengths\n\n{surface['best']['rule']}: {surface['best']['words']}\n" if "best" in surface else ""
     heads = ["lambda_pix \\ lambda_sem", *(f"{value:g}" for value in surface["lambdas_sem"])]
@@ -214,13 +176,13 @@ def surface_markdown(summary: Summary) -> str:
         lines = [heads, ["---:"] * len(heads)]
         for pix, row in zip(surface["lambdas_pix"], rows, strict=True):
             lines.append([f"{pix:g}", *("n/a" if value is None else f"{value:.{decimals}f}" for value in row)])
-        text += f"\n{METRICS[metric].label}, means of {summary['pictures']} pictures:\n\n{_pipes(lines)}"
+        text += f"\n{METRICS[metric].label}, means of {summary['pictures']} pictures:\n\n{pipes(lines)}"
     return text
 
 
 def to_latex(tables: Sequence[Table]) -> str:
     """One `table` (needs booktabs) with a block per set; intervals stand small under the means, notes under all."""
-    heads = tables[0].heads(up=r" $\uparrow$", down=r" $\downarrow$", escape=escape_latex)
+    heads = [escape_latex(h).replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$") for h in tables[0].heads]
     lines = [r"\begin{table}[t]", r"\centering\small", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
     lines += [" & ".join(heads) + r" \\"]
     for table in tables:
@@ -233,7 +195,7 @@ def to_latex(tables: Sequence[Table]) -> str:
     lines += [r"\bottomrule", r"\end{tabular}"]
     if any(table.paired for table in tables):
         lines += [r"\par\medskip", r"\begin{tabular}{llrrrr}", r"\toprule"]
-        lines += [" & ".join(map(escape_latex, PAIRED_HEADS)) + r" \\", r"\midrule"]
+        lines += [_latex_row(map(escape_latex, PAIRED_HEADS)), r"\midrule"]
         for table in tables:
             lines += _latex_title(table, len(PAIRED_HEADS), len(tables))
             lines += [_latex_row(map(escape_latex, row)) for row in table.paired]
@@ -262,7 +224,7 @@ def _latex_row(cells: Iterable[str]) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     text = escape_latex(cell.text)
-    return {0: text, 1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}[cell.rank]
+    return (text, rf"\textbf{{{text}}}", rf"\underline{{{text}}}")[cell.rank]
 
 
 def escape_latex(text: str) -> str:

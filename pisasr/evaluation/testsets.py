@@ -4,8 +4,6 @@ A YAML file names the test sets. Sets that papers share are known by name, by co
 pixels of every picture (testsets.json); sets that scripts/degrade.py made are known by its manifest.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import re
@@ -59,14 +57,11 @@ def load_sets(path: Path) -> list[TestSet]:
     common = _mapping(path, "sr", given.get("sr"))
     names = list(dict.fromkeys([*found, *entries]))
     if not names:
-        raise PisasrError(
-            f"{path} names no test set; wanted stablesr_testsets: FOLDER, or sets: {{NAME: {{lr: FOLDER}}}}"
-        )
+        wanted = "stablesr_testsets: FOLDER, or sets: {NAME: {lr: FOLDER}}"
+        raise PisasrError(f"{path} names no test set; wanted {wanted}")
     for name in names:
         if not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or name.strip(". ") == "":
-            raise PisasrError(
-                f"{path}: {name!r} can't name a set, whose results get a folder of that name; quote a word"
-            )
+            raise PisasrError(f"{path}: {name!r} can't name a set, whose results get a folder of that name; quote it")
     return [_build_set(path, name, entries.get(name), common, found.get(name, (None, None))) for name in names]
 
 
@@ -135,10 +130,9 @@ def verify_known(name: str, hr: Path | None, lr: Path | None) -> str | None:
         came = len(list_pictures(next(iter(folders.values()))))
         counted = f"{count} pictures came, as wanted" if came == count else f"{came} pictures came, {count} are wanted"
         return f"not verified: no hashes of {known} are known here; {counted}"
-    held: dict[str, dict[str, str | None]] = {}
     faults: list[str] = []
-    for role, folder in folders.items():
-        held[role] = _recognise_files(folder, {stem: digest[role] for stem, digest in digests.items()}, faults)
+    wanted = {role: {stem: digest[role] for stem, digest in digests.items()} for role in folders}
+    held = {role: _recognise_files(folder, wanted[role], faults) for role, folder in folders.items()}
     if len(held) == 2 and not faults:
         pairs = sorted(match_names(held["hr"], held["lr"]).items())
         faults = [f"{b} is not the input of {a}" for a, b in pairs if held["hr"][a] != held["lr"][b]]
@@ -153,13 +147,19 @@ def recognise(hr: Path) -> str | None:
     files = list_pictures(hr)
     sets = {name: known["digests"] for name, known in known_sets().items() if "digests" in known}
     sets = {name: digests for name, digests in sets.items() if len(digests) == len(files)}
-    found = {_digest(path) for path in files.values()} if sets else set()
+    found = {digest_picture(path) for path in files.values()} if sets else set()
     return next((name for name, of in sets.items() if {digest["hr"] for digest in of.values()} == found), None)
 
 
 def digest_picture(path: Path) -> str:
-    """Sixteen hex digits of the decoded pixels: SHA-256 of 'WxH' and the RGB bytes, whatever the file's format."""
-    picture = read_picture(path)
+    """Sixteen hex digits of the decoded pixels: SHA-256 of 'WxH' and the RGB bytes, whatever the file's format.
+
+    "" for a file that cannot be read: it is then no picture of any known set.
+    """
+    try:
+        picture = read_picture(path)
+    except ImageError:
+        return ""
     return sha256(f"{picture.shape[1]}x{picture.shape[0]}".encode() + picture.tobytes()).hexdigest()[:16]
 
 
@@ -230,13 +230,12 @@ def _build_set(path: Path, name: str, given: object, common: dict[str, object], 
         usual if entry.get(role) is None else _folder(path, f"{key}.{role}", entry[role])
         for role, usual in zip(("hr", "lr"), found, strict=True)
     )
-    places = {method: (f"sr.{method} for {name}", folder) for method, folder in common.items()}
     own = _mapping(path, f"{key}.sr", entry.get("sr"))
-    places |= {method: (f"{key}.sr.{method}", folder) for method, folder in own.items()}
-    if not places:
+    keys = {method: f"sr.{method} for {name}" for method in common} | {m: f"{key}.sr.{m}" for m in own}
+    if not keys:
         raise PisasrError(f"{path}: {key} has no pictures to score; give {key}.sr, or sr for every set, NAME: FOLDER")
-    filled = {m: (k, v.replace("{set}", name) if isinstance(v, str) else v) for m, (k, v) in places.items()}
-    return TestSet(name, {method: _folder(path, *place) for method, place in filled.items()}, hr, lr)
+    places = {m: v.replace("{set}", name) if isinstance(v, str) else v for m, v in {**common, **own}.items()}
+    return TestSet(name, {method: _folder(path, keys[method], place) for method, place in places.items()}, hr, lr)
 
 
 def _mapping(path: Path, key: str, value: object, known: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -268,7 +267,7 @@ def _folder(path: Path, key: str, value: object, find: Callable[[Path], Any] = P
 def _recognise_files(folder: Path, known: dict[str, str], faults: list[str]) -> dict[str, str | None]:
     """Stem -> stem of the known picture that the file holds; what is out of place is added to `faults`."""
     files, owners = list_pictures(folder), {digest: stem for stem, digest in known.items()}
-    held = {stem: owners.get(_digest(path)) for stem, path in files.items()}
+    held = {stem: owners.get(digest_picture(path)) for stem, path in files.items()}
     lower, known_lower = ({stem.lower(): stem for stem in stems} for stems in (files, known))
     names = {lower[a]: known_lower[b] for a, b in match_names(lower, known_lower).items()}
     there: set[str | None] = set()
@@ -284,14 +283,6 @@ def _recognise_files(folder: Path, known: dict[str, str], faults: list[str]) -> 
         there.add(picture)
     faults += [f"{stem} is missing from {folder}" for stem in sorted(stem for stem in known if stem not in there)]
     return held
-
-
-def _digest(path: Path) -> str:
-    """The digest, or "" for a file that cannot be read: it is then no picture of any known set."""
-    try:
-        return digest_picture(path)
-    except ImageError:
-        return ""
 
 
 def _first_few(lines: list[str], count: int = 5) -> str:
