@@ -43,6 +43,7 @@ from pisasr.pictures.images import (
     crop,
     finish,
     from_batch,
+    from_levels,
     join,
     pad,
     pictures_of,
@@ -388,13 +389,13 @@ class PiSASRPipeline(DiffusionPipeline):
         """
         model, device, frame = self.model, self._execution_device, jobs[0].frame
         fix = COLOR_FIXES[options.color_fix or self.config.color_fix]
-        x = to_batch([pad(prepare(job.picture.pixels, frame), frame) for job in jobs], device)
-        noise = self._noise(model.latent_shape(x), jobs, device) if options.posterior == "sample" else None
+        given = to_batch([pad(prepare(job.picture.pixels, frame), frame) for job in jobs], device)
+        noise = self._noise(model.latent_shape(given), jobs, device) if options.posterior == "sample" else None
         plan = self._cut(options, model.factor)
-        tiles = count_tiles(*model.latent_shape(x)[2:], plan.tile, plan.overlap)
+        tiles = count_tiles(*model.latent_shape(given)[2:], plan.tile, plan.overlap)
         predictors = self._predictors(model, jobs, pairs, tiles, device)
         decode = options.output_type != "latent"
-        for x_H, z_H in restore(model, x * 2 - 1, predictors, pairs, plan, noise, decode):
+        for x_H, z_H in restore(model, from_levels(given) * 2 - 1, predictors, pairs, plan, noise, decode):
             if x_H is None:
                 yield list(z_H)
                 continue
@@ -403,7 +404,8 @@ class PiSASRPipeline(DiffusionPipeline):
                     "the model answered with nan or inf; try float32 (--dtype fp32), or strengths nearer to 1."
                 )
             unit = to_unit(crop(x_H, frame).float())
-            yield _results(unit if fix is None else fix(unit, crop(x, frame)), jobs, options.output_type)
+            unit = unit if fix is None else fix(unit, from_levels(crop(given, frame)))
+            yield _results(unit, jobs, options.output_type)
 
     def _predictors(
         self, model: PiSASR, jobs: list[Job], pairs: list[Pair], tiles: int, device: torch.device

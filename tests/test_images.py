@@ -329,7 +329,7 @@ def test_a_result_beyond_reason_is_refused():
 def test_a_picture_comes_back_at_exactly_its_size(width, height, upscale):
     frame = images.plan_frame(width, height, upscale, process_size=48)
     prepared = images.prepare(np.asarray(photo(width, height)), frame)
-    x = images.to_batch([images.pad(prepared, frame)]) * 2 - 1
+    x = images.from_levels(images.to_batch([images.pad(prepared, frame)])) * 2 - 1
     assert x.shape == (1, 3, *frame.padded[::-1])
     (result,) = images.from_batch(images.to_unit(images.crop(x, frame)), 8)
     assert np.array_equal(result, prepared)  # padding comes off without a trace

@@ -557,8 +557,12 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def to_batch(pixels: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
-    """Pictures [H, W, 3] of one size as float32 [B, 3, H, W] in [0, 1]; levels cross to the device as bytes."""
-    x = torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).contiguous()
+    """Pictures [H, W, 3] of one size as [B, 3, H, W] on the device: levels as bytes, floats as they are."""
+    return torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).contiguous()
+
+
+def from_levels(x: Tensor) -> Tensor:
+    """What `to_batch` gave, as float32 in [0, 1]."""
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
@@ -569,7 +573,8 @@ def from_batch(unit: Tensor, bits: int | None = None) -> np.ndarray:
     """
     x = unit.detach().float().clamp(0, 1).permute(0, 2, 3, 1)
     if bits is not None:
-        x = x.mul(2**bits - 1).round().to(torch.int32).to({8: torch.uint8, 16: torch.uint16}[bits])
+        x = x.mul(2**bits - 1).round()
+        x = x.to(torch.uint8) if bits == 8 else x.to(torch.int32).to(torch.uint16)
     return x.contiguous().cpu().numpy()
 
 

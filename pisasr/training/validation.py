@@ -28,6 +28,7 @@ from pisasr.method.model import PiSASR, Plan, Predictors, predict, restore
 from pisasr.pictures.folders import list_pictures, match_names, read_picture
 from pisasr.pictures.images import (
     crop,
+    from_levels,
     open_image,
     pad,
     plan_frame,
@@ -194,7 +195,7 @@ def restore_picture(model: PiSASR, lq: Image.Image, lambdas: Sequence[tuple[floa
     """
     device = next(model.unet.parameters()).device
     frame = plan_frame(*lq.size, upscale=1, process_size=1, multiple=model.factor)
-    x_L = to_batch([pad(np.asarray(lq), frame)], device) * 2 - 1
+    x_L = from_levels(to_batch([pad(np.asarray(lq), frame)], device)) * 2 - 1
     embeds = model.prompt_encoder("")
 
     def predicts(*adapters: str) -> Callable[[Tensor], Tensor]:
