@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal
@@ -71,7 +71,8 @@ Result = Image.Image | np.ndarray | Tensor
 Generators = torch.Generator | int | Sequence[torch.Generator | int] | None
 Pair = tuple[float, float]
 
-# Lies beside what `save_pretrained` writes, for DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER).
+# Lies beside what `save_pretrained` writes: DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER,
+# trust_remote_code=True) takes the pipeline from it.
 CUSTOM_PIPELINE = '''"""The pipeline of this folder, for diffusers; it wants the package pisasr."""
 
 from pisasr.pipeline import PiSASRPipeline  # noqa: F401
@@ -96,6 +97,15 @@ class Options:
     output_type: OutputType = "pil"
 
     def __post_init__(self) -> None:
+        for name in ("process_size", "tile_size", "tile_overlap", "vae_tile_size", "batch_size"):
+            if not isinstance(size := getattr(self, name), int | None) or isinstance(size, bool):
+                raise TypeError(f"{name} is {size!r}; it must be a whole number.")
+        upscale: Any = self.upscale
+        if isinstance(upscale, bool) or not isinstance(upscale, int | float | np.number):
+            raise TypeError(f"upscale is {upscale!r}; it must be a number.")
+        words: Any = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+            raise TypeError(f"prompt is {self.prompt!r}; it must be a text, or one for each picture.")
         if not (math.isfinite(self.upscale) and self.upscale >= 1):
             raise ValueError(f"upscale is {self.upscale}; it must be a finite number from 1 up.")
         for name in ("process_size", "vae_tile_size", "batch_size"):
@@ -189,7 +199,10 @@ class PiSASRPipeline(DiffusionPipeline):
         The adapters are merged once, in float32, and cast afterwards. ModelError or CheckpointError, one line each.
         """
         if unknown := sorted(hub.keys() - HUB_OPTIONS):
-            raise TypeError(f"from_pretrained doesn't know {unknown[0]!r}; hub options are {HUB_OPTIONS}.")
+            raise TypeError(
+                f"from_pretrained doesn't know {unknown[0]!r}; it takes adapters, torch_dtype, variant, vae, "
+                f"text_encoder, tokenizer, scheduler, and for the hub {', '.join(HUB_OPTIONS)}."
+            )
         torch_dtype = dtype or torch_dtype
         given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
         given = {name: part for name, part in given.items() if part is not None}
@@ -221,7 +234,8 @@ class PiSASRPipeline(DiffusionPipeline):
 
         adapters_only: the two adapters instead, and by which name the base was loaded (30 MB for SD-2.1 at rank 4).
         options: diffusers' (variant, safe_serialization, max_shard_size, push_to_hub, ...). A folder written whole is
-        also loaded by `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER)` where pisasr is installed.
+        also loaded by `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)` where
+        pisasr is installed.
         """
         folder = Path(save_directory)
         if adapters_only:
@@ -346,8 +360,14 @@ class PiSASRPipeline(DiffusionPipeline):
 
         Wrong options are refused at the call; the encode and the UNet passes come with the first picture.
         """
-        settings, pairs = Options(**options), _check_pairs(lambdas)
-        (job,) = self._plan(pictures_of(image), settings)
+        if unknown := sorted(options.keys() - {field.name for field in fields(Options)}):
+            raise TypeError(
+                f"sweep doesn't know {unknown[0]!r}; it takes the options of __call__ beside the strengths."
+            )
+        settings, pairs, pictures = Options(**options), _check_pairs(lambdas), pictures_of(image)
+        if len(pictures) != 1:
+            raise ValueError(f"a sweep is of one picture, {len(pictures)} came; call it once for each.")
+        (job,) = self._plan(pictures, settings)
 
         def results() -> Iterator[Result]:
             for (result,) in self._repair([job], pairs, settings):
@@ -464,17 +484,26 @@ def _each(made: np.ndarray, jobs: list[Job]) -> Iterator[tuple[np.ndarray, Job]]
     return zip(made, jobs, strict=True)
 
 
-def _fresh(generator: Generators, count: int) -> list[torch.Generator | None]:
+def _fresh(generator: Any, count: int) -> list[torch.Generator | None]:
     """One generator for each of `count` pictures: a seed anew each time, a torch.Generator as it is, a list in turn."""
-    if isinstance(generator, Sequence):
+    if isinstance(generator, list | tuple):
         if len(generator) != count:
             raise ValueError(f"{count} pictures came with {len(generator)} generators; give one, or one for each.")
         return [fresh for one in generator for fresh in _fresh(one, 1)]
-    return [torch.Generator().manual_seed(generator) if isinstance(generator, int) else generator for _ in range(count)]
+    if generator is None or isinstance(generator, torch.Generator):
+        return [generator] * count
+    if isinstance(generator, bool | np.bool_) or not isinstance(generator, int | np.integer):
+        raise TypeError(f"generator is {generator!r}; it must be a seed, a torch.Generator, or a list of these.")
+    if not 0 <= generator < 2**63:
+        raise ValueError(f"generator is {generator}; a seed is a whole number from 0 to 2^63 - 1.")
+    return [torch.Generator().manual_seed(int(generator)) for _ in range(count)]
 
 
 def _check_pairs(lambdas: Iterable[Pair]) -> list[Pair]:
-    pairs = [(float(lambda_pix), float(lambda_sem)) for lambda_pix, lambda_sem in lambdas]
+    try:
+        pairs = [(float(lambda_pix), float(lambda_sem)) for lambda_pix, lambda_sem in lambdas]
+    except (TypeError, ValueError):
+        raise TypeError(f"strengths are {lambdas!r}; they must be pairs of numbers (lambda_pix, lambda_sem).") from None
     for pair in pairs:
         if not all(map(math.isfinite, pair)):
             raise ValueError(f"(lambda_pix, lambda_sem) is {pair}; both must be finite numbers, usually from 0 to 1.5.")
@@ -482,7 +511,7 @@ def _check_pairs(lambdas: Iterable[Pair]) -> list[Pair]:
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    if value not in choices:
+    if value not in list(choices):
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
 
 

@@ -455,3 +455,9 @@ def test_help_and_psnr_need_no_torch(folders):
             text=True,
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_results_do_not_go_among_the_pictures(folders, capsys):
+    before = sorted((folders / "hq").iterdir())
+    assert run(folders, "--output", str(folders / "hq")) == 2
+    assert "choose another one" in capsys.readouterr().err and sorted((folders / "hq").iterdir()) == before

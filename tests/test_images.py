@@ -444,6 +444,39 @@ def test_sixteen_bits_come_back_from_a_png(tmp_path, channels):
         assert np.array_equal(images.to_levels(back, 16), pixels) and picture.notices == []
 
 
+def write_tiff(path, entries, *blocks):
+    """A little-endian TIFF: entries (tag, type, count, value), where a value (n,) stands for the place of block n."""
+    start = 8 + 2 + 12 * len(entries) + 4
+    places = [start + sum(map(len, blocks[:n])) for n in range(len(blocks))]
+    own = [(*e[:3], places[e[3][0]] if isinstance(e[3], tuple) else e[3]) for e in sorted(entries, key=lambda e: e[0])]
+    head = b"II" + struct.pack("<HIH", 42, 8, len(entries))
+    path.write_bytes(head + b"".join(struct.pack("<HHII", *e) for e in own) + bytes(4) + b"".join(blocks))
+    return places
+
+
+def test_a_tiff_of_sixteen_bits_in_planes_is_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65_536, (3, 6, 4), dtype=np.uint16)
+    entries = [(256, 3, 1, 4), (257, 3, 1, 6), (258, 3, 3, (0,)), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, (1,))]
+    entries += [(277, 3, 1, 3), (278, 3, 1, 6), (279, 4, 3, (2,)), (284, 3, 1, 2)]
+    blocks = [struct.pack("<3H", 16, 16, 16), bytes(12), struct.pack("<3I", 48, 48, 48), pixels.tobytes()]
+    places = write_tiff(tmp_path / "a.tif", entries, *blocks)
+    blocks[1] = struct.pack("<3I", *(places[3] + 48 * n for n in range(3)))
+    write_tiff(tmp_path / "a.tif", entries, *blocks)
+    for read in (images.open_image, images.open_picture):
+        with pytest.raises(ImageError, match="16 bits in separate planes is not read; save it interleaved"):
+            read(tmp_path / "a.tif")
+
+
+def test_a_tiff_whose_zero_is_white_is_turned(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65_536, (6, 4), dtype=np.uint16)
+    entries = [(256, 3, 1, 4), (257, 3, 1, 6), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 0), (273, 4, 1, (0,))]
+    entries += [(277, 3, 1, 1), (278, 3, 1, 6), (279, 4, 1, 48)]
+    write_tiff(tmp_path / "a.tif", entries, pixels.tobytes())
+    picture = images.open_picture(tmp_path / "a.tif")
+    assert np.array_equal(images.to_levels(picture.pixels[..., 0], 16), 65_535 - pixels)
+    assert np.abs(np.asarray(images.open_image(tmp_path / "a.tif")) - (65_535.0 - pixels) / 257).max() <= 0.51
+
+
 def test_sixteen_bits_of_colour_come_from_a_tiff_of_either_byte_order(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65_536, (6, 4, 3), dtype=np.uint16)
     for order, mark in (("<", b"II"), (">", b"MM")):

@@ -153,10 +153,15 @@ def test_vae_tiling_is_switched_by_diffusers_names(pipe, picture):
 
 def test_the_vaes_own_tiling_is_done_exactly(folder, picture):
     pipe = PiSASRPipeline.from_pretrained(folder)
-    if not hasattr(pipe.vae, "enable_tiling"):
-        pytest.skip("the embedded default's autoencoder has no tiling of its own")
     (wanted,) = pipe(picture, **OPTIONS).images
+    sizes = []
     pipe.vae.enable_tiling()
     pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 16, 4
+    pipe.vae.decode = lambda z, decode=pipe.vae.decode: sizes.append(tuple(z.shape[-2:])) or decode(z)
     (result,) = pipe(picture, **OPTIONS).images
     np.testing.assert_allclose(result, wanted, atol=1e-5)
+    assert sizes != [(7, 10)]
+    sizes.clear()
+    pipe.vae.disable_tiling()
+    pipe(picture, **OPTIONS)
+    assert sizes == [(7, 10)]  # whole, now that it is off again

@@ -209,13 +209,27 @@ def test_tiles_and_color_and_prompt_reach_the_result(pipe):
         ({"posterior": "mode"}, "mean, sample"),
         ({"output_type": "jpeg"}, "pil, np, pt, latent, uint16"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 1.5}, "batch_size is 1.5; it must be a whole number"),
+        ({"upscale": "2"}, "upscale is '2'; it must be a number"),
+        ({"prompt": ["a", None]}, "must be a text, or one for each"),
+        ({"generator": 1.5}, "generator is 1.5; it must be a seed"),
+        ({"generator": -1}, "a seed is a whole number from 0"),
+        ({"lambda_pix": None}, "must be pairs of numbers"),
+        ({"color_fix": []}, "adain, wavelet, none"),
         ({"tile_size": 8, "tile_overlap": 8}, "overlap must be below"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_in_one_line(pipe, options, reason):
-    with pytest.raises(ValueError, match=reason) as caught:
+    with pytest.raises((ValueError, TypeError), match=reason) as caught:
         pipe(photo(), **{"process_size": 16, **options})
     assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_is_of_one_picture_and_knows_its_options(pipe):
+    with pytest.raises(ValueError, match="a sweep is of one picture, 2 came"):
+        pipe.sweep([photo(), photo()], [(1, 1)])
+    with pytest.raises(TypeError, match="sweep doesn't know 'lambda_pix'"):
+        pipe.sweep(photo(), [(1, 1)], lambda_pix=1)
 
 
 def test_an_answer_of_nan_is_an_error_not_a_black_picture(pipe):
@@ -408,6 +422,7 @@ def test_adapters_are_saved_with_the_name_of_their_base(base_folder, pipe, tmp_p
     assert sorted(str(p.relative_to(tmp_path / "light")) for p in (tmp_path / "light").rglob("*.*")) == [
         "adapters/pix.safetensors", "adapters/sem.safetensors", "model_index.json",
     ]  # fmt: skip
+    pipe.load_lora_weights(tmp_path / "light")  # the folder that holds adapters/ is taken, too
     again = PiSASRPipeline.from_pretrained(tmp_path / "light")
     assert equal(again(photo(), **SMALL).images[0], pipe(photo(), **SMALL).images[0])
     again.save_pretrained(tmp_path / "once_more", adapters_only=True)

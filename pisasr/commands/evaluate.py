@@ -20,7 +20,7 @@ from pisasr.commands.options import (
     pipeline_settings,
     whole,
 )
-from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, guarded
+from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, UsageError, guarded
 from pisasr.evaluation.evaluate import Checked, Settings, check_set, evaluate_set, write_overview
 from pisasr.evaluation.metrics import ALIASES, METRICS, PROTOCOLS, Protocol
 from pisasr.evaluation.processes import Processes
@@ -125,6 +125,7 @@ def evaluate(argv: list[str] | None = None) -> int:
 def score(methods: dict[str, Path], args: argparse.Namespace, processes: Processes) -> int:
     """Check everything, then score and report set after set."""
     sets = processes.once(lambda: _read_sets(methods, args))
+    _refuse_own_inputs(sets, args.output)
     with_hr = any(one.hr for one in sets)
     metrics = args.metrics or [name for name in OFFLINE_METRICS if METRICS[name].needs is None or with_hr]
     checked = processes.once(lambda: _check_sets(sets, args))
@@ -158,6 +159,13 @@ def score(methods: dict[str, Path], args: argparse.Namespace, processes: Process
 
 
 # --- before ----------------------------------------------------------------------------------------------------------
+
+
+def _refuse_own_inputs(sets: list[TestSet], output: Path) -> None:
+    """No folder of pictures may be the one that tables and plots are written into."""
+    for folder in (f for one in sets for f in (*one.sr.values(), one.hr, one.lr) if f is not None):
+        if folder.resolve() == output.resolve():
+            raise UsageError(f"--output {output} is a folder of pictures that are scored; choose another one")
 
 
 def _read_sets(methods: dict[str, Path], args: argparse.Namespace) -> list[TestSet]:

@@ -140,7 +140,9 @@ def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
 
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    return PiSASRPipeline.from_pretrained(args.pretrained_model, adapters=args.adapters, torch_dtype=dtype).to(device)
+    pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, adapters=args.adapters, torch_dtype=dtype).to(device)
+    pipe.set_progress_bar_config(desc="tiles", leave=False, disable=None)  # on a terminal alone
+    return pipe
 
 
 def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":

@@ -39,6 +39,8 @@ class LappedAutoencoder(ModelMixin, ConfigMixin):
     H and W must be multiples of 4.
     """
 
+    use_tiling = False  # as diffusers' autoencoders have it; the pipeline looks at it
+    tile_sample_min_size = 512
     _group_offload_block_modules = ["analysis", "synthesis", "encoder", "decoder"]  # what group offload moves
 
     @register_to_config
@@ -66,6 +68,14 @@ class LappedAutoencoder(ModelMixin, ConfigMixin):
             *(ResidualBlock(decoder_channels) for _ in range(decoder_blocks)),
             _zeroed(nn.Conv2d(decoder_channels, pixels, 3, padding=1)),
         )
+
+    def enable_tiling(self) -> None:
+        """Let the pipeline work in pieces of tile_sample_min_size px, to the same result."""
+        self.use_tiling = True
+
+    def disable_tiling(self) -> None:
+        """Leave it to the pipeline how large the pieces are."""
+        self.use_tiling = False
 
     @property
     def downscale(self) -> int:

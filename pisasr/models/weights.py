@@ -119,6 +119,8 @@ def load_adapters(source: str | os.PathLike, **hub: Any) -> tuple[Adapter, Adapt
         raise CheckpointError(f"{path} is a file; give the folder with pix.safetensors and sem.safetensors, or a .pkl.")
     if not path.is_dir():
         path = _fetch_adapters(str(source), hub)
+    elif (path / "adapters").is_dir() and not (path / "pix.safetensors").exists():
+        path = path / "adapters"  # of a model, or of what save_pretrained wrote
     adapters = [_load_kind(path, kind) for kind in KINDS if kind == "pix" or (path / f"{kind}.safetensors").exists()]
     return adapters[0], adapters[1] if len(adapters) > 1 else None
 

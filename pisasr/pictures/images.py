@@ -91,11 +91,11 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
     with _reading(Path(path), max_pixels) as (image, notices):
         # Pillow gives 16-bit grey with alpha as RGBA.
         is_grey = image.mode == "RGBA" and any(str(tile.args).startswith("LA") for tile in image.tile)
-        if image.mode in ("RGB", "RGBA", "LA") and _is_deep(image):
+        if image.mode in ("RGB", "RGBA", "LA", "CMYK") and _is_deep(image):
             notices.append("16 bits a channel, read at 8")
         image.load()
         is_png, icc = image.format == "PNG", image.info.get("icc_profile")
-        image = _orient(image, notices)
+        image = _orient(_dark_at_zero(image), notices)
         image = _to_srgb(image, icc, notices)
         image = _to_eight_bits(image, notices, is_png)
         image = image.convert("LA") if is_grey else image
@@ -111,9 +111,9 @@ def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictu
     """
     path = Path(path)
     with _reading(path, max_pixels) as (image, _):
-        keep = (_is_deep(image) or image.mode.startswith(("I", "F"))) and not _needs_conversion(image)
         colour = image.mode in ("RGB", "RGBA") and not any(str(tile.args).startswith("LA") for tile in image.tile)
-        keep = keep and (colour or image.mode.startswith(("I", "F")))
+        keep = (_is_deep(image) and colour) or image.mode.startswith(("I", "F"))
+        keep = keep and "transparency" not in image.info and not _needs_conversion(image, [])
     if not keep:
         image = open_image(path, max_pixels)
         return replace(_from_image(image), notices=image.info["notices"])
@@ -121,7 +121,9 @@ def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictu
         is_png = image.format == "PNG"
         if not colour:
             image.load()
+            image = _dark_at_zero(image)
             return replace(_from_image(_orient(image, notices), notices, is_png), notices=notices)
+        _needs_conversion(image, notices)
         image.load()
         high = np.asarray(_orient(image, notices))
     with _reading(path, max_pixels) as (image, _):
@@ -138,6 +140,7 @@ def _reading(path: Path, max_pixels: int) -> Iterator[tuple[Any, list[str]]]:
     try:
         with _our_pixel_cap(), Image.open(path, formats=READABLE) as image:
             _check_pixels(image, max_pixels)
+            _check_planes(image)
             yield image, _oddities(path, image)
     except ImageError:
         raise
@@ -149,6 +152,20 @@ def _reading(path: Path, max_pixels: int) -> Iterator[tuple[Any, list[str]]]:
         raise ImageError("no permission to read the file") from None
     except Exception as error:  # a decoder fed with rubbish raises whatever it likes
         raise ImageError(f"broken picture: {_one_line(error)}") from None
+
+
+def _check_planes(image: Any) -> None:
+    """Refuse what Pillow reads as noise: more than eight bits a channel, each channel in a plane of its own."""
+    depths = image.tag_v2.get(258, ()) if image.format == "TIFF" else ()
+    if len(depths) > 1 and max(depths) > 8 and not _is_deep(image):
+        raise ImageError(f"a TIFF of {max(depths)} bits in separate planes is not read; save it interleaved, or as PNG")
+
+
+def _dark_at_zero(image: Any) -> Any:
+    """A TIFF whose zero is white, as others are; of sixteen bits, Pillow leaves that to its caller."""
+    if image.format != "TIFF" or image.tag_v2.get(262) != 0 or not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray(65_535 - np.asarray(image).astype(np.uint16))
 
 
 def _is_deep(image: Any) -> bool:
@@ -194,7 +211,7 @@ def _check_pixels(image: Image.Image, max_pixels: int) -> None:
         raise ImageError("the picture has no pixels")
     if pixels > max_pixels:
         raise ImageError(
-            f"{image.width}x{image.height} is {pixels / 1e6:.1f} million pixels, the limit is {max_pixels / 1e6:g};"
+            f"{image.width}x{image.height} is {pixels / 1e6:.3g} million pixels, the limit is {max_pixels / 1e6:g};"
             " raise it with --max_input_pixels"
         )
 
@@ -247,14 +264,15 @@ def _to_srgb(image: Any, icc: bytes | None, notices: list[str]) -> Image.Image:
         return image
 
 
-def _needs_conversion(image: Any) -> bool:
-    """Whether a profile says that the colours are not sRGB's; a broken one is nobody's."""
+def _needs_conversion(image: Any, notices: list[str]) -> bool:
+    """Whether a profile says that the colours are not sRGB's; a broken one says nothing, which is noted."""
     if image.mode.startswith(("I", "F")) or not (icc := image.info.get("icc_profile")):
         return False  # more than eight bits of grey are left alone
     try:
         return "srgb" not in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(icc))).lower()
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return True
+        notices.append("its colour profile cannot be used, colours taken as sRGB")
+        return False
 
 
 def _through(image: Any, profile: Any) -> Any:
@@ -329,6 +347,8 @@ def _describe_stranger(path: Path) -> str:
     if start[4:8] == b"ftyp":
         name = {b"avif": "AVIF", b"avis": "AVIF"}.get(start[8:12], "HEIC")
     readable = "PNG, JPEG, WebP, TIFF or BMP"
+    if start[:4] in (b"II*\0", b"MM\0*"):
+        return "a TIFF of a kind that is not read (floats in colour, say); save it with 8 or 16 bits a channel"
     return f"{name} is not read here; convert it to {readable} first" if name else f"not an image ({readable})"
 
 
