@@ -320,7 +320,7 @@ class PiSASRPipeline(DiffusionPipeline):
             vae_tile_size: in image pixels; beyond its square the VAE works in pieces, to the same result. None is 512.
             batch_size: how many neighbouring pictures of one size, or tiles of one picture, go through a network at
                 once. It changes speed and memory, and the result by rounding alone.
-            low_memory: whether the VAE, working in pieces, holds half as much, for about half as much time again.
+            low_memory: whether the VAE, working in pieces, holds half as much, for up to half as much arithmetic again.
             prompt: what the picture shows; one for all pictures, or one for each.
             posterior: the VAE's "mean", or a "sample" of it with `generator`, as published.
             generator: a seed, which every picture starts anew from; a torch.Generator, which goes on from picture to

@@ -70,7 +70,7 @@ class Plan:
 
     tile, overlap: of the UNet, in latent pixels; batch_size: tiles (or pictures) that go through it at once;
     vae_tile_px: beyond this square, in image pixels, the VAE works in pieces, without gradients; lean: and holds half
-    as much for half as much time again.
+    as much, for up to half as much arithmetic again.
     """
 
     tile: int | None = None
