@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("matplotlib")
 
 from pisasr.errors import PisasrError
-from pisasr.evaluation.plots import draw_differences, draw_perception_distortion, draw_plots, draw_surface, pareto_front
+from pisasr.evaluation.plots import draw_perception_distortion, draw_plots, draw_surface, pareto_front
 
 
 def column(mean, low=None, high=None):
@@ -23,14 +23,6 @@ POINTS = {
     "lanczos": {"psnr": column(27.2, 26.6, 27.8), "niqe": column(9.1, 9.0, 9.3), "lpips": column(None)},
     "OSEDiff": {"psnr": column(25.2, 24.7, 25.6), "niqe": column(5.6, 5.3, 6.0), "lpips": column(0.29)},
 }
-ROWS = [
-    {"method": method, "name": f"{k}.png", "psnr": psnr, "niqe": niqe}
-    for method, scores in {
-        "a": [(30, 5), (28, 6), (26, 4), (25, math.nan)],
-        "b": [(29, 6), (28, 5), (27, 5), (24, 5)],
-    }.items()
-    for k, (psnr, niqe) in enumerate(scores)
-]
 
 
 def grid(lambdas=(0, 0.5, 1)):
@@ -89,25 +81,14 @@ def test_a_summary_draws_what_it_has_numbers_for(tmp_path):
     surface = {"methods": pairs, "maps": maps, "lambdas_pix": [0, 1], "lambdas_sem": [0, 1], "best": {"pair": (1, 0)}}
     metrics = dict.fromkeys(["psnr", "niqe", "musiq"], "")
     summary = {"methods": methods, "protocol": {"metrics": metrics}, "paired": [{"first": "a", "second": "b"}]}
-    draw_plots(tmp_path, ROWS, summary, "svg")
-    assert {path.name for path in tmp_path.iterdir()} == {"perception_distortion.svg", "differences.svg"}
-    draw_plots(tmp_path, ROWS, summary | {"surface": surface}, "svg")
+    draw_plots(tmp_path, summary, "svg")
+    assert {path.name for path in tmp_path.iterdir()} == {"perception_distortion.svg"}
+    draw_plots(tmp_path, summary | {"surface": surface}, "svg")
     assert "outlined: (1, 0)" in " ".join(words(tmp_path / "surface.svg"))
     assert not any("MUSIQ" in text for path in tmp_path.iterdir() for text in words(path))
 
 
-def test_the_titles_count_who_is_better(tmp_path):
-    draw_differences(tmp_path / "plot.svg", ROWS, ["psnr", "niqe"], "a", "b")
-    found = " | ".join(words(tmp_path / "plot.svg"))
-    assert "a better on 2 of 4, equal on 1" in found
-    assert "a better on 2 of 3" in found and "1 left out: no number" in found
-    assert "mean difference +0.25" in found and "mean difference \N{MINUS SIGN}0.33" in found
-
-
 def test_no_numbers_at_all_still_make_a_plot(tmp_path):
-    rows = [{"method": method, "name": "a.png", "lpips": math.nan} for method in ("a", "b")]
-    draw_differences(tmp_path / "plot.svg", rows, ["lpips"], "a", "b")
-    assert "1 left out: no number" in words(tmp_path / "plot.svg")
     draw_surface(tmp_path / "plot.png", {"lpips": [[math.nan]]}, [1], [1])
 
 

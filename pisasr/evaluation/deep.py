@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,14 +16,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from pisasr.evaluation.lookup import MetricUnavailable, choose_device
+from pisasr.evaluation.lookup import MetricUnavailable, choose_device, file_name, find_fetched, hub_of
 from pisasr.evaluation.metrics import Scorer
 
 IQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
 CLIP = "https://openaipublic.azureedge.net/clip/models/"
-
-# Where torch's hub folder keeps the files of each place.
-FOLDERS = {IQA_HUB: "pyiqa", CLIP: "clip"}
 
 RN50 = CLIP + "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt"
 VIT_B32 = CLIP + "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
@@ -57,25 +53,23 @@ def load_network(metric: str, weights: Path | None, create: Callable[[str], Any]
     """
     network = NETWORKS[metric]
     if find_spec("pyiqa") is None:
-        files = " and ".join(map(_name, network.urls))
+        files = " and ".join(map(file_name, network.urls))
         raise MetricUnavailable(
             "pyiqa is not installed: pip install 'pisasr[pyiqa]' (PolyForm Noncommercial licence); it then fetches"
             f" {files}, or finds them in --weights FOLDER"
         )
-    found = {url: _find(url, weights) for url in network.urls}
+    inside = {url: "clip" if url.startswith(CLIP) else "pyiqa" for url in network.urls}  # folders of torch's hub
+    found = {url: find_fetched(url, folder, weights) for url, folder in inside.items()}
     missing = [url for url, path in found.items() if path is None]
     advice = f"fetch {' and '.join(missing)}, put what came into a folder and give --weights FOLDER" if missing else ""
-    if missing and _is_offline():
-        raise MetricUnavailable(f"offline, and {', '.join(map(_name, missing))} not found: {advice}")
+    if missing and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise MetricUnavailable(f"offline, and {', '.join(map(file_name, missing))} not found: {advice}")
     for url, path in found.items():
         if path is not None and url.startswith(CLIP):
             _check_clip(url, path)
-    from pisasr._compat import repair_torchvision
-
-    repair_torchvision()
-    held = {url: path for url, path in found.items() if path} if not missing else {}
+    held = {f"{inside[url]}/{quote(file_name(url))}": path for url, path in found.items() if path}
     try:
-        with contextlib.redirect_stdout(sys.stderr), _hub_of(held):
+        with contextlib.redirect_stdout(sys.stderr), _pyiqa_with({} if missing else held):
             return create(network.name)
     except Exception as error:  # a bad file, a hub error, a missing package: all mean that this column can't be had
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -104,24 +98,6 @@ def load_scorer(metric: str, weights: Path | None = None, device: str | None = N
     return score
 
 
-def _is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _name(url: str) -> str:
-    return url.rsplit("/", 1)[1]
-
-
-def _find(url: str, weights: Path | None) -> Path | None:
-    """The file that this address names: in the given folder, or where torch keeps what it has fetched before."""
-    from torch.hub import get_dir
-
-    names = (_name(url), quote(_name(url)))  # pyiqa keeps a + as %2B
-    places = [weights] if weights else []
-    places += [Path(get_dir()) / folder for place, folder in FOLDERS.items() if url.startswith(place)]
-    return next((place / name for place in places for name in names if (place / name).is_file()), None)
-
-
 def _check_clip(url: str, path: Path) -> None:
     """pyiqa would download a file with another hash anew, with no time limit, and write over it through the link."""
     with path.open("rb") as file:
@@ -130,23 +106,15 @@ def _check_clip(url: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _hub_of(found: dict[str, Path]) -> Iterator[None]:
-    """For a while, torch's hub folder is one that holds exactly these files, so that nothing is fetched again."""
-    if not found:
-        yield
-        return
-    from torch import hub
+def _pyiqa_with(files: dict[str, Path]) -> Iterator[None]:
+    """`hub_of`, where pyiqa looks, too."""
+    from torch.hub import get_dir
 
-    usual = hub.get_dir()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
-        for url, path in found.items():
-            inside = next(inside for place, inside in FOLDERS.items() if url.startswith(place))
-            Path(folder, inside).mkdir(exist_ok=True)
-            Path(folder, inside, quote(_name(url))).symlink_to(path.resolve())
-        hub.set_dir(folder)
-        undo.callback(hub.set_dir, usual)
-        undo.callback(_set_pyiqa_folder, Path(usual, "pyiqa"))
-        _set_pyiqa_folder(Path(folder, "pyiqa"))
+    usual = Path(get_dir(), "pyiqa")
+    with hub_of(files), contextlib.ExitStack() as undo:
+        if files:
+            undo.callback(_set_pyiqa_folder, usual)
+            _set_pyiqa_folder(Path(get_dir(), "pyiqa"))
         yield
 
 

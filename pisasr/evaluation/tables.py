@@ -42,8 +42,7 @@ def build_table(summary: Summary) -> Table:
     for method, columns in shown.items():
         rows[method] = [_cell(metric, columns.get(metric), ranks[metric].get(method, 0)) for metric in metrics]
         rows[method] += [Cell(f"{columns['seconds']:.2f}" if "seconds" in columns else "n/a")] * timed
-    labels = [f"{METRICS[metric].label} {'↑' if METRICS[metric].higher_is_better else '↓'}" for metric in metrics]
-    heads = ["Method", *labels, *["s / picture"] * timed]
+    heads = ["Method", *(METRICS[metric].head for metric in metrics), *["s / picture"] * timed]
     return Table(summary["set"], heads, rows, list(map(_paired, summary["paired"])), list(_notes(summary, shown)))
 
 
