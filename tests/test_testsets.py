@@ -16,7 +16,6 @@ from pisasr.evaluation import testsets
 from pisasr.evaluation.testsets import (
     TestSet,
     digest_picture,
-    find_stablesr_sets,
     known_sets,
     load_sets,
     verify_known,
@@ -81,41 +80,6 @@ def test_sets_are_read_with_paths_from_the_files_own_folder(tmp_path):
     ]
 
 
-def test_stablesrs_folder_adds_the_sets_that_are_there(tmp_path):
-    for place in (
-        "T/DIV2K_V2_val/gt",
-        "T/DIV2K_V2_val/lq",
-        "T/DrealSRVal_crop128/test_HR",
-        "T/DrealSRVal_crop128/test_LR",
-    ):
-        (tmp_path / place).mkdir(parents=True)
-    (tmp_path / "T/DrealSRVal_crop128/test_SR_bicubic").mkdir()
-    (tmp_path / "sr").mkdir()
-    path = write(tmp_path / "s.yaml", "stablesr_testsets: T\nsr: {a: sr}\nsets: {DRealSR: {sr: {b: sr}}}\n")
-    div2k, drealsr = load_sets(path)
-    assert (div2k.name, div2k.hr.name, div2k.lr.name, list(div2k.sr)) == ("DIV2K-Val", "gt", "lq", ["a"])
-    assert (drealsr.name, drealsr.hr.name, drealsr.lr.name) == ("DRealSR", "test_HR", "test_LR")
-    assert list(drealsr.sr) == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    "home", ["DREALSRVAL_CROP128", "x/DrealSRVal_crop128", "DrealSRVal_crop128/DrealSRVal_crop128"]
-)
-def test_case_and_a_folder_more_do_not_hide_a_set(tmp_path, home):
-    (tmp_path / home / "Test_hr").mkdir(parents=True)
-    (tmp_path / home / "test_LR").mkdir()
-    assert find_stablesr_sets(tmp_path) == {"DRealSR": (tmp_path / home / "Test_hr", tmp_path / home / "test_LR")}
-
-
-def test_stablesrs_sets_that_cannot_be_told_are_refused(tmp_path):
-    assert "holds none of DIV2K_V2_val" in refusal(find_stablesr_sets, tmp_path)
-    (tmp_path / "DIV2K_V2_val").mkdir()
-    assert "holds none of DIV2K_V2_val" in refusal(find_stablesr_sets, tmp_path)
-    for place in ("a", "b"):
-        (tmp_path / place / "DIV2K_V2_val" / "gt").mkdir(parents=True)
-    assert "DIV2K-Val lies in" in refusal(find_stablesr_sets, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -130,7 +94,7 @@ def test_stablesrs_sets_that_cannot_be_told_are_refused(tmp_path):
         ("sets: {m: {sr: [here]}}\n", "sets.m.sr is ['here']"),
         ("sets: {m: {sr: {a: 3}}}\n", "sets.m.sr.a is 3; wanted the path"),
         ("sets: {m: here}\n", "sets.m is 'here'"),
-        ("stablesr_testsets: gone\n", "stablesr_testsets is 'gone'"),
+        ("sets: {m: {hr: , sr: {a: here}}}\n", "sets.m.hr is None; wanted the path"),
         ("sets: {m: {sr: {a: here}, sr: {a: here}}}\n", "not readable as YAML"),
         ("sets: {m\n", "not readable as YAML"),
     ],

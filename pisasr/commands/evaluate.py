@@ -50,9 +50,9 @@ Pictures are paired by name: equal names first, then names without endings such 
 --allow_missing. The same command continues a run that was killed.
 
 sets.yaml (paths count from its folder; {set} is the set's name):
-  stablesr_testsets: StableSR-TestSets       adds DIV2K-Val, RealSR and DRealSR, those that are there
   sr: {ours: "results/ours/{set}", OSEDiff: "results/osediff/{set}"}
   sets:
+    RealSR: {hr: RealSRVal_crop128/test_HR, lr: RealSRVal_crop128/test_LR}
     RealLQ250: {lr: RealLQ250}               no true pictures: metrics without a reference
     mine: {hr: photos/hq, lr: photos/lq}     a manifest.json of scripts/degrade.py in lr is verified
 

@@ -66,20 +66,24 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """reproduced, not reproduced, or not computed."""
         if self.difference is None:
             return "not computed"
         within = round(abs(self.difference), 9) <= self.tolerance  # 25.53 - 25.50 is a hair more than 0.03 in binary
         return "reproduced" if within else "not reproduced"
 
-
-class PublishedComparison(NamedTuple):
-    """All that could be compared on one set. unknown: our methods of which nothing is published there."""
-
-    set: str
-    comparisons: list[Comparison]
-    unknown: list[str]
-    notes: list[str]
+    def cells(self) -> list[str]:
+        """Ours has one decimal more than what was printed, so that a difference within rounding can be seen."""
+        row, decimals, gap = self.row, self.decimals + 1, self.difference
+        return [
+            self.method if fold_name(self.method) == fold_name(row.method) else f"{self.method} = {row.method}",
+            self.metric.upper(),
+            "n/a" if self.ours is None else f"{self.ours:.{decimals}f}",
+            self.published,
+            "n/a" if gap is None else f"{round(gap, decimals) + 0.0:+.{decimals}f}",
+            f"{self.tolerance:g}",
+            self.verdict,
+            row.source if row.read else f"{row.source} (remembered)",
+        ]
 
 
 @cache
@@ -90,12 +94,9 @@ def load_published() -> dict[str, Any]:
 
 
 def compare_published(
-    set_name: str,
-    methods: Mapping[str, Mapping[str, float | None]],
-    count: int,
-    aliases: Mapping[str, str] | None = None,
-) -> PublishedComparison:
-    """Our means (method -> metric -> mean over `count` pictures) beside every number printed for that set.
+    set_name: str, methods: Mapping[str, Mapping[str, float | None]], aliases: Mapping[str, str]
+) -> list[Comparison]:
+    """Our means (method -> metric -> mean) beside every number printed for that set; PisasrError on an unknown set.
 
     Methods are the same when their names are, but for case, spaces, hyphens and underscores; `aliases` says what
     another name of ours is called in the tables, as in {"ours (1, 1)": "PiSA-SR"}.
@@ -104,53 +105,56 @@ def compare_published(
     if not (known := _find_set(set_name)):
         sets = did_you_mean(set_name, dict.fromkeys(row.set for row in every))
         raise PisasrError(f"nothing is published here on {set_name!r}; {sets}")
-    names = {method: _published_name(method, aliases or {}) for method in methods}
-    found = PublishedComparison(known, [], [], [])
-    if count != (wanted := known_sets()[known]["count"]):
-        counted = f"{count} pictures were scored, the published {known} has {wanted}"
-        found.notes.append(f"{counted}: means, and FID most of all, are about other pictures.")
+    found = []
     for method, scores in methods.items():
-        rows = [row for row in every if row.set == known and fold_name(row.method) == names[method]]
-        finite = {name: mean for name, mean in scores.items() if mean is not None and math.isfinite(mean)}
-        found.comparisons.extend(Comparison(method, m, finite.get(m), row) for row in rows for m in row.scores)
-        found.unknown.extend([] if rows else [method])
-        found.notes.extend(f"{row.method}, {row.source}: {row.note}." for row in rows if row.note)
+        name = _published_name(method, aliases)
+        finite = {metric: mean for metric, mean in scores.items() if mean is not None and math.isfinite(mean)}
+        rows = [row for row in every if row.set == known and fold_name(row.method) == name]
+        found += [Comparison(method, metric, finite.get(metric), row) for row in rows for metric in row.scores]
     return found
-
-
-def render_published(found: PublishedComparison) -> str:
-    """Markdown: a line that sums up, a row per printed number, what is to be known of them, the sources."""
-    heads = ["Method", "Metric", "Ours", "Published", "Difference", "Tolerance", "Verdict", "Source"]
-    rows = [_cells(comparison) for comparison in found.comparisons]
-    table = pipes([heads, ["---", "---", *["---:"] * 4, "---", "---"], *rows]) + "\n" if rows else ""
-    sources, tolerance = load_published()["sources"], load_published()["tolerance"]
-    used = dict.fromkeys(comparison.row.source for comparison in found.comparisons)
-    notes = [f"Nothing is published here on {found.set} for: {', '.join(found.unknown)}."] if found.unknown else []
-    notes += dict.fromkeys(found.notes)
-    notes += [f"Tolerance: {tolerance['why']}"] if used else []
-    notes += [f"Tolerance of {key}: {tolerance['by_source_why']}" for key in used if key in tolerance["by_source"]]
-    notes += [f"{key}: {sources[key]}" for key in used]
-    return f"{found.set}: {_sum_up(found.comparisons)}\n\n{table}" + "".join(f"- {note}\n" for note in notes)
-
-
-def check_aliases(set_names: Iterable[str], aliases: Mapping[str, str]) -> None:
-    """PisasrError if nothing is published on any of these sets, or an alias is a name that no table has."""
-    names = list(set_names)
-    known = [name for name in names if _find_set(name)] or names[:1]
-    compare_published(known[0], {method: {} for method in aliases}, 0, aliases)
 
 
 def compare_summary(summary: dict[str, Any], aliases: Mapping[str, str]) -> list[str]:
     """The paragraphs that hold a summary's means against the literature, in Markdown."""
     count, protocol = summary["pictures"], summary["protocol"]["name"]
     said = [f"{count} pictures, protocol {protocol}; the published numbers are by stablesr.\n"]
-    if not _find_set(summary["set"]):
+    if not (known := _find_set(summary["set"])):
         return [*said, f"Nothing is published here on {summary['set']}.\n"]
     means = {
         method: {name: column["mean"] for name, column in columns.items() if isinstance(column, dict)}
         for method, columns in summary["methods"].items()
     }
-    return [*said, render_published(compare_published(summary["set"], means, count, aliases))]
+    return [*said, render_published(known, compare_published(known, means, aliases), list(means), count)]
+
+
+def render_published(known: str, found: list[Comparison], methods: Iterable[str], count: int) -> str:
+    """Markdown: a line that sums up, a row per printed number, what is to be known of them, the sources.
+
+    known: the set, as the tables spell it. methods: all of ours; of which nothing is published is said. count: of our
+    pictures.
+    """
+    heads = ["Method", "Metric", "Ours", "Published", "Difference", "Tolerance", "Verdict", "Source"]
+    rows = [comparison.cells() for comparison in found]
+    table = pipes([heads, ["---", "---", *["---:"] * 4, "---", "---"], *rows]) + "\n" if rows else ""
+    sources, tolerance = load_published()["sources"], load_published()["tolerance"]
+    used = dict.fromkeys(comparison.row.source for comparison in found)
+    unknown = [method for method in methods if method not in {comparison.method for comparison in found}]
+    notes = [f"Nothing is published here on {known} for: {', '.join(unknown)}."] if unknown else []
+    if count != (wanted := known_sets()[known]["count"]):
+        counted = f"{count} pictures were scored, the published {known} has {wanted}"
+        notes.append(f"{counted}: means, and FID most of all, are about other pictures.")
+    notes += dict.fromkeys(f"{c.row.method}, {c.row.source}: {c.row.note}." for c in found if c.row.note)
+    notes += [f"Tolerance: {tolerance['why']}"] if used else []
+    notes += [f"Tolerance of {key}: {tolerance['by_source_why']}" for key in used if key in tolerance["by_source"]]
+    notes += [f"{key}: {sources[key]}" for key in used]
+    return f"{known}: {_sum_up(found)}\n\n{table}" + "".join(f"- {note}\n" for note in notes)
+
+
+def check_aliases(set_names: Iterable[str], aliases: Mapping[str, str]) -> None:
+    """PisasrError if nothing is published on any of these sets, or an alias is a name that no table has."""
+    names = list(set_names)
+    known = [name for name in names if _find_set(name)] or names[:1]
+    compare_published(known[0], {method: {} for method in aliases}, aliases)
 
 
 def _find_set(name: str) -> str | None:
@@ -165,22 +169,6 @@ def _published_name(method: str, aliases: Mapping[str, str]) -> str:
     if name is not None and fold_name(name) not in map(fold_name, known):
         raise PisasrError(f"no table here has {name!r}, which {method!r} is said to be; {did_you_mean(name, known)}")
     return fold_name(name or method)
-
-
-def _cells(comparison: Comparison) -> list[str]:
-    """Ours has one decimal more than what was printed, so that a difference within rounding can be seen."""
-    method, row, decimals = comparison.method, comparison.row, comparison.decimals + 1
-    ours, difference = comparison.ours, comparison.difference
-    return [
-        method if fold_name(method) == fold_name(row.method) else f"{method} = {row.method}",
-        comparison.metric.upper(),
-        "n/a" if ours is None else f"{ours:.{decimals}f}",
-        comparison.published,
-        "n/a" if difference is None else f"{round(difference, decimals) + 0.0:+.{decimals}f}",
-        f"{comparison.tolerance:g}",
-        comparison.verdict,
-        row.source if row.read else f"{row.source} (remembered)",
-    ]
 
 
 def _sum_up(comparisons: list[Comparison]) -> str:
@@ -206,18 +194,17 @@ def read_scores(path: Path) -> dict[str, dict[str, float]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             columns = _find_columns(path, reader.fieldnames or [])
-            head_of_names = columns.pop("name")
-            scores, stems = {}, set()
-            for row in reader:
-                place = f"{path}, line {reader.line_num}"
-                if None in row or None in row.values() or not (name := row[head_of_names].strip()):
-                    raise PisasrError(f"{place}: wanted a name and as many cells as the first line has; mend the file")
-                if _stem(name) in stems:
-                    raise PisasrError(f"{place}: {name} was there before; wanted one row a picture, of one method")
-                stems.add(_stem(name))
-                scores[name] = {metric: _number(row[head], place, head) for metric, head in columns.items()}
+            lines = [(f"{path}, line {reader.line_num}", line) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise PisasrError(f"{path} can't be read as CSV ({' '.join(str(error).split())})") from error
+    head_of_names, scores, stems = columns.pop("name"), dict[str, dict[str, float]](), set()
+    for place, line in lines:
+        if None in line or None in line.values() or not (name := line[head_of_names].strip()):
+            raise PisasrError(f"{place}: wanted a name and as many cells as the first line has; mend the file")
+        if _stem(name) in stems:
+            raise PisasrError(f"{place}: {name} was there before; wanted one row a picture, of one method")
+        stems.add(_stem(name))
+        scores[name] = {metric: _number(line[head], place, head) for metric, head in columns.items()}
     if not scores:
         raise PisasrError(f"{path} holds no scores; wanted a row a picture")
     return scores

@@ -19,12 +19,6 @@ from pisasr.evaluation.pairs import Pairing, pair_folders
 from pisasr.pictures.folders import SUFFIX, list_pictures, match_names, read_picture
 from pisasr.pictures.manifest import find_differences, read_entries
 
-HR_NAMES = ("gt", "hr", "hq", "test_hr")
-LR_NAMES = ("lq", "lr", "test_lr")  # test_SR_bicubic holds enlarged inputs: it is neither
-STABLESR_FOLDERS = {"DIV2K-Val": "DIV2K_V2_val", "RealSR": "RealSRVal_crop128", "DRealSR": "DrealSRVal_crop128"}
-
-Folders = tuple[Path | None, Path | None]  # true pictures, inputs
-
 
 @dataclass(frozen=True)
 class TestSet:
@@ -50,53 +44,24 @@ def check_set(one: TestSet, suffix: str = SUFFIX) -> Pairing:
 
 
 def load_sets(path: Path) -> list[TestSet]:
-    """The test sets that a YAML file names, those of StableSR's folder first.
+    """The test sets that a YAML file names.
 
-        stablesr_testsets: PATH                    # adds DIV2K-Val, RealSR and DRealSR, those that are there
         sr: {OSEDiff: results/osediff/{set}}       # for every set; {set} stands for its name
         sets:
           RealSR: {hr: ..., lr: ..., sr: {ours: ...}}
           RealLQ250: {lr: ...}                     # no true pictures
 
-    Paths count from the file's own folder. A set's own entries stand over those it would have otherwise.
+    Paths count from the file's own folder. A set's own entries stand over those for every set.
     """
-    given = _mapping(path, "the file", _read_yaml(path), ("stablesr_testsets", "sr", "sets"))
+    given = _mapping(path, "the file", _read_yaml(path), ("sr", "sets"))
     entries = _mapping(path, "sets", given.get("sets"))
-    place = given.get("stablesr_testsets")
-    found = {} if place is None else find_stablesr_sets(_folder(path, "stablesr_testsets", place))
     common = _mapping(path, "sr", given.get("sr"))
-    names = list(dict.fromkeys([*found, *entries]))
-    if not names:
-        wanted = "stablesr_testsets: FOLDER, or sets: {NAME: {lr: FOLDER}}"
-        raise PisasrError(f"{path} names no test set; wanted {wanted}")
-    for name in names:
+    if not entries:
+        raise PisasrError(f"{path} names no test set; wanted sets: {{NAME: {{lr: FOLDER}}}}")
+    for name in entries:
         if not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or name.strip(". ") == "":
             raise PisasrError(f"{path}: {name!r} can't name a set, whose results get a folder of that name; quote it")
-    return [_build_set(path, name, entries.get(name), common, found.get(name, (None, None))) for name in names]
-
-
-def find_stablesr_sets(root: Path) -> dict[str, Folders]:
-    """Name -> (true pictures, inputs) of the StableSR-TestSets that lie in `root`, at most two folders deeper.
-
-    The layout is written from memory: DIV2K_V2_val/{gt,lq}, RealSRVal_crop128/{test_HR,test_LR} and
-    DrealSRVal_crop128/{test_HR,test_LR}. Case is disregarded, and so is a folder more on the way.
-    """
-    folders = sorted(path for depth in ("*/*", "*/*/*") for path in root.glob(depth) if path.is_dir())
-    sets: dict[str, Folders] = {}
-    for name, usual in STABLESR_FOLDERS.items():
-        here = [path for path in folders if usual.lower() in str(path.relative_to(root)).lower().split("/")]
-        found: list[Path | None] = []
-        for names in (HR_NAMES, LR_NAMES):
-            places = [path for path in here if path.name.lower() in names]
-            if len(places) > 1:
-                raise PisasrError(f"{name} lies in {' and in '.join(map(str, places))}; keep one of them")
-            found.append(places[0] if places else None)
-        if any(found):
-            sets[name] = found[0], found[1]
-    if not sets:
-        wanted = f"{', '.join(STABLESR_FOLDERS.values())} with sub-folders {', '.join(HR_NAMES + LR_NAMES)}"
-        raise PisasrError(f"{root} holds none of {wanted}")
-    return sets
+    return [_build_set(path, name, entry, common) for name, entry in entries.items()]
 
 
 @cache
@@ -205,19 +170,17 @@ def _read_yaml(path: Path) -> object:
         raise PisasrError(f"{path} is not readable as YAML ({reason})") from error
 
 
-def _build_set(path: Path, name: str, given: object, common: dict[str, object], found: Folders) -> TestSet:
+def _build_set(path: Path, name: str, given: object, common: dict[str, Any]) -> TestSet:
     key = f"sets.{name}"
     entry = _mapping(path, key, given, ("hr", "lr", "sr"))
-    hr, lr = (
-        usual if entry.get(role) is None else _folder(path, f"{key}.{role}", entry[role])
-        for role, usual in zip(("hr", "lr"), found, strict=True)
-    )
     own = _mapping(path, f"{key}.sr", entry.get("sr"))
     keys = {method: f"sr.{method} for {name}" for method in common} | {m: f"{key}.sr.{m}" for m in own}
     if not keys:
         raise PisasrError(f"{path}: {key} has no pictures to score; give {key}.sr, or sr for every set, NAME: FOLDER")
     places = {m: v.replace("{set}", name) if isinstance(v, str) else v for m, v in {**common, **own}.items()}
-    return TestSet(name, {method: _folder(path, keys[method], place) for method, place in places.items()}, hr, lr)
+    sr = {method: _folder(path, keys[method], place) for method, place in places.items()}
+    hr, lr = (_folder(path, f"{key}.{role}", entry[role]) if role in entry else None for role in ("hr", "lr"))
+    return TestSet(name, sr, hr, lr)
 
 
 def _mapping(path: Path, key: str, value: object, known: tuple[str, ...] = ()) -> dict[str, Any]:
