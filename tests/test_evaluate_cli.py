@@ -300,7 +300,7 @@ def test_the_literature_is_asked_about_a_named_set(folders, capsys):
 
 def test_fid_is_about_the_pictures_of_the_table(folders, monkeypatch):
     """Left-out pictures take no part; the features come from whatever network there is, here the mean colour."""
-    monkeypatch.setattr("pisasr.evaluation.fid.load_inception", lambda w, d: lambda p: p.reshape(-1, 3).mean(axis=0))
+    monkeypatch.setattr("pisasr.evaluation.fid.load_inception", lambda device: lambda p: p.reshape(-1, 3).mean(axis=0))
     Image.new("RGB", (20, 24), "red").save(folders / "hq" / "odd.png")
     assert run(folders, "--allow_missing", metrics=("fid",)) == 0
     _, summary, table = read_out(folders)
@@ -375,7 +375,7 @@ import numpy as np
 from pisasr.evaluation import fid
 from pisasr.commands.evaluate import evaluate as main
 
-fid.load_inception = lambda weights, device: lambda picture: picture.reshape(-1, 3).mean(axis=0)
+fid.load_inception = lambda device: lambda picture: picture.reshape(-1, 3).mean(axis=0)
 sys.exit(main(sys.argv[1:]))
 """
 

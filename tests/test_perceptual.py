@@ -49,9 +49,9 @@ def test_where_the_trunk_can_not_be_fetched_one_line_says_how_to_get_it(tmp_path
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    assert not is_at_hand("lpips", tmp_path)
+    assert not is_at_hand("lpips")
     with pytest.raises(MetricUnavailable, match="no way to .*alexnet-owt-7be5be79.pth.*fetch_perceptual.py") as missing:
-        load_scorer("lpips", tmp_path)
+        load_scorer("lpips")
     assert "\n" not in str(missing.value)
 
 

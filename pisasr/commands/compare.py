@@ -258,7 +258,7 @@ def report(args: argparse.Namespace, hq: Path, lq: Path, seconds: dict[str, floa
         print("\n".join(pairing.problems), file=sys.stderr)
         return SOME_FAILED
     pairing.problems.extend(absent)
-    metrics = list(dict.fromkeys(args.metrics or usual_metrics(args.weights)))
+    metrics = list(dict.fromkeys(args.metrics or usual_metrics()))
     bordered = replace(STABLESR, name=f"stablesr, border {args.border} px", border_px=args.border)
     protocol = bordered if args.border else STABLESR
     scorers, missing = load_scorers(metrics, protocol, args.weights, choose_device(args.device))

@@ -202,7 +202,7 @@ def _settle(args: argparse.Namespace, with_hq: bool, processes: Processes) -> Se
     if args.border not in (None, protocol.border_px):
         name, source = f"{protocol.name}, border {args.border} px", f"{protocol.source}; but for the border"
         protocol = replace(protocol, name=name, source=source, border_px=args.border)
-    metrics = args.metrics or usual_metrics(args.weights, with_hq)
+    metrics = args.metrics or usual_metrics(with_hq)
     if not processes.is_first:
         processes.wait()  # what must be fetched is fetched once
     scorers, missing = load_scorers(metrics, protocol, args.weights, None if args.device == "auto" else args.device)

@@ -1,22 +1,19 @@
 """Score: networks that judge a picture alone, and FID's: pyiqa's, through one doorway.
 
 pyiqa is no part of pisasr: its licence forbids commercial use since 2026. The files that it would download are known
-here by name, so that one put into a folder by hand does.
+here by name, so that what is missing can be named, with the place where pyiqa looks for it.
 """
 
 import contextlib
-import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 
-from pisasr.evaluation.lookup import MetricUnavailable, choose_device, file_name, find_fetched, hub_of
+from pisasr.evaluation.lookup import MetricUnavailable, choose_device, place_of
 from pisasr.evaluation.metrics import Scorer
 
 IQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
@@ -44,8 +41,8 @@ NETWORKS = {
 }
 
 
-def load_network(metric: str, weights: Path | None, create: Callable[[str], Any]) -> Any:
-    """What `create(pyiqa's name)` makes, with files from `weights` or torch's hub folder; else pyiqa fetches them.
+def load_network(metric: str, create: Callable[[str], Any]) -> Any:
+    """What `create(pyiqa's name)` makes, with files from torch's hub folder; pyiqa fetches those that are not there.
 
     MetricUnavailable, one line, when pyiqa is not there or fails, and at once where a file is missing while
     HF_HUB_OFFLINE=1 says that nothing can be fetched. MANIQA and TOPIQ want a backbone from timm beside their file,
@@ -53,31 +50,23 @@ def load_network(metric: str, weights: Path | None, create: Callable[[str], Any]
     """
     network = NETWORKS[metric]
     if find_spec("pyiqa") is None:
-        files = " and ".join(map(file_name, network.urls))
-        raise MetricUnavailable(
-            "pyiqa is not installed: pip install 'pisasr[pyiqa]' (PolyForm Noncommercial licence); it then fetches"
-            f" {files}, or finds them in --weights FOLDER"
-        )
-    inside = {url: "clip" if url.startswith(CLIP) else "pyiqa" for url in network.urls}  # folders of torch's hub
-    found = {url: find_fetched(url, folder, weights) for url, folder in inside.items()}
-    missing = [url for url, path in found.items() if path is None]
-    advice = f"fetch {' and '.join(missing)}, put what came into a folder and give --weights FOLDER" if missing else ""
-    if missing and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise MetricUnavailable(f"offline, and {', '.join(map(file_name, missing))} not found: {advice}")
-    for url, path in found.items():
-        if path is not None and url.startswith(CLIP):
-            _check_clip(url, path)
-    held = {f"{inside[url]}/{quote(file_name(url))}": path for url, path in found.items() if path}
+        files = " and ".join(network.urls)
+        install = "pip install 'pisasr[pyiqa]' (PolyForm Noncommercial licence)"
+        raise MetricUnavailable(f"pyiqa is not installed: {install}; it then fetches {files}")
+    places = {url: place_of(url, "clip" if url.startswith(CLIP) else "pyiqa") for url in network.urls}
+    advice = " and ".join(f"put {url} at {place}" for url, place in places.items() if not place.is_file())
+    if advice and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise MetricUnavailable(f"offline, and a file is missing: {advice}")
     try:
-        with contextlib.redirect_stdout(sys.stderr), _pyiqa_with({} if missing else held):
+        with contextlib.redirect_stdout(sys.stderr):
             return create(network.name)
     except Exception as error:  # a bad file, a hub error, a missing package: all mean that this column can't be had
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        more = f"; without a network, {advice}" if missing else ""
+        more = f"; without a network, {advice}" if advice else ""
         raise MetricUnavailable(f"pyiqa could not load {network.name} ({reason}){more}") from error
 
 
-def load_scorer(metric: str, weights: Path | None = None, device: str | None = None) -> Scorer:
+def load_scorer(metric: str, device: str | None = None) -> Scorer:
     """pyiqa's judgement of a uint8 picture alone, on `device` (None for the GPU if there is one)."""
     place = choose_device(device)
 
@@ -86,7 +75,7 @@ def load_scorer(metric: str, weights: Path | None = None, device: str | None = N
 
         return pyiqa.create_metric(name, device=place)
 
-    network = load_network(metric, weights, create)
+    network = load_network(metric, create)
 
     def score(sr: np.ndarray, hq: Any, lq: Any) -> float:
         import torch
@@ -96,30 +85,3 @@ def load_scorer(metric: str, weights: Path | None = None, device: str | None = N
             return float(network(x.to(place)))
 
     return score
-
-
-def _check_clip(url: str, path: Path) -> None:
-    """pyiqa would download a file with another hash anew, with no time limit, and write over it through the link."""
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() not in url:
-            raise MetricUnavailable(f"{path} is not the file at {url}: its SHA256 is another")
-
-
-@contextlib.contextmanager
-def _pyiqa_with(files: dict[str, Path]) -> Iterator[None]:
-    """`hub_of`, where pyiqa looks, too."""
-    from torch.hub import get_dir
-
-    usual = Path(get_dir(), "pyiqa")
-    with hub_of(files), contextlib.ExitStack() as undo:
-        if files:
-            undo.callback(_set_pyiqa_folder, usual)
-            _set_pyiqa_folder(Path(get_dir(), "pyiqa"))
-        yield
-
-
-def _set_pyiqa_folder(folder: Path) -> None:
-    """pyiqa's modules look once, when they are imported, and some copy what another has found."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("pyiqa.") and "DEFAULT_CACHE_DIR" in getattr(module, "__dict__", {}):
-            vars(module)["DEFAULT_CACHE_DIR"] = str(folder)

@@ -1,8 +1,5 @@
 """Score: where the files that metrics need are looked for. Nothing is downloaded here and nothing found is imported."""
 
-import contextlib
-import tempfile
-from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
@@ -42,37 +39,11 @@ def find_efficientnet(folder: Path | None = None, variant: str = "lite0") -> Pat
     )
 
 
-def find_fetched(url: str, inside: str, weights: Path | None) -> Path | None:
-    """The file that an address names: in `weights`, or in the folder of torch's hub that it would be fetched to."""
+def place_of(url: str, inside: str) -> Path:
+    """Where torch's hub keeps the file of an address, once it was fetched or put there by hand."""
     from torch.hub import get_dir
 
-    names = (file_name(url), quote(file_name(url)))  # pyiqa keeps a + as %2B
-    places = [*([weights] if weights else []), Path(get_dir(), inside)]
-    return next((place / name for place in places for name in names if (place / name).is_file()), None)
-
-
-def file_name(url: str) -> str:
-    return url.rsplit("/", 1)[1]
-
-
-@contextlib.contextmanager
-def hub_of(files: Mapping[str, Path]) -> Iterator[None]:
-    """For a while, torch's hub folder holds exactly these, place in it -> file; without any it stays what it is."""
-    from torch import hub
-
-    if not files:
-        yield
-        return
-    usual = hub.get_dir()
-    with tempfile.TemporaryDirectory() as folder:
-        for inside, path in files.items():
-            Path(folder, inside).parent.mkdir(exist_ok=True)
-            Path(folder, inside).symlink_to(path.resolve())
-        hub.set_dir(folder)
-        try:
-            yield
-        finally:
-            hub.set_dir(usual)
+    return Path(get_dir(), inside, quote(url.rsplit("/", 1)[1]))  # pyiqa keeps a + as %2B
 
 
 def choose_device(wanted: str | None = None) -> str:

@@ -7,30 +7,29 @@ RealSR pairs of a published log (OSEDiff's, made on a GPU) the means of LPIPS (A
 """
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pisasr.evaluation.lookup import MetricUnavailable, choose_device, file_name, find_fetched, hub_of
+from pisasr.evaluation.lookup import MetricUnavailable, choose_device, place_of
 from pisasr.evaluation.metrics import Scorer
 
 PACKAGES = ("torchvision", "torchmetrics")
-HOST, INSIDE = "https://download.pytorch.org/models/", "checkpoints"
+HOST = "https://download.pytorch.org/models/"
 ALEXNET, VGG16 = HOST + "alexnet-owt-7be5be79.pth", HOST + "vgg16-397923af.pth"
 TRUNKS = {"lpips": ALEXNET, "lpips_vgg": VGG16, "dists": VGG16}
 
 
-def is_at_hand(metric: str, weights: Path | None = None) -> bool:
+def is_at_hand(metric: str) -> bool:
     """Whether the metric can be had here without fetching anything."""
-    return all(map(find_spec, PACKAGES)) and find_fetched(TRUNKS[metric], INSIDE, weights) is not None
+    return all(map(find_spec, PACKAGES)) and place_of(TRUNKS[metric], "checkpoints").is_file()
 
 
-def load_scorer(metric: str, weights: Path | None = None, device: str | None = None) -> Scorer:
+def load_scorer(metric: str, device: str | None = None) -> Scorer:
     """The metric "lpips" (AlexNet), "lpips_vgg" or "dists" as a function of uint8 RGB pictures: (sr, hq, lq) -> number.
 
     LPIPS 0.1 (arXiv:1801.03924), DISTS (arXiv:2004.07728): pictures whole, RGB, no border cut, 0 where they are equal.
-    The trunk's file comes from the folder `weights`, from torch's hub folder or from its own host. device: None for
+    torchvision takes the trunk's file from torch's hub folder and fetches it where it is not there. device: None for
     the GPU if there is one. MetricUnavailable, one line, where a package or the file can't be had.
     """
     if absent := [package for package in PACKAGES if find_spec(package) is None]:
@@ -38,13 +37,11 @@ def load_scorer(metric: str, weights: Path | None = None, device: str | None = N
     import torch
 
     url, device = TRUNKS[metric], choose_device(device)
-    trunk = find_fetched(url, INSIDE, weights)
     try:
-        with hub_of({f"{INSIDE}/{file_name(url)}": trunk} if trunk else {}):
-            network = _build(metric).to(device).eval().requires_grad_(False)
+        network = _build(metric).to(device).eval().requires_grad_(False)
     except Exception as error:  # a broken file, a host that doesn't answer: all mean that this column can't be had
         reason = " ".join(str(error).split())[:200]
-        advice = f"make it with scripts/fetch_perceptual.py, or put {url} into a folder and give --weights FOLDER"
+        advice = f"make it with scripts/fetch_perceptual.py, or put {url} at {place_of(url, 'checkpoints')}"
         raise MetricUnavailable(f"no trunk for {metric} ({type(error).__name__}: {reason}): {advice}") from error
 
     def score(sr: np.ndarray, hq: np.ndarray, lq: Any) -> float:
@@ -56,7 +53,7 @@ def load_scorer(metric: str, weights: Path | None = None, device: str | None = N
 
 
 def _build(metric: str) -> Any:
-    """Two pictures [1, 3, H, W] in [0, 1] -> their distance. torchvision looks for the trunk in torch's hub folder."""
+    """Two pictures [1, 3, H, W] in [0, 1] -> their distance."""
     if metric == "dists":
         from torchmetrics.functional.image.dists import DISTSNetwork
 

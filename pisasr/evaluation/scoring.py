@@ -37,13 +37,13 @@ TRUTH = ""  # among the methods, whose features are the true picture's
 # --- what is asked ---------------------------------------------------------------------------------------------------
 
 
-def usual_metrics(weights: Path | None = None, with_hq: bool = True) -> list[str]:
+def usual_metrics(with_hq: bool = True) -> list[str]:
     """What is asked unless somebody says: the metrics that want no download; LPIPS where its files are."""
     if not with_hq:
         return ["niqe"]
     from pisasr.evaluation.perceptual import is_at_hand
 
-    return ["psnr", "ssim", *["lpips"] * is_at_hand("lpips", weights), "niqe", "featdist"]
+    return ["psnr", "ssim", *["lpips"] * is_at_hand("lpips"), "niqe", "featdist"]
 
 
 def load_scorers(
@@ -51,7 +51,8 @@ def load_scorers(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The metrics that can run here, a Scorer each (an Extractor if it needs a set); for the others what they lack.
 
-    weights: a folder of files. device: torch's; None for the GPU if there is one.
+    weights: a folder with the files of NIQE and the feature distance; the others' lie where torch's hub keeps them.
+    device: torch's; None for the GPU if there is one.
     """
     loaded, missing = {}, {}
     for name in names:
@@ -88,15 +89,15 @@ def load_scorer(name: str, protocol: Protocol, weights: Path | None, device: str
         case "lpips" | "lpips_vgg" | "dists":
             from pisasr.evaluation import perceptual
 
-            return perceptual.load_scorer(name, weights, device)
+            return perceptual.load_scorer(name, device)
         case "fid":
             from pisasr.evaluation.fid import load_inception
 
-            return load_inception(weights, device)
+            return load_inception(device)
         case _:
             from pisasr.evaluation import deep
 
-            return deep.load_scorer(name, weights, device)
+            return deep.load_scorer(name, device)
 
 
 def describe(metric: str, protocol: Protocol) -> str:
