@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -27,6 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from pisasr.commands.evaluate import build_parser, score
 from pisasr.commands.options import (
     add_model_options,
     add_weights_option,
@@ -37,16 +37,12 @@ from pisasr.commands.options import (
     load_model,
     whole,
 )
-from pisasr.errors import SOME_FAILED, PisasrError, guarded
-from pisasr.evaluation.evaluate import evaluate_set
+from pisasr.errors import PisasrError, guarded
 from pisasr.evaluation.figure import draw_comparison
 from pisasr.evaluation.lookup import MetricUnavailable
-from pisasr.evaluation.metrics import METRICS, STABLESR
+from pisasr.evaluation.metrics import METRICS
 from pisasr.evaluation.processes import Processes
-from pisasr.evaluation.report import Settings
-from pisasr.evaluation.scoring import load_scorers, usual_metrics
-from pisasr.evaluation.tables import build_table, to_text
-from pisasr.evaluation.testsets import TestSet, check_set
+from pisasr.evaluation.testsets import TestSet
 from pisasr.pictures.folders import list_pictures, match_names, read_picture
 
 SCALE = 4
@@ -64,12 +60,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Pairs, every method's pictures, the report."""
+    """Pairs, every method's pictures; then what scripts/evaluate.py does with them, and one picture of it all."""
     hq, lq = args.output / "hq", args.output / "lq"
     refuse_own_inputs(args, hq, lq)
     names = write_pairs(args, hq, lq)
     seconds, absent = run_methods(args, lq, names)
-    return report(args, hq, lq, seconds, absent)
+    folders = {name: args.folders[name] for name in seconds}
+    asked = ["--border", args.border, "--sheets", args.sheets, "--device", args.device, "--output", args.output]
+    asked += ["--metrics", *dict.fromkeys(args.metrics)] if args.metrics else []
+    asked += ["--weights", args.weights] if args.weights else []
+    sets = [TestSet(args.set, folders | dict(args.also), hq, lq)]
+    made_by = describe(args, absent)
+    code = score(sets, build_parser().parse_args(list(map(str, asked))), Processes(), seconds=seconds, made_by=made_by)
+    spread = dict.fromkeys(names[round(k * (len(names) - 1) / 3)] for k in range(4))
+    rows = [{n: open_picture(of / name) for n, of in (folders | {"true picture": hq}).items()} for name in spread]
+    save(draw_comparison(rows), args.output / "comparison.png")
+    print(f"{args.output} has comparison.png and the pictures, too")
+    return code
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -246,39 +253,7 @@ def load_upscaler(method: Method, args: argparse.Namespace, pipeline: Any) -> Up
     return lambda lq: lq.resize((lq.width * SCALE, lq.height * SCALE), FILTERS[method])
 
 
-# --- results ---------------------------------------------------------------------------------------------------------
-
-
-def report(args: argparse.Namespace, hq: Path, lq: Path, seconds: dict[str, float], absent: list[str]) -> int:
-    """Score, tabulate and draw."""
-    folders = {name: args.folders[name] for name in seconds}
-    one = TestSet(args.set, folders | dict(args.also), hq, lq)
-    pairing = check_set(one)
-    if pairing.problems:
-        print("\n".join(pairing.problems), file=sys.stderr)
-        return SOME_FAILED
-    pairing.problems.extend(absent)
-    metrics = list(dict.fromkeys(args.metrics or usual_metrics()))
-    bordered = replace(STABLESR, name=f"stablesr, border {args.border} px", border_px=args.border)
-    protocol = bordered if args.border else STABLESR
-    scorers, missing = load_scorers(metrics, protocol, args.weights, choose_device(args.device))
-    for name, reason in missing.items():
-        print(f"{name}: n/a. {reason}", file=sys.stderr)
-    made_by = describe(args)
-    settings = Settings(metrics, protocol, scorers, missing, sheets=args.sheets, seconds=seconds, made_by=made_by)
-    done = evaluate_set(one, pairing, settings, args.output, Processes())
-    names = [example.name for example in pairing.examples]
-    spread = dict.fromkeys(names[round(k * (len(names) - 1) / 3)] for k in range(4))
-    columns = {**folders, "true picture": hq}
-    rows = [{label: open_picture(of / name) for label, of in columns.items()} for name in spread]
-    save(draw_comparison(rows), args.output / "comparison.png")
-    if done:
-        print(to_text(build_table(done[0])), end="")
-    print(f"\nWritten to {args.output}: what scripts/evaluate.py writes, comparison.png and the pictures")
-    return 0
-
-
-def describe(args: argparse.Namespace) -> dict[str, str]:
+def describe(args: argparse.Namespace, absent: list[str]) -> dict[str, str]:
     """What made the pictures and the seconds, in words for the table's notes."""
     import torch
 
@@ -287,4 +262,5 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
     if any(isinstance(method, tuple) for method in args.methods.values()):
         made["Ours"] = args.pretrained_model or "the embedded model"
     place = f"{args.dtype} on {args.device} (CPU threads: {torch.get_num_threads()})"
-    return {**made, "Seconds": f"median per picture, model loaded, {place}"}
+    made["Seconds"] = f"median per picture, model loaded, {place}"
+    return made | ({"Left out": "; ".join(absent)} if absent else {})

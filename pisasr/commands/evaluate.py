@@ -115,21 +115,25 @@ def evaluate(argv: list[str] | None = None) -> int:
     _check_usage(args, parser)
     processes = Processes()
     stopped = "pisasr: interrupted; the same command goes on from here"
+
+    def run() -> int:
+        sets = load_sets(args.sets) if args.sets else [TestSet(args.set, methods, args.hr, args.lr)]
+        return score(sets, args, processes)
+
     try:
-        return guarded(lambda: score(methods, args, processes), args.debug, not processes.is_first, stopped)
+        return guarded(run, args.debug, not processes.is_first, stopped)
     finally:
         processes.close()
 
 
-def score(methods: dict[str, Path], args: argparse.Namespace, processes: Processes) -> int:
-    """Check everything, then score and report set after set."""
-    sets = load_sets(args.sets) if args.sets else [TestSet(args.set, methods, args.hr, args.lr)]
+def score(sets: list[TestSet], args: argparse.Namespace, processes: Processes, **notes: Any) -> int:
+    """Check everything, then score and report set after set. notes: what Settings knows of the pictures' making."""
     outputs = {one.name: args.output / one.name if len(sets) > 1 else args.output for one in sets}
     _check_sets(sets, outputs, args)
     pairings = processes.once(lambda: _pair(sets, args))
     if pairings is None:
         return SOME_FAILED
-    settings = _settle(args, any(one.hr for one in sets), processes)
+    settings = replace(_settle(args, any(one.hr for one in sets), processes), **notes)
     if not settings.scorers:
         return NOTHING_STARTED
     summaries = []
@@ -187,7 +191,7 @@ def _pair(sets: list[TestSet], args: argparse.Namespace) -> list[Pairing] | None
         for problem in pairing.problems:
             print(f"{name}: {problem}" if args.sets else problem, file=sys.stderr)
     if any(pairing.problems for pairing in pairings.values()) and not args.allow_missing:
-        print("Nothing was scored; --allow_missing scores the pictures that every folder has.", file=sys.stderr)
+        print("Nothing was scored; evaluate --allow_missing scores the pictures that every folder has.", file=sys.stderr)
         return None
     if empty := [name for name, pairing in pairings.items() if not pairing.examples]:
         where = f"{empty[0]}: no" if args.sets else "No"
