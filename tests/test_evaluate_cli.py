@@ -230,9 +230,8 @@ def test_inputs_where_the_run_writes_are_refused_and_stay(folders, capsys):
 
 
 def test_nothing_of_an_earlier_run_is_left_beside_a_later_one(folders, brightness):
-    theirs = folders / "theirs.csv"
-    theirs.write_text("name,psnr\na.png,1.0\nb.png,2.0\nc.png,3.0\n")
-    assert run(folders, "--published_scores", str(theirs), metrics=("psnr", "musiq")) == 0
+    published = ("--set", "DRealSR", "--compare_published", "brighter=OSEDiff")
+    assert run(folders, *published, metrics=("psnr", "musiq")) == 0
     first = {path.relative_to(folders / "out").as_posix() for path in (folders / "out").rglob("*.*")}
     assert {"published.md", "plots/perception_distortion.png", "sheets/sheet_01.png"} <= first
     assert run(folders, "--plots", "none", "--sheets", "0") == 0
@@ -252,13 +251,10 @@ def test_plots_without_matplotlib_cost_a_line_and_no_table(folders, brightness, 
 def test_what_must_fail_fails_before_anything_is_scored(folders, capsys):
     for options in (
         ("--paired", "same", "other"),
-        ("--published_scores", "nowhere.csv"),
-        ("--published_scores", f"other={folders / 'sets.csv'}"),
         ("--set", "DRealSR", "--compare_published", "other=OSEDiff"),
         ("--set", "DRealSR", "--compare_published", "same=OSEDif"),
         ("--set", "DRealS", "--compare_published"),
     ):
-        (folders / "sets.csv").write_text("name,psnr\na.png,1\n")
         assert run(folders, *options, sr=("same",)) == 1, options
         assert len(capsys.readouterr().err.splitlines()) == 1
         assert not (folders / "out").exists(), options

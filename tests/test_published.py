@@ -12,9 +12,7 @@ from pisasr.evaluation.metrics import METRICS
 from pisasr.evaluation.published import (
     Comparison,
     compare_published,
-    compare_scores,
     load_published,
-    read_scores,
     render_published,
 )
 from pisasr.evaluation.testsets import known_sets
@@ -23,11 +21,6 @@ REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).parents[2] / "share
 needs_realsr = pytest.mark.skipif(not REALSR.is_dir(), reason="no RealSR beside this checkout, nor in PISASR_REALSR")
 
 OSEDIFF = {"psnr": 25.1511, "ssim": 0.73408, "fid": 123.4938, "lpips": None, "niqe": float("nan")}
-
-
-def write_csv(path: Path, *lines: str) -> Path:
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 def compare(set_name, methods, aliases=None):
@@ -132,79 +125,11 @@ def test_the_summary_counts_what_the_table_shows():
     )
 
 
-def test_a_csv_is_read_under_the_usual_names(tmp_path):
-    path = write_csv(
-        tmp_path / "s.csv",
-        "\ufeffImage, PSNR-Y (dB) ↑, LPIPS, maniqa-pipal, CLIPIQA+, seconds",
-        "a.png, 25.5, 0.25, 0.6, 0.7, 3",
-        "b.v2.png, nan, , n/a, 0.7, 3",
-    )
-    scores = read_scores(path)
-    assert scores["a.png"] == {"psnr": 25.5, "lpips": 0.25, "maniqa": 0.6, "clipiqa+": 0.7}
-    assert [math.isnan(scores["b.v2.png"][name]) for name in ("psnr", "lpips", "maniqa")] == [True] * 3
-
-
-@pytest.mark.parametrize(
-    ("lines", "complaint"),
-    [
-        (["name,beauty", "a,1"], "wanted name and metrics"),
-        (["psnr,ssim", "1,1"], "wanted name and metrics"),
-        (["name,maniqa,maniqa-pipal", "a,1,1"], "two columns for maniqa"),
-        (["name,psnr", "a.png,1", "a.jpg,2"], "line 3: a.jpg was there before"),
-        (["name,psnr", "a,good"], "psnr is 'good'"),
-        (["name,psnr", "a"], "line 2: wanted a name and as many cells"),
-        (["name,psnr", "a,1,2"], "line 2: wanted a name and as many cells"),
-        (["name,psnr", ",1"], "line 2: wanted a name"),
-        (["name,psnr"], "holds no scores"),
-    ],
-)
-def test_a_csv_that_cannot_be_trusted_is_refused_in_one_line(tmp_path, lines, complaint):
-    with pytest.raises(PisasrError, match=complaint) as caught:
-        read_scores(write_csv(tmp_path / "s.csv", *lines))
-    assert "\n" not in str(caught.value) and "s.csv" in str(caught.value)
-
-
-def test_a_csv_that_is_not_there(tmp_path):
-    with pytest.raises(PisasrError, match="nowhere.csv can't be read"):
-        read_scores(tmp_path / "nowhere.csv")
-
-
-def row(name, method="ours", **scores):
-    return {"method": method, "name": name, **scores}
-
-
-def test_the_largest_deviation_is_named_and_means_are_over_the_same_pictures():
-    ours = [row("a.png", psnr=20.0, ssim=0.5), row("b.png", psnr=22.5, ssim=0.5), row("c.png", psnr=9.0)]
-    theirs = {"b": {"psnr": 22.0, "lpips": 1.0}, "a_sr.png": {"psnr": 20.25, "lpips": 1.0}, "mean": {"psnr": 21.0}}
-    text = compare_scores(ours, theirs)
-    assert "| PSNR | 2 | 0.5 | b.png | 21.250000 | 21.125000 |" in text and "LPIPS" not in text
-    assert text.endswith("\n\n- Only in ours: c.png.\n- Only in theirs: mean.\n")
-
-
-def test_a_picture_without_a_number_is_named_and_in_neither_mean():
-    nan = float("nan")
-    ours = [row("a.png", psnr=20.0, niqe=nan), row("b.png", psnr=nan, niqe=nan), row("c.png", psnr=1.0, niqe=nan)]
-    theirs = {"a": {"psnr": 20.0, "niqe": 5.0}, "b": {"psnr": 3.0, "niqe": 5.0}, "c": {"psnr": math.inf, "niqe": 5.0}}
-    text = compare_scores(ours, theirs)
-    assert "| PSNR | 1 | 0 | a.png | 20.000000 | 20.000000 |" in text
-    assert "| NIQE | 0 | nan |  | nan | nan |" in text and "- PSNR: no number for b.png, c.png." in text
-
-
-def test_scores_of_other_pictures_are_refused_and_no_common_metric_is_said():
-    with pytest.raises(PisasrError, match="no picture in common"):
-        compare_scores([row("a.png", psnr=1.0)], {"x.png": {"psnr": 1.0}})
-    assert compare_scores([row("a.png", ssim=1.0)], {"a": {"psnr": 1.0}}) == "- No metric is in both.\n"
-
-
 @needs_realsr
 def test_published_scores_of_every_picture_have_the_published_means():
-    scores = read_scores(REALSR / "osediff_scores.csv")
-    means = {name: sum(row[name] for row in scores.values()) / len(scores) for name in next(iter(scores.values()))}
-    found = compare("RealSR", {"OSEDiff": means})
-    assert {c.verdict for c in found if c.metric != "fid"} == {"reproduced"}
     with open(REALSR / "osediff_scores.csv", newline="") as file:
-        ours = [
-            row(line.pop("name"), **{key: float(text) for key, text in line.items()}) for line in csv.DictReader(file)
-        ]
-    table = compare_scores(ours, scores).splitlines()[2:]
-    assert len(table) == 8 and all("| 100 | 0 |" in line for line in table)
+        rows = [{key: float(text) for key, text in row.items() if key != "name"} for row in csv.DictReader(file)]
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    found = compare("RealSR", {"OSEDiff": means})
+    assert len(rows) == 100 and len({c.metric for c in found} & means.keys()) == 8
+    assert {c.verdict for c in found if c.metric != "fid"} == {"reproduced"}

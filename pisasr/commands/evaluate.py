@@ -25,10 +25,10 @@ from pisasr.evaluation.evaluate import JOURNALS, evaluate_set, write_overview
 from pisasr.evaluation.metrics import ALIASES, METRICS, PROTOCOLS
 from pisasr.evaluation.pairs import Pairing
 from pisasr.evaluation.processes import Processes
-from pisasr.evaluation.published import check_aliases, compare_scores, compare_summary, read_scores
+from pisasr.evaluation.published import check_aliases, compare_summary
 from pisasr.evaluation.report import Settings
 from pisasr.evaluation.rules import Pair, parse_lambdas, parse_rule
-from pisasr.evaluation.scoring import Scores, load_scorers, usual_metrics
+from pisasr.evaluation.scoring import load_scorers, usual_metrics
 from pisasr.evaluation.surface import Grid, check_rule, name_pairs
 from pisasr.evaluation.tables import build_table, to_text
 from pisasr.evaluation.testsets import TestSet, check_set, load_sets
@@ -95,8 +95,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sheets", type=whole, default=8, metavar="N", help=sheets)
     tables = "hold the means against the tables of the literature; names that differ are given"
     add("--compare_published", nargs="*", type=_alias, metavar="OURS=THEIRS", help=tables)
-    theirs = "somebody's per-picture scores (name, metrics) to hold one method's against"
-    add("--published_scores", type=_scores_of, default=("", None), metavar="[METHOD=]CSV", help=theirs)
 
     add = parser.add_argument_group("strengths: run the model itself on --lr").add_argument
     grid = 'a grid of strengths, "0:1.5:0.25" or "0,0.5,1", from one encoding and two UNet passes a picture'
@@ -138,9 +136,9 @@ def score(sets: list[TestSet], args: argparse.Namespace, processes: Processes, *
         return NOTHING_STARTED
     summaries = []
     for one, pairing in zip(sets, pairings, strict=True):
-        if done := evaluate_set(one, pairing, settings, outputs[one.name], processes):
-            summaries.append(done[0])
-            _tell(*done, outputs[one.name], args)
+        if summary := evaluate_set(one, pairing, settings, outputs[one.name], processes):
+            summaries.append(summary)
+            _tell(summary, outputs[one.name], args)
     if len(summaries) > 1:
         write_overview(args.output, summaries)
         print(f"All sets: {args.output}/table.md, table.tex and summary.json")
@@ -151,20 +149,18 @@ def score(sets: list[TestSet], args: argparse.Namespace, processes: Processes, *
 
 
 def _check_sets(sets: list[TestSet], outputs: Mapping[str, Path], args: argparse.Namespace) -> None:
-    """What can be known to fail before a picture is read: names of methods and sets, folders, other people's scores."""
-    aliases, (theirs, path) = dict(args.compare_published or []), args.published_scores
+    """What can be known to fail before a picture is read: names of methods and sets, and folders."""
+    aliases = dict(args.compare_published or [])
     grid = name_pairs(*args.lambdas) if args.lambdas else {}
     for one in sets:
         if args.lambdas and not one.lr:
             raise PisasrError(f"--lambdas restores inputs, and {one.name} has none; name their folder with lr")
         _refuse_own_folders(one, outputs[one.name], args.output)
-        methods, named = [*one.sr, *grid], [*args.paired, *aliases, *filter(None, [theirs])]
+        methods, named = [*one.sr, *grid], [*args.paired, *aliases]
         if clash := grid.keys() & one.sr.keys():
             raise PisasrError(f"--sr {min(clash)} has the name of a pair of --lambdas; call it otherwise")
         if absent := [name for name in named if name not in methods]:
             raise PisasrError(f"{one.name or 'the set'} has no method {absent[0]}; it has {', '.join(methods)}")
-    if path:
-        read_scores(path)
     if args.compare_published is not None:
         if not all(one.name for one in sets):
             raise PisasrError("--compare_published: which set are these pictures of? name it with --set")
@@ -191,7 +187,7 @@ def _pair(sets: list[TestSet], args: argparse.Namespace) -> list[Pairing] | None
         for problem in pairing.problems:
             print(f"{name}: {problem}" if args.sets else problem, file=sys.stderr)
     if any(pairing.problems for pairing in pairings.values()) and not args.allow_missing:
-        print("Nothing was scored; evaluate --allow_missing scores the pictures that every folder has.", file=sys.stderr)
+        print("Nothing was scored; evaluate --allow_missing scores what every folder has.", file=sys.stderr)
         return None
     if empty := [name for name, pairing in pairings.items() if not pairing.examples]:
         where = f"{empty[0]}: no" if args.sets else "No"
@@ -242,8 +238,8 @@ def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
 # --- after -----------------------------------------------------------------------------------------------------------
 
 
-def _tell(summary: dict[str, Any], scores: Scores, output: Path, args: argparse.Namespace) -> None:
-    """The table, and what other people's scores and the literature say of the same pictures, to published.md, too."""
+def _tell(summary: dict[str, Any], output: Path, args: argparse.Namespace) -> None:
+    """The table, and what the literature says of the same pictures, to published.md, too."""
     about = f"{summary['set']}: " if summary["set"] else ""
     print(f"{about}{summary['pictures']} pictures, protocol {summary['protocol']['name']}")
     print(to_text(build_table(summary)), end="")
@@ -252,16 +248,10 @@ def _tell(summary: dict[str, Any], scores: Scores, output: Path, args: argparse.
     if best := summary.get("surface", {}).get("best"):
         print(f"{best['rule']}: {best['words']}")
     print(f"Written to {output}: table.md (with intervals and protocol), table.tex, per_image.csv, summary.json")
-    parts, (method, path) = [], args.published_scores
-    if path:
-        method = method or next(iter(summary["methods"]))
-        found = compare_scores([row for row in scores.rows if row["method"] == method], read_scores(path))
-        parts.append(f"{method}\n\n{found}")
     if args.compare_published is not None:
-        parts += compare_summary(summary, dict(args.compare_published))
-    if parts:
-        print("\n" + "\n".join(parts))
-        write_whole(output / "published.md", "\n".join(parts))
+        told = "\n".join(compare_summary(summary, dict(args.compare_published)))
+        print(f"\n{told}")
+        write_whole(output / "published.md", told)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -289,12 +279,6 @@ def _alias(word: str) -> tuple[str, str]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{word!r}: wanted OURS=THEIRS, or nothing where the names are the same")
     return ours, theirs
-
-
-def _scores_of(word: str) -> tuple[str, Path]:
-    """METHOD=CSV, or CSV, whose method is then ""."""
-    method, _, path = word.rpartition("=")
-    return method, Path(path)
 
 
 def _name_methods(words: list[str], parser: argparse.ArgumentParser) -> dict[str, Path]:

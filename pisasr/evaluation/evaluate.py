@@ -27,8 +27,8 @@ JOURNALS = ".scores"  # folder in OUTPUT, there while a run is unfinished
 
 def evaluate_set(
     one: TestSet, pairing: Pairing, settings: Settings, output: Path, processes: Processes
-) -> tuple[dict[str, Any], Scores] | None:
-    """Score a set and write its report; the summary and the scores for the first process, None for the others."""
+) -> dict[str, Any] | None:
+    """Score a set and write its report; the summary for the first process, None for the others."""
     settings = _ask_what_can_be_answered(settings, one)
     pictures = settings.grid.pictures if settings.grid else read_methods
     fingerprint, label = _fingerprint(settings), f"scoring {one.name}".strip()
@@ -38,7 +38,7 @@ def evaluate_set(
     summary = summarise(scores, settings, one.name, pairing, _choose_pair(settings, scores))
     write_report(output, pairing.examples, scores, summary, settings)
     shutil.rmtree(output / JOURNALS, ignore_errors=True)
-    return summary, scores
+    return summary
 
 
 def write_overview(output: Path, summaries: Sequence[dict[str, Any]]) -> None:

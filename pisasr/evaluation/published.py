@@ -1,13 +1,11 @@
 """Score, beside the report: what others have printed or measured, and how far ours is from it.
 
-Two things are compared: means with the tables of the literature (published.json: every number with its source, and
-whether it was read or is remembered), and single pictures with somebody else's CSV.
+Means are held against the tables of the literature: published.json has every number with its source, and whether it
+was read or is remembered.
 """
 
-import csv
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -15,13 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pisasr.errors import PisasrError
-from pisasr.evaluation.metrics import ALIASES, METRICS
 from pisasr.evaluation.tables import pipes
 from pisasr.evaluation.testsets import did_you_mean, fold_name, known_sets
-from pisasr.pictures.folders import EXTENSIONS, match_names
-
-# Heads of a CSV's columns, as papers and scripts write them, beyond our own names and metrics.ALIASES.
-HEADS = {"psnry": "psnr", "ssimy": "ssim", **dict.fromkeys(("name", "image", "imagename", "file", "filename"), "name")}
 
 
 class PublishedRow(NamedTuple):
@@ -180,98 +173,3 @@ def _sum_up(comparisons: list[Comparison]) -> str:
     line += f"; {count['not computed']} not computed here" if count["not computed"] else ""
     remembered = sum(not comparison.row.read for comparison in comparisons)
     return line + (f"; {remembered} of the {total} are remembered, not read" if remembered else "") + "."
-
-
-# --- single pictures -------------------------------------------------------------------------------------------------
-
-
-def read_scores(path: Path) -> dict[str, dict[str, float]]:
-    """Picture -> metric -> score from somebody's CSV: a column of names, and metrics under our names or usual ones.
-
-    Columns that are no metric of ours are passed over. An empty cell, n/a and nan are NaN.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = _find_columns(path, reader.fieldnames or [])
-            lines = [(f"{path}, line {reader.line_num}", line) for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PisasrError(f"{path} can't be read as CSV ({' '.join(str(error).split())})") from error
-    head_of_names, scores, stems = columns.pop("name"), dict[str, dict[str, float]](), set()
-    for place, line in lines:
-        if None in line or None in line.values() or not (name := line[head_of_names].strip()):
-            raise PisasrError(f"{place}: wanted a name and as many cells as the first line has; mend the file")
-        if _stem(name) in stems:
-            raise PisasrError(f"{place}: {name} was there before; wanted one row a picture, of one method")
-        stems.add(_stem(name))
-        scores[name] = {metric: _number(line[head], place, head) for metric, head in columns.items()}
-    if not scores:
-        raise PisasrError(f"{path} holds no scores; wanted a row a picture")
-    return scores
-
-
-def compare_scores(rows: Iterable[dict[str, Any]], scores: dict[str, dict[str, float]]) -> str:
-    """Our rows of one method beside read_scores' pictures, which are found by name as folders.match_names does.
-
-    Markdown: a row per metric that both have, with the largest deviation and both means over the pictures for which
-    both have a number; then every picture that could not be compared.
-    """
-    ours = {_stem(row["name"]): row for row in sorted(rows, key=lambda row: row["name"])}
-    theirs = {_stem(name): name for name in scores}
-    matches = match_names(ours, theirs)
-    pairs = [(row, theirs[matches[stem]]) for stem, row in ours.items() if stem in matches]
-    if not pairs:
-        came = f"ours has {next(iter(ours), 'nothing')}, theirs {next(iter(theirs), 'nothing')}"
-        raise PisasrError(f"the scores have no picture in common with ours; {came}: wanted equal file names")
-    lines, without = [], []
-    for metric in (m for m in next(iter(scores.values())) if any(m in row for row, _ in pairs)):
-        numbers = {row["name"]: (row.get(metric, math.nan), scores[name][metric]) for row, name in pairs}
-        both = {name: (a, b) for name, (a, b) in numbers.items() if math.isfinite(a) and math.isfinite(b)}
-        gaps = {name: abs(a - b) for name, (a, b) in both.items()}
-        place = max(gaps, key=lambda name: gaps[name], default="")
-        means = [sum(column) / len(both) for column in zip(*both.values(), strict=True)] or [math.nan] * 2
-        largest = f"{gaps.get(place, math.nan):.2g}"
-        lines.append([metric.upper(), str(len(both)), largest, place, *(f"{mean:.6f}" for mean in means)])
-        if lacking := [name for name in numbers if name not in both]:
-            without.append(f"{metric.upper()}: no number for {', '.join(lacking)}.")
-    only_ours = [row["name"] for stem, row in ours.items() if stem not in matches]
-    only_theirs = sorted(scores.keys() - {name for _, name in pairs})
-    notes = [] if lines else ["No metric is in both."]
-    notes += [f"Only in ours: {', '.join(only_ours)}."] if only_ours else []
-    notes += [f"Only in theirs: {', '.join(only_theirs)}."] if only_theirs else []
-    heads = ["Metric", "Pictures", "Largest deviation", "at", "Mean, ours", "Mean, theirs"]
-    table = pipes([heads, ["---", "---:", "---:", "---", "---:", "---:"], *lines]) if lines else ""
-    return table + "\n" * bool(table and notes + without) + "".join(f"- {note}\n" for note in notes + without)
-
-
-def _find_columns(path: Path, heads: Iterable[str]) -> dict[str, str]:
-    """'name' and our metrics' names -> the heads of their columns."""
-    spellings = {_fold_head(key): key for key, metric in METRICS.items() if metric.needs != "hq_set"}
-    spellings |= {_fold_head(alias): key for alias, key in ALIASES.items()} | HEADS
-    columns: dict[str, str] = {}
-    for head in heads:
-        key = spellings.get(_fold_head(head))
-        if key in columns:
-            raise PisasrError(f"{path} has two columns for {key}: {columns[key]!r} and {head!r}; keep one")
-        columns |= {key: head} if key else {}
-    if "name" not in columns or len(columns) == 1:
-        raise PisasrError(f"{path} has the columns {', '.join(heads)}; wanted name and metrics like psnr, ssim, lpips")
-    return columns
-
-
-def _fold_head(head: str) -> str:
-    """'PSNR-Y (dB) ↑' -> 'psnry'; a plus stays, because CLIPIQA+ is another metric than CLIPIQA."""
-    return re.sub(r"\(.*?\)|[^a-z0-9+]", "", head.lower())
-
-
-def _number(text: str, place: str, head: str) -> float:
-    try:
-        return math.nan if text.strip().lower() in ("", "n/a") else float(text)
-    except ValueError as error:
-        raise PisasrError(f"{place}: {head} is {text!r}; wanted a number, or n/a") from error
-
-
-def _stem(name: str) -> str:
-    """The name without a picture's extension; other dots belong to it."""
-    path = Path(name)
-    return path.stem if path.suffix.lower() in EXTENSIONS else path.name
