@@ -15,6 +15,7 @@ from torchvision.models import AlexNet_Weights, VGG16_Weights, alexnet
 from pisasr.errors import PisasrError
 from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.perceptual import TRUNKS, is_at_hand, load_scorer
+from pisasr.evaluation.scoring import usual_metrics
 
 REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).resolve().parents[2] / "shared" / "realsr"))
 
@@ -53,6 +54,14 @@ def test_where_the_trunk_can_not_be_fetched_one_line_says_how_to_get_it(tmp_path
     with pytest.raises(MetricUnavailable, match="no way to .*alexnet-owt-7be5be79.pth.*fetch_perceptual.py") as missing:
         load_scorer("lpips")
     assert "\n" not in str(missing.value)
+
+
+def test_lpips_is_asked_by_default_where_its_trunk_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert usual_metrics() == ["psnr", "ssim", "niqe", "featdist"]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth").touch()
+    assert usual_metrics() == ["psnr", "ssim", "lpips", "niqe", "featdist"] and usual_metrics(with_hq=False) == ["niqe"]
 
 
 def test_trunks_are_the_files_that_torchvision_asks_for():
