@@ -54,7 +54,8 @@ class Grid:
         summary["made_by"]["Strengths"] = (
             f"ours (lambda_pix, lambda_sem), {len(self.methods)} pairs from one encoding and two UNet passes a picture"
         )
-        means = {pair: _means(summary["methods"][method]) for method, pair in self.methods.items()}
+        found = {pair: summary["methods"][method] for method, pair in self.methods.items()}
+        means = {pair: {name: column["mean"] for name, column in of.items()} for pair, of in found.items()}
         maps = {m: [[means[p, s][m] for s in self.lambdas_sem] for p in self.lambdas_pix] for m in [*means.values()][0]}
         surface = {"lambdas_pix": list(self.lambdas_pix), "lambdas_sem": list(self.lambdas_sem)}
         summary["surface"] = {**surface, "methods": self.methods, "maps": maps}
@@ -74,10 +75,6 @@ def check_rule(rule: Rule, metrics: Sequence[str]) -> None:
         raise PisasrError(f"--rule '{rule}' needs {absent[0]}; add it to --metrics {' '.join(metrics)}")
     if sets := [name for name in rule.metrics if METRICS[name].needs == "hq_set"]:
         raise PisasrError(f"--rule '{rule}': {sets[0]} has one number per set and no picture; choose by another metric")
-
-
-def _means(columns: dict[str, Any]) -> dict[str, float | None]:
-    return {name: column["mean"] for name, column in columns.items()}
 
 
 def _choose(rule: Rule, means: dict[Pair, dict[str, float | None]]) -> dict[str, Any]:
