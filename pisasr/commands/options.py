@@ -102,7 +102,7 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
 
 def add_weights_option(add: Callable[..., Any]) -> None:
     """--weights, where metrics and peers find their files."""
-    files = f"files that metrics need, by their own names (default: ${WEIGHTS})"
+    files = f"files of NIQE, the feature distance and x4plus, by their own names (default: ${WEIGHTS})"
     add("--weights", type=Path, default=os.environ.get(WEIGHTS) or None, metavar="DIR", help=files)
 
 
