@@ -67,7 +67,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--adapters", "--pretrained_path", metavar="ADAPTERS", help=both)
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     dtypes = ("auto", "fp32", "bf16", "fp16", "no")
-    usual = "default: %(default)s; auto is fp16 on CUDA, fp32 elsewhere"
+    usual = "default: %(default)s; auto is fp16 on CUDA, bf16 on a CPU that multiplies it natively, fp32 elsewhere"
     add("--dtype", "--mixed_precision", choices=dtypes, default="auto", help=usual)
 
 
@@ -180,8 +180,10 @@ def choose_dtype(name: str, device: str) -> "torch.dtype":
     """What `auto` stands for there; fp32, and a line that says so, where the device can't do as told."""
     import torch
 
+    from pisasr.pipeline import usual_dtype
+
     if name == "auto":
-        return torch.float16 if device == "cuda" else torch.float32
+        return usual_dtype(device)
     if name == "fp16" and device == "cpu":
         print("fp16 needs a GPU; computing in fp32", file=sys.stderr)
         return torch.float32

@@ -21,6 +21,17 @@ def use_fast_layers(network: nn.Module) -> None:
             module.__class__ = FoldedUpsample2D
 
 
+def lay_out(network: nn.Module) -> None:
+    """Have convolutions work on pixels whose channels lie together, on a CPU; elsewhere the usual way.
+
+    On two cores without AVX-512, float32, the embedded model's decoder takes a fifth less time so, its UNet some
+    percent. On GPUs it was not measured; there, norms are said to lose what convolutions gain.
+    """
+    on_cpu = all(weight.device.type == "cpu" for weight in network.parameters())
+    layout = torch.channels_last if on_cpu else torch.contiguous_format
+    network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs
+
+
 class FoldedUpsample2D(Upsample2D):
     """Nearest-neighbour enlargement by two and the 3x3 convolution behind it, as one transposed convolution.
 
