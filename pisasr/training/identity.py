@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
-from pisasr.config import ConfigError, TrainConfig, to_yaml
+from pisasr.config import ConfigError, TrainConfig, flatten, to_yaml
 from pisasr.data.photos import Photos
 from pisasr.data.sources import read_sidecar
 from pisasr.files import write_whole
@@ -88,11 +88,3 @@ def _is_locked(file: IO) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
-
-
-def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
