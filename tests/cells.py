@@ -21,7 +21,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import torch  # noqa: E402
 
 from pisasr.commands.main import main as pisasr_main  # noqa: E402
-from pisasr.training import checkpoints, loop  # noqa: E402
+from pisasr.files import temporary_name  # noqa: E402
+from pisasr.training import loop, state  # noqa: E402
 
 LIMIT_S = 120
 
@@ -142,22 +143,20 @@ def at_the_switch(stage: str, step: int, _: int) -> None:
 
 
 def in_the_write(stage: str, step: int, number: int) -> None:
-    """In the middle of the number-th file of the checkpoint: half of its bytes are there."""
-    save, write = checkpoints.Checkpoints.save, checkpoints.write_through
-    now = []
+    """In the middle of writing the checkpoint: half of its bytes are there (0), all but its name (1), it is there and
+    the ones that it makes superfluous are, too (2)."""
+    write = state.write_whole
 
-    def saving(self, checkpoint):
-        now[:] = [(checkpoint.stage, checkpoint.step)]
-        return save(self, checkpoint)
-
-    def half(path, content):
-        now.append(path)
-        if now[0] == (stage, step) and len(now) == number + 2:
-            path.write_bytes(content[: len(content) // 2])
+    def torn(path, content):
+        if path.name == f"{stage}-{step:08d}":
+            if number == 2:
+                write(path, content)
+            else:
+                temporary_name(path).write_bytes(content[: len(content) // (2 - number)])
             die()
         write(path, content)
 
-    checkpoints.Checkpoints.save, checkpoints.write_through = saving, half
+    state.write_whole = torn
 
 
 def after_seconds(_: str, seconds: float, __: int) -> None:

@@ -24,13 +24,14 @@ from pisasr.method.model import PiSASR, predict, restore
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
 from pisasr.models.weights import convert_release, load_adapter, save_adapter
-from pisasr.training import checkpoints, identity, loop, losses, setup, stages
-from pisasr.training.checkpoints import Checkpoints, read_checkpoint
+from pisasr.training import identity, loop, losses, setup, stages
+from pisasr.training import state as states
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.guard import TrainingDiverged
 from pisasr.training.loop import learning_rate, train
 from pisasr.training.setup import Predictor
 from pisasr.training.stages import Batch, build_objective, stages_of
+from pisasr.training.state import Checkpoints, read_checkpoint
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def test_a_full_disk_ends_no_training(run, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "write_through", full)
+    monkeypatch.setattr(states, "write_whole", full)
     output = run("full")
     assert "pix step 1 could not be saved" in caplog.text and "No space left" in caplog.text
     for name in ("pix.safetensors", "sem.safetensors"):

@@ -25,14 +25,13 @@ from pisasr.models.weights import save_adapter
 from pisasr.training import precision
 from pisasr.training.card import write_card
 from pisasr.training.chance import draw, seed_step, stream
-from pisasr.training.checkpoints import Checkpoints
 from pisasr.training.ground import adapter_file, adapter_of, digests_of, fill_adapters, on_main
 from pisasr.training.guard import Interrupted, NonFiniteGuard, StopRequests, stop_with_launcher
 from pisasr.training.identity import check_identity, identity_of, lock, write_identity
 from pisasr.training.losses import Perceptual, build_perceptual, sharpen
 from pisasr.training.setup import Predictor, Shares, check_stages, load_model, open_photos, share_of_batch
 from pisasr.training.stages import Batch, Loss, Stage, Words, build_objective, distillation, stages_of
-from pisasr.training.state import STATE_KEYS, State
+from pisasr.training.state import STATE_KEYS, Checkpoints, State
 from pisasr.training.tracking import Progress, Trackers, tracking_options
 from pisasr.training.validation import Validator
 
