@@ -181,7 +181,7 @@ class TrackingConfig(Section):
 
 
 class RunConfig(Section):
-    """Where, how often, how precise. With the defaults the same run gives the same bytes: `precision.apply`."""
+    """Where, how often, how precise. With the defaults the same run gives the same bytes: `setup.apply_precision`."""
 
     output: str
     seed: int = 123

@@ -8,7 +8,7 @@ from pisasr.config import ConfigError, load_config
 from pisasr.errors import ModelError
 from pisasr.method.adapters import active, parameters_of, train_only
 from pisasr.method.model import PiSASR
-from pisasr.training import precision
+from pisasr.training import setup
 from pisasr.training.estimate import base_configs, build_model, estimate, print_plan
 from pisasr.training.loop import restore_batch
 from pisasr.training.setup import Predictor, load_model
@@ -36,7 +36,7 @@ sem: {{batch_size: {COUNT}, weight_lpips: 0.0}}
 run: {{output: none}}
 """
     )
-    return lambda *overrides: precision.settle(load_config(file, list(overrides)))
+    return lambda *overrides: setup.settle(load_config(file, list(overrides)))
 
 
 def real_step(config, stage):
