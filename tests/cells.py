@@ -2,10 +2,10 @@
 
     python tests/cells.py CONFIG OUTPUT CELLS.json
 
-A cell is {"name", "cut", "at": [stage, step], "workers", "processes"}. For every pair of workers and processes there is
-one training that nobody cuts; every cell must end with its bytes. Processes are forked here and meet over gloo, as
-torchrun's do, so that torch is imported once. Prints a line of JSON per cell: differences found, how the first start
-ended, how many processes took part.
+A cell is {"name", "processes", "starts": [{"cut", "at": [stage, step], "number", "workers"}, ...]}: the same training,
+started as often as it is cut, and once more. For every number of processes there is one training that nobody cuts;
+every cell must end with its bytes. Processes are forked here and meet over gloo, as torchrun's do, so that torch is
+imported once. Prints a line of JSON per cell: differences found, how each start ended, how many processes took part.
 """
 
 import json
@@ -196,24 +196,24 @@ def content(path: Path) -> bytes | None:
 
 
 def main(config: str, output: str, cells: str) -> None:
-    references: dict[tuple[int, int], Path] = {}
-    seconds: dict[tuple[int, int], float] = {}
+    references: dict[int, Path] = {}
+    seconds: dict[int, float] = {}
     for cell in json.loads(Path(cells).read_text()):
-        kind = cell["workers"], cell["processes"]
-        overrides = [f"data.workers={cell['workers']}"]
-        if kind not in references:
-            references[kind] = Path(output) / "whole-{}-{}".format(*kind)
+        processes = cell["processes"]
+        if processes not in references:
+            references[processes] = Path(output) / f"whole-{processes}"
             begun = time.monotonic()
-            codes = start(config, references[kind], overrides, cell["processes"])
-            seconds[kind] = time.monotonic() - begun
-            assert not any(codes), (references[kind], codes)
-        if cell["cut"] == "after_seconds":  # given as a share of what the uncut training took
-            cell["at"][1] *= seconds[kind]
-        folder = Path(output) / cell["name"]
-        first = start(config, folder, overrides, cell["processes"], cell)
-        again = start(config, folder, overrides, cell["processes"])
+            codes = start(config, references[processes], ["data.workers=0"], processes)
+            seconds[processes] = time.monotonic() - begun
+            assert not any(codes), (references[processes], codes)
+        folder, ends = Path(output) / cell["name"], []
+        for cut in cell["starts"]:
+            if cut["cut"] == "after_seconds":  # given as a share of what the uncut training took
+                cut["at"][1] *= seconds[processes]
+            ends.append(start(config, folder, [f"data.workers={cut.get('workers', 0)}"], processes, cut))
+        again = start(config, folder, ["data.workers=0"], processes)
         world = int((folder.parent / f"{folder.name}.world").read_text())
-        found = {"first": first, "again": again, "processes": world, "differ": differences(references[kind], folder)}
+        found = {"ends": ends, "again": again, "processes": world, "differ": differences(references[processes], folder)}
         print(json.dumps({**cell, **found}), flush=True)
 
 
