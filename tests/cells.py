@@ -8,6 +8,7 @@ every cell must end with its bytes. Processes are forked here and meet over gloo
 imported once. Prints a line of JSON per cell: differences found, how each start ended, how many processes took part.
 """
 
+import gc
 import json
 import os
 import signal
@@ -196,6 +197,7 @@ def content(path: Path) -> bytes | None:
 
 
 def main(config: str, output: str, cells: str) -> None:
+    gc.freeze()  # what was imported stays: no child needs to look through it
     references: dict[int, Path] = {}
     seconds: dict[int, float] = {}
     for cell in json.loads(Path(cells).read_text()):

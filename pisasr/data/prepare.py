@@ -131,7 +131,8 @@ def _context() -> BaseContext:
 def perceptual_hash(picture: Image.Image) -> int:
     """255 bits: which of the 16 x 16 lowest frequencies of the picture, shrunk to 64 x 64, are above their median.
 
-    It hardly changes under compression, scaling and light. A mirrored or turned copy has another hash: for training it is another picture. Low frequencies come first.
+    It hardly changes under compression, scaling and light. A mirrored or turned copy has another hash: for training it
+    is another picture. Low frequencies come first.
     """
     box = min(picture.size) >= SIDE
     small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX if box else Image.Resampling.BICUBIC)
