@@ -66,7 +66,7 @@ def real_step(config, stage):
 CHECKPOINTS = tuple(f"model.gradient_checkpointing{part}=true" for part in ("", "_vae"))
 
 
-@pytest.mark.parametrize("overrides", [(), CHECKPOINTS], ids=["plain", "checkpoints"])
+@pytest.mark.parametrize("overrides", [pytest.param((), id="plain", marks=pytest.mark.slow), CHECKPOINTS])
 def test_operations_are_those_of_a_real_step(configure, costs, overrides):
     config = configure(*overrides)
     for cost, stage in zip(costs(*overrides), stages_of(config), strict=True):
@@ -74,11 +74,8 @@ def test_operations_are_those_of_a_real_step(configure, costs, overrides):
 
 
 def test_checkpoints_cost_operations_and_keep_less(costs):
-    (before, _), (both, _) = costs(), costs(*CHECKPOINTS)
-    for part in CHECKPOINTS:
-        (after,) = costs("sem.steps=0", part)
-        assert both.kept < after.kept < before.kept and both.backward > after.backward > before.backward
-        assert after.forward == before.forward == both.forward
+    for before, after in zip(costs(), costs(*CHECKPOINTS), strict=True):
+        assert after.kept < before.kept and after.backward > before.backward and after.forward == before.forward
 
 
 def test_low_precision_halves_what_is_frozen_and_leaves_the_adapter(costs):
@@ -99,10 +96,15 @@ def test_the_vae_computes_in_its_own_dtype(vae, dtype):
     assert torch.equal(inside, model.decode(z))
 
 
-def test_a_batch_is_shared_by_processes_and_accumulation(configure):
-    config = configure("sem.steps=0", "pix.batch_size=12", "sem.batch_size=12", "run.accumulation=2")
-    (cost,) = estimate(config, processes=2)
-    assert (cost.batch_size, cost.accumulation) == (3, 2)
+def test_a_batch_is_shared_by_processes_and_accumulation_and_its_price_is_printed(configure, costs, capsys):
+    (cost,) = costs("sem.steps=0", "run.mixed_precision=bf16")
+    shared = ("pix.batch_size=12", "sem.batch_size=12", "run.accumulation=2")
+    config = configure("sem.steps=0", "run.mixed_precision=bf16", *shared)
+    print_plan(config, processes=2)
+    told = capsys.readouterr().out
+    assert "pix: 6 images of 64 px a step and process (2 x 3), precision bf16" in told
+    assert f"{cost.trainable:,} trainable" in told and f"{(cost.forward + cost.backward) / COUNT / 1e12:.3f}" in told
+    assert "mixed_precision: bf16" in told and f"{cost.kept / 2**30:.3f}" in told
     with pytest.raises(ConfigError, match="pix.batch_size=12 does not divide among 5 processes"):
         estimate(config, processes=5)
 
@@ -118,11 +120,15 @@ def test_a_stage_pays_for_its_own_losses_only(costs):
     assert seen.forward > sem.forward and seen.backward > sem.backward and seen.frozen > sem.frozen
 
 
-def test_the_embedded_default_has_a_price_and_its_vae_no_blocks(configure):
-    (cost,) = estimate(configure("model.pretrained_model=null", "sem.steps=0"))
-    assert cost.kept > 0 and cost.forward > 0
+def test_the_embedded_vae_has_no_blocks_to_checkpoint(configure):
     with pytest.raises(ConfigError, match="LappedAutoencoder has no blocks for it"):
         estimate(configure("model.pretrained_model=null", "model.gradient_checkpointing_vae=true"))
+
+
+@pytest.mark.slow
+def test_the_embedded_default_has_a_price(configure):
+    (cost,) = estimate(configure("model.pretrained_model=null", "sem.steps=0"))
+    assert cost.kept > 0 and cost.forward > 0
 
 
 def test_stable_diffusion_is_known_without_its_files(configure):
@@ -133,14 +139,6 @@ def test_stable_diffusion_is_known_without_its_files(configure):
     assert sum(p.numel() for p in text_encoder.parameters()) == 340_387_840
     with pytest.raises(ModelError, match="not in the cache"):
         base_configs("nobody/has-this-model")
-
-
-def test_what_is_printed_is_what_was_counted(configure, costs, capsys):
-    (cost,) = costs("sem.steps=0", "run.mixed_precision=bf16")
-    print_plan(configure("sem.steps=0", "run.mixed_precision=bf16"))
-    told = capsys.readouterr().out
-    assert f"{cost.trainable:,} trainable" in told and f"{(cost.forward + cost.backward) / COUNT / 1e12:.3f}" in told
-    assert "mixed_precision: bf16" in told and f"{cost.kept / 2**30:.3f}" in told
 
 
 @pytest.mark.slow
