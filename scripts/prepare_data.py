@@ -116,7 +116,7 @@ def keep_captions(rows: list[dict], before: Path) -> None:
 
 
 def summarise(args: argparse.Namespace, found: list, kept: list[dict], reasons: dict, left_out: list) -> dict:
-    """What was done, with which settings, and what the score means."""
+    """What was done, with which settings, and how the scores lie; `pisasr.data.quality` says what they mean."""
     from pisasr.data import quality
 
     sources = Counter(photo.source for photo in found)
@@ -132,15 +132,7 @@ def summarise(args: argparse.Namespace, found: list, kept: list[dict], reasons: 
         "sources": {name: {"found": count, "kept": stayed[name]} for name, count in sources.items()},
         "left_out": [{"path": str(place.path), "reason": place.reason} for place in left_out],
         "settings": {"input": args.input, "licence": args.licence, "min_side": args.min_side},
-        "score": {
-            "version": quality.VERSION,
-            "definition": "product of (1 / (1 + (value / half) ** steepness)) ** weight over the parts",
-            "parts": {
-                name: dict(zip(("half", "steepness", "weight"), curve, strict=True))
-                for name, curve in quality.CURVES.items()
-            },
-            "quantiles": at,
-        },
+        "score": {"version": quality.VERSION, "curves": quality.CURVES, "quantiles": at},
     }
 
 
