@@ -60,8 +60,8 @@ def prepare(args: argparse.Namespace) -> int:
     """Find, measure, select, write."""
     from tqdm import tqdm
 
-    from pisasr.data.manifest import write_rows
     from pisasr.data.prepare import count_reasons, manifest_row, measure_photos, select
+    from pisasr.data.sources import write_rows
     from pisasr.files import Journal, write_whole
 
     found, left_out, licences = search(args)
@@ -107,7 +107,7 @@ def search(args: argparse.Namespace) -> tuple[list, list, dict[str, str]]:
 
 def keep_captions(rows: list[dict], before: Path) -> None:
     """What --caption wrote into an earlier manifest stays, where nothing beside the photo says otherwise."""
-    from pisasr.data.manifest import read_manifest
+    from pisasr.data.sources import read_manifest
 
     if before.is_file():
         captions = {row.get("sha256"): row.get("caption") for row in read_manifest(before)}

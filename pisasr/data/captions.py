@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tqdm import trange
 
-from pisasr.data.manifest import read_manifest, write_rows
+from pisasr.data.sources import read_manifest, write_rows
 from pisasr.errors import ImageError, ModelError, PisasrError, explain
 from pisasr.files import Journal
 from pisasr.pictures.images import open_image, split

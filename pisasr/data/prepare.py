@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pisasr.data import quality
-from pisasr.data.manifest import relative_path
-from pisasr.data.sources import Photo
+from pisasr.data.sources import Photo, relative_path
 from pisasr.errors import explain
 from pisasr.files import Journal
 from pisasr.pictures.images import open_image, split
