@@ -1,4 +1,4 @@
-"""Photo to adapter, before the first step: precision decided, photos opened, what can't be refused, the base loaded."""
+"""Photo to adapter, before the first step: settle precision, open the photos, refuse what can't be, load the base."""
 
 import logging
 import os
@@ -21,8 +21,6 @@ from pisasr.training.stages import Stage, stages_of
 log = logging.getLogger(__name__)
 
 Shares = list[tuple[list[int], int]]  # as KeyedBatches takes them
-
-
 LOW_PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
