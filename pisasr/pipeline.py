@@ -342,7 +342,8 @@ class PiSASRPipeline(DiffusionPipeline):
         )  # fmt: skip
         pairs = _check_pairs([(lambda_pix, lambda_sem)])
         jobs = self._plan(pictures_of(image), options)
-        same = (list(group) for _, group in groupby(jobs, key=lambda job: job.frame))
+        kinds = groupby(jobs, key=lambda job: (job.frame, job.picture.pixels.dtype))  # levels and floats don't mix
+        same = (list(group) for _, group in kinds)
         batches = [group[i : i + batch_size] for group in same for i in range(0, len(group), batch_size)]
         results = [one for batch in batches for made in self._repair(batch, pairs, options) for one in made]
         self.maybe_free_model_hooks()
