@@ -294,10 +294,14 @@ def _batches(courses: Iterable[Course], size: int, pixels: int) -> Iterator[list
     """Neighbours whose pictures have one shape and kind, at most `size` of them, if none has more than `pixels`."""
     batch: list[Course] = []
     for course in courses:
-        if batch and (len(batch) >= size or (kind := _kind(course, pixels)) is None or kind != _kind(batch[0], pixels)):
+        kind = _kind(course, pixels)
+        if batch and kind != _kind(batch[0], pixels):
             yield batch
             batch = []
         batch.append(course)
+        if kind is None or len(batch) == size:
+            yield batch
+            batch = []
     if batch:
         yield batch
 
