@@ -686,6 +686,37 @@ def test_two_processes_share_a_folder_and_write_the_bytes_of_one(here, base_fold
         assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
 
 
+def test_what_is_not_used_is_not_imported_and_can_be_had_afterwards(here, base_folder):
+    pytest.importorskip("torchvision")
+    draw("in/a.png")
+    code = (
+        "import sys\n"
+        "from pisasr.commands.main import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "assert not {'scipy', 'torchvision', 'pisasr.evaluation.metrics', 'pisasr.training'} & set(sys.modules)\n"
+        "import torchvision.transforms"
+    )
+    words = ["infer", "-i", "in", "-o", "out", "--pretrained_model", base_folder, "--process_size", "16"]
+    command = [sys.executable, "-c", code, *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0 and outputs() == ["a.png"], result.stderr
+
+
+def test_every_process_takes_the_gpu_of_its_own_number(monkeypatch):
+    import torch
+
+    from pisasr.commands.options import choose_device, choose_dtype
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert choose_device("auto") == choose_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("auto") == choose_device("cuda") == "cuda:1" and choose_device("cpu") == "cpu"
+    assert choose_dtype("auto", "cuda:1") == torch.float16
+
+
 def test_every_shape_comes_out_at_its_size(here, base_folder):
     sizes = [(1, 1), (2, 7), (1000, 2), (3, 90), (100, 40), (49, 53)]
     for size in sizes:

@@ -1,7 +1,9 @@
 """argv in, exit code out: `pisasr infer`, pictures in, restored pictures out, and a report of what happened to each."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from pisasr.pictures.images import Picture
     from pisasr.pipeline import PiSASRPipeline
 
+# Where they are installed, diffusers and transformers import them, a quarter of the start-up, for models not used here.
+UNUSED = ("scipy", "torchvision")
 AUTO_LAMBDAS = "0:1.5:0.25"  # both strengths' candidates for --lambda_auto
 
 EXAMPLES = """examples:
@@ -122,7 +126,8 @@ def _infer(args: argparse.Namespace) -> int:
     scorers = _find_scorers(args)
     check_output(args.output)
     remove_leftovers(jobs, is_alone=share.count == 1)
-    pipe = load_pipeline(args) if jobs else None
+    with _unseen(*UNUSED if not args.lambda_auto else ()):
+        pipe = load_pipeline(args) if jobs else None
     with Report(args.output, len(jobs), args.quiet, share.report_name) as report:
         if pipe is not None:
             batch = (args.batch_size, _small_pixels(pipe, args)) if args.batch_size > 1 and not pairs else (1, 0)
@@ -148,6 +153,19 @@ def _wait_for_the_others() -> None:
     processes = Processes()
     processes.wait()
     processes.close()
+
+
+@contextmanager
+def _unseen(*packages: str) -> Iterator[None]:
+    """Let what is imported in the block believe that these packages are not installed; they can be had afterwards."""
+    modules: dict[str, Any] = sys.modules
+    hidden = [name for name in packages if name not in modules]
+    modules.update(dict.fromkeys(hidden))  # None says so to `import` and to find_spec
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del modules[name]
 
 
 def _check_inputs(asked: list[str], inputs: list[Found]) -> None:
