@@ -149,7 +149,8 @@ def _is_alive(process: int) -> bool:
 # --- whose it is -----------------------------------------------------------------------------------------------------
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """Which part of the pictures is this process': number `index` of `count`, from 1."""
 
     index: int = 1
