@@ -19,6 +19,7 @@ from pisasr.errors import CheckpointError, ModelError, PisasrError
 from pisasr.files import write_whole
 from pisasr.method import color
 from pisasr.method.adapters import merge_in_place, merged
+from pisasr.method.layers import use_fast_layers
 from pisasr.method.model import PiSASR, Plan, Predictors, draw_noise, predict, restore
 from pisasr.method.residual import needed
 from pisasr.method.text import PromptEncoder
@@ -66,6 +67,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent", "uint16")
 
 ColorFix = Literal["adain", "wavelet", "none"]
 OutputType = Literal["pil", "np", "pt", "latent", "uint16"]
+Tiling = Literal["even", "published"]
 Given = Image.Image | np.ndarray | Tensor | Picture
 Result = Image.Image | np.ndarray | Tensor
 Generators = torch.Generator | int | Sequence[torch.Generator | int] | None
@@ -88,6 +90,7 @@ class Options:
     color_fix: ColorFix | None = None
     tile_size: int | None = None
     tile_overlap: int | None = None
+    tiling: Tiling | None = None
     vae_tile_size: int | None = None
     batch_size: int = 1
     low_memory: bool = False
@@ -113,13 +116,21 @@ class Options:
                 raise ValueError(f"{name} is {size}; it must be a positive whole number.")
         if self.color_fix is not None:
             _check_choice("color_fix", self.color_fix, COLOR_FIXES)
+        if self.tiling is not None:
+            _check_choice("tiling", self.tiling, ("even", "published"))
         _check_choice("posterior", self.posterior, ("mean", "sample"))
         _check_choice("output_type", self.output_type, OUTPUT_TYPES)
+
+    @property
+    def evenly(self) -> bool:
+        """Whether tiles are of an even grid; where a plan is not named, an overlap asks for the published one."""
+        return (self.tiling or ("published" if self.tile_overlap is not None else "even")) == "even"
 
     def tile_plan(self, factor: int) -> tuple[int, int]:
         """(tile, overlap) in latent pixels of a VAE of this factor."""
         tile = TILE_PX // factor if self.tile_size is None else self.tile_size
-        overlap = tile // 3 if self.tile_overlap is None else self.tile_overlap
+        usual = tile // 12 if self.evenly else tile // 3
+        overlap = usual if self.tile_overlap is None else self.tile_overlap
         check_plan(tile, overlap)
         return tile, overlap
 
@@ -167,6 +178,8 @@ class PiSASRPipeline(DiffusionPipeline):
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, unet_pix=unet_pix, scheduler=scheduler
         )
         self.register_to_config(color_fix=color_fix)
+        for network in (vae, unet, unet_pix):
+            use_fast_layers(network)
         self._words: PromptEncoder | None = None
         self._reference: Reference | None = None  # the base that the UNets were made from, where it is known
         self._adapters: tuple[Adapter, Adapter | None] | None = None
@@ -294,6 +307,7 @@ class PiSASRPipeline(DiffusionPipeline):
         color_fix: ColorFix | None = None,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
+        tiling: Tiling | None = None,
         vae_tile_size: int | None = None,
         batch_size: int = 1,
         low_memory: bool = False,
@@ -316,7 +330,10 @@ class PiSASRPipeline(DiffusionPipeline):
             color_fix: how the result gets the input's colours back: "adain" (as published), "wavelet" or "none". None
                 is the model's own way: adain, unless its model_index.json names another.
             tile_size: of the UNet, in latent pixels; None is 768 image pixels.
-            tile_overlap: in latent pixels; None is a third of the tile.
+            tile_overlap: in latent pixels, and then the published plan is meant; None is a twelfth of the tile in an
+                even grid, a third in the published plan.
+            tiling: "even", a grid of equal tiles no larger than tile_size, or "published": tiles of that size, the last
+                ones pulled back to the rim, 1.8 times the work.
             vae_tile_size: in image pixels; beyond its square the VAE works in pieces, to the same result. None is 512.
             batch_size: how many neighbouring pictures of one size, or tiles of one picture, go through a network at
                 once. It changes speed and memory, and the result by rounding alone.
@@ -337,8 +354,8 @@ class PiSASRPipeline(DiffusionPipeline):
             ValueError, TypeError: an argument that makes no sense. PisasrError: the model answered with nan or inf.
         """
         options = Options(
-            upscale, process_size, color_fix, tile_size, tile_overlap, vae_tile_size, batch_size, low_memory, prompt,
-            posterior, generator, output_type,
+            upscale, process_size, color_fix, tile_size, tile_overlap, tiling, vae_tile_size, batch_size, low_memory,
+            prompt, posterior, generator, output_type,
         )  # fmt: skip
         pairs = _check_pairs([(lambda_pix, lambda_sem)])
         jobs = self._plan(pictures_of(image), options)
@@ -413,7 +430,7 @@ class PiSASRPipeline(DiffusionPipeline):
         given = to_batch([pad(prepare(job.picture.pixels, frame), frame) for job in jobs], device)
         noise = self._noise(model.latent_shape(given), jobs, device) if options.posterior == "sample" else None
         plan = self._cut(options, model.factor)
-        tiles = count_tiles(*model.latent_shape(given)[2:], plan.tile, plan.overlap)
+        tiles = count_tiles(*model.latent_shape(given)[2:], plan.tile, plan.overlap, plan.even)
         predictors = self._predictors(model, jobs, pairs, tiles, device)
         decode = options.output_type != "latent"
         for x_H, z_H in restore(model, from_levels(given) * 2 - 1, predictors, pairs, plan, noise, decode):
@@ -455,7 +472,9 @@ class PiSASRPipeline(DiffusionPipeline):
         vae_tile = VAE_TILE_PX if options.vae_tile_size is None else options.vae_tile_size
         if options.vae_tile_size is None and getattr(self.vae, "use_tiling", False):  # by vae.enable_tiling()
             vae_tile = self.vae.tile_sample_min_size
-        return Plan(tile, overlap, options.batch_size, vae_tile if self._vae_tiling else None, options.low_memory)
+        even = 2 ** (len(self.unet.config.block_out_channels) - 1) if options.evenly else None
+        pieces = vae_tile if self._vae_tiling else None
+        return Plan(tile, overlap, even, options.batch_size, pieces, options.low_memory)
 
     @staticmethod
     def _noise(shape: tuple[int, ...], jobs: list[Job], device: torch.device) -> Tensor:
