@@ -372,7 +372,8 @@ class PiSASRPipeline(DiffusionPipeline):
         )  # fmt: skip
         pairs = _check_pairs([(lambda_pix, lambda_sem)])
         jobs = self._plan(pictures_of(image), options)
-        same = (list(group) for _, group in groupby(jobs, key=lambda job: job.frame))
+        kinds = groupby(jobs, key=lambda job: (job.frame, job.picture.pixels.dtype))  # levels and floats don't mix
+        same = (list(group) for _, group in kinds)
         batches = [group[i : i + batch_size] for group in same for i in range(0, len(group), batch_size)]
         results = [one for batch in batches for made in self._repair(batch, pairs, options) for one in made]
         self.maybe_free_model_hooks()
@@ -549,7 +550,7 @@ def usual_dtype(device: str) -> torch.dtype:
     In bfloat16 the embedded model's pictures differ from float32's by a quarter of a grey level on average, three at
     most (its four example photos).
     """
-    if device == "cuda":
+    if device.startswith("cuda"):
         return torch.float16
     return torch.bfloat16 if device == "cpu" and _multiplies_bf16() else torch.float32
 

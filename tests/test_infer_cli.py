@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr import errors
+from pisasr import errors, files
 from pisasr.commands import batch
 from pisasr.commands import infer as command
 from pisasr.commands.main import main
@@ -25,21 +27,26 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class StubPipeline:
-    """Enlarges by PIL, remembers what it was asked, and colours one pixel by its seed."""
+    """Enlarges by PIL, remembers what it was asked for each picture, and colours one pixel by its seed."""
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.batches = [], []
 
-    def __call__(self, picture, lambda_pix, lambda_sem, generator, **settings):
+    def __call__(self, pictures, lambda_pix, lambda_sem, generator, **settings):
+        self.batches.append(len(pictures))
+        each = zip(pictures, generator, strict=True)
+        return SimpleNamespace(images=[self.one(p, lambda_pix, lambda_sem, seed, **settings) for p, seed in each])
+
+    def one(self, picture, lambda_pix, lambda_sem, generator, **settings):
         image = images.as_image(images.join(picture.pixels, picture))
         self.calls.append(SimpleNamespace(pair=(lambda_pix, lambda_sem), seed=generator, **settings))
         size = round(settings["upscale"] * image.width), round(settings["upscale"] * image.height)
         result = image.resize(size)
         result.putpixel((0, 0), (generator % 256,) * len(image.getbands()) if image.mode != "L" else generator % 256)
-        return SimpleNamespace(images=[result])
+        return result
 
     def sweep(self, image, pairs, **options):
-        return [self(image, *pair, **options).images[0] for pair in pairs]
+        return [self.one(image, *pair, **options) for pair in pairs]
 
 
 @pytest.fixture
@@ -73,7 +80,7 @@ def rows(folder: str = "out") -> list[dict]:
 
 
 def outputs(folder: str = "out") -> list[str]:
-    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != batch.REPORT_NAME)
+    files = (path for path in Path(folder).rglob("*") if path.is_file() and not path.match("report*.jsonl"))
     return sorted(str(path.relative_to(folder)) for path in files)
 
 
@@ -314,7 +321,7 @@ def test_bad_files_cost_one_line_each(here, stub, capsys):
 def test_a_failing_model_costs_one_picture(here, stub, monkeypatch, capsys):
     draw("in/a.png"), draw("in/b.png")
 
-    def explode(image, seed, pipe=stub):
+    def explode(images, seeds):
         raise MemoryError if not stub.calls.append(0) and len(stub.calls) == 1 else RuntimeError("two\nlines")
 
     monkeypatch.setattr(command, "_restorer", lambda *_: explode)
@@ -368,28 +375,206 @@ def test_a_model_that_does_not_load_is_one_line(here, monkeypatch, capsys):
 
 
 def test_a_full_disk_ends_the_batch(here, stub, monkeypatch):
-    for name in "abc":
-        draw(f"in/{name}.png")
+    count = 3 * batch.HANDS
+    for number in range(count):
+        draw(f"in/{number:02}.png")
 
     def save(image, path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(images, "save_image", save)
     assert infer("-i", "in", "-o", "out") == errors.SOME_FAILED
-    assert len(stub.calls) == 1 and [row["status"] for row in rows()] == ["failed"] * 3
+    assert len(stub.calls) <= batch.HANDS + 2  # what may wait for the disk, what is written, what is in hand
+    assert [row["status"] for row in rows()] == ["failed"] * count
+    assert rows()[0]["reason"].startswith("No space") and rows()[-1]["reason"] == "not started: the disk is full"
 
 
 def test_interrupting_keeps_what_is_done(here, stub, monkeypatch):
     draw("in/a.png"), draw("in/b.png")
 
-    def interrupted(image, seed):
+    def interrupted(pictures, seeds):
         if stub.calls:
             raise KeyboardInterrupt
-        return batch.Made(stub(image, 1, 1, generator=seed, upscale=1).images)
+        return [batch.Made(stub(pictures, 1, 1, generator=seeds, upscale=1).images)]
+
+    def save_slowly(image, path, save=images.save_image):
+        time.sleep(0.2)  # so that the interruption comes while it is written
+        save(image, path)
 
     monkeypatch.setattr(command, "_restorer", lambda *_: interrupted)
+    monkeypatch.setattr(images, "save_image", save_slowly)
     assert infer("-i", "in", "-o", "out") == errors.INTERRUPTED
     assert outputs() == ["a.png"] and [row["status"] for row in rows()] == ["ok"]
+
+
+def test_interrupting_does_not_wait_for_what_was_not_begun(here, stub, monkeypatch):
+    for name in "abcd":
+        draw(f"in/{name}.png")
+    read = []
+    monkeypatch.setattr(
+        images, "open_picture", lambda path, cap, load=images.open_picture: read.append(path) or load(path, cap)
+    )
+    monkeypatch.setattr(
+        command, "_restorer", lambda *_: lambda pictures, seeds: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    assert infer("-i", "in", "-o", "out") == errors.INTERRUPTED
+    assert len(read) <= 2 and not outputs() and not rows()
+
+
+def test_reading_computing_and_writing_overlap(here, stub, monkeypatch):
+    """The second picture is computed only when the third was read, and while the first is still being written."""
+    for name in "abc":
+        draw(f"in/{name}.png")
+    third_is_read, second_is_made = threading.Event(), threading.Event()
+
+    def open_picture(path, cap, load=images.open_picture):
+        if path.name == "c.png":
+            third_is_read.set()
+        return load(path, cap)
+
+    def save(image, path, save=images.save_image):
+        assert path.name != "a.png" or second_is_made.wait(20)
+        save(image, path)
+
+    def restore(pictures, seeds):
+        if stub.calls:
+            assert third_is_read.wait(20)
+            second_is_made.set()
+        return [batch.Made(stub(pictures, 1, 1, generator=seeds, upscale=1).images)]
+
+    monkeypatch.setattr(images, "open_picture", open_picture)
+    monkeypatch.setattr(images, "save_image", save)
+    monkeypatch.setattr(command, "_restorer", lambda *_: restore)
+    assert infer("-i", "in", "-o", "out") == 0
+    assert outputs() == ["a.png", "b.png", "c.png"] and [Path(row["input"]).stem for row in rows()] == [*"abc"]
+
+
+@pytest.mark.parametrize("most", ["HANDS", "WAITING_BYTES"])
+def test_what_waits_for_a_slow_disk_is_bounded(here, stub, monkeypatch, most):
+    """Results are made no faster than they are written, by their number and by their bytes."""
+    for number in range(12):
+        draw(f"in/{number:02}.png", size=(16, 16))
+    monkeypatch.setattr(batch, most, {"HANDS": 2, "WAITING_BYTES": 2 * 3 * 64 * 64}[most])
+    written, ahead = [], []
+
+    def save(image, path, save=images.save_image):
+        time.sleep(0.01)
+        ahead.append(len(stub.calls) - len(written))
+        save(image, path)
+        written.append(path)
+
+    monkeypatch.setattr(images, "save_image", save)
+    assert infer("-i", "in", "-o", "out") == 0
+    assert len(outputs()) == 12 and max(ahead) <= 4  # two wait, one may be written already and not told, one is made
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_small_neighbours_of_one_size_go_together_when_asked(here, stub):
+    sizes = [(6, 5)] * 5 + [(5, 6), (6, 5)] + [(200, 200)] * 2
+    for number, size in enumerate(sizes):
+        draw(f"in/{number}.png", size=size)
+    Path("in/2a.png").touch()  # it can't be read, and parts nobody from the rows' order
+    assert infer("-i", "in", "-o", "alone") == errors.SOME_FAILED
+    assert stub.batches == [1] * 9
+    assert infer("-i", "in", "-o", "out", "--batch_size", 3) == errors.SOME_FAILED
+    assert stub.batches[9:] == [3, 2, 1, 1, 1, 1]
+    assert [Path(row["input"]).stem for row in rows()] == ["0", "1", "2", "2a", *"345678"]
+    assert [call.seed for call in stub.calls[:9]] == [call.seed for call in stub.calls[9:]]
+    for name in outputs():
+        assert Path("out", name).read_bytes() == Path("alone", name).read_bytes()
+
+
+def test_one_picture_that_fails_costs_its_batch_nothing(here, stub, monkeypatch):
+    for number in range(4):
+        draw(f"in/{number}.png", (50 * number, 0, 0))
+    whole = StubPipeline.one
+
+    def one(self, picture, *strengths, **options):
+        if picture.pixels[0, 0, 0] == 100:
+            raise errors.PisasrError("nan")
+        return whole(self, picture, *strengths, **options)
+
+    monkeypatch.setattr(StubPipeline, "one", one)
+    assert infer("-i", "in", "-o", "out", "--batch_size", 4) == errors.SOME_FAILED
+    assert outputs() == ["0.png", "1.png", "3.png"] and [row["reason"] for row in rows()] == ["", "", "nan", ""]
+    assert stub.batches == [4, 1, 1, 1, 1]
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def test_shards_do_every_picture_once_under_the_names_of_one_run(here, stub):
+    for name in ("in/a.png", "in/a.jpg", "b/a.png", "in/c.png", "in/d.png"):
+        draw(name)
+    Path("in/e.png").touch()
+    words = ["-i", "in", "b", "-o"]
+    assert infer(*words, "whole") == errors.SOME_FAILED
+    codes = [infer(*words, "out", "--shard", f"{index}/3") for index in (1, 2, 3)]
+    assert sorted(codes) == [0, 0, errors.SOME_FAILED] and outputs("whole") == outputs()
+    shares = [
+        [json.loads(line) for line in Path(f"out/report.{i}of3.jsonl").read_text().splitlines()] for i in (1, 2, 3)
+    ]
+    assert [len(share) for share in shares] == [2, 2, 2]
+    assert sorted(row["input"] for share in shares for row in share) == sorted(row["input"] for row in rows("whole"))
+    assert not Path("out/report.jsonl").exists()
+    for name in outputs():
+        assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
+
+
+def test_more_shards_than_pictures_leave_some_without_work_or_model(here, stub, monkeypatch):
+    draw("in/a.png")
+    monkeypatch.setattr(command, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
+    assert infer("-i", "in", "-o", "out", "--shard", "2/2") == 0
+    assert Path("out/report.2of2.jsonl").read_bytes() == b"" and not outputs()
+
+
+@pytest.mark.parametrize("share", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3"])
+def test_shares_that_are_none_are_refused(here, stub, capsys, share):
+    draw("in/a.png")
+    assert "--shard" in usage_error(capsys, "-i", "in", "-o", "out", f"--shard={share}")
+
+
+def test_processes_of_a_shard_share_its_share():
+    parts = [batch.share_of(batch.Shard(i, 3), batch.Shard(j, 2)).of(range(20)) for i in (1, 2, 3) for j in (1, 2)]
+    assert sorted(number for part in parts for number in part) == list(range(20))
+
+
+def test_a_shard_leaves_what_other_machines_are_writing(here, stub):
+    draw("in/a.png"), draw("in/b.png")
+    Path("out").mkdir()
+    mine, theirs = (files.temporary_name(Path(f"out/{name}.png")) for name in "ab")
+    dead = [path.with_name(path.name.replace(str(os.getpid()), str(2**30))) for path in (mine, theirs)]
+    for path in dead:
+        path.touch()
+    assert infer("-i", "in", "-o", "out", "--shard", "1/2") == 0
+    assert outputs() == [dead[1].name, "a.png"]
+
+
+def test_a_killed_shard_is_completed_by_a_rerun(here, stub, monkeypatch):
+    for name in "abcdef":
+        draw(f"in/{name}.png")
+    assert infer("-i", "in", "-o", "whole") == 0
+
+    class Killed(BaseException):
+        """As a kill: nobody catches it."""
+
+    def killed(pictures, seeds):
+        if len(stub.calls) == 7:
+            raise Killed
+        return [batch.Made(stub(pictures, 1, 1, generator=seeds, upscale=4).images)]
+
+    words = ["-i", "in", "-o", "out", "--existing", "skip", "--shard"]
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(command, "_restorer", lambda *_: killed)
+        infer(*words, "1/2")
+    assert outputs() == ["a.png"]
+    assert infer(*words, "2/2") == 0 and infer(*words, "1/2") == 0
+    again = [json.loads(line)["status"] for line in Path("out/report.1of2.jsonl").read_text().splitlines()]
+    assert again == ["skipped", "ok", "ok"] and outputs() == outputs("whole")
+    for name in outputs():
+        assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
 
 
 def test_leftovers_of_dead_runs_are_removed(here, stub):
@@ -481,6 +666,55 @@ def test_script_from_file_to_file(here, base_folder):
     assert Image.open("out/a.png").size == (round(2.5 * 13), round(2.5 * 9))
     assert (Image.open("out/b.png").mode, Image.open("out/b.png").size) == ("LA", (round(2.5 * 5), 20))
     assert "fp32" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_two_processes_share_a_folder_and_write_the_bytes_of_one(here, base_folder):
+    """And a picture that fails ends neither process: launchers stop all when one leaves with another code than 0."""
+    for number in range(5):
+        draw(f"in/{number}.png", (40 * number, 200, 9), (12, 10))
+    Path("in/1a.png").touch()
+    common = ["-i", "in", "--pretrained_model", base_folder, "--process_size", 16, "--upscale", 2, "--device", "cpu"]
+    assert run(*common, "-o", "one").returncode == errors.SOME_FAILED
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [*launcher, ROOT / "scripts" / "infer.py", *common, "-o", "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment)
+    reports = [Path(f"two/report.{index}of2.jsonl").read_text().splitlines() for index in (1, 2)]
+    assert [len(report) for report in reports] == [3, 3], result.stderr
+    assert result.returncode and outputs("one") == outputs("two") == [f"{number}.png" for number in range(5)]
+    for name in outputs("one"):
+        assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
+
+
+def test_what_is_not_used_is_not_imported_and_can_be_had_afterwards(here, base_folder):
+    pytest.importorskip("torchvision")
+    draw("in/a.png")
+    code = (
+        "import sys\n"
+        "from pisasr.commands.main import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "assert not {'scipy', 'torchvision', 'pisasr.evaluation.metrics', 'pisasr.training'} & set(sys.modules)\n"
+        "import torchvision.transforms"
+    )
+    words = ["infer", "-i", "in", "-o", "out", "--pretrained_model", base_folder, "--process_size", "16"]
+    command = [sys.executable, "-c", code, *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0 and outputs() == ["a.png"], result.stderr
+
+
+def test_every_process_takes_the_gpu_of_its_own_number(monkeypatch):
+    import torch
+
+    from pisasr.commands.options import choose_device, choose_dtype
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert choose_device("auto") == choose_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("auto") == choose_device("cuda") == "cuda:1" and choose_device("cpu") == "cpu"
+    assert choose_dtype("auto", "cuda:1") == torch.float16
 
 
 def test_every_shape_comes_out_at_its_size(here, base_folder):

@@ -104,6 +104,13 @@ def test_pictures_of_one_size_go_together_and_keep_their_order_among_others(pipe
     ]  # fmt: skip
 
 
+def test_levels_and_floats_of_one_size_do_not_share_a_batch(pipe):
+    levels = np.asarray(photo())
+    floats = levels.astype(np.float32) / 255
+    alone = [pipe(one, **SMALL).images[0] for one in (levels, floats)]
+    assert all(map(equal, pipe([levels, floats], **SMALL, batch_size=2).images, alone))
+
+
 def test_every_picture_of_a_batch_can_have_its_own_words_and_chance(pipe):
     given, sampled = [photo(), photo()], {**SMALL, "posterior": "sample", "batch_size": 2}
     first, second = pipe(given, **sampled, generator=[1, torch.Generator().manual_seed(2)]).images

@@ -1,6 +1,6 @@
-"""Infer, around the journey: many files through one model. Name the outputs, restore one by one, report each.
+"""Infer, around the journey: many files through one model. Name the outputs, share them out, restore, report each.
 
-Nothing here knows the model. `restore_files` is given a function from a picture to its results, and no file, however
+Nothing here knows the model. `restore_files` is given a function from pictures to their results, and no file, however
 bad, ends the batch. torch is not needed before the first picture is read.
 """
 
@@ -10,18 +10,21 @@ import os
 import sys
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from threading import Event
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from pisasr.errors import OverlapError, PisasrError, explain, shown
+from pisasr.errors import OverlapError, PisasrError, UsageError, explain, shown
+from pisasr.files import temporary_name
 from pisasr.pictures.folders import Found
 
 if TYPE_CHECKING:
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "report.jsonl"
 TEMPORARY_PREFIX = ".pisasr-"
+HANDS = 4  # threads that write: of small pictures a GPU makes more than one PNG encoder can take
+WAITING_BYTES = 2**28  # of results that wait for the disk, beside the one that is written
 
 Existing = Literal["overwrite", "skip", "error"]
 
@@ -43,7 +48,7 @@ class Made(NamedTuple):
     fields: Mapping[str, float] = NONE
 
 
-Restore = Callable[["Picture", int], Made]
+Restore = Callable[[Sequence["Picture"], Sequence[int]], Sequence[Made]]  # pictures of one size, a seed for each
 
 
 @dataclass(frozen=True)
@@ -103,19 +108,30 @@ def check_output(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a process of this number may be here from another machine, too
     except OSError as error:
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise PisasrError(f"cannot write to {shown(folder)}: {reason}; choose another --output") from None
 
 
-def remove_leftovers(jobs: Iterable[Job]) -> None:
-    """Delete the temporary files that a killed run left where this one will write; those of a living run stay."""
-    for folder in {target.parent for job in jobs for target in job.targets}:
+def remove_leftovers(jobs: Iterable[Job], is_alone: bool = True) -> None:
+    """Delete the temporary files that a killed run left where this one will write; those of a living run stay.
+
+    is_alone: whether all of them may go. If not, other machines may be writing there, whose processes look dead from
+    here: only what would become one of these jobs' own targets goes.
+    """
+    targets = {target for job in jobs for target in job.targets}
+    own = {(target.parent, _without_owner(temporary_name(target))) for target in targets}
+    for folder in {target.parent for target in targets}:
         for file in folder.glob(f"{TEMPORARY_PREFIX}*.tmp"):
             owner = file.name.removeprefix(TEMPORARY_PREFIX).split("-")[0].removesuffix(".tmp")
-            if not (owner.isdigit() and _is_alive(int(owner))):
+            is_ours = is_alone or (folder, _without_owner(file)) in own
+            if is_ours and not (owner.isdigit() and _is_alive(int(owner))):
                 file.unlink(missing_ok=True)
+
+
+def _without_owner(temporary: Path) -> str:
+    return temporary.name.rpartition("-")[-1]
 
 
 def _is_alive(process: int) -> bool:
@@ -130,6 +146,47 @@ def _is_alive(process: int) -> bool:
     return True
 
 
+# --- whose it is -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of the pictures is this process': number `index` of `count`, from 1."""
+
+    index: int = 1
+    count: int = 1
+
+    def of(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Every count-th job: the shares are disjoint and nothing is left over, if all see the same files.
+
+        Outputs must have been named before: the whole list decides on names.
+        """
+        return jobs[self.index - 1 :: self.count]
+
+    @property
+    def report_name(self) -> str:
+        """report.jsonl, or report.2of4.jsonl: each process has a file of its own, so none can harm another's."""
+        return REPORT_NAME if self.count == 1 else REPORT_NAME.replace(".", f".{self.index}of{self.count}.")
+
+
+def parse_shard(text: str) -> Shard:
+    """`2/4` as the second of four shares."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise UsageError(f"'{text}' is not a share such as 2/4, from 1/4 to 4/4")
+    return Shard(int(index), int(count))
+
+
+def launched() -> Shard:
+    """This process' place among those that accelerate or torchrun started; the only one if neither did."""
+    return Shard(int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def share_of(shard: Shard, process: Shard) -> Shard:
+    """A process' share of a shard: the second of two processes in shard 2/4 has 4/8."""
+    return Shard((shard.index - 1) * process.count + process.index, shard.count * process.count)
+
+
 # --- the journey -----------------------------------------------------------------------------------------------------
 
 
@@ -141,47 +198,168 @@ def restore_files(
     seed: int = 0,
     max_pixels: int | None = None,
     debug: bool = False,
+    batch_size: int = 1,
+    batch_pixels: int = 0,
 ) -> None:
-    """Take every job from its file to its targets, and write a row for it whatever happens.
+    """Take every job from its file to its targets, and write a row for it whatever happens, in the order of the jobs.
+
+    While one picture is computed, in the calling thread, the next is read and those before it are written. What waits
+    is bounded: one picture (or batch) that was read, and results of HANDS pictures or WAITING_BYTES, whichever is less.
 
     The seed that `restore` is given comes from `seed` and the input's name, so that neither the order nor the company
-    of the inputs changes a result. Stops early only when the disk is full.
+    of the inputs changes a result. With a `batch_size` above 1 neighbours of one size and of at most `batch_pixels`
+    are restored together, which changes them by rounding; if that fails, one by one.
+
+    Stops early only when the disk is full. Ctrl-C drops the picture that is computed; those before it are written.
     """
-    for number, job in enumerate(jobs):
+    full = Event()
+
+    def read(job: Job) -> Course:
+        course = Course(job)
+        if not full.is_set():
+            with course.stage(debug):
+                _read(course, existing, max_pixels)
+        return course
+
+    def write(course: Course) -> Course:
+        if course.made is not None:
+            with course.stage(debug):
+                _write(course.made, course.job.targets)
+        course.made = None
+        return course
+
+    def tell(course: "Future[Course]") -> None:
+        done = course.result()
+        if done.is_disk_full:
+            full.set()
+        report.add(done.job, done.status, done.reason, done.seconds, done.fields)
+
+    waiting: deque[tuple[int, Future[None]]] = deque()
+    # The teller is left last: rows that are known are told, whatever ends this.
+    with ThreadPoolExecutor(1) as teller, ThreadPoolExecutor(HANDS) as writers, ThreadPoolExecutor(1) as reader:
+        courses = _one_ahead(jobs, lambda job: reader.submit(read, job))
+        for batch in _batches(courses, batch_size, batch_pixels):
+            if not full.is_set():
+                _compute([course for course in batch if course.picture is not None], restore, seed, debug)
+            for course in batch:
+                if full.is_set() and course.made is None and course.status == "ok":
+                    course.status, course.reason = "failed", "not started: the disk is full"
+                course.picture = None
+                size = 0 if course.made is None else sum(map(_bytes, course.made.results))
+                waiting.append((size, teller.submit(tell, writers.submit(write, course))))
+            while waiting and (len(waiting) > HANDS or sum(size for size, _ in waiting) > WAITING_BYTES):
+                waiting.popleft()[1].result()
+        for _, told in waiting:
+            told.result()
+
+
+@dataclass
+class Course:
+    """A job on its way: what is known of it, what it holds at the moment, and the seconds it took, waiting left out."""
+
+    job: Job
+    status: str = "ok"
+    reason: str = ""
+    fields: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    picture: "Picture | None" = None
+    made: Made | None = None
+    is_disk_full: bool = False
+
+    @contextmanager
+    def stage(self, debug: bool) -> Iterator[None]:
+        """Whatever goes wrong in the block is how this job ended, and nobody else's."""
         start = time.perf_counter()
-        full = False
         try:
-            own_seed = picture_seed(seed, job.found.name)
-            status, reason, fields = _restore_file(job, restore, existing, own_seed, max_pixels)
+            yield
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            status, reason, fields = "failed", explain(error), {}
-            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        report.add(job, status, reason, time.perf_counter() - start, fields)
-        if full:
-            for waiting in jobs[number + 1 :]:
-                report.add(waiting, "failed", "not started: the disk is full", 0.0)
-            return
+            self.status, self.reason, self.fields = "failed", explain(error), NONE
+            self.is_disk_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        self.seconds += time.perf_counter() - start
 
 
-def _restore_file(
-    job: Job, restore: Restore, existing: Existing, seed: int, max_pixels: int | None
-) -> tuple[str, str, Mapping[str, float]]:
-    from pisasr.pictures.images import MAX_PIXELS, open_picture, save_image
+def _one_ahead(jobs: Iterable[Job], start: "Callable[[Job], Future[Course]]") -> Iterator[Course]:
+    """Each job read, in order; the next one is being read when one is handed out."""
+    begun: deque[Future[Course]] = deque()
+    for job in jobs:
+        begun.append(start(job))
+        if len(begun) > 1:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
 
-    if job.found.status != "ready":
-        return job.found.status, job.found.reason, {}
-    if existing == "skip" and all(_is_picture(target) for target in job.targets):
-        return "skipped", "the output exists", {}
-    if existing == "error" and any(target.exists() for target in job.targets):
-        return "failed", "the output exists, and --existing is error", {}
-    picture = open_picture(job.found.path, max_pixels or MAX_PIXELS)
-    made = restore(picture, seed)
-    for result, target in zip(made.results, job.targets, strict=True):
+
+def _batches(courses: Iterable[Course], size: int, pixels: int) -> Iterator[list[Course]]:
+    """Neighbours whose pictures have one shape and kind, at most `size` of them, if none has more than `pixels`."""
+    batch: list[Course] = []
+    for course in courses:
+        kind = _kind(course, pixels)
+        if batch and kind != _kind(batch[0], pixels):
+            yield batch
+            batch = []
+        batch.append(course)
+        if kind is None or len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _kind(course: Course, pixels: int) -> tuple[Any, ...] | None:
+    """What pictures of one batch have in common; None for what goes alone."""
+    if course.picture is None or course.picture.size[0] * course.picture.size[1] > pixels:
+        return None
+    return course.picture.size, course.picture.pixels.dtype
+
+
+def _read(course: Course, existing: Existing, max_pixels: int | None) -> None:
+    from pisasr.pictures.images import MAX_PIXELS, open_picture
+
+    found, targets = course.job.found, course.job.targets
+    if found.status != "ready":
+        course.status, course.reason = found.status, found.reason
+    elif existing == "skip" and all(_is_picture(target) for target in targets):
+        course.status, course.reason = "skipped", "the output exists"
+    elif existing == "error" and any(target.exists() for target in targets):
+        course.status, course.reason = "failed", "the output exists, and --existing is error"
+    else:
+        course.picture = open_picture(found.path, max_pixels or MAX_PIXELS)
+
+
+def _compute(courses: Sequence[Course], restore: Restore, seed: int, debug: bool) -> None:
+    """Results of pictures of one shape, together; one by one if there is only one, or if together doesn't work."""
+    if len(courses) > 1:
+        trial = Course(courses[0].job)
+        with trial.stage(debug):
+            _restore(courses, restore, seed)
+        for course in courses:
+            course.seconds += trial.seconds / len(courses)
+    for course in courses:
+        if course.made is None:
+            with course.stage(debug):
+                _restore([course], restore, seed)
+
+
+def _restore(courses: Sequence[Course], restore: Restore, seed: int) -> None:
+    pictures = [course.picture for course in courses if course.picture is not None]
+    made = restore(pictures, [picture_seed(seed, course.job.found.name) for course in courses])
+    for course, picture, one in zip(courses, pictures, made, strict=True):
+        course.made, course.fields = one, one.fields
+        course.reason = "; ".join(filter(None, [*picture.notices, one.note]))
+
+
+def _write(made: Made, targets: Sequence[Path]) -> None:
+    from pisasr.pictures.images import save_image
+
+    for result, target in zip(made.results, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
         save_image(result, target)
-    return "ok", "; ".join(filter(None, [*picture.notices, made.note])), made.fields
+
+
+def _bytes(result: Any) -> int:
+    return result.nbytes if hasattr(result, "nbytes") else result.width * result.height * len(result.getbands())
 
 
 def _is_picture(path: Path) -> bool:
@@ -206,15 +384,16 @@ def picture_seed(seed: int, name: Path) -> int:
 
 
 class Report:
-    """Rows of OUTPUT/report.jsonl, one for every input as soon as it is done, and the same for the person watching.
+    """Rows of OUTPUT/report.jsonl, one for every input as soon as it and those before it are done, and the same for the
+    person watching.
 
     A row holds input, output (null if there is none), status ok | skipped | failed, reason ("" or what was noticed) and
     seconds, and lambda_pix and lambda_sem where they were chosen for the picture. On a terminal a bar shows the time
     left; elsewhere every picture has a line. `quiet` leaves the failures.
     """
 
-    def __init__(self, folder: Path, total: int, quiet: bool = False) -> None:
-        self.path = folder / REPORT_NAME
+    def __init__(self, folder: Path, total: int, quiet: bool = False, name: str = REPORT_NAME) -> None:
+        self.path = folder / name
         self.counts: Counter[str] = Counter()
         self._quiet, self._started = quiet, time.perf_counter()
         self._file = self.path.open("w", encoding="utf-8")

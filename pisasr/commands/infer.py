@@ -1,12 +1,26 @@
 """argv in, exit code out: `pisasr infer`, pictures in, restored pictures out, and a report of what happened to each."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pisasr.commands.batch import Made, Report, Restore, check_output, plan_jobs, remove_leftovers, restore_files
+from pisasr.commands.batch import (
+    Made,
+    Report,
+    Restore,
+    Shard,
+    check_output,
+    launched,
+    parse_shard,
+    plan_jobs,
+    remove_leftovers,
+    restore_files,
+    share_of,
+)
 from pisasr.commands.options import (
     add_pipeline_options,
     add_weights_option,
@@ -27,6 +41,8 @@ if TYPE_CHECKING:
     from pisasr.pictures.images import Picture
     from pisasr.pipeline import PiSASRPipeline
 
+# Where they are installed, diffusers and transformers import them, a quarter of the start-up, for models not used here.
+UNUSED = ("scipy", "torchvision")
 AUTO_LAMBDAS = "0:1.5:0.25"  # both strengths' candidates for --lambda_auto
 
 EXAMPLES = """examples:
@@ -57,6 +73,8 @@ def infer_parser() -> argparse.ArgumentParser:
     add("--recursive", action="store_true", help="go into sub-folders, and keep them in the output")
     choices, there = ("overwrite", "skip", "error"), "when an output is there already (default: overwrite)"
     add("--existing", choices=choices, default="overwrite", help=there)
+    share = "do the I-th of N shares, as a Slurm array does; with --existing skip a rerun makes what is missing"
+    add("--shard", type=parse_shard, default=Shard(), metavar="I/N", help=share)
     bits = "of each channel of the results (default: 8); inputs of sixteen bits are read as such either way"
     add("--bits", type=int, choices=(8, 16), default=8, help=bits)
     add("--max_input_pixels", type=positive_int, metavar="N", help="refuse larger inputs (default: 64 million)")
@@ -102,14 +120,52 @@ def _infer(args: argparse.Namespace) -> int:
     variants = [f"pix{pix:.15g}_sem{sem:.15g}" for pix, sem in pairs] + ["grid"] if pairs else []
     inputs = find_inputs(args.input, args.output, args.recursive)
     _check_inputs(args.input, inputs)
-    jobs = plan_jobs(inputs, args.output, [] if args.lambda_auto else variants)
+    process = launched()
+    share = share_of(args.shard, process)
+    jobs = share.of(plan_jobs(inputs, args.output, [] if args.lambda_auto else variants))
     scorers = _find_scorers(args)
     check_output(args.output)
-    remove_leftovers(jobs)
-    restore = _restorer(load_pipeline(args), args, pairs, scorers)
-    with Report(args.output, len(jobs), args.quiet) as report:
-        restore_files(jobs, restore, report, args.existing, args.seed, args.max_input_pixels, args.debug)
+    remove_leftovers(jobs, is_alone=share.count == 1)
+    with _unseen(*UNUSED if not args.lambda_auto else ()):
+        pipe = load_pipeline(args) if jobs else None
+    with Report(args.output, len(jobs), args.quiet, share.report_name) as report:
+        if pipe is not None:
+            batch = (args.batch_size, _small_pixels(pipe, args)) if args.batch_size > 1 and not pairs else (1, 0)
+            restore = _restorer(pipe, args, pairs, scorers)
+            restore_files(jobs, restore, report, args.existing, args.seed, args.max_input_pixels, args.debug, *batch)
+    if process.count > 1:
+        _wait_for_the_others()
     return SOME_FAILED if report.counts["failed"] else OK
+
+
+def _small_pixels(pipe: "PiSASRPipeline", args: argparse.Namespace) -> int:
+    """Pixels of the largest input that shares a batch: one whose result is no more than one tile of the UNet."""
+    from pisasr.pipeline import TILE_PX
+
+    side = args.tile_size * pipe.model.factor if args.tile_size else TILE_PX
+    return int((side / args.upscale) ** 2)
+
+
+def _wait_for_the_others() -> None:
+    """Launchers end all processes when one leaves with a code other than 0, and a bad picture must not end theirs."""
+    from pisasr.evaluation.processes import Processes
+
+    processes = Processes()
+    processes.wait()
+    processes.close()
+
+
+@contextmanager
+def _unseen(*packages: str) -> Iterator[None]:
+    """Let what is imported in the block believe that these packages are not installed; they can be had afterwards."""
+    modules: dict[str, Any] = sys.modules
+    hidden = [name for name in packages if name not in modules]
+    modules.update(dict.fromkeys(hidden))  # None says so to `import` and to find_spec
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del modules[name]
 
 
 def _check_inputs(asked: list[str], inputs: list[Found]) -> None:
@@ -141,8 +197,9 @@ def _restorer(
 
     settings = pipeline_settings(args) | {"output_type": "uint16" if args.bits == 16 else "pil"}
 
-    def restore(picture: "Picture", seed: int) -> Made:
-        return Made(pipe(picture, args.lambda_pix, args.lambda_sem, generator=seed, **settings).images)
+    def restore(pictures: Sequence["Picture"], seeds: Sequence[int]) -> list[Made]:
+        results = pipe(pictures, args.lambda_pix, args.lambda_sem, generator=seeds, **settings).images
+        return [Made([result]) for result in results]
 
     def restore_grid(picture: "Picture", seed: int) -> Made:
         results = pipe.sweep(picture, pairs, generator=seed, **settings)
@@ -154,7 +211,10 @@ def _restorer(
         fields = {"lambda_pix": choice.pair[0], "lambda_sem": choice.pair[1]}
         return Made([result], describe(args.lambda_auto, choice), fields)
 
-    return restore_best if args.lambda_auto else restore_grid if pairs else restore
+    def each(restore_one: Callable[["Picture", int], Made]) -> Restore:
+        return lambda pictures, seeds: list(map(restore_one, pictures, seeds))
+
+    return each(restore_best) if args.lambda_auto else each(restore_grid) if pairs else restore
 
 
 def _score_each(

@@ -94,7 +94,9 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     tile = "VAE tile in pixels of the picture; changes memory, not the result (default: 512)"
     add("--vae_tile_size", "--vae_encoder_tiled_size", help=tile)
     add("--vae_decoder_tiled_size", help="the same in latent pixels, as published; the smaller one rules")
-    add("--batch_size", default=1, help="UNet tiles at once; changes speed and memory (default: 1)")
+    many = """tiles of a picture at once, and small neighbours of one size (default: 1, so that a picture's bytes don't
+        depend on its company: batches change results by rounding)"""
+    add("--batch_size", default=1, help=many)
     plan = "an even grid of tiles up to that size (default), or tiles as published, 1.8 times the work"
     memory("--tiling", choices=("even", "published"), help=plan)
     memory("--low_memory", action="store_true", help="halve what the VAE holds of a big picture, for more time")
@@ -139,10 +141,14 @@ def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
     """The model that the options name, on the device and in the dtype that they and the machine allow."""
+    import torch
+
     from pisasr.pipeline import PiSASRPipeline
 
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)  # for kernels that ask for the current one
     pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, adapters=args.adapters, torch_dtype=dtype).to(device)
     pipe.set_progress_bar_config(desc="tiles", leave=False, disable=None)  # on a terminal alone
     return pipe
@@ -165,14 +171,19 @@ def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
 
 
 def choose_device(name: str) -> str:
-    """What `auto` stands for here; UsageError for a device that this PyTorch lacks."""
+    """What `auto` stands for here; UsageError for a device that this PyTorch lacks.
+
+    cuda is cuda:N where accelerate or torchrun started several processes: each has a GPU of its own, while there are.
+    """
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return next(device for device, available in there.items() if available)
+        name = next(device for device, available in there.items() if available)
     if not there[name]:
         raise UsageError(f"--device {name} is not available to this PyTorch; use --device auto or cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     return name
 
 
@@ -187,7 +198,7 @@ def choose_dtype(name: str, device: str) -> "torch.dtype":
     if name == "fp16" and device == "cpu":
         print("fp16 needs a GPU; computing in fp32", file=sys.stderr)
         return torch.float32
-    if name == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+    if name == "bf16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
         print("this GPU has no bf16; computing in fp32", file=sys.stderr)
         return torch.float32
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)

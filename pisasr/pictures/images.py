@@ -33,7 +33,7 @@ MAX_OUTPUT_PIXELS = 2**31  # of a result: 64 million at 4x and room beyond
 MAX_SIDE = 4096  # of a small picture once it is enlarged for the model
 MIN_SIDE = 64  # what a strip too long to be enlarged is padded to
 SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {"compress_level": 6}),
+    ".png": ("PNG", {"compress_level": 6, "compress_type": zlib.Z_RLE}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".webp": ("WEBP", {"lossless": True}),
@@ -618,6 +618,10 @@ def save_image(image: Image.Image | np.ndarray, path: str | os.PathLike) -> None
 
     The extension names the format: png, tif, bmp and webp without loss, jpg at quality 95. uint16 [H, W, C] becomes a
     PNG of sixteen bits. Raises ImageError where the format cannot hold the picture, OSError where the disk cannot.
+
+    PNGs are deflated by zlib's run-length strategy, for a quarter of the time of its usual one (114 ms a megapixel
+    against 477, photos repaired by the embedded model on a busy machine) and about the same bytes (photos +0.7 %, a
+    sheet -0.5 %, a line drawing +13 %, sixteen bits -2 %). Level 1 takes as long and gives 11 % more.
     """
     path = Path(path)
     if isinstance(image, np.ndarray):
@@ -657,7 +661,13 @@ def _png_16(pixels: np.ndarray) -> bytes:
     rows[:, 1 + 2 * channels :] -= levels[:, : -2 * channels]
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     head = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
-    chunks = ((b"IHDR", head), (b"sRGB", b"\0"), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
+    deflate = zlib.compressobj(6, strategy=zlib.Z_RLE)
+    chunks = (
+        (b"IHDR", head),
+        (b"sRGB", b"\0"),
+        (b"IDAT", deflate.compress(rows.tobytes()) + deflate.flush()),
+        (b"IEND", b""),
+    )
     framed = (
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
