@@ -54,6 +54,7 @@ from pisasr.pictures.images import (
     prepare,
     to_batch,
     to_levels,
+    to_signed,
     to_unit,
 )
 
@@ -475,7 +476,7 @@ class PiSASRPipeline(DiffusionPipeline):
         tiles = count_tiles(*model.latent_shape(given)[2:], plan.tile, plan.overlap, plan.even)
         predictors = self._predictors(model, jobs, pairs, tiles, device)
         decode = options.output_type != "latent"
-        for x_H, z_H in restore(model, from_levels(given) * 2 - 1, predictors, pairs, plan, noise, decode):
+        for x_H, z_H in restore(model, to_signed(from_levels(given)), predictors, pairs, plan, noise, decode):
             if x_H is None:
                 yield list(z_H)
                 continue
@@ -483,9 +484,14 @@ class PiSASRPipeline(DiffusionPipeline):
                 raise PisasrError(
                     "the model answered with nan or inf; try float32 (--dtype fp32), or strengths nearer to 1."
                 )
-            unit = to_unit(crop(x_H, frame).float())
-            unit = unit if fix is None else fix(unit, from_levels(crop(given, frame)))
-            yield _results(unit, jobs, options.output_type)
+            made, source = crop(x_H, frame), crop(given, frame)
+            bands = color.in_bands(
+                fix,
+                lambda start, stop: to_unit(made[..., start:stop, :].float()),  # noqa: B023  # used up in this turn
+                lambda start, stop: from_levels(source[..., start:stop, :]),  # noqa: B023
+                (made.shape[-2], made.shape[-1]),
+            )
+            yield _results(bands, jobs, options.output_type)
 
     def _predictors(
         self, model: PiSASR, jobs: list[Job], pairs: list[Pair], tiles: int, device: torch.device
@@ -563,21 +569,26 @@ def _multiplies_bf16() -> bool:
     return platform.machine() == "aarch64" and told.is_file() and " bf16 " in told.read_text()
 
 
-def _results(unit: Tensor, jobs: list[Job], output_type: OutputType) -> list[Result]:
-    """[B, 3, H, W] in [0, 1] of frame.content as what was asked for, at frame.output, grey and alpha as they came."""
+def _results(bands: Iterable[Tensor], jobs: list[Job], output_type: OutputType) -> list[Result]:
+    """Bands [B, 3, h, W] in [0, 1] of frame.content as what was asked for, at frame.output; grey, alpha as before."""
     frame = jobs[0].frame
     if output_type == "pil":
-        return [as_image(join(finish(levels, frame), job.picture)) for levels, job in _each(from_batch(unit, 8), jobs)]
+        return [as_image(join(finish(levels, frame), job.picture)) for levels, job in _each(_gather(bands, 8), jobs)]
     if output_type == "uint16" and frame.output == frame.content and not any(job.picture.is_special for job in jobs):
-        return [*from_batch(unit, 16)]
+        return [*_gather(bands, 16)]
     results: list[Result] = []
-    for values, job in _each(from_batch(unit), jobs):
+    for values, job in _each(_gather(bands), jobs):
         floats = join(finish(values, frame), job.picture)
         if output_type == "uint16":
             results.append(to_levels(floats, 16))
         else:
             results.append(floats if output_type == "np" else torch.from_numpy(floats).movedim(-1, 0).contiguous())
     return results
+
+
+def _gather(bands: Iterable[Tensor], bits: int | None = None) -> np.ndarray:
+    arrays = [from_batch(band, bits) for band in bands]
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
 
 
 def _each(made: np.ndarray, jobs: list[Job]) -> Iterator[tuple[np.ndarray, Job]]:

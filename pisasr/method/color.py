@@ -1,14 +1,21 @@
 """Infer, behind x_H: it gets x_L's colours back. A one-step model drifts in tone, the low-quality picture knows better.
 
-Both functions take two float tensors [B, 3, H, W] in [0, 1] of the same size, the restored picture (`target`) and the
-prepared input (`source`), and return a tensor like `target`, clamped to [0, 1].
+Both ways take two float tensors [B, 3, H, W] in [0, 1] of the same size, the restored picture (`target`) and the
+prepared input (`source`), and return a tensor like `target`, clamped to [0, 1]. `in_bands` does the same to pictures
+that are never whole as floats.
 """
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import starmap
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 WAVELET_LEVELS = 5
+BAND_PIXELS = 2**21  # of a picture that `in_bands` makes into floats at once
 
 
 def adain(target: Tensor, source: Tensor) -> Tensor:
@@ -19,9 +26,7 @@ def adain(target: Tensor, source: Tensor) -> Tensor:
     Per picture, over all its pixels (PiSA-SR's published colour fix). A flat target is all noise to this formula: it is
     stretched by up to std_s / sqrt(1e-5).
     """
-    mean_t, std_t = _statistics(target)
-    mean_s, std_s = _statistics(source)
-    return ((target - mean_t) / std_t * std_s + mean_s).clamp(0, 1)
+    return _adain(target, source, _statistics(lambda: [target]), _statistics(lambda: [source]))
 
 
 def wavelet(target: Tensor, source: Tensor) -> Tensor:
@@ -50,9 +55,53 @@ def _blur(x: Tensor, reach: int) -> Tensor:
     return (columns[..., :width] + 2 * columns[..., reach : reach + width] + columns[..., 2 * reach :]) / 4
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+Rows = Callable[[int, int], Tensor]  # rows start .. stop of a picture, [B, 3, stop - start, W] in [0, 1]
+
+
+def in_bands(
+    fix: Callable[[Tensor, Tensor], Tensor] | None, target: Rows, source: Rows, size: tuple[int, int]
+) -> Iterator[Tensor]:
+    """fix(target, source) of pictures of size (height, width), some rows after the other; None changes nothing.
+
+    fix: `adain` or `wavelet`. Equal to the whole picture's up to the order of summation, and the same where one band
+    holds it.
+    """
+    height, width = size
+    rows = max(BAND_PIXELS // width, 1)
+    places = [(top, min(top + rows, height)) for top in range(0, height, rows)]
+    reach = 2**WAVELET_LEVELS - 1 if fix is wavelet else 0
+    if fix is adain:
+        measured = [_statistics(partial(starmap, picture, places)) for picture in (target, source)]
+    for start, stop in places:
+        first, last = max(start - reach, 0), min(stop + reach, height)
+        band = target(first, last)
+        if fix is adain:
+            band = _adain(band, source(first, last), *measured)
+        elif fix is not None:
+            band = fix(band, source(first, last))
+        yield band[..., start - first : stop - first, :]
+
+
+class Statistics(NamedTuple):
+    """Mean and spread of each channel, [B, C, 1, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def _adain(target: Tensor, source: Tensor, of_target: Statistics, of_source: Statistics) -> Tensor:
+    return ((target - of_target.mean) / of_target.std * of_source.std + of_source.mean).clamp(0, 1)
+
+
+def _statistics(bands: Callable[[], Iterable[Tensor]]) -> Statistics:
+    """Of all rows that `bands` yields, each time it is asked."""
+    pixels, total = 0, torch.zeros(())
+    for band in bands():
+        pixels += band.shape[-2] * band.shape[-1]
+        total = total.to(band) + band.sum(dim=(-2, -1), keepdim=True)
+    mean = total / pixels
+    squares = torch.zeros_like(mean)
+    for band in bands():
+        squares += (band - mean).square().sum(dim=(-2, -1), keepdim=True)
     # A picture of one pixel has no unbiased variance (0 / 0): it is flat.
-    pixels = x.shape[-2] * x.shape[-1]
-    mean = x.mean(dim=(-2, -1), keepdim=True)
-    variance = (x - mean).square().sum(dim=(-2, -1), keepdim=True) / max(pixels - 1, 1)
-    return mean, torch.sqrt(variance + 1e-5)
+    return Statistics(mean, torch.sqrt(squares / max(pixels - 1, 1) + 1e-5))

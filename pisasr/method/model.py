@@ -99,6 +99,7 @@ def restore(
     """
     pairs = list(lambdas)
     predicted = look(model, x_L, predictors, pairs, plan, noise)
+    del x_L  # of a big picture, as large as all that follows
     for pair in pairs:
         z_H = restore_latent(*predicted, *pair)
         yield Restored(model.decode(z_H, plan.vae_tile_px, plan.lean) if decode else None, z_H)

@@ -598,6 +598,11 @@ def from_batch(unit: Tensor, bits: int | None = None) -> np.ndarray:
     return x.contiguous().cpu().numpy()
 
 
+def to_signed(unit: Tensor) -> Tensor:
+    """[0, 1] to [-1, 1], what a model sees."""
+    return torch.add(unit.new_tensor(-1.0), unit, alpha=2)  # in one step: of a big picture, each costs a copy
+
+
 def to_unit(x: Tensor) -> Tensor:
     """x in [-1, 1] to [0, 1], clamped: a decoder overshoots."""
     return (x.clamp(-1, 1) + 1) / 2
