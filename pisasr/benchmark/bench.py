@@ -1,16 +1,17 @@
 """Measure, the loop: check each variant against a reference, count it, then time it in turn with its case's first."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import median, quantiles
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from pisasr.benchmark.counting import Counted, count
 from pisasr.benchmark.subjects import Change, load, picture
@@ -25,6 +26,7 @@ TILE_PX = {
 }  # the published tile; of the tiny model one that small pictures outgrow
 EXACT_LEVELS = 0.5  # grey levels by which what computes the same in float32 may differ from the reference
 
+Call = Callable[[], object]
 Case = Callable[["Bench", list[int]], Iterator["list[Variant]"]]
 
 
@@ -40,7 +42,7 @@ class Variant:
     """
 
     name: str
-    run: Callable[[], object]
+    run: Call
     shape: tuple[int, int] = (0, 0)
     results: int = 1
     dtype: torch.dtype = torch.float32
@@ -68,6 +70,7 @@ class Row:
     dtype: str = ""
     ms: float | None = None
     ms_iqr: float | None = None
+    megapixels: float = 0.0
     ms_per_mp: float | None = None
     ratio: float | None = None
     ratio_iqr: float | None = None
@@ -83,10 +86,6 @@ class Row:
     psnr: float | None = None
     note: str = ""
     failed: bool = False
-
-    @property
-    def megapixels(self) -> float:
-        return self.results * self.shape[0] * self.shape[1] / 1e6
 
 
 @dataclass
@@ -206,20 +205,19 @@ class Bench:
         try:
             for variants in case(self, sizes):
                 for variant in variants:
-                    dtype = next(known for known, own in DTYPES.items() if own == variant.dtype)
-                    row = Row(name, variant.name, variants[0].name, variant.shape, variant.results, dtype)
+                    row = Row(name, variant.name, variants[0].name, variant.shape, variant.results, note=variant.note)
+                    row.dtype = next(known for known, own in DTYPES.items() if own == variant.dtype)
+                    row.megapixels = row.results * row.shape[0] * row.shape[1] / 1e6
                     self.rows.append(row)
                     try:
-                        row.note = variant.note
                         self._fill(row, variants[0], variant)
-                    except (Skipped, torch.OutOfMemoryError, MemoryError) as reason:
-                        row.note = f"skipped: {explain(reason).removeprefix('Skipped: ')}"
+                    except Skipped as reason:
+                        row.note = f"skipped: {reason}"
                     except Exception as error:
-                        row.note, row.failed = explain(error), True
+                        row.note, row.failed = explain(error), not isinstance(error, torch.OutOfMemoryError)
                     yield row
         except Exception as error:
-            lacking = isinstance(error, ImportError)
-            self.rows.append(Row(name, "", note=f"skipped: {error}" if lacking else explain(error), failed=not lacking))
+            self.rows.append(Row(name, "", note=explain(error), failed=not isinstance(error, ImportError)))
             yield self.rows[-1]
         self._other = self._wanted = None
 
@@ -236,37 +234,32 @@ class Bench:
         for call in (first.run, variant.run):  # warm
             call()
         times = time_pairs(first.run, variant.run, self.pairs, self.seconds, self.device)
-        ratios = [other / one for one, other in times]
-        ms = [1000 * other for _, other in times]
-        row.ms, row.ms_iqr, row.ratio, row.ratio_iqr = median(ms), spread(ms), median(ratios), spread(ratios)
+        row.ms, row.ms_iqr = middle([1000 * other for _, other in times])
+        row.ratio, row.ratio_iqr = middle([other / one for one, other in times])
         row.pairs, row.peak_mib = len(times), peak_bytes(variant.run, self.device) / 2**20
         row.ms_per_mp = row.ms / row.megapixels if row.megapixels else None
         if row.tflop:
             row.percent = 100 * row.tflop * 1e15 / row.ms / max(self.ceiling(row.dtype).values())
 
     def ceiling(self, dtype: str) -> dict[str, float]:
-        """FLOP/s of a matrix product and of a 3x3 convolution of 256 channels, each at its best of five."""
+        """FLOP/s of a matrix product and of a 3x3 convolution of 256 channels, each at its best of six."""
         if dtype not in self.ceilings:
             side = 8192 if self.device == "cuda" else 256 if self.size == "tiny" else 2048
-            to = {"device": self.device, "dtype": DTYPES[dtype]}
-            a, b, kernel = (
-                torch.randn(side, side, **to),
-                torch.randn(side, side, **to),
-                torch.randn(256, 256, 3, 3, **to),
-            )
-            x = torch.randn(1, 256, side // 16, side // 16, **to)
-            x, kernel = (t.to(memory_format=torch.channels_last) for t in (x, kernel))
-            convolve = (lambda: torch.nn.functional.conv2d(x, kernel, padding=1), 2 * 9 * 256 * x.numel())
-            work = {"matmul": (lambda: a @ b, 2 * side**3), "conv3x3": convolve}
+            to: Any = {"device": self.device, "dtype": DTYPES[dtype]}
+            a, b = torch.randn(2, side, side, **to)
+            x, kernel = torch.randn(1, 256, side // 16, side // 16, **to), torch.randn(256, 256, 3, 3, **to)
+            x, kernel = (tensor.to(memory_format=torch.channels_last) for tensor in (x, kernel))
+            work: dict[str, tuple[Call, int]] = {
+                "matmul": (lambda: a @ b, 2 * side**3),
+                "conv3x3": (lambda: F.conv2d(x, kernel, padding=1), 2 * 9 * 256 * x.numel()),
+            }
             self.ceilings[dtype] = {
                 name: flops / min(_seconds(call, self.device) for _ in range(6)) for name, (call, flops) in work.items()
             }
         return self.ceilings[dtype]
 
 
-def time_pairs(
-    first: Callable[[], object], second: Callable[[], object], pairs: int, seconds: float, device: str
-) -> list[tuple[float, float]]:
+def time_pairs(first: Call, second: Call, pairs: int, seconds: float, device: str) -> list[tuple[float, float]]:
     """Seconds of both in turn, ABAB, so that what the machine does meanwhile meets both. Both are warm already."""
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
@@ -275,7 +268,7 @@ def time_pairs(
     return times
 
 
-def _seconds(call: Callable[[], object], device: str) -> float:
+def _seconds(call: Call, device: str) -> float:
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
     wait()
     start = time.perf_counter()
@@ -284,15 +277,13 @@ def _seconds(call: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def spread(values: Sequence[float]) -> float:
-    """The interquartile range; of fewer than four values their whole range."""
-    if len(values) < 4:
-        return max(values) - min(values)
-    low, _, high = quantiles(values, n=4, method="inclusive")
-    return high - low
+def middle(values: list[float]) -> tuple[float, float]:
+    """(median, interquartile range)."""
+    low, half, high = np.percentile(values, [25, 50, 75]).tolist()
+    return half, high - low
 
 
-def peak_bytes(call: Callable[[], object], device: str) -> int:
+def peak_bytes(call: Call, device: str) -> int:
     """The most that was held: on CUDA by PyTorch while `call` runs, else by this process so far, call or no call."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -307,13 +298,9 @@ def compare(row: Row, made: np.ndarray, wanted: np.ndarray) -> None:
     """Differences in grey levels of floats in [0, 1]."""
     difference = 255 * np.abs(made.astype(np.float64) - wanted)
     row.max_levels, row.mean_levels = float(difference.max()), float(difference.mean())
-    square = float(np.square(difference).mean())
-    row.psnr = 10 * float(np.log10(255**2 / square)) if square else None
+    row.psnr = 20 * math.log10(255 / root) if (root := float(np.square(difference).mean()) ** 0.5) else None
 
 
 def called_published(options: type) -> dict[str, Any]:
     """Those settings of `options` that can be "published", as such: none where there is but one plan."""
-    hints = {name: get_args(hint) for name, hint in get_type_hints(options).items()}
-    return {
-        name: "published" for name, args in hints.items() if "published" in {a for h in args for a in (h, *get_args(h))}
-    }
+    return {name: "published" for name, hint in get_type_hints(options).items() if "'published'" in str(hint)}

@@ -229,56 +229,53 @@ def published(bench: Bench, sizes: list[int]) -> Iterator[Group]:
 
     A lower bound of its time: its trips of the VAE's maps to the CPU and its text encodes are left out.
     """
-    plain = Change(bench.dtype, plain=True)
-    swap_of = lru_cache(maxsize=2)(WeightSwap)
+    swap_of = lru_cache(maxsize=2)(WeightSwap)  # of the pipeline and of the one without data
     for px, pairs in product(sizes, ([DEFAULT], [ADJUSTED], grid_of(4))):
-        what = "default" if pairs == [DEFAULT] else "adjustable" if len(pairs) == 1 else f"{len(pairs)} strengths"
-        same, ours = (
-            bench.restoring(f"{what}, {name}", (px, px), pairs, plan, upscale=1, color_fix="none")
-            for name, plan in (("ours in published tiles", bench.published()), ("ours", bench.ours()))
-        )
-
-        def run(pipe: PiSASRPipeline, px: int = px, pairs: Sequence[Pair] = pairs) -> list[Tensor]:
-            return restore_as_published(pipe, picture(px, px), pairs, bench.published(), swap_of)
-
-        def counted(run: Callable[[PiSASRPipeline], object] = run) -> Counted:
-            meta = bench.meta(plain)
-            return count(lambda: run(meta), "meta", (meta.unet, swap_of(meta).unet))
-
-        theirs = replace(
-            same,
-            name=f"{what}, published",
-            run=lambda run=run: run(bench.changed(plain)),
-            count=counted,
-            made=lambda run=run: torch.stack(run(bench.changed(plain))).movedim(1, -1).numpy(),
-            wanted=same.made if same.wanted else None,
-            exact=bench.dtype == torch.float32,
-        )
-        yield [theirs, replace(same, wanted=None), replace(ours, wanted=None)]
+        yield beside_published(bench, px, pairs, swap_of)
 
 
-def restore_as_published(
-    pipe: PiSASRPipeline,
-    image: object,
-    pairs: Sequence[Pair],
-    plan: dict,
-    swap_of: "Callable[[PiSASRPipeline], WeightSwap]",
-) -> list[Tensor]:
-    """x_H in [0, 1] for each pair, [3, H, W] on the CPU: strengths are weights, written before each pass of a tile."""
-    model, vae_tile_px = pipe.model, plan.get("vae_tile_size", VAE_TILE_PX)
+def beside_published(
+    bench: Bench, px: int, pairs: Sequence[Pair], swap_of: "Callable[[PiSASRPipeline], WeightSwap]"
+) -> Group:
+    """The published algorithm, ours in its tiles, whose pictures must be the same, and ours."""
+    what = "default" if pairs == [DEFAULT] else "adjustable" if len(pairs) == 1 else f"{len(pairs)} strengths"
+    plain, plan = Change(bench.dtype, plain=True), bench.published()
+    same, ours = (
+        bench.restoring(f"{what}, {name}", (px, px), pairs, tiles, upscale=1, color_fix="none")
+        for name, tiles in (("ours in published tiles", plan), ("ours", bench.ours()))
+    )
+    vae_tile_px = plan.get("vae_tile_size", VAE_TILE_PX)
     cut = Plan(tile=plan["tile_size"], overlap=plan["tile_overlap"], vae_tile_px=vae_tile_px, **called_published(Plan))
-    x_L = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(pipe.device) / 127.5 - 1
-    embeds = model.prompt_encoder("", pipe.device)
+    levels = torch.from_numpy(np.array(picture(px, px))).permute(2, 0, 1)[None]
 
-    def eps(pair: Pair, z: Tensor) -> Tensor:
-        return predict(pipe.unet, z, embeds) if pair == DEFAULT else swap_of(pipe).mixed(z, embeds, pair)
+    def restored(pipe: PiSASRPipeline) -> list[Tensor]:
+        """[3, H, W] in [0, 1] for each pair: strengths are weights, written before each pass of a tile."""
+        x_L, embeds = levels.to(pipe.device) / 127.5 - 1, pipe.model.prompt_encoder("", pipe.device)
 
-    found = []
-    for pair in pairs:
-        (made,) = restore(model, x_L, Predictors(None, partial(eps, pair)), [DEFAULT], cut)
-        assert made.x_H is not None  # noqa: S101  # for the type checker: it was decoded
-        found.append((made.x_H[0].float() / 2 + 0.5).clamp(0, 1).cpu())
-    return found
+        def eps(pair: Pair, z: Tensor) -> Tensor:
+            return predict(pipe.unet, z, embeds) if pair == DEFAULT else swap_of(pipe).mixed(z, embeds, pair)
+
+        found = []
+        for pair in pairs:
+            (made,) = restore(pipe.model, x_L, Predictors(None, partial(eps, pair)), [DEFAULT], cut)
+            assert made.x_H is not None  # noqa: S101  # for the type checker: it was decoded
+            found.append((made.x_H[0].float() / 2 + 0.5).clamp(0, 1).cpu())
+        return found
+
+    def counted() -> Counted:
+        pipe = bench.meta(plain)
+        return count(lambda: restored(pipe), "meta", (pipe.unet, swap_of(pipe).unet))
+
+    published = replace(
+        same,
+        name=f"{what}, published",
+        run=lambda: restored(bench.changed(plain)),
+        count=counted,
+        made=lambda: torch.stack(restored(bench.changed(plain))).movedim(1, -1).numpy(),
+        wanted=same.made if same.wanted else None,
+        exact=bench.dtype == torch.float32,
+    )
+    return [published, replace(same, wanted=None), replace(ours, wanted=None)]
 
 
 class WeightSwap:
