@@ -4,13 +4,14 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from pisasr.benchmark.counting import Counted, count
@@ -101,7 +102,8 @@ class Bench:
     check_px: int = 1024  # pictures up to its square are compared with the reference
     rows: list[Row] = field(default_factory=list)
     ceilings: dict[str, dict[str, float]] = field(default_factory=dict)
-    _metas: dict[Change, PiSASRPipeline] = field(default_factory=dict)
+    counting: str = "meta"  # the device on which variants are counted; the tiny model is quicker with data than without
+    _counted: dict[Change, PiSASRPipeline] = field(default_factory=dict)
     _other: tuple[Change, PiSASRPipeline] | None = None
     _wanted: tuple[tuple, np.ndarray] | None = None
 
@@ -124,12 +126,17 @@ class Bench:
             self._other = change, load(self.model, change, self.device)
         return self._other[1]
 
-    def meta(self, change: Change) -> PiSASRPipeline:
-        """The pipeline without data, with all done that is done once."""
-        if change not in self._metas:
-            self._metas[change] = pipe = load(self.model, change, "meta")
-            count(lambda: pipe(picture(16, 16), process_size=64, **self.ours()))
-        return self._metas[change]
+    def counted(self, change: Change, call: Callable[[PiSASRPipeline], object], *unets: nn.Module) -> Counted:
+        """What `call` costs with the pipeline made so; what is done once is done before."""
+        pipe = self.countable(change)
+        return count(lambda: call(pipe), self.counting, (pipe.unet, pipe.unet_pix, *unets))
+
+    def countable(self, change: Change) -> PiSASRPipeline:
+        """The pipeline for counting, with all done that is done once."""
+        if change not in self._counted:
+            self._counted[change] = pipe = load(self.model, change, self.counting)
+            count(lambda: pipe(picture(16, 16), process_size=64, **self.ours()), self.counting)
+        return self._counted[change]
 
     # --- tiles ---
 
@@ -176,10 +183,6 @@ class Bench:
                 return pipe.sweep(images[0], lambdas, **{**settings, **keywords})
             return pipe(images, *lambdas[0], **{**settings, **keywords}).images
 
-        def counted() -> Counted:
-            pipe = self.meta(Change(change.dtype, change.plain))
-            return count(lambda: restored(pipe, **plan), "meta", (pipe.unet, pipe.unet_pix))
-
         def wanted() -> np.ndarray:
             key = shape, tuple(lambdas), pictures, *settings.items()
             if self._wanted is None or self._wanted[0] != key:
@@ -194,7 +197,7 @@ class Bench:
             shape=shape,
             results=max(pictures, len(lambdas)),
             dtype=change.dtype,
-            count=counted,
+            count=lambda: self.counted(replace(change, mode=None), lambda pipe: restored(pipe, **plan)),
             made=lambda: np.stack(restored(self.changed(change), **plan, output_type="np")),
             wanted=wanted if shape[0] * shape[1] <= self.check_px**2 else None,
             exact=change.dtype == torch.float32 and self.is_whole(shape, plan),

@@ -262,15 +262,11 @@ def beside_published(
             found.append((made.x_H[0].float() / 2 + 0.5).clamp(0, 1).cpu())
         return found
 
-    def counted() -> Counted:
-        pipe = bench.meta(plain)
-        return count(lambda: restored(pipe), "meta", (pipe.unet, swap_of(pipe).unet))
-
     published = replace(
         same,
         name=f"{what}, published",
         run=lambda: restored(bench.changed(plain)),
-        count=counted,
+        count=lambda: bench.counted(plain, restored, swap_of(bench.countable(plain)).unet),
         made=lambda: torch.stack(restored(bench.changed(plain))).movedim(1, -1).numpy(),
         wanted=same.made if same.wanted else None,
         exact=bench.dtype == torch.float32,

@@ -46,8 +46,9 @@ FULL: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Change:
-    """How a pipeline is made. plain: with diffusers' own layers where pisasr has faster ones. memory_format: None is the
-    one it is loaded in. mode: torch.compile's; None is eager."""
+    """How a pipeline is made. plain: with diffusers' own layers where pisasr has faster ones. memory_format: None is as
+    it is loaded. mode: torch.compile's; None is eager.
+    """
 
     dtype: torch.dtype
     plain: bool = False
