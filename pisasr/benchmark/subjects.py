@@ -73,7 +73,9 @@ def write_model(size: str, folder: Path) -> Path | None:
     for name in ("pix", "sem"):
         save_adapter(folder / "adapters" / f"{name}.safetensors", random_adapter(unet, name))
     for part, module in {"unet": unet, "vae": vae, "text_encoder": text_encoder}.items():
-        module.to(held).save_pretrained(folder / part)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(held)
+        module.save_pretrained(folder / part)
     CLIPTokenizer.from_pretrained(str(EMBEDDED / "tokenizer")).save_pretrained(folder / "tokenizer")
     DDPMScheduler.from_pretrained(str(EMBEDDED / "scheduler")).save_pretrained(folder / "scheduler")
     return folder
