@@ -5,8 +5,9 @@ Precedence: `key=value` on the command line, then the YAML file, then the defaul
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,6 +25,8 @@ NEGATIVE_PROMPT = (  # as published
     "jpeg artifacts, deformed, lowres, over-smooth"
 )
 QUALITY_PROMPT = "a sharp, clean, highly detailed photo"  # ours: the published training has a tag model's words
+
+NO_SUCH_NAME = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's words for a key that nobody knows
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, le=2**31)]
@@ -54,9 +57,8 @@ class ModelConfig(Section):
     pretrained_model: str | None = "sd-2.1-base"  # a folder, a hub id, sd-2.1-base; null is the embedded default
     rank_pix: Rank = 4
     rank_sem: Rank = 4
-    alpha: float = Field(
-        default=8.0, ge=1e-6, le=1e6
-    )  # a layer's change is alpha / rank * B A; the published checkpoints mean 8
+    # A layer's change is alpha / rank * B A; the published checkpoints mean 8.
+    alpha: float = Field(default=8.0, ge=1e-6, le=1e6)
     gradient_checkpointing: bool = False  # of the UNet: less memory, a tenth more work
     gradient_checkpointing_vae: bool = False  # of the VAE's decoder, where most of the memory sits
 
@@ -66,9 +68,7 @@ class DataConfig(Section):
 
     photos: Texts  # folders (searched, or pairs: hq/ and lq/ in them), lists of paths, manifest.jsonl
     mix: dict[str, Weight] = {}  # weights of sources by name; {}: all photos equally often
-    hq_fraction: float = Field(
-        default=1.0, gt=0, le=1
-    )  # the best-scored share of the photos; below 1 it needs a manifest
+    hq_fraction: float = Field(default=1.0, gt=0, le=1)  # the best-scored share of the photos; it needs a manifest
     max_bad_fraction: Share = 0.01  # of the photos may fail while training runs, and always one, unless this is 0
     crop_px: int = Field(default=512, ge=8, le=65536, multiple_of=8)  # 8: the side of a latent's cell
     caption: str = QUALITY_PROMPT  # for photos without a caption in PHOTO.txt or in the manifest
@@ -89,9 +89,8 @@ class BeyondConfig(Section):
     weight_lattice: Weight = 0.0  # against what repeats in every latent cell: `losses.lattice`
     weight_teacher: Weight = 0.0  # L1 to what another method made of x_L (pairs with teacher/)
     lpips_to: Literal["photo", "teacher"] = "photo"  # the teacher's picture follows from x_L as the photo does not
-    shift: int = Field(
-        default=0, ge=0, multiple_of=8
-    )  # px by which the window moves that perception and distillation look through
+    # px by which the window moves that perception and distillation look through
+    shift: int = Field(default=0, ge=0, multiple_of=8)
     sharpen: float = Field(default=0.0, ge=0, le=10)  # unsharp masking of the targets, as Real-ESRGAN's training has it
     sharpen_sigma: float = Field(default=2.0, ge=0.1, le=100)  # px of its Gaussian
 
@@ -182,7 +181,7 @@ class TrackingConfig(Section):
 
 
 class RunConfig(Section):
-    """Where, how often, how precise. With the defaults the same run gives the same bytes: `precision.apply`."""
+    """Where, how often, how precise. With the defaults the same run gives the same bytes: `setup.apply_precision`."""
 
     output: str
     seed: int = 123
@@ -248,6 +247,15 @@ def to_yaml(config: TrainConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
 
 
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return flat
+
+
 def _read(path: str | Path, overrides: list[str], defaults: dict[str, Any], validate: Callable[[Any], T]) -> T:
     if not Path(path).is_file():
         raise ConfigError(f"{path} is no file; wanted a YAML configuration, like configs/pisasr.yaml.")
@@ -259,15 +267,12 @@ def _read(path: str | Path, overrides: list[str], defaults: dict[str, Any], vali
             raise ConfigError(f"{path} holds no sections; wanted YAML like configs/pisasr.yaml.")
         if isinstance(degradation := OmegaConf.select(given, "degradation"), str):
             OmegaConf.update(given, "degradation", OmegaConf.load(Path(path).parent / degradation), merge=False)
-        layers = [given, OmegaConf.from_dotlist(overrides)]
-        for layer in layers:
-            _check_names(path, OmegaConf.to_container(layer), defaults)
-        merged = OmegaConf.merge(OmegaConf.create(defaults), *layers)
-        return validate(OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
+        merged = reduce(_over, map(OmegaConf.to_container, (given, OmegaConf.from_dotlist(overrides))), defaults)
+        return validate(OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is not set; give it in {path} or as {error.full_key}=VALUE.") from error
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_in_one_line(error)}.") from error
+        raise ConfigError(f"{path}: {_in_one_line(error, list(flatten(defaults)))}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error.full_key or 'unreadable'}: {_shortened(error)}") from error
     except (YAMLError, UnicodeDecodeError, OSError) as error:
@@ -276,38 +281,29 @@ def _read(path: str | Path, overrides: list[str], defaults: dict[str, Any], vali
         raise ConfigError(f"{path} or an override has a value that can't be used ({_shortened(error)}).") from error
 
 
-def _check_names(path: str | Path, given: Any, known: Mapping[str, Any]) -> None:
-    """ConfigError for a key that doesn't exist, and for a section that is none."""
-    there = dict(_keys(known))
-    for key, value in _keys(given, within=there):
-        if key not in there:
-            close = difflib.get_close_matches(key, list(there), n=1, cutoff=0.5)
-            advice = f"; did you mean {close[0]!r}?" if close else "; see pisasr/config.py for all of them."
-            raise ConfigError(f"{path}: no setting {key!r}{advice}")
-        if isinstance(there[key], Mapping) and not isinstance(value, Mapping):
-            raise ConfigError(f"{path}: {key} is {_shortened(repr(value))}; wanted a section, like {{KEY: VALUE}}.")
+def _over(below: Any, above: Any) -> Any:
+    """Sections are laid over each other key by key; whatever else comes takes the place of what was there."""
+    if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
+        return above
+    return {**below, **{key: _over(below.get(key), value) for key, value in above.items()}}
 
 
-def _keys(
-    node: Mapping[Any, Any], prefix: str = "", within: Mapping[str, Any] | None = None
-) -> Iterator[tuple[str, Any]]:
-    """Every ("section.key", value), the sections themselves too; below those that have keys in `within`, if given."""
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        yield name, value
-        if isinstance(value, Mapping) and (within is None or within.get(name)):
-            yield from _keys(value, f"{name}.", within)
-
-
-def _in_one_line(error: ValidationError) -> str:
-    """The first thing that is wrong: "key is VALUE; wanted WHAT", or a check's own words."""
-    first = error.errors()[0]
-    key, message = ".".join(map(str, first["loc"])), first["msg"]
+def _in_one_line(error: ValidationError, known: list[str]) -> str:
+    """The first thing that is wrong: "key is VALUE; wanted WHAT", a name that is none, or a check's own words."""
+    first = min(error.errors(), key=lambda each: each["type"] not in NO_SUCH_NAME)
+    key, message, came = ".".join(map(str, first["loc"])), first["msg"], _shortened(repr(first["input"]))
+    if first["type"] in NO_SUCH_NAME:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        return f"no setting {key!r}; " + (
+            f"did you mean {close[0]!r}?" if close else "see pisasr/config.py for all of them."
+        )
     if first["type"] in ("value_error", "assertion_error"):
         own = message.removeprefix("Value error, ")
-        return own if key in own else f"{key}: {own}"
-    wanted = re.sub(r"^(Input|Value|List) should (be|have) ", "", message)
-    return f"{key} is {_shortened(repr(first['input']))}; wanted {wanted[:1].lower()}{wanted[1:]}"
+        return f"{own}." if not key or key in own else f"{key}: {own}."
+    if first["type"] in ("model_type", "dataclass_type"):
+        return f"{key} is {came}; wanted a section, like {{KEY: VALUE}}."
+    wanted = re.sub(r"^(Input|Value|List|Tuple) should (be|have) ", "", message).replace("tuple", "list")
+    return f"{key} is {came}; wanted {wanted[:1].lower()}{wanted[1:]}."
 
 
 def _shortened(text: object) -> str:

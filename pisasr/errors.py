@@ -57,10 +57,16 @@ def guarded(
         return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was out, of any device: torch has a class for accelerators, and words for the CPU."""
+    named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 def explain(error: BaseException) -> str:
     """An exception as one line for the user."""
     text = " ".join(str(error).split())
-    if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return "out of memory; try a smaller --tile_size and --vae_tile_size"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror

@@ -2,8 +2,10 @@
 
 import math
 import os
+import platform
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +17,11 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from pisasr.errors import CheckpointError, ModelError, PisasrError
+from pisasr.errors import CheckpointError, ModelError, PisasrError, is_out_of_memory
 from pisasr.files import write_whole
 from pisasr.method import color
 from pisasr.method.adapters import merge_in_place, merged
+from pisasr.method.layers import lay_out, use_fast_layers
 from pisasr.method.model import PiSASR, Plan, Predictors, draw_noise, predict, restore
 from pisasr.method.residual import needed
 from pisasr.method.text import PromptEncoder
@@ -62,10 +65,12 @@ COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
 }
 TILE_PX = 768  # latent tiles in image pixels: the published 96 latent pixels of an eightfold VAE
 VAE_TILE_PX = 512
+SMALLEST_TILE = 16  # latent pixels; below, out of memory is told and not tried again
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "uint16")
 
 ColorFix = Literal["adain", "wavelet", "none"]
 OutputType = Literal["pil", "np", "pt", "latent", "uint16"]
+Tiling = Literal["even", "published"]
 Given = Image.Image | np.ndarray | Tensor | Picture
 Result = Image.Image | np.ndarray | Tensor
 Generators = torch.Generator | int | Sequence[torch.Generator | int] | None
@@ -88,6 +93,7 @@ class Options:
     color_fix: ColorFix | None = None
     tile_size: int | None = None
     tile_overlap: int | None = None
+    tiling: Tiling | None = None
     vae_tile_size: int | None = None
     batch_size: int = 1
     low_memory: bool = False
@@ -113,13 +119,21 @@ class Options:
                 raise ValueError(f"{name} is {size}; it must be a positive whole number.")
         if self.color_fix is not None:
             _check_choice("color_fix", self.color_fix, COLOR_FIXES)
+        if self.tiling is not None:
+            _check_choice("tiling", self.tiling, ("even", "published"))
         _check_choice("posterior", self.posterior, ("mean", "sample"))
         _check_choice("output_type", self.output_type, OUTPUT_TYPES)
+
+    @property
+    def evenly(self) -> bool:
+        """Whether tiles are of an even grid; where a plan is not named, an overlap asks for the published one."""
+        return (self.tiling or ("published" if self.tile_overlap is not None else "even")) == "even"
 
     def tile_plan(self, factor: int) -> tuple[int, int]:
         """(tile, overlap) in latent pixels of a VAE of this factor."""
         tile = TILE_PX // factor if self.tile_size is None else self.tile_size
-        overlap = tile // 3 if self.tile_overlap is None else self.tile_overlap
+        usual = tile // 12 if self.evenly else tile // 3
+        overlap = usual if self.tile_overlap is None else self.tile_overlap
         check_plan(tile, overlap)
         return tile, overlap
 
@@ -167,10 +181,20 @@ class PiSASRPipeline(DiffusionPipeline):
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, unet_pix=unet_pix, scheduler=scheduler
         )
         self.register_to_config(color_fix=color_fix)
+        for network in (vae, unet, unet_pix):
+            use_fast_layers(network)
+            lay_out(network)
         self._words: PromptEncoder | None = None
         self._reference: Reference | None = None  # the base that the UNets were made from, where it is known
         self._adapters: tuple[Adapter, Adapter | None] | None = None
         self._vae_tiling = True
+
+    def to(self, *args: Any, **kwargs: Any) -> "PiSASRPipeline":
+        """To a device or a dtype, as diffusers has it; weights lie as that device reads them fastest."""
+        super().to(*args, **kwargs)
+        for network in (self.vae, self.unet, self.unet_pix):
+            lay_out(network)
+        return self
 
     # --- loading and saving ------------------------------------------------------------------------------------------
 
@@ -179,8 +203,8 @@ class PiSASRPipeline(DiffusionPipeline):
         cls,
         model: str | os.PathLike | None = None,
         adapters: str | os.PathLike | None = None,
-        torch_dtype: torch.dtype = torch.float32,
-        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | Literal["auto"] = torch.float32,
+        dtype: torch.dtype | Literal["auto"] | None = None,
         variant: str | None = None,
         vae: torch.nn.Module | None = None,
         text_encoder: torch.nn.Module | None = None,
@@ -192,7 +216,8 @@ class PiSASRPipeline(DiffusionPipeline):
 
         model: a folder in diffusers' layout, a hub id, "SD-2.1-base" (found at one of its mirrors), or None for the
         small model inside the package. adapters: a folder, a hub id or the published .pkl; None is MODEL/adapters.
-        dtype is diffusers' newer name of torch_dtype. variant: which of the base's files ("fp16"), as diffusers has it.
+        torch_dtype: "auto" is `usual_dtype`. dtype is diffusers' newer name of it. variant: which of the base's files
+        ("fp16"), as diffusers has it.
         vae, text_encoder, tokenizer, scheduler: take the place of the base's own.
         hub: revision (of the model), cache_dir, token, local_files_only, force_download. A local path never touches the
         network.
@@ -203,7 +228,8 @@ class PiSASRPipeline(DiffusionPipeline):
                 f"from_pretrained doesn't know {unknown[0]!r}; it takes adapters, torch_dtype, variant, vae, "
                 f"text_encoder, tokenizer, scheduler, and for the hub {', '.join(HUB_OPTIONS)}."
             )
-        torch_dtype = dtype or torch_dtype
+        wanted = dtype or torch_dtype
+        torch_dtype = usual_dtype("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
         given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
         given = {name: part for name, part in given.items() if part is not None}
         named = folder = find_model(model, variant=variant, **hub)
@@ -294,6 +320,7 @@ class PiSASRPipeline(DiffusionPipeline):
         color_fix: ColorFix | None = None,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
+        tiling: Tiling | None = None,
         vae_tile_size: int | None = None,
         batch_size: int = 1,
         low_memory: bool = False,
@@ -316,7 +343,10 @@ class PiSASRPipeline(DiffusionPipeline):
             color_fix: how the result gets the input's colours back: "adain" (as published), "wavelet" or "none". None
                 is the model's own way: adain, unless its model_index.json names another.
             tile_size: of the UNet, in latent pixels; None is 768 image pixels.
-            tile_overlap: in latent pixels; None is a third of the tile.
+            tile_overlap: in latent pixels, and then the published plan is meant; None is a twelfth of the tile in an
+                even grid, a third in the published plan.
+            tiling: "even", a grid of equal tiles no larger than tile_size, or "published": tiles of that size, the last
+                ones pulled back to the rim, 1.8 times the work.
             vae_tile_size: in image pixels; beyond its square the VAE works in pieces, to the same result. None is 512.
             batch_size: how many neighbouring pictures of one size, or tiles of one picture, go through a network at
                 once. It changes speed and memory, and the result by rounding alone.
@@ -337,8 +367,8 @@ class PiSASRPipeline(DiffusionPipeline):
             ValueError, TypeError: an argument that makes no sense. PisasrError: the model answered with nan or inf.
         """
         options = Options(
-            upscale, process_size, color_fix, tile_size, tile_overlap, vae_tile_size, batch_size, low_memory, prompt,
-            posterior, generator, output_type,
+            upscale, process_size, color_fix, tile_size, tile_overlap, tiling, vae_tile_size, batch_size, low_memory,
+            prompt, posterior, generator, output_type,
         )  # fmt: skip
         pairs = _check_pairs([(lambda_pix, lambda_sem)])
         jobs = self._plan(pictures_of(image), options)
@@ -408,11 +438,40 @@ class PiSASRPipeline(DiffusionPipeline):
         What strengths change is done anew for each pair, when its pictures are asked for.
         """
         model, device, frame = self.model, self._execution_device, jobs[0].frame
-        fix = COLOR_FIXES[options.color_fix or self.config.color_fix]
         given = to_batch([pad(prepare(job.picture.pixels, frame), frame) for job in jobs], device)
         noise = self._noise(model.latent_shape(given), jobs, device) if options.posterior == "sample" else None
-        plan = self._cut(options, model.factor)
-        tiles = count_tiles(*model.latent_shape(given)[2:], plan.tile, plan.overlap)
+        plan: Plan | None = self._cut(options, model.factor)
+        done = 0
+        while plan is not None:
+            try:
+                for result in self._attempt(given, noise, jobs, pairs[done:], options, plan):
+                    yield result
+                    done += 1
+                return
+            except Exception as error:  # leaves this block before the next attempt, and what it holds is free then
+                plan = smaller(plan, max(model.latent_shape(given)[2:])) if is_out_of_memory(error) else None
+                if plan is None:
+                    raise
+            _empty_cache(device)
+            warnings.warn(
+                f"out of memory; going on with UNet tiles of {plan.tile} latent pixels and VAE pieces of "
+                f"{plan.vae_tile_px} px, which changes the result little (tile_size, vae_tile_size and low_memory "
+                "ask for it from the start)",
+                stacklevel=2,
+            )
+
+    def _attempt(
+        self,
+        given: Tensor,
+        noise: Tensor | None,
+        jobs: list[Job],
+        pairs: list[Pair],
+        options: Options,
+        plan: Plan,
+    ) -> Iterator[list[Result]]:
+        model, device, frame = self.model, given.device, jobs[0].frame
+        fix = COLOR_FIXES[options.color_fix or self.config.color_fix]
+        tiles = count_tiles(*model.latent_shape(given)[2:], plan.tile, plan.overlap, plan.even)
         predictors = self._predictors(model, jobs, pairs, tiles, device)
         decode = options.output_type != "latent"
         for x_H, z_H in restore(model, from_levels(given) * 2 - 1, predictors, pairs, plan, noise, decode):
@@ -454,13 +513,53 @@ class PiSASRPipeline(DiffusionPipeline):
         vae_tile = VAE_TILE_PX if options.vae_tile_size is None else options.vae_tile_size
         if options.vae_tile_size is None and getattr(self.vae, "use_tiling", False):  # by vae.enable_tiling()
             vae_tile = self.vae.tile_sample_min_size
-        return Plan(tile, overlap, options.batch_size, vae_tile if self._vae_tiling else None, options.low_memory)
+        # Sides that the UNet halves without a remainder, but for its lowest level: a coarser step would waste more.
+        even = 2 ** max(len(self.unet.config.block_out_channels) - 2, 0) if options.evenly else None
+        pieces = vae_tile if self._vae_tiling else None
+        return Plan(tile, overlap, even, options.batch_size, pieces, options.low_memory)
 
     @staticmethod
     def _noise(shape: tuple[int, ...], jobs: list[Job], device: torch.device) -> Tensor:
         """Each picture's own draw, whatever its company."""
         like = torch.empty(1, *shape[1:], device=device)
         return torch.cat([draw_noise(like, job.generator) for job in jobs])
+
+
+def smaller(plan: Plan, side: int) -> Plan | None:
+    """The next plan to try when memory was out, for a latent of this longer side; None where nothing is left to try.
+
+    Tiles and pieces of half the length, one at a time, the VAE holding half of its maps.
+    """
+    tile = min(plan.tile or side, side) // 2
+    if tile < SMALLEST_TILE:
+        return None
+    pieces = (plan.vae_tile_px or VAE_TILE_PX) // 2
+    return replace(plan, tile=tile, overlap=min(plan.overlap, tile // 3), batch_size=1, vae_tile_px=pieces, lean=True)
+
+
+def _empty_cache(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def usual_dtype(device: str) -> torch.dtype:
+    """What a device computes fastest in: float16 on CUDA, bfloat16 on a CPU that multiplies it natively (AVX-512 with
+    bf16, AMX, Arm with bf16), where float32 takes twice the time; float32 elsewhere.
+
+    In bfloat16 the embedded model's pictures differ from float32's by a quarter of a grey level on average, three at
+    most (its four example photos).
+    """
+    if device == "cuda":
+        return torch.float16
+    return torch.bfloat16 if device == "cpu" and _multiplies_bf16() else torch.float32
+
+
+def _multiplies_bf16() -> bool:
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16")):
+        return True
+    told = Path("/proc/cpuinfo")
+    return platform.machine() == "aarch64" and told.is_file() and " bf16 " in told.read_text()
 
 
 def _results(unit: Tensor, jobs: list[Job], output_type: OutputType) -> list[Result]:

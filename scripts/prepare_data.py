@@ -60,8 +60,8 @@ def prepare(args: argparse.Namespace) -> int:
     """Find, measure, select, write."""
     from tqdm import tqdm
 
-    from pisasr.data.manifest import write_rows
     from pisasr.data.prepare import count_reasons, manifest_row, measure_photos, select
+    from pisasr.data.sources import write_rows
     from pisasr.files import Journal, write_whole
 
     found, left_out, licences = search(args)
@@ -107,7 +107,7 @@ def search(args: argparse.Namespace) -> tuple[list, list, dict[str, str]]:
 
 def keep_captions(rows: list[dict], before: Path) -> None:
     """What --caption wrote into an earlier manifest stays, where nothing beside the photo says otherwise."""
-    from pisasr.data.manifest import read_manifest
+    from pisasr.data.sources import read_manifest
 
     if before.is_file():
         captions = {row.get("sha256"): row.get("caption") for row in read_manifest(before)}
@@ -116,7 +116,7 @@ def keep_captions(rows: list[dict], before: Path) -> None:
 
 
 def summarise(args: argparse.Namespace, found: list, kept: list[dict], reasons: dict, left_out: list) -> dict:
-    """What was done, with which settings, and what the score means."""
+    """What was done, with which settings, and how the scores lie; `pisasr.data.quality` says what they mean."""
     from pisasr.data import quality
 
     sources = Counter(photo.source for photo in found)
@@ -132,15 +132,7 @@ def summarise(args: argparse.Namespace, found: list, kept: list[dict], reasons: 
         "sources": {name: {"found": count, "kept": stayed[name]} for name, count in sources.items()},
         "left_out": [{"path": str(place.path), "reason": place.reason} for place in left_out],
         "settings": {"input": args.input, "licence": args.licence, "min_side": args.min_side},
-        "score": {
-            "version": quality.VERSION,
-            "definition": "product of (1 / (1 + (value / half) ** steepness)) ** weight over the parts",
-            "parts": {
-                name: dict(zip(("half", "steepness", "weight"), curve, strict=True))
-                for name, curve in quality.CURVES.items()
-            },
-            "quantiles": at,
-        },
+        "score": {"version": quality.VERSION, "curves": quality.CURVES, "quantiles": at},
     }
 
 

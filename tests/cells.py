@@ -2,12 +2,13 @@
 
     python tests/cells.py CONFIG OUTPUT CELLS.json
 
-A cell is {"name", "cut", "at": [stage, step], "workers", "processes"}. For every pair of workers and processes there is
-one training that nobody cuts; every cell must end with its bytes. Processes are forked here and meet over gloo, as
-torchrun's do, so that torch is imported once. Prints a line of JSON per cell: differences found, how the first start
-ended, how many processes took part.
+A cell is {"name", "processes", "starts": [{"cut", "at": [stage, step], "number", "workers"}, ...]}: the same training,
+started as often as it is cut, and once more. For every number of processes there is one training that nobody cuts;
+every cell must end with its bytes. Processes are forked here and meet over gloo, as torchrun's do, so that torch is
+imported once. Prints a line of JSON per cell: differences found, how each start ended, how many processes took part.
 """
 
+import gc
 import json
 import os
 import signal
@@ -21,7 +22,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import torch  # noqa: E402
 
 from pisasr.commands.main import main as pisasr_main  # noqa: E402
-from pisasr.training import checkpoints, loop  # noqa: E402
+from pisasr.files import temporary_name  # noqa: E402
+from pisasr.training import loop, state  # noqa: E402
 
 LIMIT_S = 120
 
@@ -142,22 +144,20 @@ def at_the_switch(stage: str, step: int, _: int) -> None:
 
 
 def in_the_write(stage: str, step: int, number: int) -> None:
-    """In the middle of the number-th file of the checkpoint: half of its bytes are there."""
-    save, write = checkpoints.Checkpoints.save, checkpoints.write_through
-    now = []
+    """In the middle of writing the checkpoint: half of its bytes are there (0), all but its name (1), it is there and
+    the ones that it makes superfluous are, too (2)."""
+    write = state.write_whole
 
-    def saving(self, checkpoint):
-        now[:] = [(checkpoint.stage, checkpoint.step)]
-        return save(self, checkpoint)
-
-    def half(path, content):
-        now.append(path)
-        if now[0] == (stage, step) and len(now) == number + 2:
-            path.write_bytes(content[: len(content) // 2])
+    def torn(path, content):
+        if path.name == f"{stage}-{step:08d}":
+            if number == 2:
+                write(path, content)
+            else:
+                temporary_name(path).write_bytes(content[: len(content) // (2 - number)])
             die()
         write(path, content)
 
-    checkpoints.Checkpoints.save, checkpoints.write_through = saving, half
+    state.write_whole = torn
 
 
 def after_seconds(_: str, seconds: float, __: int) -> None:
@@ -197,24 +197,25 @@ def content(path: Path) -> bytes | None:
 
 
 def main(config: str, output: str, cells: str) -> None:
-    references: dict[tuple[int, int], Path] = {}
-    seconds: dict[tuple[int, int], float] = {}
+    gc.freeze()  # what was imported stays: no child needs to look through it
+    references: dict[int, Path] = {}
+    seconds: dict[int, float] = {}
     for cell in json.loads(Path(cells).read_text()):
-        kind = cell["workers"], cell["processes"]
-        overrides = [f"data.workers={cell['workers']}"]
-        if kind not in references:
-            references[kind] = Path(output) / "whole-{}-{}".format(*kind)
+        processes = cell["processes"]
+        if processes not in references:
+            references[processes] = Path(output) / f"whole-{processes}"
             begun = time.monotonic()
-            codes = start(config, references[kind], overrides, cell["processes"])
-            seconds[kind] = time.monotonic() - begun
-            assert not any(codes), (references[kind], codes)
-        if cell["cut"] == "after_seconds":  # given as a share of what the uncut training took
-            cell["at"][1] *= seconds[kind]
-        folder = Path(output) / cell["name"]
-        first = start(config, folder, overrides, cell["processes"], cell)
-        again = start(config, folder, overrides, cell["processes"])
+            codes = start(config, references[processes], ["data.workers=0"], processes)
+            seconds[processes] = time.monotonic() - begun
+            assert not any(codes), (references[processes], codes)
+        folder, ends = Path(output) / cell["name"], []
+        for cut in cell["starts"]:
+            if cut["cut"] == "after_seconds":  # given as a share of what the uncut training took
+                cut["at"][1] *= seconds[processes]
+            ends.append(start(config, folder, [f"data.workers={cut.get('workers', 0)}"], processes, cut))
+        again = start(config, folder, ["data.workers=0"], processes)
         world = int((folder.parent / f"{folder.name}.world").read_text())
-        found = {"first": first, "again": again, "processes": world, "differ": differences(references[kind], folder)}
+        found = {"ends": ends, "again": again, "processes": world, "differ": differences(references[processes], folder)}
         print(json.dumps({**cell, **found}), flush=True)
 
 

@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -8,6 +9,13 @@ import torch
 from pisasr.models.weights import save_adapter
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector, which a training calls after every stage, needn't look through it."""
+    gc.collect()
+    gc.freeze()
+
 
 PARITY = Path(os.environ.get("PISASR_PARITY", Path(__file__).resolve().parents[2] / "shared" / "parity"))
 

@@ -39,24 +39,17 @@ def test_absent_torchvision_costs_nothing():
     assert run(code) == "absent False"
 
 
-def test_natively_loading_torchvision_stays_untouched(torchvision):
+def test_one_loading_library_is_enough_to_stay_native_and_untouched(torchvision):
     import torch
 
-    shutil.copy(torch._C.__file__, torchvision / "_C.so")  # a real library, sure to load beside torch
+    (torchvision / "_C.so").write_bytes(b"not a library")
+    shutil.copy(torch._C.__file__, torchvision / "_C_stable.so")  # a real one, sure to load beside torch
     code = (
         "import pisasr, torchvision, torch\n"
         "from pisasr._compat import repair_torchvision\n"
         "print(repair_torchvision(), hasattr(torch.ops.torchvision, 'nms'), torchvision.__file__)"
     )
     assert run(code, torchvision.parent) == f"native False {torchvision / '__init__.py'}"
-
-
-def test_one_loading_library_is_enough_to_stay_native(torchvision):
-    import torch
-
-    (torchvision / "_C.so").write_bytes(b"not a library")
-    shutil.copy(torch._C.__file__, torchvision / "_C_stable.so")
-    assert run("from pisasr._compat import repair_torchvision as r; print(r())", torchvision.parent) == "native"
 
 
 def test_torchvision_that_does_not_load_is_stubbed_before_its_first_import(torchvision):

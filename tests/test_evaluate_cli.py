@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ import pytest
 from PIL import Image
 
 from pisasr.commands.evaluate import evaluate as main
-from pisasr.evaluation.metrics import METRICS
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 
@@ -38,6 +36,12 @@ def no_packages(monkeypatch):
     monkeypatch.setattr("pisasr.evaluation.lookup.find_spec", lambda package: None)
     monkeypatch.setattr("pisasr.evaluation.deep.find_spec", lambda package: None)
     monkeypatch.setattr("pisasr.evaluation.perceptual.find_spec", lambda package: None)
+
+
+@pytest.fixture
+def brightness(monkeypatch):
+    """In place of MUSIQ's network."""
+    monkeypatch.setattr("pisasr.evaluation.deep.load_scorer", lambda *_: lambda sr, hq, lq: float(sr.mean()))
 
 
 def run(folders, *options, sr=("brighter",), metrics=("psnr", "ssim")):
@@ -225,22 +229,21 @@ def test_inputs_where_the_run_writes_are_refused_and_stay(folders, capsys):
     assert len(list(own.iterdir())) == 3
 
 
-def test_nothing_of_an_earlier_run_is_left_beside_a_later_one(folders):
-    theirs = folders / "theirs.csv"
-    theirs.write_text("name,psnr\na.png,1.0\nb.png,2.0\nc.png,3.0\n")
-    assert run(folders, "--published_scores", str(theirs), sr=("same", "brighter")) == 0
+def test_nothing_of_an_earlier_run_is_left_beside_a_later_one(folders, brightness):
+    published = ("--set", "DRealSR", "--compare_published", "brighter=OSEDiff")
+    assert run(folders, *published, metrics=("psnr", "musiq")) == 0
     first = {path.relative_to(folders / "out").as_posix() for path in (folders / "out").rglob("*.*")}
-    assert {"published.md", "plots/differences.png", "sheets/sheet_01.png"} <= first
+    assert {"published.md", "plots/perception_distortion.png", "sheets/sheet_01.png"} <= first
     assert run(folders, "--plots", "none", "--sheets", "0") == 0
     left = {path.name for path in (folders / "out").rglob("*.*")}
     assert left == {"per_image.csv", "summary.json", "table.md", "table.tex"}
 
 
-def test_plots_without_matplotlib_cost_a_line_and_no_table(folders, monkeypatch, capsys):
+def test_plots_without_matplotlib_cost_a_line_and_no_table(folders, brightness, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    assert run(folders, sr=("same", "brighter"), metrics=("psnr",)) == 0
+    assert run(folders, sr=("same", "brighter"), metrics=("psnr", "musiq")) == 0
     assert "no plots: plots need matplotlib" in capsys.readouterr().err
     assert (folders / "out" / "table.md").is_file() and not (folders / "out" / ".scores").exists()
 
@@ -248,13 +251,10 @@ def test_plots_without_matplotlib_cost_a_line_and_no_table(folders, monkeypatch,
 def test_what_must_fail_fails_before_anything_is_scored(folders, capsys):
     for options in (
         ("--paired", "same", "other"),
-        ("--published_scores", "nowhere.csv"),
-        ("--published_scores", f"other={folders / 'sets.csv'}"),
         ("--set", "DRealSR", "--compare_published", "other=OSEDiff"),
         ("--set", "DRealSR", "--compare_published", "same=OSEDif"),
         ("--set", "DRealS", "--compare_published"),
     ):
-        (folders / "sets.csv").write_text("name,psnr\na.png,1\n")
         assert run(folders, *options, sr=("same",)) == 1, options
         assert len(capsys.readouterr().err.splitlines()) == 1
         assert not (folders / "out").exists(), options
@@ -296,7 +296,7 @@ def test_the_literature_is_asked_about_a_named_set(folders, capsys):
 
 def test_fid_is_about_the_pictures_of_the_table(folders, monkeypatch):
     """Left-out pictures take no part; the features come from whatever network there is, here the mean colour."""
-    monkeypatch.setattr("pisasr.evaluation.fid.load_inception", lambda w, d: lambda p: p.reshape(-1, 3).mean(axis=0))
+    monkeypatch.setattr("pisasr.evaluation.fid.load_inception", lambda device: lambda p: p.reshape(-1, 3).mean(axis=0))
     Image.new("RGB", (20, 24), "red").save(folders / "hq" / "odd.png")
     assert run(folders, "--allow_missing", metrics=("fid",)) == 0
     _, summary, table = read_out(folders)
@@ -306,10 +306,10 @@ def test_fid_is_about_the_pictures_of_the_table(folders, monkeypatch):
 
 
 def test_a_metric_that_fails_on_a_picture_is_nan_and_said(folders, monkeypatch):
-    def fail(sr, hq, lq):
+    def fail(sr, hq, protocol):
         raise RuntimeError("too small")
 
-    monkeypatch.setitem(METRICS, "ssim", replace(METRICS["ssim"], load=lambda name, setup: fail))
+    monkeypatch.setattr("pisasr.evaluation.scoring.ssim", fail)
     assert run(folders, metrics=("ssim",)) == 0
     _, summary, table = read_out(folders)
     assert summary["methods"]["brighter"]["ssim"]["mean"] is None
@@ -371,7 +371,7 @@ import numpy as np
 from pisasr.evaluation import fid
 from pisasr.commands.evaluate import evaluate as main
 
-fid.load_inception = lambda weights, device: lambda picture: picture.reshape(-1, 3).mean(axis=0)
+fid.load_inception = lambda device: lambda picture: picture.reshape(-1, 3).mean(axis=0)
 sys.exit(main(sys.argv[1:]))
 """
 

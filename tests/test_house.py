@@ -1,6 +1,7 @@
-"""The house: which room may know which, and that no file is without a word on what it is."""
+"""The house: which room may know which, that nobody imports in a circle, and that every file says what it is."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,28 @@ def test_no_arrow_runs_back(path):
     room = room_of(path)
     if room not in GROUND:
         assert imported(ast.parse(path.read_text())) - GROUND - {room} <= MAY_KNOW[room]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(tree: ast.Module, modules: set[str]) -> set[str]:
+    """Modules of pisasr that a file imports, wherever in it: in functions and for types alone, too."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} & modules or {node.module or ""}
+    return found & modules
+
+
+def test_no_module_is_imported_in_a_circle():
+    modules = {module_of(path) for path in FILES}
+    arrows = {module_of(path): imported_modules(ast.parse(path.read_text()), modules) for path in FILES}
+    assert sum(map(len, arrows.values())) > len(FILES)
+    TopologicalSorter(arrows).prepare()  # a CycleError names the modules
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.models import alexnet
+from torchvision.models import AlexNet_Weights, VGG16_Weights, alexnet
 
 from pisasr.errors import PisasrError
 from pisasr.evaluation.lookup import MetricUnavailable
-from pisasr.evaluation.perceptual import load_scorer
+from pisasr.evaluation.perceptual import TRUNKS, is_at_hand, load_scorer
+from pisasr.evaluation.scoring import usual_metrics
 
 REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).resolve().parents[2] / "shared" / "realsr"))
 
@@ -26,10 +27,9 @@ def test_scores_are_those_of_the_published_log(metric):
     """OSEDiff's log of the 100 RealSR pairs, made on a GPU: single pictures differ by a few 1e-4, means do not."""
     if not REALSR.is_dir():
         pytest.skip(f"no RealSR pairs at {REALSR} (set PISASR_REALSR)")
-    try:
-        score = load_scorer(metric, download=False)
-    except MetricUnavailable as reason:
-        pytest.skip(str(reason))
+    if not is_at_hand(metric):
+        pytest.skip(f"{metric}'s trunk is not in torch's folder; scripts/fetch_perceptual.py makes it")
+    score = load_scorer(metric)
     rows = list(csv.DictReader((REALSR / "osediff_scores.csv").open()))
     published = np.array([float(row[metric]) for row in rows])
     ours = np.array([score(*(read(row["name"], side) for side in ("osediff", "hr")), None) for row in rows])
@@ -44,10 +44,29 @@ def read(name: str, side: str) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def test_without_the_trunk_one_line_says_how_to_get_it(tmp_path, monkeypatch):
+def test_where_the_trunk_can_not_be_fetched_one_line_says_how_to_get_it(tmp_path, monkeypatch):
+    def refuse(url, *rest, **options):
+        raise OSError(f"no way\nto {url}")
+
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(MetricUnavailable, match="alexnet-owt-7be5be79.pth not found.*fetch_perceptual.py"):
-        load_scorer("lpips", tmp_path, download=False)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    assert not is_at_hand("lpips")
+    with pytest.raises(MetricUnavailable, match="no way to .*alexnet-owt-7be5be79.pth.*fetch_perceptual.py") as missing:
+        load_scorer("lpips")
+    assert "\n" not in str(missing.value)
+
+
+def test_lpips_is_asked_by_default_where_its_trunk_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert usual_metrics() == ["psnr", "ssim", "niqe", "featdist"]
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "alexnet-owt-7be5be79.pth").touch()
+    assert usual_metrics() == ["psnr", "ssim", "lpips", "niqe", "featdist"] and usual_metrics(with_hq=False) == ["niqe"]
+
+
+def test_trunks_are_the_files_that_torchvision_asks_for():
+    assert TRUNKS["lpips"] == AlexNet_Weights.DEFAULT.url
+    assert TRUNKS["lpips_vgg"] == TRUNKS["dists"] == VGG16_Weights.DEFAULT.url
 
 
 class Harmful:

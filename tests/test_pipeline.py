@@ -12,11 +12,14 @@ import tiny
 import torch
 from PIL import Image
 
+import pisasr
 from pisasr import PiSASRPipeline
 from pisasr.errors import CheckpointError, ModelError, PisasrError
+from pisasr.method.model import PiSASR
 from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.models.bases import SD21_MIRRORS, load_base
 from pisasr.models.weights import load_adapter, save_adapter
+from pisasr.pipeline import usual_dtype
 
 SMALL = {"upscale": 2, "process_size": 16}
 
@@ -516,3 +519,79 @@ def test_a_pipeline_is_pushed_whole(pipe, monkeypatch):
     monkeypatch.setattr(pipe, "_upload_folder", upload)
     pipe.push_to_hub("me/pisa")
     assert {"pipeline.py", "model_index.json", "unet/config.json", "unet_pix/config.json"} <= pushed["me/pisa"]
+
+
+@pytest.mark.parametrize("place", ["encode", "unet_pix", "unet", "decode"])
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, failures):
+    """The same bytes as from who asks for such tiles, and one warning each time."""
+    monkeypatch.setattr("pisasr.pipeline.SMALLEST_TILE", 1)
+    options = {**SMALL, "tile_size": 32, "tiling": "even", "lambda_sem": 0.5, "vae_tile_size": 64}
+    picture = photo(40, 36)
+    tile = 20 // 2**failures  # of the latent, 20 x 18
+    small = {
+        "tile_size": tile,
+        "tile_overlap": min(2, tile // 3),
+        "vae_tile_size": 64 // 2**failures,
+        "low_memory": True,
+    }
+    wanted = pipe(picture, **{**options, **small}).images[0]
+    if place in ("unet", "unet_pix"):
+        owner, name, own = getattr(pipe, place), "forward", getattr(pipe, place).forward
+    else:
+        owner, name, own = PiSASR, place, getattr(PiSASR, place)
+    left = [failures]
+
+    def short(*args, **kwargs):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise torch.OutOfMemoryError("no room")
+        return own(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, short)
+    with pytest.warns(UserWarning, match="out of memory; going on with UNet tiles of") as told:
+        came = pipe(picture, **options).images[0]
+    assert equal(came, wanted) and len(told) == failures and left[0] < 0
+
+
+def test_out_of_memory_is_told_where_nothing_smaller_is_left(pipe, monkeypatch):
+    def short(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(PiSASR, "decode", short)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        pipe(photo(), **SMALL)
+
+
+def test_a_sweep_that_runs_out_of_memory_goes_on_where_it_was(pipe, monkeypatch):
+    monkeypatch.setattr("pisasr.pipeline.SMALLEST_TILE", 1)
+    pairs, own, calls = [(1, 0), (1, 0.5), (1, 1)], PiSASR.decode, []
+
+    def short(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("no room")
+        return own(*args, **kwargs)
+
+    wanted = pipe.sweep(photo(), pairs, **SMALL)
+    monkeypatch.setattr(PiSASR, "decode", short)
+    with pytest.warns(UserWarning, match="out of memory"):
+        came = pipe.sweep(photo(), pairs, **SMALL)
+    assert len(came) == 3 and equal(came[0], wanted[0])
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"avx512_bf16": False}, {"amx_bf16": True}, {"avx512_bf16": True}])
+def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch, capabilities):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert usual_dtype("cpu") == (torch.bfloat16 if any(capabilities.values()) else torch.float32)
+    assert usual_dtype("cuda") == torch.float16 and usual_dtype("mps") == torch.float32
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert PiSASRPipeline.from_pretrained(torch_dtype="auto").unet.dtype == usual_dtype("cpu")
+
+
+def test_bf16_stays_within_a_third_of_a_grey_level():
+    lq = Image.open(Path(pisasr.__file__).parent / "demo/examples/coffee.png").crop((30, 30, 78, 78))
+    pipes = (PiSASRPipeline.from_pretrained(torch_dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact, fast = (np.asarray(pipe(lq, process_size=64).images[0], dtype=np.float64) for pipe in pipes)
+    assert 0 < np.abs(exact - fast).mean() < 0.3 and np.abs(exact - fast).max() <= 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pisasr.config import RunConfig
-from pisasr.training import precision
+from pisasr.training import setup
 
 
 def settings():
@@ -35,7 +35,7 @@ def restored(monkeypatch):
 
 def test_the_defaults_ask_cuda_for_the_same_bytes(restored, caplog):
     caplog.set_level(logging.INFO)
-    precision.apply(RunConfig(output="a", mixed_precision="bf16"), torch.device("cuda"))
+    setup.apply_precision(RunConfig(output="a", mixed_precision="bf16"), torch.device("cuda"))
     assert settings() == {"deterministic": True, "benchmark": False, "tf32": (False, False), "attention": False}
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert caplog.messages == ["precision bf16 on cuda, TF32 off, deterministic on"]
@@ -44,12 +44,12 @@ def test_the_defaults_ask_cuda_for_the_same_bytes(restored, caplog):
 def test_speed_is_there_for_whom_other_bytes_are_fine(restored, caplog):
     caplog.set_level(logging.INFO)
     run = RunConfig(output="a", mixed_precision="no", tf32=True, deterministic=False)
-    precision.apply(run, torch.device("cuda"))
+    setup.apply_precision(run, torch.device("cuda"))
     assert settings() == {"deterministic": False, "benchmark": True, "tf32": (True, True), "attention": True}
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     assert caplog.messages == ["precision no on cuda, TF32 on, deterministic off"]
 
 
 def test_a_cpu_is_left_as_it_is(restored):
-    precision.apply(RunConfig(output="a", mixed_precision="no"), torch.device("cpu"))
+    setup.apply_precision(RunConfig(output="a", mixed_precision="no"), torch.device("cpu"))
     assert settings() == restored

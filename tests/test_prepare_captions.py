@@ -11,7 +11,7 @@ from PIL import Image
 
 from pisasr.data import captions
 from pisasr.data.captions import fill_captions, load_captioner
-from pisasr.data.manifest import read_manifest, write_rows
+from pisasr.data.sources import read_manifest, write_rows
 from pisasr.errors import PisasrError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pisasr.data import prepare
-from pisasr.data.duplicates import find_near_duplicates, perceptual_hash
 from pisasr.data.photos import choose_photos
+from pisasr.data.prepare import find_near_duplicates, perceptual_hash
 from pisasr.data.sources import find_photos
 from pisasr.errors import INTERRUPTED
 from pisasr.files import Journal

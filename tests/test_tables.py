@@ -1,18 +1,16 @@
 """Tables say what the summary says, in a form that survives Markdown and LaTeX."""
 
-from pisasr.evaluation.evaluate import Checked, Settings
 from pisasr.evaluation.metrics import PROTOCOLS, STABLESR
 from pisasr.evaluation.pairs import Pairing
-from pisasr.evaluation.report import summarise
-from pisasr.evaluation.scoring import Panel, Scores
+from pisasr.evaluation.report import Settings, summarise
+from pisasr.evaluation.scoring import Scores
 from pisasr.evaluation.tables import build_table, escape_latex, to_latex, to_markdown, to_text
-from pisasr.evaluation.testsets import TestSet
 
 
 def summary_of(scores: dict[str, list[float]], metric="psnr", left_out=(), set_name="", protocol=STABLESR):
     rows = [{"method": m, "name": f"{k}.png", metric: v} for m, values in scores.items() for k, v in enumerate(values)]
-    checked = Checked(TestSet(set_name, {}), Pairing([], list(left_out)))
-    return summarise(Scores(rows), Panel(scorers={metric: None}), Settings([metric], protocol), checked)
+    settings = Settings([metric], protocol, scorers={metric: None})
+    return summarise(Scores(rows), settings, set_name, Pairing([], list(left_out)))
 
 
 def ranks(scores, metric="psnr"):

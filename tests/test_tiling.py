@@ -1,6 +1,7 @@
 """Latent tiling keeps its promises: it covers everything once, changes nothing by itself, and plans as published."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from pisasr.method.tiling import blend_tiles, count_tiles, gaussian_weight, needs_tiling, tile_grid, tile_starts
+from pisasr.method.tiling import (
+    blend_tiles,
+    count_tiles,
+    even_axis,
+    gaussian_weight,
+    needs_tiling,
+    tile_grid,
+    tile_starts,
+)
 
 
 @st.composite
@@ -109,3 +118,38 @@ def test_plan_has_as_many_tiles_as_published(parity):
         tile, overlap = options["latent_tiled_size"], options["latent_tiled_overlap"]
         tiles = len(tile_grid(h, w, tile, overlap)) if needs_tiling(h, w, tile) else 1
         assert tiles * (1 if options["default"] else 2) == case["unet_calls"], case["name"]
+
+
+@given(
+    size=st.integers(1, 700), tile=st.integers(4, 100), overlap=st.integers(0, 12), multiple=st.sampled_from([1, 4, 8])
+)
+def test_an_even_grid_covers_an_axis_with_equal_tiles(size, tile, overlap, multiple):
+    overlap = min(overlap, tile - 1)
+    length, starts = even_axis(size, tile, overlap, multiple)
+    assert length <= tile and starts[0] == 0 and starts[-1] + length == size
+    steps = [after - before for before, after in pairwise(starts)]
+    assert all(0 < step <= length - overlap for step in steps) and max(steps, default=0) - min(steps, default=0) <= 1
+    assert len(starts) == 1 or len(starts) == -(-(size - overlap) // (tile - overlap))  # no more than needed
+
+
+@pytest.mark.parametrize("side", [1024, 1536, 2048, 3000, 4096, 8192])
+def test_an_even_grid_wastes_less_than_a_third(side):
+    latent = side // 8
+    grid = tile_grid(latent, latent, 96, 8, even=4)
+    published = tile_grid(latent, latent, 96, 32)
+    work = sum(tile.height * tile.width for tile in grid) / latent**2
+    assert work <= 1.3 < 1.7 < sum(tile.height * tile.width for tile in published) / latent**2
+
+
+@pytest.mark.parametrize(("h", "w"), [(24, 20), (50, 7), (33, 61)])
+def test_blending_an_even_grid_keeps_what_every_tile_agrees_on(h, w):
+    z = torch.randn(2, 3, h, w)
+    torch.testing.assert_close(blend_tiles(lambda crop: crop, z, 12, 3, 2, even=4), z, rtol=1e-5, atol=1e-6)
+
+
+def test_an_even_grid_goes_over_from_tile_to_tile_smoothly():
+    """Tiles that disagree by one: no step between neighbours is larger than the ramp's own."""
+    values = iter(range(2))
+    blended = blend_tiles(lambda crop: torch.full_like(crop, next(values)), torch.zeros(1, 1, 16, 24), 16, 8, even=8)
+    assert blended[..., :8].eq(0).all() and blended[..., 16:].eq(1).all()
+    assert 0 < blended.diff(dim=-1).max() < torch.pi / 16 + 0.01

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pisasr.method.vae_tiling import Bands, decode_tiled, encode_tiled
+from pisasr.method.vae_tiling import Bands, _attend, _windows, decode_tiled, encode_tiled
 from pisasr.models.autoencoder import LappedAutoencoder
 
 CUTS = [(16, 16, 5), (9, 20, 3), (1, 40, 2), (40, 1, 3), (15, 9, 1), (3, 2, 2)]  # height, width, tile in latent pixels
@@ -103,6 +103,36 @@ def test_attention_over_few_queries_at_a_time_is_attention(monkeypatch):
     vae, z = small_vae(), latent(9, 14)
     monkeypatch.setattr("pisasr.method.vae_tiling.ATTENTION_SCORES", 1000)
     assert_equal_images(decode_tiled(vae, z, 4), vae.decode(z).sample)
+
+
+@torch.no_grad()
+def test_a_larger_map_attends_to_the_window_around_each_block(monkeypatch):
+    """Against diffusers' own attention, asked for each block's window alone."""
+    monkeypatch.setattr("pisasr.method.vae_tiling.WINDOW", 6)
+    monkeypatch.setattr("pisasr.method.vae_tiling.BLOCK", 3)
+    attention = small_vae().decoder.mid_block.attentions[0]
+    x = latent(11, 8, channels=attention.group_norm.num_channels)
+    normed = attention.group_norm(x)
+    attention.group_norm = torch.nn.Identity()
+    wanted = torch.zeros_like(x)
+    for block, window in _windows(11, 8):
+        assert window.height * window.width == 36
+        inner = block._replace(top=block.top - window.top, left=block.left - window.left)
+        seen = window.crop(normed).contiguous()
+        added = attention(seen) - seen
+        block.crop(wanted).copy_(block.crop(x) + inner.crop(added))
+    torch.testing.assert_close(_attend(shared_vae(True).decoder.mid_block.attentions[0], x, Bands(2, 3)), wanted)
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (4, 4096), (129, 128), (300, 20), (20, 1500), (512, 512)])
+def test_blocks_cover_a_map_once_and_lie_in_windows_of_one_area(height, width):
+    seen = torch.zeros(height, width, dtype=torch.int)
+    for block, window in _windows(height, width):
+        block.crop(seen).add_(1)
+        assert window.height * window.width <= 128**2
+        assert 0 <= window.top <= block.top and block.top + block.height <= window.top + window.height <= height
+        assert 0 <= window.left <= block.left and block.left + block.width <= window.left + window.width <= width
+    assert (seen == 1).all()
 
 
 @torch.no_grad()

@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -27,6 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from pisasr.commands.evaluate import build_parser, score
 from pisasr.commands.options import (
     add_model_options,
     add_weights_option,
@@ -37,14 +37,11 @@ from pisasr.commands.options import (
     load_model,
     whole,
 )
-from pisasr.errors import SOME_FAILED, PisasrError, guarded
-from pisasr.evaluation.evaluate import Settings, check_set, evaluate_set
+from pisasr.errors import PisasrError, guarded
 from pisasr.evaluation.figure import draw_comparison
 from pisasr.evaluation.lookup import MetricUnavailable
-from pisasr.evaluation.metrics import METRICS, STABLESR
+from pisasr.evaluation.metrics import METRICS
 from pisasr.evaluation.processes import Processes
-from pisasr.evaluation.scoring import load_panel
-from pisasr.evaluation.tables import build_table, to_text
 from pisasr.evaluation.testsets import TestSet
 from pisasr.pictures.folders import list_pictures, match_names, read_picture
 
@@ -63,12 +60,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Pairs, every method's pictures, the report."""
+    """Pairs, every method's pictures; then what scripts/evaluate.py does with them, and one picture of it all."""
     hq, lq = args.output / "hq", args.output / "lq"
     refuse_own_inputs(args, hq, lq)
     names = write_pairs(args, hq, lq)
     seconds, absent = run_methods(args, lq, names)
-    return report(args, hq, lq, seconds, absent)
+    folders = {name: args.folders[name] for name in seconds}
+    asked = ["--border", args.border, "--sheets", args.sheets, "--device", args.device, "--output", args.output]
+    asked += ["--metrics", *dict.fromkeys(args.metrics)] if args.metrics else []
+    asked += ["--weights", args.weights] if args.weights else []
+    sets = [TestSet(args.set, folders | dict(args.also), hq, lq)]
+    made_by = describe(args, absent)
+    code = score(sets, build_parser().parse_args(list(map(str, asked))), Processes(), seconds=seconds, made_by=made_by)
+    spread = dict.fromkeys(names[round(k * (len(names) - 1) / 3)] for k in range(4))
+    rows = [{n: open_picture(of / name) for n, of in (folders | {"true picture": hq}).items()} for name in spread]
+    save(draw_comparison(rows), args.output / "comparison.png")
+    print(f"{args.output} has comparison.png and the pictures, too")
+    return code
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -82,7 +90,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     usual = ["bicubic", "x4plus", (0, 0), (1, 0), (1, 1)]
     words = "bicubic, lanczos, x4plus, or strengths LAMBDA_PIX,LAMBDA_SEM (default: bicubic x4plus 0,0 1,0 1,1)"
     add("--methods", nargs="+", type=parse_method, default=usual, metavar="METHOD", help=words)
-    add("--metrics", nargs="+", choices=METRICS, default=["psnr", "ssim", "niqe", "featdist"], metavar="METRIC")
+    words = (
+        "as scripts/evaluate.py has them (default: psnr ssim niqe featdist, and lpips where its weights are at hand)"
+    )
+    add("--metrics", nargs="+", choices=METRICS, metavar="METRIC", help=words)
     add("--border", type=whole, default=4, help="px that PSNR and SSIM leave out at each side (default 4)")
     add("--also", nargs="+", type=parse_other, default=[], metavar="NAME=DIR", help="pictures of other methods")
     add("--set", default="", metavar="NAME", help="the test set's name, as scripts/evaluate.py has it")
@@ -153,7 +164,7 @@ def make_pairs(args: argparse.Namespace) -> Iterator[Pair]:
     if recipe.scale != SCALE:
         raise PisasrError(f"{args.recipe} reduces by {recipe.scale}, this comparison needs scale: {SCALE}")
     for stem, path in list_pictures(args.hq).items():
-        photo = Image.fromarray(read_picture(path))
+        photo = open_picture(path)
         width, height = (side // SCALE * SCALE for side in photo.size)
         left, top = (photo.width - width) // 2, (photo.height - height) // 2
         photo = photo.crop((left, top, left + width, top + height))
@@ -172,7 +183,7 @@ def collect_pairs(args: argparse.Namespace) -> Iterator[Pair]:
         counts = f"--hq has {len(hq)} pictures, --lq has {len(lq)}"
         raise PisasrError(f"{counts}; without a partner: {', '.join(sorted(alone))}")
     for stem, path in hq.items():
-        high, low = (Image.fromarray(read_picture(p)) for p in (path, lq[matches[stem]]))
+        high, low = open_picture(path), open_picture(lq[matches[stem]])
         if high.size != (low.width * SCALE, low.height * SCALE):
             sizes = f"{high.width}x{high.height} and its --lq {low.width}x{low.height}"
             raise PisasrError(f"{path.name} is {sizes}; wanted sides {SCALE} to 1")
@@ -190,6 +201,10 @@ def write_pairs(args: argparse.Namespace, hq: Path, lq: Path) -> list[str]:
         held = f"{hq} holds pictures of another run ({', '.join(strangers)})"
         raise PisasrError(f"{held}; empty {args.output} or choose another --output")
     return names
+
+
+def open_picture(path: Path) -> Image.Image:
+    return Image.fromarray(read_picture(path))
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -213,7 +228,15 @@ def run_methods(args: argparse.Namespace, lq: Path, names: list[str]) -> tuple[d
             absent.append(f"{name}: {reason}")
             print(absent[-1], file=sys.stderr)
             continue
-        seconds[name] = run(name, upscaler, lq, args.folders[name], names)
+        times = []
+        upscaler(open_picture(lq / names[0]))  # what is slow only once is done before the clock starts
+        for picture in tqdm(names, name, disable=None):
+            low = open_picture(lq / picture)
+            start = time.perf_counter()
+            sr = upscaler(low)
+            times.append(time.perf_counter() - start)
+            save(sr, args.folders[name] / picture)
+        seconds[name] = statistics.median(times)
     return seconds, absent
 
 
@@ -230,50 +253,7 @@ def load_upscaler(method: Method, args: argparse.Namespace, pipeline: Any) -> Up
     return lambda lq: lq.resize((lq.width * SCALE, lq.height * SCALE), FILTERS[method])
 
 
-def run(name: str, upscaler: Upscaler, lq: Path, folder: Path, names: list[str]) -> float:
-    """Write one method's pictures; returns the median seconds of one, reading and writing not counted."""
-    times = []
-    upscaler(Image.fromarray(read_picture(lq / names[0])))  # what is slow only once is done before the clock starts
-    for picture in tqdm(names, name, disable=None):
-        low = Image.fromarray(read_picture(lq / picture))
-        start = time.perf_counter()
-        sr = upscaler(low)
-        times.append(time.perf_counter() - start)
-        save(sr, folder / picture)
-    return statistics.median(times)
-
-
-# --- results ---------------------------------------------------------------------------------------------------------
-
-
-def report(args: argparse.Namespace, hq: Path, lq: Path, seconds: dict[str, float], absent: list[str]) -> int:
-    """Score, tabulate and draw."""
-    folders = {name: args.folders[name] for name in seconds}
-    checked = check_set(TestSet(args.set, folders | dict(args.also), hq, lq))
-    if checked.pairing.problems:
-        print("\n".join(checked.pairing.problems), file=sys.stderr)
-        return SOME_FAILED
-    checked.pairing.problems.extend(absent)
-    metrics = list(dict.fromkeys(args.metrics))
-    bordered = replace(STABLESR, name=f"stablesr, border {args.border} px", border_px=args.border)
-    protocol = bordered if args.border else STABLESR
-    panel = load_panel(metrics, protocol, args.weights, choose_device(args.device))
-    for name, reason in panel.missing.items():
-        print(f"{name}: n/a. {reason}", file=sys.stderr)
-    settings = Settings(metrics, protocol, sheets=args.sheets, seconds=seconds, made_by=describe(args))
-    done = evaluate_set(checked, panel, settings, args.output, Processes())
-    names = [example.name for example in checked.pairing.examples]
-    spread = dict.fromkeys(names[round(k * (len(names) - 1) / 3)] for k in range(4))
-    columns = {**folders, "true picture": hq}
-    rows = [{label: Image.fromarray(read_picture(of / name)) for label, of in columns.items()} for name in spread]
-    save(draw_comparison(rows), args.output / "comparison.png")
-    if done:
-        print(to_text(build_table(done[0])), end="")
-    print(f"\nWritten to {args.output}: what scripts/evaluate.py writes, comparison.png and the pictures")
-    return 0
-
-
-def describe(args: argparse.Namespace) -> dict[str, str]:
+def describe(args: argparse.Namespace, absent: list[str]) -> dict[str, str]:
     """What made the pictures and the seconds, in words for the table's notes."""
     import torch
 
@@ -282,4 +262,5 @@ def describe(args: argparse.Namespace) -> dict[str, str]:
     if any(isinstance(method, tuple) for method in args.methods.values()):
         made["Ours"] = args.pretrained_model or "the embedded model"
     place = f"{args.dtype} on {args.device} (CPU threads: {torch.get_num_threads()})"
-    return {**made, "Seconds": f"median per picture, model loaded, {place}"}
+    made["Seconds"] = f"median per picture, model loaded, {place}"
+    return made | ({"Left out": "; ".join(absent)} if absent else {})

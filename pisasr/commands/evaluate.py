@@ -4,7 +4,7 @@ import argparse
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,19 @@ from pisasr.commands.options import (
     whole,
 )
 from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, UsageError, guarded
-from pisasr.evaluation.evaluate import Checked, Settings, check_set, evaluate_set, write_overview
-from pisasr.evaluation.metrics import ALIASES, METRICS, PROTOCOLS, Protocol
+from pisasr.evaluation.evaluate import JOURNALS, evaluate_set, write_overview
+from pisasr.evaluation.metrics import ALIASES, METRICS, PROTOCOLS
+from pisasr.evaluation.pairs import Pairing
 from pisasr.evaluation.processes import Processes
-from pisasr.evaluation.published import check_aliases, compare_scores, compare_summary, read_scores
+from pisasr.evaluation.published import check_aliases, compare_summary
+from pisasr.evaluation.report import Settings
 from pisasr.evaluation.rules import Pair, parse_lambdas, parse_rule
-from pisasr.evaluation.scoring import Panel, load_panel
+from pisasr.evaluation.scoring import load_scorers, usual_metrics
 from pisasr.evaluation.surface import Grid, check_rule, name_pairs
 from pisasr.evaluation.tables import build_table, to_text
-from pisasr.evaluation.testsets import TestSet, load_sets
+from pisasr.evaluation.testsets import TestSet, check_set, load_sets
 from pisasr.files import write_whole
 from pisasr.pictures.folders import SUFFIX
-
-UNFIT = SOME_FAILED  # pictures do not belong together
-OFFLINE_METRICS = ("psnr", "ssim", "niqe", "featdist")
 
 EXAMPLES = """\
 examples:
@@ -51,9 +50,9 @@ Pictures are paired by name: equal names first, then names without endings such 
 --allow_missing. The same command continues a run that was killed.
 
 sets.yaml (paths count from its folder; {set} is the set's name):
-  stablesr_testsets: StableSR-TestSets       adds DIV2K-Val, RealSR and DRealSR, those that are there
   sr: {ours: "results/ours/{set}", OSEDiff: "results/osediff/{set}"}
   sets:
+    RealSR: {hr: RealSRVal_crop128/test_HR, lr: RealSRVal_crop128/test_LR}
     RealLQ250: {lr: RealLQ250}               no true pictures: metrics without a reference
     mine: {hr: photos/hq, lr: photos/lq}     a manifest.json of scripts/degrade.py in lr is verified
 
@@ -77,8 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--allow_missing", action="store_true", help="score what every folder has, list the rest in the tables")
 
     add = parser.add_argument_group("numbers").add_argument
-    usual = f"any of {' '.join(METRICS)} (default: {' '.join(OFFLINE_METRICS)}, those that the folders allow)"
-    add("--metrics", nargs="+", type=_metric, metavar="METRIC", help=usual)
+    usual = f"any of {' '.join(METRICS)} (default: psnr ssim niqe featdist, and lpips where its weights are at hand)"
+    add("--metrics", nargs="+", type=_metric, default=[], metavar="METRIC", help=usual)
     habits = "; ".join(f"{name}: {protocol.source}" for name, protocol in PROTOCOLS.items())
     taken = f"how PSNR and SSIM are taken (default: stablesr): {habits}"
     add("--protocol", choices=PROTOCOLS, default="stablesr", help=taken)
@@ -90,14 +89,12 @@ def build_parser() -> argparse.ArgumentParser:
     kept = "for per_image.csv, summary.json, table.md, table.tex, plots/ and sheets/"
     add("--output", type=Path, required=True, metavar="DIR", help=kept)
     paired = "methods to compare picture by picture (default: the first two)"
-    add("--paired", nargs=2, metavar=("A", "B"), help=paired)
+    add("--paired", nargs=2, default=(), metavar=("A", "B"), help=paired)
     add("--plots", choices=("png", "pdf", "svg", "none"), default="png", help="default: png")
     sheets = "pictures on the comparison sheets, those where methods differ most (default: 8)"
     add("--sheets", type=whole, default=8, metavar="N", help=sheets)
     tables = "hold the means against the tables of the literature; names that differ are given"
     add("--compare_published", nargs="*", type=_alias, metavar="OURS=THEIRS", help=tables)
-    theirs = "somebody's per-picture scores (name, metrics) to hold one method's against"
-    add("--published_scores", type=_scores_of, default=("", None), metavar="[METHOD=]CSV", help=theirs)
 
     add = parser.add_argument_group("strengths: run the model itself on --lr").add_argument
     grid = 'a grid of strengths, "0:1.5:0.25" or "0,0.5,1", from one encoding and two UNet passes a picture'
@@ -116,42 +113,32 @@ def evaluate(argv: list[str] | None = None) -> int:
     _check_usage(args, parser)
     processes = Processes()
     stopped = "pisasr: interrupted; the same command goes on from here"
+
+    def run() -> int:
+        sets = load_sets(args.sets) if args.sets else [TestSet(args.set, methods, args.hr, args.lr)]
+        return score(sets, args, processes)
+
     try:
-        return guarded(lambda: score(methods, args, processes), args.debug, not processes.is_first, stopped)
+        return guarded(run, args.debug, not processes.is_first, stopped)
     finally:
         processes.close()
 
 
-def score(methods: dict[str, Path], args: argparse.Namespace, processes: Processes) -> int:
-    """Check everything, then score and report set after set."""
-    sets = processes.once(lambda: _read_sets(methods, args))
-    _refuse_own_inputs(sets, args.output)
-    with_hr = any(one.hr for one in sets)
-    metrics = args.metrics or [name for name in OFFLINE_METRICS if METRICS[name].needs is None or with_hr]
-    checked = processes.once(lambda: _check_sets(sets, args))
-    if checked is None:
-        return UNFIT
-    _check_promises(checked, args)
-    protocol = _choose_protocol(args)
-    panel = _load_panel(metrics, protocol, args, processes)
-    if not panel.scorers and not panel.extractors:
+def score(sets: list[TestSet], args: argparse.Namespace, processes: Processes, **notes: Any) -> int:
+    """Check everything, then score and report set after set. notes: what Settings knows of the pictures' making."""
+    outputs = {one.name: args.output / one.name if len(sets) > 1 else args.output for one in sets}
+    _check_sets(sets, outputs, args)
+    pairings = processes.once(lambda: _pair(sets, args))
+    if pairings is None:
+        return SOME_FAILED
+    settings = replace(_settle(args, any(one.hr for one in sets), processes), **notes)
+    if not settings.scorers:
         return NOTHING_STARTED
-    if args.rule and (absent := [name for name in args.rule.metrics if name in panel.missing]):
-        raise PisasrError(f"--rule '{args.rule}' needs {absent[0]}, which can't be had here (the reason stands above)")
-    grid = _build_grid(metrics, args) if args.lambdas else None
-    plots = "" if args.plots == "none" else args.plots
-    settings = Settings(metrics, protocol, args.paired or (), plots, args.sheets, grid)
     summaries = []
-    for one in checked:
-        output = args.output / one.set.name if len(checked) > 1 else args.output
-        if (done := evaluate_set(one, panel, settings, output, processes)) is None:
-            continue
-        summary, scores = done
-        summaries.append(summary)
-        _tell(summary, output)
-        if told := _hold_against_others(summary, scores.rows, args):
-            print(f"\n{told}")
-            write_whole(output / "published.md", told)
+    for one, pairing in zip(sets, pairings, strict=True):
+        if summary := evaluate_set(one, pairing, settings, outputs[one.name], processes):
+            summaries.append(summary)
+            _tell(summary, outputs[one.name], args)
     if len(summaries) > 1:
         write_overview(args.output, summaries)
         print(f"All sets: {args.output}/table.md, table.tex and summary.json")
@@ -161,85 +148,73 @@ def score(methods: dict[str, Path], args: argparse.Namespace, processes: Process
 # --- before ----------------------------------------------------------------------------------------------------------
 
 
-def _refuse_own_inputs(sets: list[TestSet], output: Path) -> None:
-    """No folder of pictures may be the one that tables and plots are written into."""
-    for folder in (f for one in sets for f in (*one.sr.values(), one.hr, one.lr) if f is not None):
-        if folder.resolve() == output.resolve():
-            raise UsageError(f"--output {output} is a folder of pictures that are scored; choose another one")
-
-
-def _read_sets(methods: dict[str, Path], args: argparse.Namespace) -> list[TestSet]:
-    sets = load_sets(args.sets) if args.sets else [TestSet(args.set, methods, args.hr, args.lr)]
+def _check_sets(sets: list[TestSet], outputs: Mapping[str, Path], args: argparse.Namespace) -> None:
+    """What can be known to fail before a picture is read: names of methods and sets, and folders."""
+    aliases = dict(args.compare_published or [])
+    grid = name_pairs(*args.lambdas) if args.lambdas else {}
     for one in sets:
         if args.lambdas and not one.lr:
             raise PisasrError(f"--lambdas restores inputs, and {one.name} has none; name their folder with lr")
-        _refuse_own_folders(one, args.output / one.name if len(sets) > 1 else args.output)
-        if args.metrics and not one.sr and not args.lambdas:
-            raise PisasrError(f"{one.name} has no restored pictures; name their folders with sr, or give --lambdas")
-    return sets
+        _refuse_own_folders(one, outputs[one.name], args.output)
+        methods, named = [*one.sr, *grid], [*args.paired, *aliases]
+        if clash := grid.keys() & one.sr.keys():
+            raise PisasrError(f"--sr {min(clash)} has the name of a pair of --lambdas; call it otherwise")
+        if absent := [name for name in named if name not in methods]:
+            raise PisasrError(f"{one.name or 'the set'} has no method {absent[0]}; it has {', '.join(methods)}")
+    if args.compare_published is not None:
+        if not all(one.name for one in sets):
+            raise PisasrError("--compare_published: which set are these pictures of? name it with --set")
+        check_aliases([one.name for one in sets], aliases)
 
 
-def _refuse_own_folders(one: TestSet, output: Path) -> None:
+def _refuse_own_folders(one: TestSet, *outputs: Path) -> None:
     """Folders that this run writes, and empties of what an earlier one wrote, can't be its inputs."""
-    if output.exists() and not output.is_dir():
-        raise PisasrError(f"--output {output} is a file; name a folder")
     for folder in filter(None, [*one.sr.values(), one.hr, one.lr]):
-        for own in (output / name for name in ("sheets", "plots", ".scores")):
-            if own.resolve() in [folder.resolve(), *folder.resolve().parents]:
-                raise PisasrError(f"{folder} lies where this run writes ({own}); choose another --output")
+        for output in outputs:
+            if output.exists() and not output.is_dir():
+                raise PisasrError(f"--output {output} is a file; name a folder")
+            if folder.resolve() == output.resolve():
+                raise UsageError(f"--output {output} is a folder of pictures that are scored; choose another one")
+            for own in (output / name for name in ("sheets", "plots", JOURNALS)):
+                if own.resolve() in [folder.resolve(), *folder.resolve().parents]:
+                    raise PisasrError(f"{folder} lies where this run writes ({own}); choose another --output")
 
 
-def _check_sets(sets: list[TestSet], args: argparse.Namespace) -> list[Checked] | None:
+def _pair(sets: list[TestSet], args: argparse.Namespace) -> list[Pairing] | None:
     """Every set's examples; None, with the reasons told, if some do not fit: nothing is scored before all do."""
-    checked = [check_set(one, args.suffix) for one in sets]
-    for one in checked:
-        for problem in one.pairing.problems:
-            print(f"{one.set.name}: {problem}" if args.sets else problem, file=sys.stderr)
-    if any(one.pairing.problems for one in checked) and not args.allow_missing:
-        print("Nothing was scored; --allow_missing scores the pictures that every folder has.", file=sys.stderr)
+    pairings = {one.name: check_set(one, args.suffix) for one in sets}
+    for name, pairing in pairings.items():
+        for problem in pairing.problems:
+            print(f"{name}: {problem}" if args.sets else problem, file=sys.stderr)
+    if any(pairing.problems for pairing in pairings.values()) and not args.allow_missing:
+        print("Nothing was scored; evaluate --allow_missing scores what every folder has.", file=sys.stderr)
         return None
-    if empty := [one for one in checked if not one.pairing.examples]:
-        where = f"{empty[0].set.name}: no" if args.sets else "No"
+    if empty := [name for name, pairing in pairings.items() if not pairing.examples]:
+        where = f"{empty[0]}: no" if args.sets else "No"
         print(f"{where} picture is in every folder, readable and of the right size.", file=sys.stderr)
         return None
-    return checked
+    return list(pairings.values())
 
 
-def _check_promises(checked: list[Checked], args: argparse.Namespace) -> None:
-    """What can be known to fail before anything is scored: names of methods and sets, other people's scores."""
-    if args.compare_published is not None and not all(one.set.name for one in checked):
-        raise PisasrError("--compare_published: these pictures are of no set known by its pixels; name it with --set")
-    aliases, (theirs, path) = dict(args.compare_published or []), args.published_scores
-    if path:
-        read_scores(path)
-    grid = name_pairs(*args.lambdas) if args.lambdas else {}
-    for one in checked:
-        if clash := grid.keys() & one.set.sr.keys():
-            raise PisasrError(f"--sr {min(clash)} has the name of a pair of --lambdas; call it otherwise")
-        methods, named = [*one.set.sr, *grid], [*(args.paired or []), *aliases, *filter(None, [theirs])]
-        if absent := [name for name in named if name not in methods]:
-            raise PisasrError(f"{one.set.name or 'the set'} has no method {absent[0]}; it has {', '.join(methods)}")
-    if args.compare_published is not None:
-        check_aliases([one.set.name for one in checked], aliases)
-
-
-def _choose_protocol(args: argparse.Namespace) -> Protocol:
+def _settle(args: argparse.Namespace, with_hq: bool, processes: Processes) -> Settings:
+    """What holds for every set: the protocol, the scorers that can be had, the grid."""
     protocol = PROTOCOLS[args.protocol]
-    if args.border is None or args.border == protocol.border_px:
-        return protocol
-    name, source = f"{protocol.name}, border {args.border} px", f"{protocol.source}; but for the border"
-    return replace(protocol, name=name, source=source, border_px=args.border)
-
-
-def _load_panel(metrics: list[str], protocol: Protocol, args: argparse.Namespace, processes: Processes) -> Panel:
+    if args.border not in (None, protocol.border_px):
+        name, source = f"{protocol.name}, border {args.border} px", f"{protocol.source}; but for the border"
+        protocol = replace(protocol, name=name, source=source, border_px=args.border)
+    metrics = args.metrics or usual_metrics(with_hq)
     if not processes.is_first:
         processes.wait()  # what must be fetched is fetched once
-    panel = load_panel(metrics, protocol, args.weights, None if args.device == "auto" else args.device)
+    scorers, missing = load_scorers(metrics, protocol, args.weights, None if args.device == "auto" else args.device)
     if processes.is_first:
-        for name, reason in panel.missing.items():
+        for name, reason in missing.items():
             print(f"{name}: n/a. {reason}", file=sys.stderr)
         processes.wait()
-    return panel
+    if scorers and args.rule and (absent := [name for name in args.rule.metrics if name in missing]):
+        raise PisasrError(f"--rule '{args.rule}' needs {absent[0]}, which can't be had here (the reason stands above)")
+    grid = _build_grid(metrics, args) if scorers and args.lambdas else None
+    plots = "" if args.plots == "none" else args.plots
+    return Settings(metrics, protocol, scorers, missing, args.paired, plots, args.sheets, grid)
 
 
 def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
@@ -263,7 +238,8 @@ def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
 # --- after -----------------------------------------------------------------------------------------------------------
 
 
-def _tell(summary: dict[str, Any], output: Path) -> None:
+def _tell(summary: dict[str, Any], output: Path, args: argparse.Namespace) -> None:
+    """The table, and what the literature says of the same pictures, to published.md, too."""
     about = f"{summary['set']}: " if summary["set"] else ""
     print(f"{about}{summary['pictures']} pictures, protocol {summary['protocol']['name']}")
     print(to_text(build_table(summary)), end="")
@@ -272,18 +248,10 @@ def _tell(summary: dict[str, Any], output: Path) -> None:
     if best := summary.get("surface", {}).get("best"):
         print(f"{best['rule']}: {best['words']}")
     print(f"Written to {output}: table.md (with intervals and protocol), table.tex, per_image.csv, summary.json")
-
-
-def _hold_against_others(summary: dict[str, Any], rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
-    """What other people's scores and the literature say of the same pictures, as Markdown; "" where nobody asked."""
-    parts, (method, path) = [], args.published_scores
-    if path:
-        method = method or next(iter(summary["methods"]))
-        found = compare_scores([row for row in rows if row["method"] == method], read_scores(path))
-        parts.append(f"{method}\n\n{found}")
     if args.compare_published is not None:
-        parts += compare_summary(summary, dict(args.compare_published))
-    return "\n".join(parts)
+        told = "\n".join(compare_summary(summary, dict(args.compare_published)))
+        print(f"\n{told}")
+        write_whole(output / "published.md", told)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -313,12 +281,6 @@ def _alias(word: str) -> tuple[str, str]:
     return ours, theirs
 
 
-def _scores_of(word: str) -> tuple[str, Path]:
-    """METHOD=CSV, or CSV, whose method is then ""."""
-    method, _, path = word.rpartition("=")
-    return method, Path(path)
-
-
 def _name_methods(words: list[str], parser: argparse.ArgumentParser) -> dict[str, Path]:
     """NAME=DIR or DIR, whose own name then names the method."""
     methods: dict[str, Path] = {}
@@ -337,14 +299,12 @@ def _name_methods(words: list[str], parser: argparse.ArgumentParser) -> dict[str
 def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """What options forbid each other or want each other."""
     check_pipeline_options(parser, args)
-    args.metrics = list(dict.fromkeys(args.metrics or []))
+    args.metrics = list(dict.fromkeys(args.metrics))
     needs = {METRICS[name].needs: name for name in ([] if args.sets else args.metrics)}
     with_hr = needs.get("hq") or needs.get("hq_set")
+    own_sets = args.sets and (args.sr or args.hr or args.lr or args.set)
     for wrong, said in (
-        (
-            args.sets and (args.sr or args.hr or args.lr or args.set),
-            "--sets names the folders itself; leave out others",
-        ),
+        (own_sets, "--sets names the folders itself; leave out others"),
         (not (args.sets or args.sr or args.lambdas), "nothing to score: give --sr, --sets, or --lambdas with --lr"),
         (args.lambdas and not (args.sets or args.lr), "--lambdas restores the inputs; name their folder with --lr"),
         (with_hr and not args.hr, f"--metrics {with_hr} compares with the true pictures; name their folder with --hr"),

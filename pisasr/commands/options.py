@@ -67,7 +67,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--adapters", "--pretrained_path", metavar="ADAPTERS", help=both)
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     dtypes = ("auto", "fp32", "bf16", "fp16", "no")
-    usual = "default: %(default)s; auto is fp16 on CUDA, fp32 elsewhere"
+    usual = "default: %(default)s; auto is fp16 on CUDA, bf16 on a CPU that multiplies it natively, fp32 elsewhere"
     add("--dtype", "--mixed_precision", choices=dtypes, default="auto", help=usual)
 
 
@@ -89,18 +89,20 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     add = partial(memory, type=positive_int, metavar="N")
     tile = "UNet tile in latent pixels (default: 768 px of the picture, 96 for Stable Diffusion)"
     add("--tile_size", "--latent_tiled_size", help=tile)
-    overlap = "in latent pixels (default: a third of the tile)"
+    overlap = "in latent pixels, and --tiling published is meant (default: a third of the tile there, a twelfth here)"
     add("--tile_overlap", "--latent_tiled_overlap", type=whole, help=overlap)
     tile = "VAE tile in pixels of the picture; changes memory, not the result (default: 512)"
     add("--vae_tile_size", "--vae_encoder_tiled_size", help=tile)
     add("--vae_decoder_tiled_size", help="the same in latent pixels, as published; the smaller one rules")
     add("--batch_size", default=1, help="UNet tiles at once; changes speed and memory (default: 1)")
+    plan = "an even grid of tiles up to that size (default), or tiles as published, 1.8 times the work"
+    memory("--tiling", choices=("even", "published"), help=plan)
     memory("--low_memory", action="store_true", help="halve what the VAE holds of a big picture, for more time")
 
 
 def add_weights_option(add: Callable[..., Any]) -> None:
     """--weights, where metrics and peers find their files."""
-    files = f"files that metrics need, by their own names (default: ${WEIGHTS})"
+    files = f"files of NIQE, the feature distance and x4plus, by their own names (default: ${WEIGHTS})"
     add("--weights", type=Path, default=os.environ.get(WEIGHTS) or None, metavar="DIR", help=files)
 
 
@@ -127,8 +129,9 @@ def check_pipeline_options(parser: argparse.ArgumentParser, args: argparse.Names
 
 def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What `PiSASRPipeline.__call__` and its sweeps are told beside the generator; known once the model is loaded."""
-    names = ("upscale", "process_size", "color_fix", "tile_size", "tile_overlap", "vae_tile_size", "batch_size")
-    return {name: getattr(args, name) for name in (*names, "low_memory", "prompt", "posterior")}
+    picture = ("upscale", "process_size", "color_fix", "prompt", "posterior")
+    memory = ("tile_size", "tile_overlap", "tiling", "vae_tile_size", "batch_size", "low_memory")
+    return {name: getattr(args, name) for name in (*picture, *memory)}
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -153,7 +156,9 @@ def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
     if args.vae_decoder_tiled_size:
         args.vae_tile_size = min(args.vae_decoder_tiled_size * pipe.model.factor, args.vae_tile_size or math.inf)
     try:
-        Options(tile_size=args.tile_size, tile_overlap=args.tile_overlap).tile_plan(pipe.model.factor)
+        Options(tile_size=args.tile_size, tile_overlap=args.tile_overlap, tiling=args.tiling).tile_plan(
+            pipe.model.factor
+        )
     except ValueError as error:
         raise UsageError(str(error)) from None
     return pipe
@@ -175,8 +180,10 @@ def choose_dtype(name: str, device: str) -> "torch.dtype":
     """What `auto` stands for there; fp32, and a line that says so, where the device can't do as told."""
     import torch
 
+    from pisasr.pipeline import usual_dtype
+
     if name == "auto":
-        return torch.float16 if device == "cuda" else torch.float32
+        return usual_dtype(device)
     if name == "fp16" and device == "cpu":
         print("fp16 needs a GPU; computing in fp32", file=sys.stderr)
         return torch.float32

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tqdm import trange
 
-from pisasr.data.manifest import read_manifest, write_rows
+from pisasr.data.sources import read_manifest, write_rows
 from pisasr.errors import ImageError, ModelError, PisasrError, explain
 from pisasr.files import Journal
 from pisasr.pictures.images import open_image, split
@@ -113,24 +113,20 @@ def load_captioner(model: str, device: torch.device, prompt: str | None = None) 
 
 
 def _load_tagger(model: str, device: torch.device) -> Describe:
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers import pipeline
 
-    processor = AutoImageProcessor.from_pretrained(model)
-    network = AutoModelForImageClassification.from_pretrained(model).to(device).eval()
-    several = network.config.problem_type == "multi_label_classification"
-    # ImageNet's labels are lists of synonyms.
-    names = {i: label.split(",")[0].strip() for i, label in network.config.id2label.items()}
+    classify = pipeline("image-classification", model=model, device=device, top_k=MAX_TAGS)
 
-    @torch.inference_mode()
     def describe(pictures: list[Image.Image]) -> list[str]:
-        logits = network(**processor(images=pictures, return_tensors="pt").to(device)).logits.float()
-        likely, labels = (logits.sigmoid() if several else logits.softmax(-1)).topk(min(MAX_TAGS, logits.shape[-1]))
-        rows = zip(likely.tolist(), labels.tolist(), strict=True)
-        return [
-            ", ".join(names[k] for p, k in zip(*row, strict=True) if p >= min(MIN_SHARE, row[0][0])) for row in rows
-        ]
+        return [", ".join(_name(tag) for tag in tags if tag["score"] >= min(MIN_SHARE, tags[0]["score"]))
+                for tags in classify(pictures, batch_size=len(pictures))]  # fmt: skip
 
     return describe
+
+
+def _name(tag: dict[str, Any]) -> str:
+    """ImageNet's labels are lists of synonyms."""
+    return tag["label"].split(",")[0].strip()
 
 
 def _load_generator(model: str, device: torch.device, prompt: str | None) -> Describe:

@@ -7,15 +7,17 @@ are the work, `degrade_one` walks through both.
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass as checked
 from torch import Generator, Tensor
 
 from .kernels import Kernel
@@ -24,190 +26,119 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601 weights with the digits of torchvisio
 GUIDES = 1024  # stretches of probability whose first Poisson count is kept
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What can be chosen. Ranges are [low, high], drawn uniformly; odds are weights in the order their docstring names.
-# ---------------------------------------------------------------------------------------------------------------------
+# --- what can be chosen: ranges are [low, high], drawn uniformly; odds are weights in the order that is named ---------
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """A recipe whose fields know what may stand in them. ValueError in one line that names the field."""
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            if not each.metadata["allows"](value := getattr(self, each.name)):
-                raise ValueError(f"{type(self).__name__}.{each.name} is {each.metadata['wanted']}; got {value!r}")
+def _rises(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"wanted [low, high] with low <= high; got {list(bounds)}")
+    return bounds
 
 
-def _field(make: Callable[[], Any], wanted: str, allows: Callable[[Any], bool]) -> Any:
-    return field(default_factory=make, metadata={"wanted": wanted, "allows": allows})
+def _weighs(odds: tuple[float, ...]) -> tuple[float, ...]:
+    if not any(odds):
+        raise ValueError(f"wanted one weight above 0 at least; got {list(odds)}")
+    return odds
 
 
-def _part(make: Callable[[], Any]) -> Any:
-    kind = type(make())
-    return _field(make, f"a {kind.__name__}", lambda value: isinstance(value, kind))
+SETTINGS = ConfigDict(extra="forbid", allow_inf_nan=False)
+Chance = Annotated[float, Field(strict=True, ge=0, le=1)]
+Amount = Annotated[float, Field(strict=True, ge=0, le=1e6)]
+Width = Annotated[float, Field(strict=True, ge=0.01, le=1e6)]
+Factor = Annotated[float, Field(strict=True, ge=0, le=16)]
+Quality = Annotated[float, Field(strict=True, ge=1, le=100)]
+Side = Annotated[int, Field(strict=True, ge=1, le=255)]
+Rising, Weighty = AfterValidator(_rises), AfterValidator(_weighs)
+Mode = Literal["area", "bilinear", "bicubic"]
+# `iso` ones are round, `aniso` ones are stretched and turned any way.
+Shape = Literal["iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"]
 
 
-def _chance(default: float) -> Any:
-    return _field(lambda: default, "a chance from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-
-
-def _range(low: float, high: float, lowest: float = 0, highest: float = 1e6, whole: bool = False) -> Any:
-    def allows(value: Any) -> bool:
-        match value:
-            case [a, b]:
-                return _is_number(a, whole) and _is_number(b, whole) and lowest <= a <= b <= highest
-        return False
-
-    numbers = ", whole numbers" if whole else ""
-    wanted = f"[low, high] with {lowest:g} <= low <= high <= {highest:g}{numbers}"
-    return _field(lambda: [low, high], wanted, allows)
-
-
-def _odds(*weights: float) -> Any:
-    def allows(value: Any) -> bool:
-        numbers = isinstance(value, Sequence) and all(_is_number(weight) and weight >= 0 for weight in value)
-        return numbers and 0 < sum(value) < math.inf
-
-    return _field(lambda: list(weights), "a list of weights, not negative, not all 0", allows)
-
-
-def _some_of(*names: str) -> Any:
-    def allows(value: Any) -> bool:
-        return isinstance(value, Sequence) and len(value) > 0 and all(name in names for name in value)
-
-    return _field(lambda: list(names), f"some of {', '.join(names)}", allows)
-
-
-def _is_number(value: Any, whole: bool = False) -> bool:
-    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-
-
-@dataclass(frozen=True)
-class BlurRecipe(_Checked):
+@checked(frozen=True, config=SETTINGS)
+class BlurRecipe:
     """One random blur kernel."""
 
-    prob: float = _chance(1.0)
-    """Chance that there is a blur at all."""
-    size: list[int] = _range(7, 21, 1, 255, whole=True)
-    """Kernel sides: every odd number in the range is equally likely."""
-    kinds: list[str] = _some_of("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
-    """Shapes to choose from; `iso` ones are round, `aniso` ones are stretched and turned any way."""
-    odds: list[float] = _odds(0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-    """One weight for each of `kinds`."""
-    sigma: list[float] = _range(0.2, 3.0, 0.01)
-    """Width in pixels, drawn once for `iso` and twice for `aniso` kinds."""
-    beta_generalized: list[float] = _range(0.5, 4.0)
-    """Exponent of the generalized kinds: half of the time from below one, half from above."""
-    beta_plateau: list[float] = _range(1.0, 2.0)
-    """The same for the plateau kinds."""
-    prob_sinc: float = _chance(0.1)
-    """Chance that a sinc takes the place of the kinds above."""
+    prob: Chance = 1.0  # that there is a blur at all
+    size: Annotated[tuple[Side, Side], Rising] = (7, 21)  # of kernels: every odd number in it is equally likely
+    kinds: Annotated[tuple[Shape, ...], Field(min_length=1)] = get_args(Shape)
+    odds: Annotated[tuple[Amount, ...], Weighty] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)  # for each of `kinds`
+    sigma: Annotated[tuple[Width, Width], Rising] = (0.2, 3.0)  # px, drawn once for `iso`, twice for `aniso` kinds
+    beta_generalized: Annotated[tuple[Amount, Amount], Rising] = (0.5, 4.0)  # exponent: see `draw_beta`
+    beta_plateau: Annotated[tuple[Amount, Amount], Rising] = (1.0, 2.0)
+    prob_sinc: Chance = 0.1  # that a sinc takes the place of the kinds above
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> "BlurRecipe":
         if len(self.odds) != len(self.kinds):
-            raise ValueError(f"BlurRecipe.odds has a weight for each of {', '.join(self.kinds)}; got {self.odds}")
+            raise ValueError(f"odds has a weight for each of {', '.join(self.kinds)}; got {list(self.odds)}")
         if self.size[0] == self.size[1] and self.size[0] % 2 == 0:
-            raise ValueError(f"BlurRecipe.size has to hold an odd number; got {self.size}; write e.g. [7, 21]")
+            raise ValueError(f"size has to hold an odd number; got {list(self.size)}; write e.g. [7, 21]")
+        return self
 
 
-@dataclass(frozen=True)
-class ResizeRecipe(_Checked):
-    """One random change of size."""
+@checked(frozen=True, config=SETTINGS)
+class ResizeRecipe:
+    """One random change of size. Neither bilinear nor bicubic filters before it reduces: aliasing is wanted."""
 
-    odds: list[float] = _odds(0.2, 0.7, 0.1)
-    """Weights of enlarging, reducing, keeping the size."""
-    up: list[float] = _range(1.0, 1.5, highest=16)
-    """Factor when enlarging."""
-    down: list[float] = _range(0.3, 1.0, highest=16)
-    """Factor when reducing."""
-    modes: list[str] = _some_of("area", "bilinear", "bicubic")
-    """Interpolations, equally likely. Neither bilinear nor bicubic filters before it reduces: aliasing is wanted."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.odds) != 3:
-            raise ValueError(f"ResizeRecipe.odds has weights of enlarging, reducing, keeping; got {self.odds}")
+    odds: Annotated[tuple[Amount, Amount, Amount], Weighty] = (0.2, 0.7, 0.1)  # of enlarging, reducing, keeping
+    up: Annotated[tuple[Factor, Factor], Rising] = (1.0, 1.5)
+    down: Annotated[tuple[Factor, Factor], Rising] = (0.3, 1.0)
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = get_args(Mode)  # equally likely
 
 
-@dataclass(frozen=True)
-class NoiseRecipe(_Checked):
+@checked(frozen=True, config=SETTINGS)
+class NoiseRecipe:
     """Gaussian noise (electronics) or Poisson noise (few photons); always one of the two."""
 
-    prob_gaussian: float = _chance(0.5)
-    """Chance of Gaussian noise; Poisson noise otherwise."""
-    sigma: list[float] = _range(1.0, 15.0)
-    """Standard deviation of the Gaussian noise, in grey levels of 255. [0, 0] is none."""
-    poisson: list[float] = _range(0.05, 2.0)
-    """Strength of the Poisson noise; one is what counting about 256 photons at white would give."""
-    prob_gray: float = _chance(0.4)
-    """Chance that red, green and blue get the same noise."""
+    prob_gaussian: Chance = 0.5
+    sigma: Annotated[tuple[Amount, Amount], Rising] = (1.0, 15.0)  # Gaussian: in grey levels of 255; [0, 0] is none
+    poisson: Annotated[tuple[Amount, Amount], Rising] = (0.05, 2.0)  # strength; 1: counting 256 photons at white
+    prob_gray: Chance = 0.4  # that red, green and blue get the same noise
 
 
-@dataclass(frozen=True)
-class PassRecipe(_Checked):
+@checked(frozen=True, config=SETTINGS)
+class PassRecipe:
     """One trip: blur, resize, noise, JPEG."""
 
-    blur: BlurRecipe = _part(BlurRecipe)
-    resize: ResizeRecipe = _part(ResizeRecipe)
-    noise: NoiseRecipe = _part(NoiseRecipe)
-    jpeg: list[float] = _range(60.0, 95.0, 1, 100)
-    """JPEG quality, 1 to 100; rounded to whole numbers after the draw."""
+    blur: BlurRecipe = BlurRecipe()
+    resize: ResizeRecipe = ResizeRecipe()
+    noise: NoiseRecipe = NoiseRecipe()
+    jpeg: Annotated[tuple[Quality, Quality], Rising] = (60.0, 95.0)  # rounded to whole numbers after the draw
 
 
-def published_second_pass() -> PassRecipe:
-    """Milder than the first: blurs half of the time, and its factors count from the size of x_L, not from its input."""
-    return PassRecipe(
-        blur=BlurRecipe(prob=0.5, sigma=[0.2, 1.5]),
-        resize=ResizeRecipe(odds=[0.3, 0.4, 0.3], up=[1.0, 1.2], down=[0.6, 1.0]),
-        noise=NoiseRecipe(sigma=[1.0, 12.0], poisson=[0.05, 1.0]),
-        jpeg=[60.0, 100.0],
-    )
-
-
-@dataclass(frozen=True)
-class DegradationRecipe(_Checked):
+@checked(frozen=True, config=SETTINGS)
+class DegradationRecipe:
     """Every number of the degradation. The defaults are the published ones; the last three fields are ours."""
 
-    scale: int = _field(
-        lambda: 4, "a whole number from 1 up", lambda value: _is_number(value, whole=True) and value > 0
+    scale: Annotated[int, Field(strict=True, ge=1)] = 4  # x_L has 1 / scale of x_H's sides, rounded down
+    first: PassRecipe = PassRecipe()
+    second: PassRecipe = PassRecipe(  # milder; its factors count from the size of x_L, not from its input
+        blur=BlurRecipe(prob=0.5, sigma=(0.2, 1.5)),
+        resize=ResizeRecipe(odds=(0.3, 0.4, 0.3), up=(1.0, 1.2), down=(0.6, 1.0)),
+        noise=NoiseRecipe(sigma=(1.0, 12.0), poisson=(0.05, 1.0)),
+        jpeg=(60.0, 100.0),
     )
-    """x_L has 1 / scale of x_H's height and width, rounded down."""
-    first: PassRecipe = _part(PassRecipe)
-    second: PassRecipe = _part(published_second_pass)
-    prob_final_sinc: float = _chance(0.8)
-    """Chance of a last sinc, the ringing of oversharpened pictures. Its size comes from second.blur.size."""
-    prob_jpeg_last: float = _chance(0.5)
-    """Chance that the last JPEG comes after the reduction to x_L's size and the sinc; before them otherwise."""
-    prob_first: float = _chance(1.0)
-    """Chance that the first pass happens. Zero leaves one mild camera: the second pass alone."""
-    prob_clean: float = _chance(0.0)
-    """Chance that x_L is only x_H, reduced by antialiased bicubic."""
-    prob_antialias: float = _chance(0.0)
-    """Chance that the second pass and the last step reduce with antialiasing, as cameras and browsers do."""
+    prob_final_sinc: Chance = 0.8  # a last sinc: the ringing of oversharpened pictures; second.blur.size is its size
+    prob_jpeg_last: Chance = 0.5  # the last JPEG after the reduction to x_L's size and the sinc; before them otherwise
+    prob_first: Chance = 1.0  # that the first pass happens. Zero leaves one mild camera: the second pass alone
+    prob_clean: Chance = 0.0  # that x_L is only x_H, reduced by antialiased bicubic
+    prob_antialias: Chance = 0.0  # that the second pass and the last step reduce with antialiasing, as cameras do
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Chance. Every draw comes from the generator given. What is drawn is a step: a Kernel to blur with, or one of these.
-# ---------------------------------------------------------------------------------------------------------------------
+# --- chance: every draw comes from the generator given; a step is what is drawn, a Kernel to blur with or one of these
 
 
 @dataclass(frozen=True)
 class Resize:
-    """To a size, or by a factor: see `resize` and `resize_by`."""
-
-    to: tuple[int, int] | float
+    to: tuple[int, int] | float  # a size, or a factor: see `resize` and `resize_by`
     mode: str
     antialias: bool = False
 
 
 @dataclass(frozen=True)
 class Noise:
-    kind: str
-    """Either gaussian or poisson."""
-    strength: float
-    """sigma in grey levels, or the strength of Poisson noise."""
+    kind: str  # gaussian or poisson
+    strength: float  # sigma in grey levels, or the strength of Poisson noise
     gray: bool
 
 
@@ -231,7 +162,7 @@ def sample_generator(seed: int, epoch: int, index: int) -> Generator:
     return Generator().manual_seed(int(mixed))
 
 
-def uniform(bounds: list[float] | tuple[float, float], generator: Generator) -> float:
+def uniform(bounds: tuple[float, float], generator: Generator) -> float:
     """A number from [low, high)."""
     low, high = bounds
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
@@ -242,18 +173,18 @@ def chance(probability: float, generator: Generator) -> bool:
     return uniform((0.0, 1.0), generator) < probability
 
 
-def choose(options: list[Any] | tuple[Any, ...], generator: Generator, odds: list[float] | None = None) -> Any:
+def choose(options: Sequence[Any], generator: Generator, odds: Sequence[float] | None = None) -> Any:
     """One of the options, equally likely or by weight."""
     weights = np.cumsum(odds if odds is not None else [1.0] * len(options))
     return options[int(np.searchsorted(weights, uniform((0.0, float(weights[-1])), generator), side="right"))]
 
 
-def draw_size(bounds: list[int], generator: Generator) -> int:
+def draw_size(bounds: tuple[int, int], generator: Generator) -> int:
     """An odd kernel size within bounds."""
     return choose([size for size in range(bounds[0], bounds[1] + 1) if size % 2], generator)
 
 
-def draw_beta(bounds: list[float], generator: Generator) -> float:
+def draw_beta(bounds: tuple[float, float], generator: Generator) -> float:
     """An exponent: a fair coin says below or above one, so that flat and spiky kernels are equally frequent."""
     low, high = bounds
     return uniform((low, 1.0), generator) if chance(0.5, generator) else uniform((1.0, high), generator)
@@ -290,11 +221,6 @@ def draw_noise(recipe: NoiseRecipe, generator: Generator) -> Noise:
     return Noise("poisson", uniform(recipe.poisson, generator), gray)
 
 
-def draw_jpeg(quality: list[float], generator: Generator) -> Jpeg:
-    """JPEG of random quality."""
-    return Jpeg(round(uniform(quality, generator)))
-
-
 def draw_steps(recipe: DegradationRecipe, size: tuple[int, int], generator: Generator) -> Iterator[Step]:
     """What happens to a photo of `size` (H, W), step by step; each is drawn when it is asked for.
 
@@ -305,17 +231,13 @@ def draw_steps(recipe: DegradationRecipe, size: tuple[int, int], generator: Gene
         yield Resize(whole_size(size_L), "bicubic", antialias=True)
         return
     if chance(recipe.prob_first, generator):
-        yield from draw_first(recipe.first, generator)
+        first = recipe.first
+        if chance(first.blur.prob, generator):
+            yield draw_kernel(first.blur, generator)
+        yield Resize(draw_factor(first.resize, generator), choose(first.resize.modes, generator))
+        yield draw_noise(first.noise, generator)
+        yield Jpeg(round(uniform(first.jpeg, generator)))
     yield from draw_second(recipe, size_L, generator)
-
-
-def draw_first(recipe: PassRecipe, generator: Generator) -> Iterator[Step]:
-    """Blur, resize, noise, JPEG; the size that comes out is random."""
-    if chance(recipe.blur.prob, generator):
-        yield draw_kernel(recipe.blur, generator)
-    yield Resize(draw_factor(recipe.resize, generator), choose(recipe.resize.modes, generator))
-    yield draw_noise(recipe.noise, generator)
-    yield draw_jpeg(recipe.jpeg, generator)
 
 
 def draw_second(recipe: DegradationRecipe, size: tuple[float, float], generator: Generator) -> Iterator[Step]:
@@ -335,13 +257,13 @@ def draw_second(recipe: DegradationRecipe, size: tuple[float, float], generator:
     yield draw_noise(second.noise, generator)
     jpeg_last = chance(recipe.prob_jpeg_last, generator)
     if not jpeg_last:
-        yield draw_jpeg(second.jpeg, generator)
+        yield Jpeg(round(uniform(second.jpeg, generator)))
     yield Resize(whole_size(size), choose(second.resize.modes, generator), antialias)
     if chance(recipe.prob_final_sinc, generator):
         side = draw_size(second.blur.size, generator)
         yield Kernel("sinc", side, (uniform((math.pi / 3, math.pi), generator),))
     if jpeg_last:
-        yield draw_jpeg(second.jpeg, generator)
+        yield Jpeg(round(uniform(second.jpeg, generator)))
 
 
 def whole_size(size: tuple[float, float], factor: float = 1.0) -> tuple[int, int]:
@@ -349,9 +271,7 @@ def whole_size(size: tuple[float, float], factor: float = 1.0) -> tuple[int, int
     return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What happens to a picture x [3, h, w].
-# ---------------------------------------------------------------------------------------------------------------------
+# --- what happens to a picture x [3, h, w] ----------------------------------------------------------------------------
 
 
 def blur(x: Tensor, kernel: Tensor) -> Tensor:
@@ -455,9 +375,7 @@ def round_to_levels(x: Tensor) -> Tensor:
     return (x * 255).round_().clamp_(0, 255).div_(255)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The journey.
-# ---------------------------------------------------------------------------------------------------------------------
+# --- the journey ------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

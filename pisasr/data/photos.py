@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
-from pisasr.data.manifest import read_manifest
-from pisasr.data.sources import Photo, PhotoPair, read_list, read_sidecar
+from pisasr.data.sources import Photo, PhotoPair, read_list, read_manifest, read_sidecar
 from pisasr.errors import PisasrError
 from pisasr.pictures.folders import EXTENSIONS
 from pisasr.pictures.images import open_image, split

@@ -4,18 +4,22 @@ Folders are searched recursively and in order, so numbered shards (LSDIR, FFHQ) 
 come in pairs (DIV2K, Flickr2K, LSDIR's validation) the reduced pictures are never taken, and pictures held out for
 validation only where their folder is named. Captions and licences come from the metadata files of Hugging Face's
 imagefolder layout, and from PHOTO.txt and LICENSE files.
+
+A manifest is JSON Lines, a row a photo: "path" (relative to the manifest where that is possible), "sha256", "width",
+"height", "licence", "source", "score" with its parts, and "caption"; what isn't known is null.
 """
 
 import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from pisasr.errors import PisasrError
+from pisasr.files import write_whole
 from pisasr.pictures.folders import EXTENSIONS
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description")
@@ -203,3 +207,38 @@ def pick(row: dict, columns: tuple[str, ...]) -> str | None:
         if isinstance(value, str) and value.strip():
             return " ".join(value.split())
     return None
+
+
+# --- manifests -------------------------------------------------------------------------------------------------------
+
+
+def read_manifest(path: Path) -> list[dict]:
+    """The rows of a manifest, each with a "path". PisasrError at the first line that is none."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not row["path"]:
+            raise PisasrError(
+                f'{path}, line {number}: wanted a JSON object with a "path"; write it anew with prepare_data.py.'
+            )
+        rows.append(row)
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
+    """Write JSON Lines, all or nothing."""
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def relative_path(photo: Path, folder: Path) -> str:
+    """`photo` as seen from the manifest's folder, with forward slashes; absolute where there is no way (drives)."""
+    try:
+        # The real folder: from a link to it, ".." would lead elsewhere.
+        return Path(os.path.relpath(photo, os.path.realpath(folder))).as_posix()
+    except ValueError:
+        return photo.resolve().as_posix()

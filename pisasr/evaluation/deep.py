@@ -1,30 +1,23 @@
 """Score: networks that judge a picture alone, and FID's: pyiqa's, through one doorway.
 
 pyiqa is no part of pisasr: its licence forbids commercial use since 2026. The files that it would download are known
-here by name, so that one put into a folder by hand does.
+here by name, so that what is missing can be named, with the place where pyiqa looks for it.
 """
 
 import contextlib
-import hashlib
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 
-from pisasr.evaluation.lookup import MetricUnavailable, choose_device
+from pisasr.evaluation.lookup import MetricUnavailable, choose_device, place_of
 from pisasr.evaluation.metrics import Scorer
 
 IQA_HUB = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
 CLIP = "https://openaipublic.azureedge.net/clip/models/"
-
-# Where torch's hub folder keeps the files of each place.
-FOLDERS = {IQA_HUB: "pyiqa", CLIP: "clip"}
 
 RN50 = CLIP + "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt"
 VIT_B32 = CLIP + "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt"
@@ -48,8 +41,8 @@ NETWORKS = {
 }
 
 
-def load_network(metric: str, weights: Path | None, create: Callable[[str], Any]) -> Any:
-    """What `create(pyiqa's name)` makes, with files from `weights` or torch's hub folder; else pyiqa fetches them.
+def load_network(metric: str, create: Callable[[str], Any]) -> Any:
+    """What `create(pyiqa's name)` makes, with files from torch's hub folder; pyiqa fetches those that are not there.
 
     MetricUnavailable, one line, when pyiqa is not there or fails, and at once where a file is missing while
     HF_HUB_OFFLINE=1 says that nothing can be fetched. MANIQA and TOPIQ want a backbone from timm beside their file,
@@ -57,33 +50,23 @@ def load_network(metric: str, weights: Path | None, create: Callable[[str], Any]
     """
     network = NETWORKS[metric]
     if find_spec("pyiqa") is None:
-        files = " and ".join(map(_name, network.urls))
-        raise MetricUnavailable(
-            "pyiqa is not installed: pip install 'pisasr[pyiqa]' (PolyForm Noncommercial licence); it then fetches"
-            f" {files}, or finds them in --weights FOLDER"
-        )
-    found = {url: _find(url, weights) for url in network.urls}
-    missing = [url for url, path in found.items() if path is None]
-    advice = f"fetch {' and '.join(missing)}, put what came into a folder and give --weights FOLDER" if missing else ""
-    if missing and _is_offline():
-        raise MetricUnavailable(f"offline, and {', '.join(map(_name, missing))} not found: {advice}")
-    for url, path in found.items():
-        if path is not None and url.startswith(CLIP):
-            _check_clip(url, path)
-    from pisasr._compat import repair_torchvision
-
-    repair_torchvision()
-    held = {url: path for url, path in found.items() if path} if not missing else {}
+        files = " and ".join(network.urls)
+        install = "pip install 'pisasr[pyiqa]' (PolyForm Noncommercial licence)"
+        raise MetricUnavailable(f"pyiqa is not installed: {install}; it then fetches {files}")
+    places = {url: place_of(url, "clip" if url.startswith(CLIP) else "pyiqa") for url in network.urls}
+    advice = " and ".join(f"put {url} at {place}" for url, place in places.items() if not place.is_file())
+    if advice and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise MetricUnavailable(f"offline, and a file is missing: {advice}")
     try:
-        with contextlib.redirect_stdout(sys.stderr), _hub_of(held):
+        with contextlib.redirect_stdout(sys.stderr):
             return create(network.name)
     except Exception as error:  # a bad file, a hub error, a missing package: all mean that this column can't be had
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        more = f"; without a network, {advice}" if missing else ""
+        more = f"; without a network, {advice}" if advice else ""
         raise MetricUnavailable(f"pyiqa could not load {network.name} ({reason}){more}") from error
 
 
-def load_scorer(metric: str, weights: Path | None = None, device: str | None = None) -> Scorer:
+def load_scorer(metric: str, device: str | None = None) -> Scorer:
     """pyiqa's judgement of a uint8 picture alone, on `device` (None for the GPU if there is one)."""
     place = choose_device(device)
 
@@ -92,7 +75,7 @@ def load_scorer(metric: str, weights: Path | None = None, device: str | None = N
 
         return pyiqa.create_metric(name, device=place)
 
-    network = load_network(metric, weights, create)
+    network = load_network(metric, create)
 
     def score(sr: np.ndarray, hq: Any, lq: Any) -> float:
         import torch
@@ -102,56 +85,3 @@ def load_scorer(metric: str, weights: Path | None = None, device: str | None = N
             return float(network(x.to(place)))
 
     return score
-
-
-def _is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def _name(url: str) -> str:
-    return url.rsplit("/", 1)[1]
-
-
-def _find(url: str, weights: Path | None) -> Path | None:
-    """The file that this address names: in the given folder, or where torch keeps what it has fetched before."""
-    from torch.hub import get_dir
-
-    names = (_name(url), quote(_name(url)))  # pyiqa keeps a + as %2B
-    places = [weights] if weights else []
-    places += [Path(get_dir()) / folder for place, folder in FOLDERS.items() if url.startswith(place)]
-    return next((place / name for place in places for name in names if (place / name).is_file()), None)
-
-
-def _check_clip(url: str, path: Path) -> None:
-    """pyiqa would download a file with another hash anew, with no time limit, and write over it through the link."""
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() not in url:
-            raise MetricUnavailable(f"{path} is not the file at {url}: its SHA256 is another")
-
-
-@contextlib.contextmanager
-def _hub_of(found: dict[str, Path]) -> Iterator[None]:
-    """For a while, torch's hub folder is one that holds exactly these files, so that nothing is fetched again."""
-    if not found:
-        yield
-        return
-    from torch import hub
-
-    usual = hub.get_dir()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as undo:
-        for url, path in found.items():
-            inside = next(inside for place, inside in FOLDERS.items() if url.startswith(place))
-            Path(folder, inside).mkdir(exist_ok=True)
-            Path(folder, inside, quote(_name(url))).symlink_to(path.resolve())
-        hub.set_dir(folder)
-        undo.callback(hub.set_dir, usual)
-        undo.callback(_set_pyiqa_folder, Path(usual, "pyiqa"))
-        _set_pyiqa_folder(Path(folder, "pyiqa"))
-        yield
-
-
-def _set_pyiqa_folder(folder: Path) -> None:
-    """pyiqa's modules look once, when they are imported, and some copy what another has found."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("pyiqa.") and "DEFAULT_CACHE_DIR" in getattr(module, "__dict__", {}):
-            vars(module)["DEFAULT_CACHE_DIR"] = str(folder)

@@ -4,7 +4,6 @@ Features are taken picture by picture, so that a set can be shared among process
 the table leaves out. The extractor is any function from a picture to a vector; InceptionV3 is the published one.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ def resize_clean(picture: np.ndarray, side: int = INCEPTION_SIDE) -> np.ndarray:
     return np.stack(resized, axis=-1).clip(0, 255)
 
 
-def load_inception(weights: Path | None = None, device: str | None = None) -> Extractor:
+def load_inception(device: str | None = None) -> Extractor:
     """pool3 of the InceptionV3 that FID was defined with: 2048 features. MetricUnavailable without its weights."""
     place = choose_device(device)
 
@@ -53,7 +52,7 @@ def load_inception(weights: Path | None = None, device: str | None = None) -> Ex
         block = InceptionV3.BLOCK_INDEX_BY_DIM[2048]
         return InceptionV3(output_blocks=[block]).eval().to(place)
 
-    network = load_network("fid", weights, create)
+    network = load_network("fid", create)
 
     def extract(picture: np.ndarray) -> np.ndarray:
         import torch

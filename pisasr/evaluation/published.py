@@ -1,13 +1,11 @@
 """Score, beside the report: what others have printed or measured, and how far ours is from it.
 
-Two things are compared: means with the tables of the literature (published.json: every number with its source, and
-whether it was read or is remembered), and single pictures with somebody else's CSV.
+Means are held against the tables of the literature: published.json has every number with its source, and whether it
+was read or is remembered.
 """
 
-import csv
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -15,13 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pisasr.errors import PisasrError
-from pisasr.evaluation.metrics import ALIASES, METRICS
 from pisasr.evaluation.tables import pipes
 from pisasr.evaluation.testsets import did_you_mean, fold_name, known_sets
-from pisasr.pictures.folders import EXTENSIONS, match_names
-
-# Heads of a CSV's columns, as papers and scripts write them, beyond our own names and metrics.ALIASES.
-HEADS = {"psnry": "psnr", "ssimy": "ssim", **dict.fromkeys(("name", "image", "imagename", "file", "filename"), "name")}
 
 
 class PublishedRow(NamedTuple):
@@ -66,20 +59,24 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """reproduced, not reproduced, or not computed."""
         if self.difference is None:
             return "not computed"
         within = round(abs(self.difference), 9) <= self.tolerance  # 25.53 - 25.50 is a hair more than 0.03 in binary
         return "reproduced" if within else "not reproduced"
 
-
-class PublishedComparison(NamedTuple):
-    """All that could be compared on one set. unknown: our methods of which nothing is published there."""
-
-    set: str
-    comparisons: list[Comparison]
-    unknown: list[str]
-    notes: list[str]
+    def cells(self) -> list[str]:
+        """Ours has one decimal more than what was printed, so that a difference within rounding can be seen."""
+        row, decimals, gap = self.row, self.decimals + 1, self.difference
+        return [
+            self.method if fold_name(self.method) == fold_name(row.method) else f"{self.method} = {row.method}",
+            self.metric.upper(),
+            "n/a" if self.ours is None else f"{self.ours:.{decimals}f}",
+            self.published,
+            "n/a" if gap is None else f"{round(gap, decimals) + 0.0:+.{decimals}f}",
+            f"{self.tolerance:g}",
+            self.verdict,
+            row.source if row.read else f"{row.source} (remembered)",
+        ]
 
 
 @cache
@@ -90,12 +87,9 @@ def load_published() -> dict[str, Any]:
 
 
 def compare_published(
-    set_name: str,
-    methods: Mapping[str, Mapping[str, float | None]],
-    count: int,
-    aliases: Mapping[str, str] | None = None,
-) -> PublishedComparison:
-    """Our means (method -> metric -> mean over `count` pictures) beside every number printed for that set.
+    set_name: str, methods: Mapping[str, Mapping[str, float | None]], aliases: Mapping[str, str]
+) -> list[Comparison]:
+    """Our means (method -> metric -> mean) beside every number printed for that set; PisasrError on an unknown set.
 
     Methods are the same when their names are, but for case, spaces, hyphens and underscores; `aliases` says what
     another name of ours is called in the tables, as in {"ours (1, 1)": "PiSA-SR"}.
@@ -104,53 +98,56 @@ def compare_published(
     if not (known := _find_set(set_name)):
         sets = did_you_mean(set_name, dict.fromkeys(row.set for row in every))
         raise PisasrError(f"nothing is published here on {set_name!r}; {sets}")
-    names = {method: _published_name(method, aliases or {}) for method in methods}
-    found = PublishedComparison(known, [], [], [])
-    if count != (wanted := known_sets()[known]["count"]):
-        counted = f"{count} pictures were scored, the published {known} has {wanted}"
-        found.notes.append(f"{counted}: means, and FID most of all, are about other pictures.")
+    found = []
     for method, scores in methods.items():
-        rows = [row for row in every if row.set == known and fold_name(row.method) == names[method]]
-        finite = {name: mean for name, mean in scores.items() if mean is not None and math.isfinite(mean)}
-        found.comparisons.extend(Comparison(method, m, finite.get(m), row) for row in rows for m in row.scores)
-        found.unknown.extend([] if rows else [method])
-        found.notes.extend(f"{row.method}, {row.source}: {row.note}." for row in rows if row.note)
+        name = _published_name(method, aliases)
+        finite = {metric: mean for metric, mean in scores.items() if mean is not None and math.isfinite(mean)}
+        rows = [row for row in every if row.set == known and fold_name(row.method) == name]
+        found += [Comparison(method, metric, finite.get(metric), row) for row in rows for metric in row.scores]
     return found
-
-
-def render_published(found: PublishedComparison) -> str:
-    """Markdown: a line that sums up, a row per printed number, what is to be known of them, the sources."""
-    heads = ["Method", "Metric", "Ours", "Published", "Difference", "Tolerance", "Verdict", "Source"]
-    rows = [_cells(comparison) for comparison in found.comparisons]
-    table = pipes([heads, ["---", "---", *["---:"] * 4, "---", "---"], *rows]) + "\n" if rows else ""
-    sources, tolerance = load_published()["sources"], load_published()["tolerance"]
-    used = dict.fromkeys(comparison.row.source for comparison in found.comparisons)
-    notes = [f"Nothing is published here on {found.set} for: {', '.join(found.unknown)}."] if found.unknown else []
-    notes += dict.fromkeys(found.notes)
-    notes += [f"Tolerance: {tolerance['why']}"] if used else []
-    notes += [f"Tolerance of {key}: {tolerance['by_source_why']}" for key in used if key in tolerance["by_source"]]
-    notes += [f"{key}: {sources[key]}" for key in used]
-    return f"{found.set}: {_sum_up(found.comparisons)}\n\n{table}" + "".join(f"- {note}\n" for note in notes)
-
-
-def check_aliases(set_names: Iterable[str], aliases: Mapping[str, str]) -> None:
-    """PisasrError if nothing is published on any of these sets, or an alias is a name that no table has."""
-    names = list(set_names)
-    known = [name for name in names if _find_set(name)] or names[:1]
-    compare_published(known[0], {method: {} for method in aliases}, 0, aliases)
 
 
 def compare_summary(summary: dict[str, Any], aliases: Mapping[str, str]) -> list[str]:
     """The paragraphs that hold a summary's means against the literature, in Markdown."""
     count, protocol = summary["pictures"], summary["protocol"]["name"]
     said = [f"{count} pictures, protocol {protocol}; the published numbers are by stablesr.\n"]
-    if not _find_set(summary["set"]):
+    if not (known := _find_set(summary["set"])):
         return [*said, f"Nothing is published here on {summary['set']}.\n"]
     means = {
         method: {name: column["mean"] for name, column in columns.items() if isinstance(column, dict)}
         for method, columns in summary["methods"].items()
     }
-    return [*said, render_published(compare_published(summary["set"], means, count, aliases))]
+    return [*said, render_published(known, compare_published(known, means, aliases), list(means), count)]
+
+
+def render_published(known: str, found: list[Comparison], methods: Iterable[str], count: int) -> str:
+    """Markdown: a line that sums up, a row per printed number, what is to be known of them, the sources.
+
+    known: the set, as the tables spell it. methods: all of ours; of which nothing is published is said. count: of our
+    pictures.
+    """
+    heads = ["Method", "Metric", "Ours", "Published", "Difference", "Tolerance", "Verdict", "Source"]
+    rows = [comparison.cells() for comparison in found]
+    table = pipes([heads, ["---", "---", *["---:"] * 4, "---", "---"], *rows]) + "\n" if rows else ""
+    sources, tolerance = load_published()["sources"], load_published()["tolerance"]
+    used = dict.fromkeys(comparison.row.source for comparison in found)
+    unknown = [method for method in methods if method not in {comparison.method for comparison in found}]
+    notes = [f"Nothing is published here on {known} for: {', '.join(unknown)}."] if unknown else []
+    if count != (wanted := known_sets()[known]["count"]):
+        counted = f"{count} pictures were scored, the published {known} has {wanted}"
+        notes.append(f"{counted}: means, and FID most of all, are about other pictures.")
+    notes += dict.fromkeys(f"{c.row.method}, {c.row.source}: {c.row.note}." for c in found if c.row.note)
+    notes += [f"Tolerance: {tolerance['why']}"] if used else []
+    notes += [f"Tolerance of {key}: {tolerance['by_source_why']}" for key in used if key in tolerance["by_source"]]
+    notes += [f"{key}: {sources[key]}" for key in used]
+    return f"{known}: {_sum_up(found)}\n\n{table}" + "".join(f"- {note}\n" for note in notes)
+
+
+def check_aliases(set_names: Iterable[str], aliases: Mapping[str, str]) -> None:
+    """PisasrError if nothing is published on any of these sets, or an alias is a name that no table has."""
+    names = list(set_names)
+    known = [name for name in names if _find_set(name)] or names[:1]
+    compare_published(known[0], {method: {} for method in aliases}, aliases)
 
 
 def _find_set(name: str) -> str | None:
@@ -167,22 +164,6 @@ def _published_name(method: str, aliases: Mapping[str, str]) -> str:
     return fold_name(name or method)
 
 
-def _cells(comparison: Comparison) -> list[str]:
-    """Ours has one decimal more than what was printed, so that a difference within rounding can be seen."""
-    method, row, decimals = comparison.method, comparison.row, comparison.decimals + 1
-    ours, difference = comparison.ours, comparison.difference
-    return [
-        method if fold_name(method) == fold_name(row.method) else f"{method} = {row.method}",
-        comparison.metric.upper(),
-        "n/a" if ours is None else f"{ours:.{decimals}f}",
-        comparison.published,
-        "n/a" if difference is None else f"{round(difference, decimals) + 0.0:+.{decimals}f}",
-        f"{comparison.tolerance:g}",
-        comparison.verdict,
-        row.source if row.read else f"{row.source} (remembered)",
-    ]
-
-
 def _sum_up(comparisons: list[Comparison]) -> str:
     if not comparisons:
         return "no published number to compare with."
@@ -192,99 +173,3 @@ def _sum_up(comparisons: list[Comparison]) -> str:
     line += f"; {count['not computed']} not computed here" if count["not computed"] else ""
     remembered = sum(not comparison.row.read for comparison in comparisons)
     return line + (f"; {remembered} of the {total} are remembered, not read" if remembered else "") + "."
-
-
-# --- single pictures -------------------------------------------------------------------------------------------------
-
-
-def read_scores(path: Path) -> dict[str, dict[str, float]]:
-    """Picture -> metric -> score from somebody's CSV: a column of names, and metrics under our names or usual ones.
-
-    Columns that are no metric of ours are passed over. An empty cell, n/a and nan are NaN.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = _find_columns(path, reader.fieldnames or [])
-            head_of_names = columns.pop("name")
-            scores, stems = {}, set()
-            for row in reader:
-                place = f"{path}, line {reader.line_num}"
-                if None in row or None in row.values() or not (name := row[head_of_names].strip()):
-                    raise PisasrError(f"{place}: wanted a name and as many cells as the first line has; mend the file")
-                if _stem(name) in stems:
-                    raise PisasrError(f"{place}: {name} was there before; wanted one row a picture, of one method")
-                stems.add(_stem(name))
-                scores[name] = {metric: _number(row[head], place, head) for metric, head in columns.items()}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PisasrError(f"{path} can't be read as CSV ({' '.join(str(error).split())})") from error
-    if not scores:
-        raise PisasrError(f"{path} holds no scores; wanted a row a picture")
-    return scores
-
-
-def compare_scores(rows: Iterable[dict[str, Any]], scores: dict[str, dict[str, float]]) -> str:
-    """Our rows of one method beside read_scores' pictures, which are found by name as folders.match_names does.
-
-    Markdown: a row per metric that both have, with the largest deviation and both means over the pictures for which
-    both have a number; then every picture that could not be compared.
-    """
-    ours = {_stem(row["name"]): row for row in sorted(rows, key=lambda row: row["name"])}
-    theirs = {_stem(name): name for name in scores}
-    matches = match_names(ours, theirs)
-    pairs = [(row, theirs[matches[stem]]) for stem, row in ours.items() if stem in matches]
-    if not pairs:
-        came = f"ours has {next(iter(ours), 'nothing')}, theirs {next(iter(theirs), 'nothing')}"
-        raise PisasrError(f"the scores have no picture in common with ours; {came}: wanted equal file names")
-    lines, without = [], []
-    for metric in (m for m in next(iter(scores.values())) if any(m in row for row, _ in pairs)):
-        numbers = {row["name"]: (row.get(metric, math.nan), scores[name][metric]) for row, name in pairs}
-        both = {name: (a, b) for name, (a, b) in numbers.items() if math.isfinite(a) and math.isfinite(b)}
-        gaps = {name: abs(a - b) for name, (a, b) in both.items()}
-        place = max(gaps, key=lambda name: gaps[name], default="")
-        means = [sum(column) / len(both) for column in zip(*both.values(), strict=True)] or [math.nan] * 2
-        largest = f"{gaps.get(place, math.nan):.2g}"
-        lines.append([metric.upper(), str(len(both)), largest, place, *(f"{mean:.6f}" for mean in means)])
-        if lacking := [name for name in numbers if name not in both]:
-            without.append(f"{metric.upper()}: no number for {', '.join(lacking)}.")
-    only_ours = [row["name"] for stem, row in ours.items() if stem not in matches]
-    only_theirs = sorted(scores.keys() - {name for _, name in pairs})
-    notes = [] if lines else ["No metric is in both."]
-    notes += [f"Only in ours: {', '.join(only_ours)}."] if only_ours else []
-    notes += [f"Only in theirs: {', '.join(only_theirs)}."] if only_theirs else []
-    heads = ["Metric", "Pictures", "Largest deviation", "at", "Mean, ours", "Mean, theirs"]
-    table = pipes([heads, ["---", "---:", "---:", "---", "---:", "---:"], *lines]) if lines else ""
-    return table + "\n" * bool(table and notes + without) + "".join(f"- {note}\n" for note in notes + without)
-
-
-def _find_columns(path: Path, heads: Iterable[str]) -> dict[str, str]:
-    """'name' and our metrics' names -> the heads of their columns."""
-    spellings = {_fold_head(key): key for key, metric in METRICS.items() if metric.needs != "hq_set"}
-    spellings |= {_fold_head(alias): key for alias, key in ALIASES.items()} | HEADS
-    columns: dict[str, str] = {}
-    for head in heads:
-        key = spellings.get(_fold_head(head))
-        if key in columns:
-            raise PisasrError(f"{path} has two columns for {key}: {columns[key]!r} and {head!r}; keep one")
-        columns |= {key: head} if key else {}
-    if "name" not in columns or len(columns) == 1:
-        raise PisasrError(f"{path} has the columns {', '.join(heads)}; wanted name and metrics like psnr, ssim, lpips")
-    return columns
-
-
-def _fold_head(head: str) -> str:
-    """'PSNR-Y (dB) ↑' -> 'psnry'; a plus stays, because CLIPIQA+ is another metric than CLIPIQA."""
-    return re.sub(r"\(.*?\)|[^a-z0-9+]", "", head.lower())
-
-
-def _number(text: str, place: str, head: str) -> float:
-    try:
-        return math.nan if text.strip().lower() in ("", "n/a") else float(text)
-    except ValueError as error:
-        raise PisasrError(f"{place}: {head} is {text!r}; wanted a number, or n/a") from error
-
-
-def _stem(name: str) -> str:
-    """The name without a picture's extension; other dots belong to it."""
-    path = Path(name)
-    return path.stem if path.suffix.lower() in EXTENSIONS else path.name

@@ -97,7 +97,8 @@ def read_convolutions(param: Path, binary: Path, convs: list[nn.Conv2d]) -> None
     to four bytes) or float32, the bias as float32. Counts and sizes are checked against the .param and the file's end.
     """
     lines = [line.split() for line in param.read_text().splitlines()]
-    sizes = [_fields(line)["6"] for line in lines if line[0] == "Convolution"]
+    fields = [dict(word.split("=") for word in line if "=" in word) for line in lines if line[0] == "Convolution"]
+    sizes = [field["6"] for field in fields]
     wanted = [str(conv.weight.numel()) for conv in convs]
     if sizes != wanted:
         raise MetricUnavailable(f"{param.name}: its {len(sizes)} convolutions are not the {len(wanted)} of x4plus")
@@ -113,10 +114,6 @@ def read_convolutions(param: Path, binary: Path, convs: list[nn.Conv2d]) -> None
         conv.bias = nn.Parameter(torch.from_numpy(bias.copy()))
     if at != len(data):
         raise MetricUnavailable(f"{binary.name} has {len(data)} bytes, {param.name} accounts for {at}")
-
-
-def _fields(line: list[str]) -> dict[str, str]:
-    return dict(word.split("=", 1) for word in line if "=" in word)
 
 
 def upscale(picture: Image.Image, network: RRDBNet) -> Image.Image:

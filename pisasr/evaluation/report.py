@@ -3,19 +3,18 @@
 A mean is over all pictures or not given at all; beside it stand how sure it is and the protocol it was taken by.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import math
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,23 +22,41 @@ from pisasr.errors import PisasrError
 from pisasr.evaluation import tables
 from pisasr.evaluation.fid import frechet_distance
 from pisasr.evaluation.figure import draw_sheets, pick_examples
-from pisasr.evaluation.metrics import METRICS, Protocol
-from pisasr.evaluation.pairs import Example
+from pisasr.evaluation.metrics import METRICS, STABLESR, Protocol
+from pisasr.evaluation.pairs import Example, Pairing
 from pisasr.evaluation.plots import draw_plots
-from pisasr.evaluation.scoring import TRUTH, Panel, Scores, describe
+from pisasr.evaluation.scoring import TRUTH, Scores, describe
 from pisasr.evaluation.statistics import bootstrap_intervals, sign_flip_p
+from pisasr.evaluation.surface import Grid
 from pisasr.files import write_whole
 
-if TYPE_CHECKING:
-    from pisasr.evaluation.evaluate import Checked, Settings
-
 # What an earlier run may have left in the output and this one would not write over.
-PLOTS = product(("perception_distortion", "differences", "surface"), ("png", "pdf", "svg"))
-OWN_FILES = ["published.md", "surface.csv", "sheets/sheet_[0-9][0-9].png", *map("plots/{0[0]}.{0[1]}".format, PLOTS)]
+OWN_FILES = ("published.md", "surface.csv", "sheets/sheet_[0-9][0-9].png", "plots/perception_distortion.*")
+
+Columns = dict[str, dict[str, list[float]]]  # method -> metric -> a number per picture
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for every set of a run. metrics: all that was asked; scorers: what can be had of it; missing: what the
+    others lack. paired: two methods, none for the first two. plots: a file ending, "" for none. sheets: how many
+    pictures the comparison sheets show. seconds: method -> median per picture. made_by: what else produced the
+    pictures, in words for the notes."""
+
+    metrics: Sequence[str]
+    protocol: Protocol = STABLESR
+    scorers: Mapping[str, Any] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    paired: Sequence[str] = ()
+    plots: str = "png"
+    sheets: int = 8
+    grid: Grid | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    made_by: Mapping[str, str] = field(default_factory=dict)
 
 
 def summarise(
-    scores: Scores, panel: Panel, settings: Settings, checked: Checked, paired: Sequence[str] = ()
+    scores: Scores, settings: Settings, name: str, pairing: Pairing, paired: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Everything that is needed to judge or repeat the numbers. paired: two methods to compare picture by picture.
 
@@ -47,11 +64,12 @@ def summarise(
     Equal pictures score what the protocol says (80 dB, or infinitely many) and are named, too.
     """
     names = list(dict.fromkeys(row["name"] for row in scores.rows))
-    columns: dict[str, dict[str, list[float]]] = {}  # method -> metric -> a number per picture
+    single = [metric for metric in settings.scorers if METRICS[metric].needs != "hq_set"]
+    columns: Columns = {}
     for row in scores.rows:
-        of_method = columns.setdefault(row["method"], {})
-        for metric in panel.scorers:
-            of_method.setdefault(metric, []).append(row[metric])
+        of_method = columns.setdefault(row["method"], {metric: [] for metric in single})
+        for metric in single:
+            of_method[metric].append(row[metric])
     protocol = settings.protocol
     methods: dict[str, dict[str, Any]] = {
         method: {metric: _summarise(metric, column, names, protocol) for metric, column in found.items()}
@@ -65,13 +83,13 @@ def summarise(
                 methods[method][metric] = {"mean": score if math.isfinite(score) else None, "count": len(vectors)}
     for method, seconds in settings.seconds.items():
         methods[method]["seconds"] = seconds
-    return {
-        "set": checked.set.name,
-        "set_check": checked.check,
+    summary = {
+        "set": name,
+        "set_check": pairing.check,
         "pictures": len(names),
-        "pictures_before": max(checked.pairing.total, len(names)),
+        "pictures_before": max(pairing.total, len(names)),
         "methods": methods,
-        "paired": [_compare(columns, paired[0], paired[1], metric) for metric in panel.scorers] if paired else [],
+        "paired": [_compare(columns, paired[0], paired[1], metric) for metric in single] if paired else [],
         "protocol": {
             "name": protocol.name,
             "source": protocol.source,
@@ -83,12 +101,15 @@ def summarise(
             "metrics": {name: describe(name, protocol) for name in settings.metrics},
             "higher_is_better": {name: METRICS[name].higher_is_better for name in settings.metrics},
         },
-        "not_available": dict(panel.missing),
-        "left_out": list(checked.pairing.problems),
-        "faults": scores.faults,
+        "not_available": dict(settings.missing),
+        "left_out": list(pairing.problems),
+        "faults": list(scores.faults),
         "made_by": dict(settings.made_by),
         "versions": installed_versions(),
     }
+    if settings.grid:
+        settings.grid.add_to(summary)
+    return summary
 
 
 def _summarise(metric: str, column: Sequence[float], names: Sequence[str], protocol: Protocol) -> dict[str, Any]:
@@ -100,7 +121,7 @@ def _summarise(metric: str, column: Sequence[float], names: Sequence[str], proto
     return found | ({"not_a_number": nan} if nan else {}) | ({"identical": equal} if equal else {})
 
 
-def _add_intervals(methods: dict[str, dict[str, Any]], columns: dict[str, dict[str, list[float]]]) -> None:
+def _add_intervals(methods: dict[str, dict[str, Any]], columns: Columns) -> None:
     whole = [(method, m) for method, found in methods.items() for m, c in found.items() if c["mean"] is not None]
     if not whole or len(columns[whole[0][0]][whole[0][1]]) < 2:  # one picture says nothing about others
         return
@@ -109,7 +130,7 @@ def _add_intervals(methods: dict[str, dict[str, Any]], columns: dict[str, dict[s
         methods[method][metric]["interval"] = _ten_digits(interval)
 
 
-def _compare(columns: dict[str, dict[str, list[float]]], first: str, second: str, metric: str) -> dict[str, Any]:
+def _compare(columns: Columns, first: str, second: str, metric: str) -> dict[str, Any]:
     """What `first` has more than `second`, over the pictures on which both have a finite number, which are counted.
 
     The mean difference and its interval, on how many pictures each is better (in the metric's direction), and the
@@ -164,15 +185,14 @@ def write_report(
     write_whole(output / "table.md", tables.to_markdown([table]) + tables.surface_markdown(summary))
     write_whole(output / "table.tex", tables.to_latex([table]))
     if surface := summary.get("surface"):
-        rows = []
-        for method, (pix, sem) in surface["methods"].items():
-            means = {metric: summary["methods"][method][metric]["mean"] for metric in surface["maps"]}
-            known = {metric: mean for metric, mean in means.items() if mean is not None}
+        rows: list[dict[str, Any]] = []
+        for (i, pix), (j, sem) in product(enumerate(surface["lambdas_pix"]), enumerate(surface["lambdas_sem"])):
+            known = {metric: means[i][j] for metric, means in surface["maps"].items() if means[i][j] is not None}
             rows.append({"lambda_pix": pix, "lambda_sem": sem, **known})
         write_whole(output / "surface.csv", _to_csv(["lambda_pix", "lambda_sem", *surface["maps"]], rows))
     if settings.plots:
         try:
-            draw_plots(output / "plots", scores.rows, summary, settings.plots)
+            draw_plots(output / "plots", summary, settings.plots)
         except PisasrError as error:  # without matplotlib the tables are whole all the same
             print(f"no plots: {error}", file=sys.stderr)
     if settings.sheets and examples and examples[0].sr:

@@ -91,34 +91,28 @@ class Choice:
 
 def parse_rule(text: str) -> Rule:
     """Read `METRIC` or `METRIC where METRIC >= X and METRIC <= Y ...`. UsageError, one line, for anything else."""
-    if not (match := RULE.fullmatch(text)):
-        raise _refusal(text, "it is METRIC, or METRIC where METRIC >= NUMBER and ...")
-    metric, limits = match.groups()
-    parts = re.split(r"\s+and\s+", limits) if limits else []
-    return Rule(_known(metric, text), tuple(_parse_limit(part, text) for part in parts))
-
-
-def _parse_limit(part: str, text: str) -> Limit:
-    if not (match := LIMIT.fullmatch(part)):
-        raise _refusal(text, f"{part!r} is not METRIC >= NUMBER or METRIC <= NUMBER")
-    metric, operator, bound = match.groups()
     try:
-        number = float(_parse_number(bound))
+        if not (match := RULE.fullmatch(text)):
+            raise UsageError("it is METRIC, or METRIC where METRIC >= NUMBER and ...")
+        metric, limits = match.groups()
+        return Rule(_known(metric), tuple(map(_parse_limit, re.split(r"\s+and\s+", limits) if limits else [])))
     except UsageError as error:
-        raise _refusal(text, str(error)) from None
-    return Limit(_known(metric, text), operator, number)
+        raise UsageError(f"{text.strip()!r} is no rule: {error} (a right one: {EXAMPLE!r})") from None
 
 
-def _known(metric: str, text: str) -> str:
+def _parse_limit(part: str) -> Limit:
+    if not (match := LIMIT.fullmatch(part)):
+        raise UsageError(f"{part!r} is not METRIC >= NUMBER or METRIC <= NUMBER")
+    metric, operator, bound = match.groups()
+    return Limit(_known(metric), operator, float(_parse_number(bound)))
+
+
+def _known(metric: str) -> str:
     if metric in _metrics():
         return metric
     near = difflib.get_close_matches(metric.lower(), _metrics(), n=1)
     advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(_metrics())}"
-    raise _refusal(text, f"no metric is called {metric!r}, {advice}")
-
-
-def _refusal(text: str, reason: str) -> UsageError:
-    return UsageError(f"{text.strip()!r} is no rule: {reason} (a right one: {EXAMPLE!r})")
+    raise UsageError(f"no metric is called {metric!r}, {advice}")
 
 
 def _metrics() -> "dict[str, Metric]":

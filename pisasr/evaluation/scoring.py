@@ -5,23 +5,21 @@ process and a row per picture of the set, under a key that holds everything the 
 same keys takes them over; the folder goes when all is written.
 """
 
-import base64
 import hashlib
 import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from pisasr.evaluation.deep import NETWORKS
 from pisasr.evaluation.lookup import MetricUnavailable
-from pisasr.evaluation.metrics import METRICS, STABLESR, Extractor, Protocol, Scorer, Setup
+from pisasr.evaluation.metrics import METRICS, STABLESR, Protocol, psnr, psnr_lq, ssim
 from pisasr.evaluation.pairs import Example
 from pisasr.evaluation.processes import Processes
 from pisasr.files import Journal
@@ -39,42 +37,67 @@ TRUTH = ""  # among the methods, whose features are the true picture's
 # --- what is asked ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Panel:
-    """What every picture is asked. scorers: metric -> number. extractors: metrics of whole sets -> features.
-    missing: metric -> the line that says what it lacks here."""
+def usual_metrics(with_hq: bool = True) -> list[str]:
+    """What is asked unless somebody says: the metrics that want no download; LPIPS where its files are."""
+    if not with_hq:
+        return ["niqe"]
+    from pisasr.evaluation.perceptual import is_at_hand
 
-    scorers: Mapping[str, Scorer] = field(default_factory=dict)
-    extractors: Mapping[str, Extractor] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
-
-    def drop(self, why: Mapping[str, str]) -> "Panel":
-        """The panel without these metrics, for a set that can't answer them."""
-        scorers = {name: score for name, score in self.scorers.items() if name not in why}
-        extractors = {name: extract for name, extract in self.extractors.items() if name not in why}
-        return Panel(scorers, extractors, {**self.missing, **why})
-
-
-def load_panel(
-    metrics: Iterable[str], protocol: Protocol = STABLESR, weights: Path | None = None, device: str | None = None
-) -> Panel:
-    """Everything that can be asked here of these metrics. device: of networks; None for the GPU if there is one."""
-    loaded, missing = load_scorers(metrics, protocol, weights, device)
-    of_sets = {name: loaded.pop(name) for name in list(loaded) if METRICS[name].needs == "hq_set"}
-    return Panel(loaded, of_sets, missing)
+    return ["psnr", "ssim", *["lpips"] * is_at_hand("lpips"), "niqe", "featdist"]
 
 
 def load_scorers(
     names: Iterable[str], protocol: Protocol = STABLESR, weights: Path | None = None, device: str | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The metrics that can run here, a Scorer each (an Extractor if it needs a set); for the others what they lack."""
+    """The metrics that can run here, a Scorer each (an Extractor if it needs a set); for the others what they lack.
+
+    weights: a folder with the files of NIQE and the feature distance; the others' lie where torch's hub keeps them.
+    device: torch's; None for the GPU if there is one.
+    """
     loaded, missing = {}, {}
     for name in names:
         try:
-            loaded[name] = METRICS[name].load(name, Setup(protocol, weights, device))
+            loaded[name] = load_scorer(name, protocol, weights, device)
         except MetricUnavailable as reason:
             missing[name] = str(reason)
     return loaded, missing
+
+
+def load_scorer(name: str, protocol: Protocol, weights: Path | None, device: str | None) -> Any:
+    """One metric's Scorer, or Extractor; MetricUnavailable where a file or a package is missing.
+
+    What needs torch is imported here and not above, so that PSNR and SSIM do without.
+    """
+    match name:
+        case "psnr":
+            return lambda sr, hq, lq: psnr(sr, hq, protocol)
+        case "ssim":
+            return lambda sr, hq, lq: ssim(sr, hq, protocol)
+        case "psnr_lq":
+            return lambda sr, hq, lq: psnr_lq(sr, lq)
+        case "niqe":
+            from pisasr.evaluation.niqe import find_parameters, load_parameters, niqe
+
+            pristine = load_parameters(find_parameters(weights))
+            return lambda sr, hq, lq: niqe(sr, pristine)
+        case "featdist":
+            from pisasr.evaluation import features
+            from pisasr.evaluation.lookup import choose_device, find_efficientnet
+
+            network = features.load_network(find_efficientnet(weights)).to(choose_device(device))
+            return lambda sr, hq, lq: features.picture_distance(sr, hq, network)
+        case "lpips" | "lpips_vgg" | "dists":
+            from pisasr.evaluation import perceptual
+
+            return perceptual.load_scorer(name, device)
+        case "fid":
+            from pisasr.evaluation.fid import load_inception
+
+            return load_inception(device)
+        case _:
+            from pisasr.evaluation import deep
+
+            return deep.load_scorer(name, device)
 
 
 def describe(metric: str, protocol: Protocol) -> str:
@@ -91,17 +114,16 @@ def describe(metric: str, protocol: Protocol) -> str:
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Scores:
+class Scores(NamedTuple):
     """What came of a set. rows: method, name, then a number per metric (NaN stays NaN), ordered by method, then name.
 
     features: metric -> method -> [pictures, d], TRUTH among the methods. faults: one line for each metric that failed
     on a picture, whose number is NaN.
     """
 
-    rows: list[Row] = field(default_factory=list)
-    features: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+    rows: list[Row]
+    features: Mapping[str, Mapping[str, np.ndarray]] = {}
+    faults: Sequence[str] = ()
 
 
 def read_methods(example: Example) -> Iterator[tuple[str, np.ndarray]]:
@@ -112,7 +134,7 @@ def read_methods(example: Example) -> Iterator[tuple[str, np.ndarray]]:
 
 def score_set(
     examples: Sequence[Example],
-    panel: Panel,
+    scorers: Mapping[str, Any],
     pictures: Pictures,
     folder: Path,
     fingerprint: str,
@@ -125,8 +147,7 @@ def score_set(
     for any number of processes and however often the run was killed. OSError when the disk has no room for the journal.
     """
     keys, done = processes.once(lambda: ([_key(e, fingerprint) for e in examples], set(_read_journals(folder))))
-    waiting = [(key, example) for key, example in zip(keys, examples, strict=True) if key not in done]
-    share = processes.split(waiting)
+    share = processes.split([(key, e) for key, e in zip(keys, examples, strict=True) if key not in done])
     if processes.is_first and len(share) < len(examples):
         others = f", {processes.count} processes" if processes.count > 1 else ""
         print(f"{label}: {len(share)} of {len(examples)} pictures to do here{others}", file=sys.stderr)
@@ -135,7 +156,7 @@ def score_set(
     seldom = 0 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
     silent = not processes.is_first
     for key, example in tqdm(share, label, unit="picture", disable=silent, delay=seldom, mininterval=seldom or 0.1):
-        journal.append({"key": key, **_score_example(example, panel, pictures)})
+        journal.append({"key": key, **_score_example(example, scorers, pictures)})
     journal.sync()
     processes.wait()
     if not processes.is_first:
@@ -156,36 +177,32 @@ def _read_journals(folder: Path) -> dict[str, Row]:
     return {row["key"]: row for row in rows if "key" in row}
 
 
-def _score_example(example: Example, panel: Panel, pictures: Pictures) -> Row:
-    """One row of the journal: method -> metric -> number, and features as text. A metric that fails costs a line."""
+def _score_example(example: Example, scorers: Mapping[str, Any], pictures: Pictures) -> Row:
+    """One row of the journal: method -> metric -> number, and -> features. A metric that fails costs a line."""
     hq, lq = (read_picture(path) if path else None for path in (example.hq, example.lq))
+    extractors = {name: extract for name, extract in scorers.items() if METRICS[name].needs == "hq_set"}
     row: Row = {"scores": {}, "features": {}, "faults": []}
-    if hq is not None and panel.extractors:
-        row["features"][TRUTH] = {name: _pack(extract(hq)) for name, extract in panel.extractors.items()}
+    if hq is not None and extractors:
+        row["features"][TRUTH] = {name: extract(hq).tolist() for name, extract in extractors.items()}
     for method, sr in pictures(example):
         scores = row["scores"][method] = {}
-        for name, score in panel.scorers.items():
+        for name in (name for name in scorers if name not in extractors):
             try:
-                scores[name] = score(sr, hq, lq)
+                scores[name] = scorers[name](sr, hq, lq)
             except Exception as error:
                 scores[name], words = math.nan, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
                 row["faults"].append(f"{method}, {example.name}: {name} failed ({words})")
-        row["features"][method] = {name: _pack(extract(sr)) for name, extract in panel.extractors.items()}
+        row["features"][method] = {name: extract(sr).tolist() for name, extract in extractors.items()}
     return row
-
-
-def _pack(features: np.ndarray) -> str:
-    return base64.b64encode(np.ascontiguousarray(features, np.float32).tobytes()).decode()
 
 
 def _merge(found: list[Row], names: list[str]) -> Scores:
     """The journal's rows, a picture each, as rows of a method and a picture each."""
-    scores = Scores(faults=[fault for row in found for fault in row["faults"]])
-    for method in found[0]["scores"] if found else ():
-        for name, row in zip(names, found, strict=True):
-            scores.rows.append({"method": method, "name": name, **row["scores"][method]})
+    methods = found[0]["scores"] if found else ()
+    rows = [{"method": m, "name": n, **row["scores"][m]} for m in methods for n, row in zip(names, found, strict=True)]
+    features: dict[str, dict[str, np.ndarray]] = {}
     for method, vectors in (found[0]["features"] if found else {}).items():
         for metric in vectors:
-            texts = [base64.b64decode(row["features"][method][metric]) for row in found]
-            scores.features.setdefault(metric, {})[method] = np.stack([np.frombuffer(t, np.float32) for t in texts])
-    return scores
+            columns = [row["features"][method][metric] for row in found]
+            features.setdefault(metric, {})[method] = np.array(columns, np.float32)
+    return Scores(rows, features, [fault for row in found for fault in row["faults"]])

@@ -45,37 +45,23 @@ class Grid:
         yield from read_methods(example)
         pictures = self.restore(example.lq, list(self.methods.values())) if example.lq else iter(())
         for method, picture in zip(self.methods, pictures, strict=True):
-            levels = np.asarray(picture.convert("RGB"))
-            _check_size(levels, example)
-            yield method, levels
+            if example.hq:
+                _check_size(picture, example.hq, example.name)
+            yield method, np.asarray(picture.convert("RGB"))
 
     def add_to(self, summary: dict[str, Any]) -> None:
         """Put the surface into the summary: the means as maps [lambda_pix][lambda_sem], and the rule's choice."""
         summary["made_by"]["Strengths"] = (
             f"ours (lambda_pix, lambda_sem), {len(self.methods)} pairs from one encoding and two UNet passes a picture"
         )
-        found = {method: summary["methods"][method] for method in self.methods}
-        means = {method: {name: column["mean"] for name, column in of.items()} for method, of in found.items()}
-        maps = {
-            metric: [
-                [means[method][metric] for method, (row, _) in self.methods.items() if row == pix]
-                for pix in self.lambdas_pix
-            ]
-            for metric in next(iter(means.values()))
-        }
+        found = {pair: summary["methods"][method] for method, pair in self.methods.items()}
+        means = {pair: {name: column["mean"] for name, column in of.items()} for pair, of in found.items()}
+        maps = {m: [[means[p, s][m] for s in self.lambdas_sem] for p in self.lambdas_pix] for m in [*means.values()][0]}
         surface = {"lambdas_pix": list(self.lambdas_pix), "lambdas_sem": list(self.lambdas_sem)}
         summary["surface"] = {**surface, "methods": self.methods, "maps": maps}
         if self.rule:
-            best = summary["surface"]["best"] = self._choose(self.rule, means)
+            best = summary["surface"]["best"] = _choose(self.rule, means)
             summary["made_by"]["Chosen"] = f"{best['rule']}: {best['words']}"
-
-    def _choose(self, rule: Rule, means: dict[str, dict[str, float | None]]) -> dict[str, Any]:
-        numbers = {m: {n: np.nan if mean is None else mean for n, mean in of.items()} for m, of in means.items()}
-        try:
-            choice = choose(rule, {pair: numbers[method] for method, pair in self.methods.items()})
-        except PisasrError as error:  # no number anywhere: what was scored is still worth its tables
-            return {"rule": str(rule), "pair": (), "kept": False, "words": str(error)}
-        return {"rule": str(rule), "pair": choice.pair, "kept": choice.kept, "words": describe(rule, choice)}
 
 
 def name_pairs(lambdas_pix: Sequence[float], lambdas_sem: Sequence[float]) -> dict[str, Pair]:
@@ -91,11 +77,17 @@ def check_rule(rule: Rule, metrics: Sequence[str]) -> None:
         raise PisasrError(f"--rule '{rule}': {sets[0]} has one number per set and no picture; choose by another metric")
 
 
-def _check_size(sr: np.ndarray, example: Example) -> None:
-    if not example.hq:
-        return
-    with Image.open(example.hq) as hq:
-        wanted = hq.size
-    if sr.shape[1::-1] != wanted:
-        came, want = f"{sr.shape[1]}x{sr.shape[0]}", "{}x{}".format(*wanted)
-        raise PisasrError(f"{example.name} comes out as {came}, the true picture is {want}: set --upscale")
+def _choose(rule: Rule, means: dict[Pair, dict[str, float | None]]) -> dict[str, Any]:
+    numbers = {p: {n: np.nan if mean is None else mean for n, mean in of.items()} for p, of in means.items()}
+    try:
+        choice = choose(rule, numbers)
+    except PisasrError as error:  # no number anywhere: what was scored is still worth its tables
+        return {"rule": str(rule), "pair": (), "kept": False, "words": str(error)}
+    return {"rule": str(rule), "pair": choice.pair, "kept": choice.kept, "words": describe(rule, choice)}
+
+
+def _check_size(sr: Image.Image, hq: Path, name: str) -> None:
+    with Image.open(hq) as picture:
+        if sr.size != picture.size:
+            came, want = ("{}x{}".format(*size) for size in (sr.size, picture.size))
+            raise PisasrError(f"{name} comes out as {came}, the true picture is {want}: set --upscale")

@@ -42,8 +42,7 @@ def build_table(summary: Summary) -> Table:
     for method, columns in shown.items():
         rows[method] = [_cell(metric, columns.get(metric), ranks[metric].get(method, 0)) for metric in metrics]
         rows[method] += [Cell(f"{columns['seconds']:.2f}" if "seconds" in columns else "n/a")] * timed
-    labels = [f"{METRICS[metric].label} {'↑' if METRICS[metric].higher_is_better else '↓'}" for metric in metrics]
-    heads = ["Method", *labels, *["s / picture"] * timed]
+    heads = ["Method", *(METRICS[metric].head for metric in metrics), *["s / picture"] * timed]
     return Table(summary["set"], heads, rows, list(map(_paired, summary["paired"])), list(_notes(summary, shown)))
 
 
@@ -129,26 +128,22 @@ def to_text(table: Table) -> str:
     lines = [table.heads]
     lines += [[name, *(c.text + ("*" if c.rank == 1 else " ") for c in cells)] for name, cells in table.rows.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ""
-    for name, *numbers in lines:
-        aligned = [name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]
-        text += "  ".join(aligned).rstrip() + "\n"
-    return text
+    aligned = ([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])] for name, *numbers in lines)
+    return "".join("  ".join(cells).rstrip() + "\n" for cells in aligned)
 
 
 def to_markdown(tables: Sequence[Table]) -> str:
     """A table per set, its pairs, its notes."""
-    return "\n".join(_markdown(table, len(tables) > 1) for table in tables)
-
-
-def _markdown(table: Table, titled: bool) -> str:
-    rows = [[_plain(name), *map(_markdown_cell, cells)] for name, cells in table.rows.items()]
-    text = f"## {table.title}\n\n" if titled else ""
-    text += pipes([table.heads, ["---", *["---:"] * (len(table.heads) - 1)], *rows])
-    if table.paired:
-        pairs = [[_plain(cell) for cell in row] for row in table.paired]
-        text += "\n" + pipes([PAIRED_HEADS, ["---", "---", *["---:"] * 4], *pairs])
-    return text + "\n" + "\n".join(f"- {note}" for note in table.notes) + "\n"
+    texts = []
+    for table in tables:
+        text = f"## {table.title}\n\n" if len(tables) > 1 else ""
+        rows = [[_plain(name), *map(_markdown_cell, cells)] for name, cells in table.rows.items()]
+        text += pipes([table.heads, ["---", *["---:"] * (len(table.heads) - 1)], *rows])
+        if table.paired:
+            pairs = [[_plain(cell) for cell in row] for row in table.paired]
+            text += "\n" + pipes([PAIRED_HEADS, ["---", "---", *["---:"] * 4], *pairs])
+        texts.append(text + "\n" + "\n".join(f"- {note}" for note in table.notes) + "\n")
+    return "\n".join(texts)
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -182,34 +177,31 @@ def surface_markdown(summary: Summary) -> str:
 
 def to_latex(tables: Sequence[Table]) -> str:
     """One `table` (needs booktabs) with a block per set; intervals stand small under the means, notes under all."""
-    heads = [escape_latex(h).replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$") for h in tables[0].heads]
-    lines = [r"\begin{table}[t]", r"\centering\small", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", r"\toprule"]
-    lines += [" & ".join(heads) + r" \\"]
+    rows, pairs = [], []
     for table in tables:
-        lines += [r"\midrule", *_latex_title(table, len(heads), len(tables))]
+        rows += [r"\midrule", *_latex_title(table, len(table.heads), len(tables))]
         for name, cells in table.rows.items():
-            lines.append(_latex_row([escape_latex(name), *map(_latex_cell, cells)]))
+            rows.append(_latex_row([escape_latex(name), *map(_latex_cell, cells)]))
             if any(cell.interval for cell in cells):
                 small = [rf"{{\scriptsize [{cell.interval}]}}" if cell.interval else "" for cell in cells]
-                lines.append(" & ".join(["", *small]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
+                rows.append(" & ".join(["", *small]) + r" \\")
+        pairs += [*_latex_title(table, len(PAIRED_HEADS), len(tables))]
+        pairs += [_latex_row(map(escape_latex, row)) for row in table.paired]
+    heads = [escape_latex(h).replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$") for h in tables[0].heads]
+    lines = [r"\begin{table}[t]", r"\centering\small", *_tabular("l" + "r" * (len(heads) - 1), heads, rows)]
     if any(table.paired for table in tables):
-        lines += [r"\par\medskip", r"\begin{tabular}{llrrrr}", r"\toprule"]
-        lines += [_latex_row(map(escape_latex, PAIRED_HEADS)), r"\midrule"]
-        for table in tables:
-            lines += _latex_title(table, len(PAIRED_HEADS), len(tables))
-            lines += [_latex_row(map(escape_latex, row)) for row in table.paired]
-        lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += [r"\par\medskip", *_tabular("llrrrr", map(escape_latex, PAIRED_HEADS), [r"\midrule", *pairs])]
     # What is true of every set stands once, what is true of one alone behind its name.
     common = [note for note in tables[0].notes if all(note in table.notes for table in tables)]
     notes = common + [f"{t.title}: {note}" for t in tables for note in t.notes if note not in common]
-    lines += [
-        r"\par\medskip\parbox{\linewidth}{\scriptsize",
-        *(_latex_row([escape_latex(note)]) for note in notes),
-        "}",
-    ]
-    lines += [r"\caption{Best in bold, second underlined.}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+    small = [_latex_row([escape_latex(note)]) for note in notes]
+    lines += [r"\par\medskip\parbox{\linewidth}{\scriptsize", *small, "}"]
+    return "\n".join([*lines, r"\caption{Best in bold, second underlined.}", r"\end{table}", ""])
+
+
+def _tabular(columns: str, heads: Iterable[str], rows: Sequence[str]) -> list[str]:
+    begin = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row(heads)]
+    return [*begin, *rows, r"\bottomrule", r"\end{tabular}"]
 
 
 def _latex_title(table: Table, columns: int, sets: int) -> list[str]:

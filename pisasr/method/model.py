@@ -68,13 +68,15 @@ class Restored(NamedTuple):
 class Plan:
     """How big things are cut. The default cuts nothing.
 
-    tile, overlap: of the UNet, in latent pixels; batch_size: tiles (or pictures) that go through it at once;
-    vae_tile_px: beyond this square, in image pixels, the VAE works in pieces, without gradients; lean: and holds half
-    as much, for up to half as much arithmetic again.
+    tile, overlap: of the UNet, in latent pixels; even: an even grid of such tiles, their sides multiples of this
+    number, None: the published plan; batch_size: tiles (or pictures) that go through it at once; vae_tile_px: beyond
+    this square, in image pixels, the VAE works in pieces, without gradients; lean: and holds half as much, for up to
+    half as much arithmetic again.
     """
 
     tile: int | None = None
     overlap: int = 0
+    even: int | None = None
     batch_size: int = 1
     vae_tile_px: int | None = None
     lean: bool = False
@@ -119,7 +121,7 @@ def look(
         assert predictor is not None, "a pair of strengths needs a prediction that nobody makes"
         if plan.tile is None:
             return predictor(z_L)
-        return blend_tiles(predictor, z_L, plan.tile, plan.overlap, plan.batch_size)
+        return blend_tiles(predictor, z_L, plan.tile, plan.overlap, plan.batch_size, plan.even)
 
     eps_pix = predicted(predictors.pix) if any(pix for pix, _ in needs) else None
     eps_pisa = predicted(predictors.pisa) if any(pisa for _, pisa in needs) else None

@@ -1,7 +1,7 @@
 """Infer, from z_L to eps: a latent too big for one UNet pass, predicted tile by tile and blended back."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import torch
@@ -48,22 +48,53 @@ def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, last, tile - overlap), last]
 
 
-def tile_grid(h: int, w: int, tile: int, overlap: int) -> list[Tile]:
-    """All tiles of an [h, w] map, row by row.
+def even_axis(size: int, tile: int, overlap: int, multiple: int) -> tuple[int, list[int]]:
+    """(length, starts) of the fewest tiles that cover an axis evenly, the outer ones at its ends.
 
+    No tile is longer than `tile`, neighbours share `overlap` at least, and the length is a multiple of `multiple` where
+    it can be. An axis no longer than the tile is one tile.
+    """
+    check_plan(tile, overlap)
+    if size <= tile:
+        return size, [0]
+    count = -(-(size - overlap) // (tile - overlap))
+    length = -(-(size + (count - 1) * overlap) // count)
+    length = min(-(-length // multiple) * multiple, tile)
+    return length, [(size - length) * i // (count - 1) for i in range(count)]
+
+
+def tile_grid(h: int, w: int, tile: int, overlap: int, even: int | None = None) -> list[Tile]:
+    """All tiles of an [h, w] map, row by row, all of one shape.
+
+    even: tiles of an even grid (`even_axis`), sides multiples of it; None: the published plan (`tile_starts`).
     Each axis is cut by itself: a side shorter than the tile is taken whole and the other keeps its full tile, so a
     thin strip costs few long tiles. (The published code shrank the tile to a square of the short side, and crashed.)
     """
-    return [
-        Tile(top, left, min(tile, h), min(tile, w))
-        for top in tile_starts(h, tile, overlap)
-        for left in tile_starts(w, tile, overlap)
-    ]
+    if even is None:
+        (height, tops), (width, lefts) = ((min(tile, side), tile_starts(side, tile, overlap)) for side in (h, w))
+    else:
+        (height, tops), (width, lefts) = (even_axis(side, tile, overlap, even) for side in (h, w))
+    return [Tile(top, left, height, width) for top in tops for left in lefts]
 
 
-def count_tiles(h: int, w: int, tile: int | None, overlap: int) -> int:
+def count_tiles(h: int, w: int, tile: int | None, overlap: int, even: int | None = None) -> int:
     """How often `blend_tiles` looks at an [h, w] map; None cuts nothing."""
-    return len(tile_grid(h, w, tile, overlap)) if tile is not None and needs_tiling(h, w, tile) else 1
+    return len(tile_grid(h, w, tile, overlap, even)) if tile is not None and needs_tiling(h, w, tile) else 1
+
+
+def ramp_weight(places: Sequence[Tile]) -> Tensor:
+    """How much each position of an even grid's tile is trusted: fully, but in the overlaps, where it falls as a cosine
+    does, sin^2, to nearly nothing at the rim. [tile_h, tile_w], float64."""
+
+    def ramp(length: int, starts: set[int]) -> Tensor:
+        gaps = [after - before for before, after in pairwise(sorted(starts))]
+        overlap = max(length - max(gaps, default=length), 1)
+        near = torch.arange(length, dtype=torch.float64) + 0.5
+        near = torch.minimum(near, near.flip(0)) / overlap
+        return torch.sin(near.clamp(max=1) * torch.pi / 2).square()
+
+    tops, lefts = {place.top for place in places}, {place.left for place in places}
+    return torch.outer(ramp(places[0].height, tops), ramp(places[0].width, lefts))
 
 
 def gaussian_weight(tile_h: int, tile_w: int) -> Tensor:
@@ -89,8 +120,17 @@ def batched(items: Sequence[Tile], count: int) -> Iterator[list[Tile]]:
         yield together
 
 
-def blend_tiles(fn: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int, batch_size: int = 1) -> Tensor:
-    """fn(z), computed tile by tile: at each position the Gaussian-weighted mean of the tiles that saw it.
+def blend_tiles(
+    fn: Callable[[Tensor], Tensor],
+    z: Tensor,
+    tile: int,
+    overlap: int,
+    batch_size: int = 1,
+    even: int | None = None,
+) -> Tensor:
+    """fn(z), computed tile by tile: at each position the weighted mean of the tiles that saw it.
+
+    Published tiles (even None) are weighted by a Gaussian, those of an even grid by ramps over their overlaps.
 
     z [B, c, h, w]; fn maps crops [n, c, th, tw] to [n, k, th, tw], and the result is [B, k, h, w]. Crops are of one
     shape and go to fn together, as many as `batch_size` allows, but always those of one place for all B. A z that fits
@@ -103,8 +143,8 @@ def blend_tiles(fn: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: i
     if not needs_tiling(h, w, tile):
         return fn(z)
 
-    places = tile_grid(h, w, tile, overlap)
-    weight = gaussian_weight(places[0].height, places[0].width)
+    places = tile_grid(h, w, tile, overlap, even)
+    weight = gaussian_weight(places[0].height, places[0].width) if even is None else ramp_weight(places)
     total = torch.zeros(h, w, dtype=weight.dtype)
     blended: Tensor | None = None
     for together in batched(places, max(1, batch_size // count)):

@@ -2,9 +2,10 @@
 
 Cutting a picture into crops changes it: Stable Diffusion's VAE normalises by statistics of the whole picture, and its
 middle attends over all of it. So here every layer is finished before the next begins. Statistics are taken over the
-whole map; a convolution runs band by band and reads the rows it needs beyond its band from the whole map. Nothing is
-approximated. What is saved: normalised copies, convolution workspaces and second operands exist for one band at a time,
-and results replace maps that are no longer needed.
+whole map; a convolution runs band by band and reads the rows it needs beyond its band from the whole map. Up to 1024 x
+1024 px nothing is approximated, and beyond it the middle's attention alone (below). What is saved: normalised copies,
+convolution workspaces and second operands exist for one band at a time, and results replace maps that are no longer
+needed.
 
 What is held at once, besides a few bands: two maps, at the most 384 channels of the picture's full size when Stable
 Diffusion's decoder begins its last block (256 come in, 128 go out; 12.9 GB in half precision at 4096 px), 256 in its
@@ -14,8 +15,8 @@ encoder. `lean` computes maps of the picture's size anew where they are read aga
 Measured on Stable Diffusion's VAE with random weights, decoding to 1024 px in float32 on one CPU thread, against the
 untiled result: with tiles of 32 latent pixels (256 px) 1.8 GiB of memory for 3.7, 91 s of processor time for 96, a
 relative difference of 1.8e-6 that is no larger at the bands' borders than elsewhere (1.02 times the mean step).
-Small tiles cost nothing there. The middle's attention stays exact, so its time grows with the area squared: counted,
-it nearly doubles the arithmetic of the VAE at 4096 px.
+Small tiles cost nothing there. The middle's attention is exact up to 1024 x 1024 px. Whole, it would nearly double the
+arithmetic of the VAE at 4096 px, so beyond that size a pixel attends to the 1024 px square around it.
 
 A VAE without normalisation needs none of this. One that names its `halo`, the latent pixels its output can see around
 itself, is cut into crops with that margin, and its maps are never whole.
@@ -23,7 +24,7 @@ itself, is cut into crops with that margin, and its maps are never whole.
 
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +32,11 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pisasr.method.layers import awake, enlarge
 from pisasr.method.tiling import Tile
 
+WINDOW = 128  # latent pixels, each way, that the middle's attention sees of a larger map: 1024 px of the picture
+BLOCK = 32  # latent pixels, each way, that share a window
 ATTENTION_SCORES = 2**26  # query-key pairs at once in the mid attention: 256 MB in float32 where a backend stores them
 
 
@@ -80,28 +84,6 @@ def decode_tiled(vae: Any, z: Tensor, tile: int, lean: bool = False) -> Tensor:
         return _decoder(vae.decoder, x, Bands.of(z, tile, max(z.shape[-2:]) * 2 ** (levels - 1) if lean else 0))
 
 
-@contextmanager
-def awake(*modules: Any) -> Iterator[None]:
-    """What offloading does before and after a module's forward, for modules whose parts are called without it.
-
-    Model and sequential offload are accelerate's hooks, group offload and layerwise casting are diffusers'.
-    """
-    hooks = [(hook, module) for module in modules for hook in _hooks_of(module)]
-    for hook, module in hooks:
-        hook.pre_forward(module)
-    try:
-        yield
-    finally:
-        for hook, module in reversed(hooks):
-            hook.post_forward(module, None)
-
-
-def _hooks_of(module: Any) -> list[Any]:
-    own = getattr(module, "_hf_hook", None)
-    registry = getattr(module, "_diffusers_hook", None)
-    return [*([own] if own is not None else []), *(registry.hooks.values() if registry is not None else [])]
-
-
 class Bands(NamedTuple):
     """How maps are cut: into `pieces` bands along dimension `dim`, the longer side. The same at every scale.
 
@@ -129,7 +111,7 @@ class Bands(NamedTuple):
 
 
 class Deferred:
-    """The map conv(silu(norm(x))), x enlarged `scale` times first, that is computed whenever some of it is read."""
+    """The map conv(silu(norm(x))), that is computed whenever some of it is read."""
 
     def __init__(
         self,
@@ -137,17 +119,16 @@ class Deferred:
         conv: nn.Conv2d,
         bands: Bands,
         norm: nn.GroupNorm | None = None,
-        scale: int = 1,
         pad_after: int | None = None,
     ):
         """pad_after: zeros at the right and the bottom only, in place of the convolution's own padding."""
-        self.x, self.conv, self.bands, self.scale = x, conv, bands, scale
+        self.x, self.conv, self.bands = x, conv, bands
         self.dtype: torch.dtype = x.dtype
         self.affine = None if norm is None else _affine(x, norm, bands)
         own = int(conv.padding[0])
         self.before, self.after = (own, own) if pad_after is None else (0, pad_after)
         reach = self.before + self.after - conv.kernel_size[0]
-        sides = [(scale * side + reach) // conv.stride[0] + 1 for side in x.shape[-2:]]
+        sides = [(side + reach) // conv.stride[0] + 1 for side in x.shape[-2:]]
         self.shape: torch.Size = torch.Size([x.shape[0], conv.out_channels, *sides])
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -155,18 +136,14 @@ class Deferred:
         return self.convolve(self.read(start, stop))
 
     def read(self, start: int, stop: int) -> Tensor:
-        """What the convolution must see for these rows: normalised, enlarged, padded. A tensor of its own."""
-        bands, scale = self.bands, self.scale
+        """What the convolution must see for these rows: normalised and padded. A tensor of its own."""
+        bands = self.bands
         first = start * self.conv.stride[0] - self.before
         last = (stop - 1) * self.conv.stride[0] - self.before + self.conv.kernel_size[0]
-        inside = max(first, 0), min(last, scale * self.x.shape[bands.dim])
-        rows = inside[0] // scale, -(-inside[1] // scale)
-        piece = bands.cut(self.x, *rows)
+        inside = max(first, 0), min(last, self.x.shape[bands.dim])
+        piece = bands.cut(self.x, *inside)
         if self.affine is not None:
             piece = F.silu(torch.addcmul(self.affine[1], piece, self.affine[0]).to(self.dtype), inplace=True)
-        if scale > 1:
-            piece = F.interpolate(piece, scale_factor=float(scale), mode="nearest")
-            piece = bands.cut(piece, inside[0] - rows[0] * scale, inside[1] - rows[0] * scale)
         along, across = (inside[0] - first, last - inside[1]), (self.before, self.after)
         return F.pad(piece, (*across, *along) if bands.dim == 2 else (*along, *across))
 
@@ -204,6 +181,23 @@ class Deferred:
         return out
 
 
+class Enlarged(Deferred):
+    """The map conv(x enlarged by two); see `layers.enlarge`."""
+
+    def __init__(self, x: "Tensor | Deferred", conv: nn.Conv2d, bands: Bands):
+        super().__init__(x, conv, bands)
+        self.shape = torch.Size([*self.shape[:2], *(2 * side for side in x.shape[-2:])])
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        first, last = max((start - 1) // 2, 0), min(stop // 2 + 1, self.x.shape[self.bands.dim])
+        enlarged = enlarge(self.bands.cut(self.x, first, last), self.conv)
+        return self.bands.cut(enlarged, start - 2 * first, stop - 2 * first)
+
+    def in_bands(self) -> Iterator[tuple[int, int, Tensor]]:
+        for start, stop in self.bands.along(self.shape[self.bands.dim]):
+            yield start, stop, self.rows(start, stop)
+
+
 # The layers, in the order the VAE runs them. Each takes a map that it may overwrite.
 
 
@@ -232,7 +226,7 @@ def _decoder(decoder: Any, z: Tensor, bands: Bands) -> Tensor:
                 former.close()
             for up in block.upsamplers or ():
                 block_awake.enter_context(awake(up))
-                x = _kept(Deferred(x, up.conv, bands, scale=2))
+                x = _kept(Enlarged(x, up.conv, bands))
         return Deferred(x, decoder.conv_out, bands, norm=decoder.conv_norm_out).whole()
 
 
@@ -270,22 +264,49 @@ def _resnet(block: Any, x: "Tensor | Deferred", bands: Bands) -> Tensor:
 
 
 def _attend(attention: Any, x: Tensor, bands: Bands) -> Tensor:
-    """Self-attention over the whole map, some queries at a time: exact, but its time grows with the area squared."""
+    """Self-attention of every pixel to the WINDOW * WINDOW pixels around it, some queries at a time.
+
+    A map of no more pixels attends to all of itself, exactly. Blocks of neighbouring queries share a window, which has
+    the same area wherever it is and lies inside the map, so that time grows with the area and not with its square.
+    """
     with awake(attention):
+        height, width = x.shape[-2:]
         scale, shift = _affine(x, attention.group_norm, bands)
-        pixels = x.flatten(2)  # [B, C, N], a view: adding to it adds to x
-        tokens = torch.addcmul(shift.flatten(2), pixels, scale.flatten(2)).to(x.dtype).transpose(1, 2)
-        key, value = (_heads(linear(tokens), attention.heads) for linear in (attention.to_k, attention.to_v))
-        step = max(1, ATTENTION_SCORES // (len(x) * attention.heads * tokens.shape[1]))
-        for start in range(0, tokens.shape[1], step):
-            query = _heads(attention.to_q(tokens[:, start : start + step]), attention.heads)
-            mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-            pixels[:, :, start : start + step] += attention.to_out[0](mixed).transpose(1, 2)
+        tokens = torch.addcmul(shift, x, scale).to(x.dtype)
+        key, value = (_linear(layer, tokens) for layer in (attention.to_k, attention.to_v))
+        for block, window in _windows(height, width):
+            keys, values = (_heads(window.crop(each), attention.heads) for each in (key, value))
+            step = max(1, ATTENTION_SCORES // (len(x) * attention.heads * window.height * window.width * block.width))
+            for top in range(block.top, block.top + block.height, step):
+                rows = block._replace(top=top, height=min(step, block.top + block.height - top))
+                query = _heads(_linear(attention.to_q, rows.crop(tokens)), attention.heads)
+                mixed = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2)
+                rows.crop(x).add_(attention.to_out[0](mixed).transpose(1, 2).unflatten(2, (rows.height, rows.width)))
         return x.div_(attention.rescale_output_factor)
 
 
-def _heads(tokens: Tensor, heads: int) -> Tensor:
-    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+def _windows(height: int, width: int) -> Iterator[tuple[Tile, Tile]]:
+    """Yield (block of queries, window of keys) over a map; one of each where it is no larger than a window."""
+    if height * width <= WINDOW**2:
+        whole = Tile(0, 0, height, width)
+        yield whole, whole
+        return
+    tall, wide = min(height, max(WINDOW, WINDOW**2 // width)), min(width, max(WINDOW, WINDOW**2 // height))
+    for top in range(0, height, BLOCK):
+        for left in range(0, width, BLOCK):
+            block = Tile(top, left, min(BLOCK, height - top), min(BLOCK, width - left))
+            y, x = top + block.height // 2 - tall // 2, left + block.width // 2 - wide // 2
+            yield block, Tile(min(max(y, 0), height - tall), min(max(x, 0), width - wide), tall, wide)
+
+
+def _linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer of every pixel of x [B, C, h, w]."""
+    return layer(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """[B, C, h, w] as [B, heads, h w, C / heads]."""
+    return x.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3)
 
 
 def _affine(x: "Tensor | Deferred", norm: nn.GroupNorm, bands: Bands) -> tuple[Tensor, Tensor]:
@@ -353,7 +374,17 @@ def _scaled(place: Tile, factor: int) -> Tile:
 # What may be computed here, and what may not.
 
 KNOWN = {"Encoder", "Decoder", "DownEncoderBlock2D", "UpDecoderBlock2D", "UNetMidBlock2D", "ResnetBlock2D", "Attention"}
-KNOWN |= {"Downsample2D", "Upsample2D", "ModuleList", "GroupNorm", "Conv2d", "Linear", "SiLU", "Dropout"}
+KNOWN |= {
+    "Downsample2D",
+    "Upsample2D",
+    "FoldedUpsample2D",
+    "ModuleList",
+    "GroupNorm",
+    "Conv2d",
+    "Linear",
+    "SiLU",
+    "Dropout",
+}
 PLAIN: dict[str, dict[str, object]] = {  # settings of diffusers' layers that the functions above take for granted
     "ResnetBlock2D": {"time_emb_proj": None, "upsample": None, "downsample": None},
     "Attention": {"norm_q": None, "norm_k": None, "spatial_norm": None, "residual_connection": True},
@@ -361,6 +392,7 @@ PLAIN: dict[str, dict[str, object]] = {  # settings of diffusers' layers that th
     "Upsample2D": {"use_conv": True, "use_conv_transpose": False, "norm": None, "interpolate": True},
     "Conv2d": {"groups": 1, "dilation": (1, 1), "padding_mode": "zeros"},
 }
+PLAIN["FoldedUpsample2D"] = PLAIN["Upsample2D"]
 
 
 def _first_unknown(part: nn.Module) -> str | None:

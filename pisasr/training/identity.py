@@ -1,4 +1,4 @@
-"""Photo to adapter, before it starts: what a run is, so that a later start can tell whether it is the same one."""
+"""Photo to adapter, before and after: what a run is, told to a later start, and to whoever finds its adapters."""
 
 import json
 import os
@@ -7,10 +7,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
-from pisasr.config import ConfigError, TrainConfig, to_yaml
+from pisasr.config import ConfigError, TrainConfig, flatten, to_yaml
 from pisasr.data.photos import Photos
 from pisasr.data.sources import read_sidecar
 from pisasr.files import write_whole
+from pisasr.training.stages import stages_of
 
 # What no trained byte depends on. The photos are compared themselves, so that their folder may move.
 MAY_CHANGE = (
@@ -90,9 +91,40 @@ def _is_locked(file: IO) -> bool:
     return True
 
 
-def flatten(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+def write_card(output: Path, config: TrainConfig) -> None:
+    """Write OUTPUT/adapters/README.md, a Hugging Face model card, from what was configured."""
+    rows = []
+    for stage in stages_of(config):
+        settings = stage.settings
+        losses = ", ".join(f"{loss} {weight:g}" for loss, weight in settings.losses.items())
+        batch = f"batch {settings.batch_size} of {config.data.crop_px} px"
+        rows.append(f"| {stage.name} | {settings.steps} | {batch} | {losses} | {settings.lr:g} |")
+    base = config.model.pretrained_model or "pisasr's embedded base"
+    text = CARD.format(base=base, stages="\n".join(rows), config=to_yaml(config).strip())
+    write_whole(output / "adapters" / "README.md", text)
+
+
+CARD = """---
+library_name: pisasr
+pipeline_tag: image-to-image
+tags: [super-resolution, pisa-sr, lora]
+---
+# PiSA-SR adapters
+
+Two LoRA adapters for one-step super-resolution (arXiv:2412.03017) on {base}: `pix.safetensors` takes degradation away,
+`sem.safetensors`, which needs the former, adds detail.
+
+| stage | steps | samples | losses | learning rate |
+|---|---|---|---|---|
+{stages}
+
+```sh
+python scripts/infer.py --pretrained_model BASE --adapters FOLDER_OF_THIS_FILE --input PHOTOS --output results
+```
+
+Every setting of the run:
+
+```yaml
+{config}
+```
+"""

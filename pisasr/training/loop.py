@@ -22,17 +22,23 @@ from pisasr.files import Journal, finite
 from pisasr.method.adapters import active, parameters_of, train_only
 from pisasr.method.model import PiSASR, restore
 from pisasr.models.weights import save_adapter
-from pisasr.training import precision
-from pisasr.training.card import write_card
 from pisasr.training.chance import draw, seed_step, stream
-from pisasr.training.checkpoints import Checkpoints
 from pisasr.training.ground import adapter_file, adapter_of, digests_of, fill_adapters, on_main
 from pisasr.training.guard import Interrupted, NonFiniteGuard, StopRequests, stop_with_launcher
-from pisasr.training.identity import check_identity, identity_of, lock, write_identity
+from pisasr.training.identity import check_identity, identity_of, lock, write_card, write_identity
 from pisasr.training.losses import Perceptual, build_perceptual, sharpen
-from pisasr.training.setup import Predictor, Shares, check_stages, load_model, open_photos, share_of_batch
+from pisasr.training.setup import (
+    Predictor,
+    Shares,
+    apply_precision,
+    check_stages,
+    load_model,
+    open_photos,
+    settle,
+    share_of_batch,
+)
 from pisasr.training.stages import Batch, Loss, Stage, Words, build_objective, distillation, stages_of
-from pisasr.training.state import STATE_KEYS, State
+from pisasr.training.state import STATE_KEYS, Checkpoints, State
 from pisasr.training.tracking import Progress, Trackers, tracking_options
 from pisasr.training.validation import Validator
 
@@ -69,7 +75,7 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
     the step is finished and saved.
     """
     # Set up. What can be wrong is told before any model is loaded.
-    config = precision.settle(config)
+    config = settle(config)
     stages, output = stages_of(config), Path(config.run.output)
     stop_with_launcher()
     accelerator = Accelerator(
@@ -78,7 +84,7 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
         **tracking_options(config),
     )
     main = accelerator.is_main_process
-    precision.apply(config.run, accelerator.device)
+    apply_precision(config.run, accelerator.device)
     photos, shares = open_photos(config)
     check_stages(config, photos, accelerator.num_processes, look=main)
     identity = identity_of(config, photos, shares, accelerator.num_processes)
@@ -155,9 +161,9 @@ def train_stage(stage: Stage, bench: Bench, asked: StopRequests) -> None:
         write_identity(output, config, bench.identity)
         rewind_journals(stage, bench, state, first)
     bench.trackers.start(stage.name, first)
-    progress = Progress(stage.name, first, settings.steps, settings.batch_size, run.log_every, not main)
+    progress = Progress(stage.name, settings.steps, settings.batch_size, run.log_every)
 
-    with active(model.unet, stage.active), progress:
+    with active(model.unet, stage.active):
         for step in range(first + 1, settings.steps + 1):
             # Draw, restore, score; the batch's targets are made in float32, outside autocast.
             seed_step(run.seed, stage.name, step, accelerator.process_index)
@@ -309,8 +315,7 @@ def report(stage: Stage, step: int, bench: Bench, row: dict[str, float], taken: 
     if bench.accelerator.is_main_process:
         whole = {"stage": stage.name, "step": step, **row}
         bench.journal.append(finite(whole if taken else {**whole, "skipped": True}))
-    speed = progress.step(step, row)
-    bench.trackers.log(stage.name, step, {**row, **speed})
+        bench.trackers.log(stage.name, step, {**row, **progress.step(step, row)})
 
 
 def record_skipped(stage: Stage, step: int, bench: Bench, row: dict[str, float], shown: list[str]) -> None:

@@ -1,6 +1,7 @@
-"""Photo to adapter, before the first step: open the photos, refuse what can't be, load the base with its adapters."""
+"""Photo to adapter, before the first step: settle precision, open the photos, refuse what can't be, load the base."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +9,64 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from pisasr.config import ConfigError, TrainConfig
+from pisasr.config import ConfigError, RunConfig, TrainConfig
 from pisasr.data.photos import Photos, choose_photos, count_captions, share_out
 from pisasr.method.adapters import attach
 from pisasr.method.model import PiSASR, predict
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
 from pisasr.training.ground import check_adapter
-from pisasr.training.precision import LOW_PRECISION, freeze_in
 from pisasr.training.stages import Stage, stages_of
 
 log = logging.getLogger(__name__)
 
 Shares = list[tuple[list[int], int]]  # as KeyedBatches takes them
+LOW_PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """The configuration with run.mixed_precision decided: its own, else the launcher's, else "no".
+
+    `accelerate launch --mixed_precision fp16` arrives as an environment variable; it says "no" whether or not anybody
+    asked for that, so only the others count. ConfigError where both have a word and they differ.
+    """
+    launched, own = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower(), config.run.mixed_precision
+    if launched not in LOW_PRECISION:
+        raise ConfigError(f"the launcher says mixed precision {launched}; wanted one of {', '.join(LOW_PRECISION)}.")
+    if launched != "no" and own not in (None, launched):
+        raise ConfigError(
+            f"run.mixed_precision is {own}, the launcher says {launched}; leave one of them out, or make them agree."
+        )
+    run = config.run.model_copy(update={"mixed_precision": own or launched})
+    return config.model_copy(update={"run": run})
+
+
+def apply_precision(run: RunConfig, device: torch.device) -> None:
+    """Set what CUDA computes by, for the whole process, and say so; a CPU has nothing to be set.
+
+    deterministic: algorithms that give the same bytes again on the same card with the same versions, no search for the
+    fastest ones in cuDNN, and no memory-efficient attention (its gradients are sums in any order): flash attention in
+    fp16 and bf16, the plain one in float32, which needs more memory. An operation that has no such algorithm is named
+    by a warning of torch's, and its bytes are not promised. tf32: products of float32 numbers rounded to ten bits of
+    mantissa.
+    """
+    chosen = f"precision {run.mixed_precision} on {device.type}"
+    if device.type != "cuda":
+        log.info("%s", chosen)
+        return
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
+    torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not run.deterministic
+    torch.backends.cuda.enable_mem_efficient_sdp(not run.deterministic)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.tf32
+    log.info("%s, TF32 %s, deterministic %s", chosen, *("on" if on else "off" for on in (run.tf32, run.deterministic)))
+
+
+# --- photos and stages -----------------------------------------------------------------------------------------------
 
 
 def open_photos(config: TrainConfig) -> tuple[Photos, Shares]:
@@ -68,14 +114,16 @@ def share_of_batch(stage: Stage, config: TrainConfig, processes: int) -> int:
     return share
 
 
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
 def load_model(config: TrainConfig, device: torch.device) -> tuple[PiSASR, PromptEncoder, Tensor]:
     """The frozen base with both fresh adapters on it, its words, its noise schedule (alphas_cumprod [1000])."""
     base = load_base(config.model.pretrained_model)
     unet, vae, text_encoder = base["unet"].to(memory_format=torch.channels_last), base["vae"], base["text_encoder"]
     torch.manual_seed(config.run.seed)  # fresh adapters are the only draw that no step and no sample owns
-    attach_adapters(config, unet)
+    dress(config, unet, vae)
     freeze_parts(LOW_PRECISION[config.run.mixed_precision or "no"], unet, vae, text_encoder)
-    checkpoint_parts(config, unet, vae)
     for part in (unet, vae, text_encoder):
         part.to(device)
     alphas_cumprod = DDPMScheduler.from_config(base["scheduler"].config).alphas_cumprod
@@ -83,19 +131,13 @@ def load_model(config: TrainConfig, device: torch.device) -> tuple[PiSASR, Promp
     return PiSASR(unet, vae, words), words, alphas_cumprod
 
 
-def attach_adapters(config: TrainConfig, unet: nn.Module) -> None:
-    for name, rank in (("pix", config.model.rank_pix), ("sem", config.model.rank_sem)):
-        attach(unet, name, rank, config.model.alpha)
+def dress(config: TrainConfig, unet: Any, vae: Any) -> None:
+    """Put both adapters on, and let backward compute again what the configuration would not have kept.
 
-
-def freeze_parts(low: torch.dtype, unet: nn.Module, vae: nn.Module, text_encoder: nn.Module) -> None:
-    """Freeze all but the adapters; held as autocast wants it, the VAE, which has none, all in one precision."""
-    for part, norms in ((unet, torch.float32), (vae, low), (text_encoder, torch.float32)):
-        freeze_in(part, low, norms)
-
-
-def checkpoint_parts(config: TrainConfig, unet: Any, vae: Any) -> None:
-    """Let backward compute again what the configuration would not have kept. ConfigError where a VAE can't."""
+    ConfigError where a VAE can't.
+    """
+    attach(unet, "pix", config.model.rank_pix, config.model.alpha)
+    attach(unet, "sem", config.model.rank_sem, config.model.alpha)
     if config.model.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if config.model.gradient_checkpointing_vae:
@@ -104,6 +146,18 @@ def checkpoint_parts(config: TrainConfig, unet: Any, vae: Any) -> None:
                 f"model.gradient_checkpointing_vae: {type(vae).__name__} has no blocks for it; leave it off."
             )
         vae.enable_gradient_checkpointing()
+
+
+def freeze_parts(low: torch.dtype, unet: nn.Module, vae: nn.Module, text_encoder: nn.Module) -> None:
+    """Freeze all but the adapters. The weights are as autocast wants them, in low precision with norms in float32; the
+    VAE runs without autocast (`model.own_precision`), where every weight must have the input's type."""
+    for part, norms in ((unet, torch.float32), (vae, low), (text_encoder, torch.float32)):
+        part.requires_grad_(False)
+        kinds = [m for m in part.modules() if isinstance(m, nn.GroupNorm | nn.LayerNorm)]
+        are_norms = {id(p) for m in kinds for p in m.parameters()}
+        for name, parameter in part.named_parameters():
+            if ".lora_" not in name:
+                parameter.data = parameter.data.to(norms if id(parameter) in are_norms else low)
 
 
 class Predictor(nn.Module):

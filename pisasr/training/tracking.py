@@ -5,11 +5,9 @@ None of it is part of the result (log.jsonl is), and nothing in this file ends a
 
 import logging
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
 from PIL import Image
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pisasr.config import ConfigError, TrackingConfig, TrainConfig, to_yaml
 from pisasr.training.stages import stages_of
@@ -149,60 +146,29 @@ def _show_config(tracker: Any, config: TrainConfig, at: int) -> None:
 
 
 class Progress:
-    """How far a stage is: a bar on a terminal, elsewhere a line every so many steps, with what the last losses were.
+    """How far a stage is: a line every so many steps, with what the last losses were.
 
     The speed, and from it the time left, is the mean over the last RECENT steps: a slow first step, or a pause hours
     ago, says nothing about the steps to come. Validation and checkpoints in between count: they will come again.
     """
 
-    def __init__(
-        self,
-        stage: str,
-        first: int,
-        last: int,
-        batch_size: int,
-        every: int,
-        quiet: bool = False,
-        terminal: bool | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        """Steps first + 1 to last, batch_size pictures each over all processes; quiet: say nothing at all."""
-        self.stage, self.last, self.batch_size, self.every, self.quiet = stage, last, batch_size, every, quiet
+    def __init__(self, stage: str, last: int, batch_size: int, every: int, clock: Callable[[], float] = time.monotonic):
+        """Steps up to `last`, batch_size pictures each over all processes. The peak of memory is counted from here."""
+        self.stage, self.last, self.batch_size, self.every = stage, last, batch_size, every
         self._clock, self._times = clock, deque([clock()], maxlen=RECENT + 1)
-        is_terminal = sys.stderr.isatty() if terminal is None else terminal
-        self._bar: tqdm | None = None
-        self._open, self._first, self._wants_bar = ExitStack(), first, is_terminal and not quiet
-
-    def __enter__(self) -> "Progress":
         if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()  # the peak that is told is this stage's own
-        if self._wants_bar:
-            form = "{desc} {percentage:3.0f}%|{bar:20}| {n}/{total}{postfix}"
-            bar = tqdm(total=self.last, initial=self._first, desc=self.stage, bar_format=form, dynamic_ncols=True)
-            self._bar = self._open.enter_context(bar)
-            self._open.enter_context(logging_redirect_tqdm())  # lines of the log go above the bar
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+            torch.cuda.reset_peak_memory_stats()
 
     def step(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
         """Tell of one more step. Returns what trackers may want of it: images_per_s and, on CUDA, peak_memory_gib."""
         self._times.append(self._clock())
         seconds = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
         speed = {"images_per_s": self.batch_size / seconds if seconds else math.inf}
+        parts = [f"{tqdm.format_interval((self.last - step) * seconds)} left", f"{speed['images_per_s']:.3g} images/s"]
         if torch.cuda.is_available():
             speed["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        told = self._describe((self.last - step) * seconds, speed, values)
-        if self._bar is not None:
-            self._bar.set_postfix_str(told, refresh=False)
-            self._bar.update()
-        elif not self.quiet and (step % self.every == 0 or step == self.last):
+            parts.append(f"peak {speed['peak_memory_gib']:.1f} GiB")
+        if step % self.every == 0 or step == self.last:
+            told = ", ".join([*parts, *(f"{name} {value:.4g}" for name, value in values.items())])
             log.info("%s %d/%d, %s", self.stage, step, self.last, told)
         return speed
-
-    def _describe(self, seconds_left: float, speed: Mapping[str, float], values: Mapping[str, float]) -> str:
-        parts = [f"{tqdm.format_interval(seconds_left)} left", f"{speed['images_per_s']:.3g} images/s"]
-        if "peak_memory_gib" in speed:
-            parts.append(f"peak {speed['peak_memory_gib']:.1f} GiB")
-        return ", ".join([*parts, *(f"{name} {value:.4g}" for name, value in values.items())])

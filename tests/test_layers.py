@@ -1,0 +1,75 @@
+"""Layers computed in fewer steps give what diffusers' layers give."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pisasr.method.layers import FoldedUpsample2D, enlarge, use_fast_layers
+
+
+def pair(channels=6, out=5, dtype=torch.float64):
+    torch.manual_seed(0)
+    plain = Upsample2D(channels, use_conv=True, out_channels=out).to(dtype)
+    fast = Upsample2D(channels, use_conv=True, out_channels=out).to(dtype)
+    fast.load_state_dict(plain.state_dict())
+    use_fast_layers(nn.Sequential(fast))
+    assert type(fast) is FoldedUpsample2D
+    return plain, fast
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 7), (5, 4), (8, 8)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_folded_enlargement_is_the_enlargement(h, w, layout):
+    plain, fast = pair()
+    x = torch.randn(2, 6, h, w, dtype=torch.float64).contiguous(memory_format=layout)
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-13, atol=1e-13)
+    x.requires_grad_()
+    (wanted,), (came,) = (torch.autograd.grad(layer(x).sin().sum(), x) for layer in (plain, fast))
+    torch.testing.assert_close(came, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_it_costs_four_ninths():
+    plain, fast = pair()
+    x = torch.randn(1, 6, 8, 8, dtype=torch.float64)
+    costs = []
+    for layer in (plain, fast):
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        costs.append(counter.get_total_flops())
+    assert costs[1] * 9 == costs[0] * 4
+
+
+def test_odd_sides_and_adapters_are_computed_as_before():
+    plain, fast = pair()
+    x = torch.randn(1, 6, 4, 5, dtype=torch.float64)
+    assert torch.equal(fast(x, (7, 10)), plain(x, (7, 10)))
+    for layer in (plain, fast):
+        layer.conv = nn.Sequential(layer.conv, nn.Tanh())  # any wrapper, as an adapter is
+    assert torch.equal(fast(x), plain(x))
+
+
+def test_taps_of_half_precision_are_summed_in_float32():
+    _, fast = pair(dtype=torch.bfloat16)
+    x = torch.randn(1, 6, 5, 5).bfloat16()
+    exact = enlarge(x.float(), fast.conv.float())
+    assert ((enlarge(x, fast.conv.bfloat16()).float() - exact).abs() / exact.abs().max()).max() < 2**-7
+
+
+def test_a_whole_unet_is_the_same_and_is_saved_the_same():
+    torch.manual_seed(0)
+    sizes = {"block_out_channels": (8, 16), "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 4}
+    kinds = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
+    unet = UNet2DConditionModel(sample_size=8, layers_per_block=1, **sizes, **kinds).double().eval()
+    z, words = torch.randn(2, 4, 8, 12, dtype=torch.float64), torch.randn(2, 3, 8, dtype=torch.float64)
+    odd = z[..., :7, :11]
+    with torch.no_grad():
+        wanted = [unet(x, 1, encoder_hidden_states=words).sample for x in (z, odd)]
+        names = list(unet.state_dict())
+        use_fast_layers(unet)
+        for x, before in zip((z, odd), wanted, strict=True):
+            came = unet(x, 1, encoder_hidden_states=words).sample
+            torch.testing.assert_close(came, before, rtol=1e-12, atol=1e-12)
+    assert names == list(unet.state_dict())
