@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
     sizes = "tiny: seconds; demo: the embedded model; full: Stable Diffusion 2.1's size, random (default: %(default)s)"
     add("--size", choices=tuple(PX), default="demo", help=sizes)
-    add("--dtype", choices=("fp32", "bf16", "fp16"), help="default: bf16 on CUDA, fp32 elsewhere")
+    add("--dtype", choices=("fp32", "bf16", "fp16"), help="default: bf16 on CUDA, else what infer takes")
     add("--px", type=pixel_sizes, metavar="N,...", help="sides of the results (default: by size, 256 to 4096)")
     cases = f"of {', '.join(NAMES)} (default: all but published, and on a CPU but execution)"
     add("--cases", type=case_names, metavar="NAME,...", help=cases)
@@ -66,11 +66,13 @@ def run(args: argparse.Namespace) -> int:
     from pisasr.benchmark.cases import CASES
     from pisasr.benchmark.report import as_json, as_markdown
     from pisasr.benchmark.subjects import write_model
+    from pisasr.pipeline import usual_dtype
 
     cases = args.cases or [name for name in NAMES if name != "published" and (name, device) != ("execution", "cpu")]
     cases += ["published"] * (args.published and "published" not in cases)
     sizes = args.px or pixel_sizes(PX[args.size])
-    dtype = args.dtype or ("bf16" if device == "cuda" else "fp32")
+    usual = "bf16" if device == "cuda" else next(name for name, own in DTYPES.items() if own == usual_dtype(device))
+    dtype = args.dtype or usual
     settings = {name: value for name, value in vars(args).items() if name not in ("output", "debug")}
     settings |= {"device": device, "dtype": dtype, "px": sizes, "cases": cases}
     with TemporaryDirectory(prefix="pisasr-") as place:

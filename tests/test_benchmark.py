@@ -1,6 +1,7 @@
 """The benchmark counts what it says, on any machine the same; times in turn; and finds a wrong fast path."""
 
 import json
+import warnings
 
 import benchmark
 import numpy as np
@@ -158,6 +159,14 @@ def test_a_case_that_fails_is_a_row_and_the_others_go_on(bench):
     assert [row.failed for row in rows] == [False, True, True]
     assert "division" in rows[1].note and "no such thing" in rows[2].note
     assert "division" in as_markdown(as_json(bench, {}), rows)
+
+
+def test_a_pipeline_that_ran_out_of_memory_and_went_on_is_no_measurement(bench):
+    def smaller():
+        warnings.warn("out of memory; going on with smaller tiles", stacklevel=1)
+
+    (row,) = bench.measure("large", lambda *_: iter([[Variant("whole", smaller)]]), [])
+    assert row.ms is None and row.note == "skipped: out of memory" and not row.failed
 
 
 def test_names_in_the_help_are_the_cases():

@@ -23,13 +23,12 @@ from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.realesrgan import RRDBNet, load_x4plus
 from pisasr.method.model import Plan, Predictors, predict, restore
 from pisasr.method.residual import mix_residuals
-from pisasr.pipeline import VAE_TILE_PX, Pair, PiSASRPipeline
+from pisasr.pipeline import VAE_TILE_PX, Pair, PiSASRPipeline, usual_dtype
 
 Group = list[Variant]
 
 DEFAULT, ADJUSTED = (1.0, 1.0), (0.7, 1.2)
 FILES = 16
-EMULATES_BF16 = ("DEFAULT", "NO AVX", "AVX2")  # torch's names of processors that compute bfloat16 in float32
 
 
 def modes(bench: Bench, sizes: list[int]) -> Iterator[Group]:
@@ -76,8 +75,9 @@ def scaling(bench: Bench, sizes: list[int]) -> Iterator[Group]:
 
 def dtypes(bench: Bench, sizes: list[int]) -> Iterator[Group]:
     """Number formats and memory formats."""
-    emulated = torch.backends.cpu.get_cpu_capability() in EMULATES_BF16 and bench.size != "tiny"
-    absent = {"fp16": "fp16 wants a GPU"} | ({"bf16": "this processor has no bfloat16"} if emulated else {})
+    absent = {"fp16": "fp16 wants a GPU"}
+    if usual_dtype("cpu") != torch.bfloat16 and bench.size != "tiny":
+        absent["bf16"] = "this processor has no bfloat16 of its own"
     formats = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
     for px in sizes:
         group = [bench.restoring("as loaded", (px, px))]
