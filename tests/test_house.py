@@ -21,6 +21,7 @@ MAY_KNOW = {
     "pipeline": {"method", "models", "pictures"},
     "training": {"method", "models", "pictures", "data", "evaluation", "config"},
     "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "training"},
+    "benchmark": {"method", "models", "evaluation", "config", "pipeline", "training", "commands"},  # measures them all
 }
 
 
