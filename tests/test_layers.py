@@ -7,7 +7,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pisasr.method.layers import FoldedUpsample2D, enlarge, use_fast_layers
+from pisasr.method.layers import FoldedUpsample2D, enlarge, lay_out, use_fast_layers
 
 
 def pair(channels=6, out=5, dtype=torch.float64):
@@ -73,3 +73,11 @@ def test_a_whole_unet_is_the_same_and_is_saved_the_same():
             came = unet(x, 1, encoder_hidden_states=words).sample
             torch.testing.assert_close(came, before, rtol=1e-12, atol=1e-12)
     assert names == list(unet.state_dict())
+
+
+def test_channels_lie_together_only_where_no_norm_suffers():
+    conv, norm = nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4)
+    lay_out(nn.Sequential(conv))
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    lay_out(nn.Sequential(conv, norm))
+    assert conv.weight.is_contiguous()
