@@ -157,7 +157,7 @@ class PiSASRPipeline(DiffusionPipeline):
     where no other is asked for.
 
     diffusers' ways of saving memory work: `enable_model_cpu_offload` moves each part once a picture, however many tiles
-    it has; sequential and group offload move layers. The VAE works in pieces beyond 512 px, to the same result;
+    it has; sequential and group offload move layers. The VAE works in pieces beyond 512 px (`method.vae_tiling`);
     `vae.enable_tiling()` has it do so in the pieces that the VAE names, `disable_vae_tiling` whole.
     """
 
@@ -347,8 +347,9 @@ class PiSASRPipeline(DiffusionPipeline):
             tile_overlap: in latent pixels, and then the published plan is meant; None is a twelfth of the tile in an
                 even grid, a third in the published plan.
             tiling: "even", a grid of equal tiles no larger than tile_size, or "published": tiles of that size, the last
-                ones pulled back to the rim, 1.8 times the work.
-            vae_tile_size: in image pixels; beyond its square the VAE works in pieces, to the same result. None is 512.
+                ones pulled back to the rim, nearly twice the work.
+            vae_tile_size: in image pixels; beyond its square the VAE works in pieces, up to 1024 px to the same
+                result. None is 512.
             batch_size: how many neighbouring pictures of one size, or tiles of one picture, go through a network at
                 once. It changes speed and memory, and the result by rounding alone.
             low_memory: whether the VAE, working in pieces, holds half as much, for up to half as much arithmetic again.
@@ -416,11 +417,11 @@ class PiSASRPipeline(DiffusionPipeline):
         return PiSASR(self.unet, self.vae, self._words)
 
     def enable_vae_tiling(self) -> None:
-        """Let the VAE work in pieces beyond vae_tile_size, to the same result. This is the default."""
+        """Let the VAE work in pieces beyond vae_tile_size. This is the default."""
         self._vae_tiling = True
 
     def disable_vae_tiling(self) -> None:
-        """Let the VAE take every picture whole: it needs several times the memory, for the same result."""
+        """Let the VAE take every picture whole: it needs several times the memory."""
         self._vae_tiling = False
 
     def _plan(self, pictures: list[Picture], options: Options) -> list[Job]:
@@ -554,7 +555,7 @@ def usual_dtype(device: str) -> torch.dtype:
     bf16, AMX, Arm with bf16), where float32 takes twice the time; float32 elsewhere.
 
     In bfloat16 the embedded model's pictures differ from float32's by a quarter of a grey level on average, three at
-    most (its four example photos).
+    most (a corner of each of its four example photos, to 256 px).
     """
     if device.startswith("cuda"):
         return torch.float16

@@ -91,13 +91,13 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     add("--tile_size", "--latent_tiled_size", help=tile)
     overlap = "in latent pixels, and --tiling published is meant (default: a third of the tile there, a twelfth here)"
     add("--tile_overlap", "--latent_tiled_overlap", type=whole, help=overlap)
-    tile = "VAE tile in pixels of the picture; changes memory, not the result (default: 512)"
+    tile = "VAE tile in pixels of the picture; changes memory, up to 1024 px not the result (default: 512)"
     add("--vae_tile_size", "--vae_encoder_tiled_size", help=tile)
     add("--vae_decoder_tiled_size", help="the same in latent pixels, as published; the smaller one rules")
     many = """tiles of a picture at once, and small neighbours of one size (default: 1, so that a picture's bytes don't
         depend on its company: batches change results by rounding)"""
     add("--batch_size", default=1, help=many)
-    plan = "an even grid of tiles up to that size (default), or tiles as published, 1.8 times the work"
+    plan = "an even grid of tiles up to that size (default), or tiles as published, nearly twice the work"
     memory("--tiling", choices=("even", "published"), help=plan)
     memory("--low_memory", action="store_true", help="halve what the VAE holds of a big picture, for more time")
 

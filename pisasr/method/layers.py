@@ -24,9 +24,9 @@ def use_fast_layers(network: nn.Module) -> None:
 def lay_out(network: nn.Module) -> None:
     """Have convolutions work on pixels whose channels lie together, on a CPU and in networks without group norms.
 
-    On two cores without AVX-512, float32, the embedded model's decoder takes a fifth less time so. A UNet would take
-    some percent less, but PyTorch's group norm of such maps on a CPU squares before it subtracts the mean: errors of
-    1e-4 where a channel's mean is five times its spread, 200 times the usual ones. GPUs were not measured.
+    On one core without AVX-512, float32, the embedded model's decoder takes a fifth less time so. A UNet would gain
+    less, and PyTorch's group norm of such maps on a CPU is coarse: errors of 1e-4 where a channel's mean is five times
+    its spread, 160 times the usual ones. GPUs were not measured.
     """
     norms = any(isinstance(module, nn.GroupNorm) for module in network.modules())
     on_cpu = all(weight.device.type == "cpu" for weight in network.parameters())

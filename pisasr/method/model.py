@@ -143,7 +143,7 @@ class PiSASR:
     def encode(self, x: Tensor, noise: Tensor | None = None, tile_px: int | None = None, lean: bool = False) -> Tensor:
         """x -> z, scaled: the posterior's mean, or where noise (shaped like z) is given mean + std * noise.
 
-        Pictures beyond tile_px * tile_px image pixels are encoded in pieces, to the same result, without gradients
+        Pictures beyond tile_px * tile_px image pixels are encoded in pieces (see `vae_tiling`), without gradients
         (None: always whole; lean: see `vae_tiling`). The result has x's dtype, the VAE computes in its own.
         """
         x_vae = x.to(self._vae_dtype)

@@ -46,7 +46,7 @@ def encode_tiled(vae: Any, x: Tensor, tile: int, lean: bool = False) -> Diagonal
 
     x [B, 3, H, W] in [-1, 1], H and W multiples of the VAE's factor, in the VAE's dtype. A picture no larger than a
     tile, by area, is encoded whole. lean: hold half as much, compute more. No gradients. Equal to the untiled result up
-    to the order of summation.
+    to the order of summation, up to WINDOW * WINDOW latent pixels.
     """
     _check_tile(tile)
     if _fits(x, tile):
@@ -68,7 +68,7 @@ def decode_tiled(vae: Any, z: Tensor, tile: int, lean: bool = False) -> Tensor:
 
     z [B, c, h, w] as `vae.decode` takes it (not scaled), in the VAE's dtype -> x [B, 3, H, W], not clamped. A latent no
     larger than a tile, by area, is decoded whole. lean: hold half as much, compute more. No gradients. Equal to the
-    untiled result up to the order of summation.
+    untiled result up to the order of summation, up to WINDOW * WINDOW latent pixels.
     """
     _check_tile(tile)
     if _fits(z, tile):
@@ -101,7 +101,7 @@ class Bands(NamedTuple):
 
     def along(self, size: int) -> list[tuple[int, int]]:
         """The bands of an axis as (start, stop), equal within one; fewer bands where there are fewer rows."""
-        count = max(min(self.pieces, size // 2), 1)  # of two rows at least: see `_conv_bands`
+        count = max(min(self.pieces, size // 2), 1)  # of two rows at least: see `Deferred.in_bands`
         edges = [size * i // count for i in range(count + 1)]
         return list(zip(edges[:-1], edges[1:], strict=True))
 

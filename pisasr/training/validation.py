@@ -46,7 +46,7 @@ from pisasr.training.stages import Stage
 log = logging.getLogger(__name__)
 
 SHEET_ROWS = 8
-PLAN = Plan(vae_tile_px=512)  # beyond this size the VAE works in pieces, to the same result
+PLAN = Plan(vae_tile_px=512)  # beyond this size the VAE works in pieces; see `vae_tiling`
 
 
 class Pair(NamedTuple):

@@ -1,4 +1,4 @@
-"""Step 5 of the embedded default: the 643 pairs that the semantic adapter learns from, of the tiles that are there.
+"""Step 7 of the embedded default: the 643 pairs that the semantic adapter goes on with, of the tiles that are there.
 
     python scripts/demo/pairs.py --more data/more/train --demo data/demo/train --pages data/pages --output data/pairs
 

@@ -1,4 +1,4 @@
-"""Step 5 of the embedded default: a teacher repairs the low-quality pictures that the semantic stage learns from.
+"""Steps 5 and 7 of the embedded default: a teacher repairs the pictures that the semantic stage learns from.
 
     python scripts/degrade.py --input data/demo/train --output data/demo/pairs/lq --hq_output data/demo/pairs/hq
     python scripts/demo/teacher.py --pairs data/demo/pairs
