@@ -1,13 +1,10 @@
-"""The page's promises: one look a picture and none a knob, pictures never mixed up, a line for what goes wrong, no trace.
+"""The page's promises: one look a picture and none a knob, nothing mixed up, a line for what goes wrong.
 
 The desk is tested on the tiny model, the page over a real server by gradio's own client, as a script asks it.
 """
 
 import base64
 import io
-import json
-import threading
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +16,8 @@ from PIL import Image
 pytest.importorskip("gradio", reason="no gradio here: pip install 'pisasr[app]'")
 
 from pisasr.app import desk as desk_module
-from pisasr.app.desk import CORNERS, Desk, Limits, Store, Strengths, Wish, free_name, mask_image, read_mask
-from pisasr.app.page import PRESETS, Listener, read_wish, serve
+from pisasr.app.desk import Desk, Limits, Store, Strengths, Wish, free_name, mask_image, read_mask
+from pisasr.app.page import Listener, read_wish, serve
 from pisasr.commands.app import is_loopback
 from pisasr.commands.main import main
 from pisasr.errors import ImageError, PisasrError
