@@ -171,13 +171,21 @@ class Store:
 class Desk:
     """The model, one piece of work at a time, and the pictures that lie open. All methods may be called by any thread.
 
+    weights: of metrics, as for `load_scorers`. takes_prompts: whether words mean something to the model. process_size:
+    as for the pipeline, the short side up to which small pictures are enlarged first.
     Raises PisasrError, ValueError and out of memory, which `errors.explain` turns into a line.
     """
 
     def __init__(
-        self, pipe: PiSASRPipeline, limits: Limits = Limits(), weights: Path | None = None, takes_prompts: bool = True
+        self,
+        pipe: PiSASRPipeline,
+        limits: Limits = Limits(),
+        weights: Path | None = None,
+        takes_prompts: bool = True,
+        process_size: int = 512,
     ):
-        self.pipe, self.limits, self.weights, self.takes_prompts = pipe, limits, weights, takes_prompts
+        self.pipe, self.limits, self.weights = pipe, limits, weights
+        self.takes_prompts, self.process_size = takes_prompts, process_size
         self.store = Store(limits.held_bytes, limits.idle_s)
         self._device = threading.Lock()
 
@@ -188,7 +196,7 @@ class Desk:
     def forecast(self, size: tuple[int, int], wish: Wish) -> str:
         """One line, before any work: what comes out, in how many tiles, and what it keeps in memory."""
         factor = self._factor(size, wish)
-        frame = plan_frame(*size, factor, multiple=self.pipe.model.factor)
+        frame = plan_frame(*size, factor, self.process_size, multiple=self.pipe.model.factor)
         h, w = (side // self.pipe.model.factor for side in reversed(frame.padded))
         plan = self.pipe._cut(Options(upscale=factor), self.pipe.model.factor)
         tiles = count_tiles(h, w, plan.tile, plan.overlap, plan.even)
@@ -202,7 +210,7 @@ class Desk:
         picture = self.read(path)
         factor = self._factor(picture.size, wish)
         with self._device:
-            looked = self.pipe.look(picture, upscale=factor, prompt=wish.prompt)
+            looked = self.pipe.look(picture, **self._options(wish, factor))
         width, height = picture.size
         size = round(width * factor), round(height * factor)
         folder = TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True)
@@ -246,11 +254,14 @@ class Desk:
         factor = self._factor(picture.size, wish)
         pix, sem = strengths.lambdas(round(factor * picture.size[0]))
         with self._device:
-            return self.pipe(picture, pix, sem, upscale=factor, prompt=wish.prompt, color_fix=color_fix).images[0]
+            return self.pipe(picture, pix, sem, color_fix=color_fix, **self._options(wish, factor)).images[0]
 
     def _mix(self, opened: Opened, lambdas: tuple[Any, Any], color_fix: Any) -> Image.Image:
         with self._device:
             return self.pipe.mix(opened.looked, *lambdas, color_fix=color_fix)
+
+    def _options(self, wish: Wish, factor: float) -> dict[str, Any]:
+        return {"upscale": factor, "process_size": self.process_size, "prompt": wish.prompt}
 
     def _factor(self, size: tuple[int, int], wish: Wish) -> float:
         factor = wish.factor(size)
