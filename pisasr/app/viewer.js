@@ -155,8 +155,17 @@ window.pisasr = { // called whenever a knob of the page has moved
     knobs = now;
     const first = performance.now();
     touched();
-    window.pisasr.lastMs = performance.now() - first; // what a move of a knob cost, for who measures
+    window.pisasr.lastMs = performance.now() - first; // what a move of a knob cost, for those who measure
     return [];
+  },
+  ready: () => Boolean(shown && corners), // the rest is for those who test: is all here, is it exact, what is it
+  isExact: () => Boolean(shown && corners) && exact === turn,
+  levels() {
+    const sketch = document.createElement("canvas");
+    [sketch.width, sketch.height] = shown.size;
+    const ink = sketch.getContext("2d");
+    ink.drawImage(after, 0, 0);
+    return [[...ink.getImageData(0, 0, ...shown.size).data], ...shown.size];
   },
 };
 
