@@ -94,7 +94,6 @@ class Hand:
             if result := true():
                 return result
             time.sleep(0.05)
-        self.browser.save_screenshot("/tmp/hand.png")
         raise AssertionError(f"waited {PATIENCE_S} s in vain")
 
     def tab(self, words: str) -> None:
@@ -165,3 +164,151 @@ def test_turning_a_knob_shows_the_exact_picture_at_last_and_asks_no_unet(hand, d
         hook.remove()
     assert np.array_equal(seen, expected(desk, photos[0], 0.85, 0.7))
     assert not user.errors()
+
+
+def test_a_cell_of_the_sheet_sets_both_knobs(hand, desk, photos):
+    user = hand()
+    user.open(photos[1])
+    user.settled()
+    user.one("#viewer .compare").click()
+    cells = user.all("#viewer .sheet button")
+    assert len(cells) == 16
+    user.one("#viewer .sheet button[data-pix='0.5'][data-sem='1.5']").click()
+    user.until(lambda: not user.js("window.pisasr.isExact()"))
+    assert np.array_equal(user.picture(), expected(desk, photos[1], 0.5, 1.5))
+    assert [user.one(f"#{name} input[type=number]").get_attribute("value") for name in ("pix", "sem")] == ["0.5", "1.5"]
+    assert not user.one("#viewer .sheet").is_displayed()
+
+
+def test_presets_and_the_keyboard_turn_the_knobs(hand, desk, photos):
+    user = hand()
+    user.open(photos[1])
+    user.settled()
+    next(button for button in user.all("#presets button") if button.text == "Balanced").click()
+    user.until(lambda: user.one("#sem input[type=number]").get_attribute("value") == "0.5")
+    assert np.array_equal(user.picture(), expected(desk, photos[1], 1, 0.5))
+    user.one("#sem input[type=range]").send_keys(Keys.ARROW_RIGHT)
+    user.until(lambda: user.one("#sem input[type=number]").get_attribute("value") == "0.55")
+    assert np.array_equal(user.picture(), expected(desk, photos[1], 1, 0.55))
+    canvas = user.one("#viewer canvas.picture")
+    canvas.send_keys(Keys.ARROW_RIGHT, "+")
+    assert user.one("#viewer .divider").get_attribute("value") == "52"
+    assert user.one("#viewer [data-zoom='1']").get_attribute("aria-pressed") == "true"
+
+
+def test_a_painted_place_keeps_its_own_strengths(hand, desk, photos):
+    user = hand()
+    user.open(photos[0])
+    user.settled()
+    user.turn("pix", 0.3)
+    everywhere = user.picture()
+    user.one("#viewer [data-tool='paint']").click()
+    canvas = user.one("#viewer canvas.picture")
+    ActionChains(user.browser).move_to_element(canvas).click_and_hold().move_by_offset(30, 10).release().perform()
+    user.until(lambda: not user.js("window.pisasr.isExact()"))
+    painted = user.picture()
+    changed = (painted != everywhere).any(axis=-1)
+    height, width = changed.shape
+    assert changed[height // 2, width // 2] and not changed[0, 0] and not changed[-1, -1]
+    user.one("#viewer .clear").click()
+    user.until(lambda: not user.js("window.pisasr.isExact()"))
+    assert np.array_equal(user.picture(), everywhere)
+
+
+def test_a_mask_from_a_file_is_a_place_too(hand, desk, photos, tmp_path):
+    user = hand()
+    user.open(photos[0])
+    user.settled()
+    Image.new("L", (96, 64), 255).save(tmp_path / "mask.png")
+    next(head for head in user.all("button.label-wrap") if "place" in head.text).click()
+    user.until(lambda: user.all("#mask input[type=file]"))
+    user.turn("feather", 0)
+    user.picture()
+    user.drop(tmp_path / "mask.png", on="#mask")
+    user.until(lambda: not user.js("window.pisasr.isExact()"))
+    assert np.array_equal(user.picture(), expected(desk, photos[0], 1, 0))  # the page's strengths inside: no detail
+
+
+def test_two_users_and_two_pictures_are_never_mixed_up(hand, desk, photos):
+    ann, ben = hand(), hand()
+    ann.drop(photos[0])
+    ben.drop(photos[1])
+    for user in (ann, ben):
+        user.until(lambda user=user: user.js("window.pisasr.ready()"))
+    ann.turn("sem", 0.2)
+    ben.turn("pix", 0.4)
+    ann.turn("sem", 0.6)
+    assert np.array_equal(ann.picture(), expected(desk, photos[0], 1, 0.6))
+    assert np.array_equal(ben.picture(), expected(desk, photos[1], 0.4, 1))
+    before = ann.js("window.pisasr.id()")
+    ann.drop(photos[2])
+    ann.until(lambda: ann.js("window.pisasr.id()") != before and ann.js("window.pisasr.ready()"))
+    assert np.array_equal(ann.picture(), expected(desk, photos[2], 1, 0.6))
+
+
+def test_a_batch_ends_in_a_zip_of_all(hand, desk, photos, tmp_path):
+    user = hand()
+    user.tab("Many pictures")
+    (tmp_path / "broken.png").write_bytes(b"no picture at all")
+    user.drop(*photos[:2], tmp_path / "broken.png", on="#files")
+    user.until(lambda: "photo1" in user.one("#files").text)
+    user.one("#start").click()
+    user.until(lambda: user.one("#status").text.startswith("Done."))
+    assert "failed: not an image" in user.one("#status").text
+    with zipfile.ZipFile(downloaded(user, "#archive", tmp_path)) as archive:
+        assert archive.namelist() == ["photo0.png", "photo1.png"]
+        with archive.open("photo1.png") as file:
+            assert np.array_equal(np.asarray(Image.open(file)), expected(desk, photos[1], 1, 1))
+
+
+def test_a_stopped_batch_hands_over_what_it_has(hand, desk, photos, tmp_path):
+    user = hand()
+    user.tab("Many pictures")
+    many = [write(tmp_path / f"many{number:02}.png", number) for number in range(40)]
+    user.drop(*many, on="#files")
+    user.until(lambda: "many39" in user.one("#files").text)
+    user.one("#start").click()
+    user.until(lambda: "3 of 40" in user.one("#status").text)
+    user.one("#stop").click()
+    user.until(lambda: "Stopped" in user.one("#status").text)
+    with zipfile.ZipFile(downloaded(user, "#archive", tmp_path)) as archive:
+        names = archive.namelist()
+        assert 1 <= len(names) < 40 and names == [f"many{number:02}.png" for number in range(len(names))]
+    time.sleep(1)
+    assert "Stopped" in user.one("#status").text
+
+
+def downloaded(user: Hand, css: str, folder: Path) -> Path:
+    link = user.until(lambda: user.all(f"{css} a[href]"))[0].get_attribute("href")
+    import httpx
+
+    path = folder / "got.zip"
+    path.write_bytes(httpx.get(link).content)
+    return path
+
+
+def test_download_is_what_is_shown(hand, desk, photos, tmp_path):
+    user = hand()
+    user.open(photos[3])
+    user.turn("sem", 0.35)
+    shown = user.picture()
+    user.one("#download").click()
+    path = tmp_path / "downloads" / "photo3_pix1_sem0.35.png"
+    user.until(path.exists)
+    assert np.array_equal(np.asarray(Image.open(path)), shown)
+
+
+def test_garbage_is_a_line_on_the_page(hand, tmp_path):
+    user = hand()
+    (tmp_path / "garbage.png").write_bytes(b"<html>not a picture</html>")
+    user.drop(tmp_path / "garbage.png")
+    toast = user.until(lambda: [t for t in user.all(".toast-body") if "not an image" in t.text])[0]
+    assert "Traceback" not in toast.text and "\n  File" not in toast.text
+
+
+@pytest.mark.parametrize("size", [(420, 900), (1360, 1000)])
+def test_nothing_is_wider_than_the_window(hand, photos, size):
+    user = hand(size=size, dark=True)
+    user.open(photos[0])
+    assert user.js("document.documentElement.scrollWidth <= window.innerWidth")
+    assert user.js("document.body.classList.contains('dark')")

@@ -268,13 +268,13 @@ def build(desk: Desk) -> gr.Blocks:
                     ready = gr.DownloadButton(visible="hidden", elem_id="ready")
             with gr.Column(scale=1, min_width=320):
                 photo = _photo("Drop, paste or choose a photo")
-                gr.Examples([[str(path)] for path in EXAMPLES], photo, label="or try one", api_visibility="private")
+                gr.Examples([[str(path)] for path in EXAMPLES], photo, label="or try one", elem_id="examples", api_visibility="private")
                 with gr.Group():
                     pix = _knob("Repair", "takes away noise, blur and blocks", 1.0, "pix")
                     sem = _knob("Detail", "adds texture; some of it is invented", 1.0, "sem")
-                    with gr.Row(elem_classes="presets"):
-                        presets = {name: gr.Button(name, size="sm", min_width=60) for name in PRESETS}
-                        choose = gr.Button("Choose for me", size="sm", min_width=100, elem_id="choose")
+                with gr.Row(elem_id="presets"):
+                    presets = {name: gr.Button(name, size="sm", min_width=60) for name in PRESETS}
+                    choose = gr.Button("Choose for me", size="sm", min_width=60, elem_id="choose")
                 with gr.Accordion("A place of its own", open=False):
                     gr.Markdown(
                         "Paint on the picture where other strengths should hold, or give a mask: white is the place."
@@ -390,7 +390,25 @@ def theme() -> gr.themes.Base:
     """Paper, ink and one warm accent, in the system's own letters."""
     hues = {"primary_hue": "orange", "secondary_hue": "stone", "neutral_hue": "stone"}
     letters = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
-    return gr.themes.Base(**hues, font=letters, font_mono=["ui-monospace", "monospace"], radius_size="lg")
+    paper = gr.themes.Base(**hues, font=letters, font_mono=["ui-monospace", "monospace"], radius_size="lg")
+    return paper.set(
+        body_background_fill="#faf8f5",
+        body_background_fill_dark="#191614",
+        button_primary_background_fill="#b4531d",
+        button_primary_background_fill_hover="#96431a",
+        button_primary_background_fill_dark="#b4531d",
+        button_primary_background_fill_hover_dark="#c9622a",
+        button_primary_border_color="transparent",
+        button_primary_text_color="white",
+        button_secondary_background_fill="*background_fill_primary",
+        button_secondary_border_color="*border_color_primary",
+        button_border_width="1px",
+        color_accent="#b4531d",
+        link_text_color="#96431a",
+        link_text_color_dark="#f2a878",
+        slider_color="#b4531d",
+        slider_color_dark="#d8783f",
+    )
 
 
 def _cell(file: str) -> str:

@@ -86,9 +86,9 @@ function frame() { // where the picture lies on the canvas: [left, top, width, h
 
 function draw() {
   if (!shown) return;
-  const ratio = window.devicePixelRatio || 1, stage = canvas.parentElement.clientWidth;
-  const tall = Math.min(Math.max(window.innerHeight * 0.68, 240), stage * Math.max(shown.size[1] / shown.size[0], 0.4));
-  const size = [Math.round(stage * ratio), Math.round(tall * ratio)];
+  const ratio = window.devicePixelRatio || 1, wide = canvas.parentElement.clientWidth;
+  const tall = Math.min(Math.max(window.innerHeight * 0.68, 240), wide * Math.max(shown.size[1] / shown.size[0], 0.4));
+  const size = [Math.round(wide * ratio), Math.round(tall * ratio)];
   if (canvas.width !== size[0] || canvas.height !== size[1]) {
     [canvas.width, canvas.height] = size;
     canvas.style.height = tall + "px";
@@ -159,6 +159,7 @@ window.pisasr = { // called whenever a knob of the page has moved
     return [];
   },
   ready: () => Boolean(shown && corners), // the rest is for those who test: is all here, is it exact, what is it
+  id: () => shown?.id,
   isExact: () => Boolean(shown && corners) && exact === turn,
   levels() {
     const sketch = document.createElement("canvas");
@@ -227,15 +228,17 @@ function fillSheet() {
   const small = document.createElement("canvas");
   small.width = preview.width; small.height = preview.height;
   const ink = small.getContext("2d");
+  const part = Math.max(view.zoom, 1), w = small.width / part, h = small.height / part;
+  const corner = (length, size, middle) => Math.min(Math.max(middle * length - size / 2, 0), length - size);
+  const from = [corner(small.width, w, view.x), corner(small.height, h, view.y), w, h];
   for (const pix of STEPS) for (const sem of STEPS) {
     const image = ink.createImageData(small.width, small.height);
     mix(pix, sem, image.data, null);
     ink.putImageData(image, 0, 0);
     const cell = document.createElement("button"), thumb = document.createElement("canvas");
-    const side = Math.min(small.width, small.height) / (view.zoom > 1 ? view.zoom : 1);
-    const corner = (length, middle) => Math.min(Math.max(middle * length - side / 2, 0), length - side);
-    thumb.width = thumb.height = 192;
-    thumb.getContext("2d").drawImage(small, corner(small.width, view.x), corner(small.height, view.y), side, side, 0, 0, 192, 192);
+    const scale = Math.min(280 / Math.max(w, h), 1);
+    [thumb.width, thumb.height] = [Math.max(w * scale, 1), Math.max(h * scale, 1)];
+    thumb.getContext("2d").drawImage(small, ...from, 0, 0, thumb.width, thumb.height);
     cell.type = "button"; cell.dataset.pix = pix; cell.dataset.sem = sem;
     cell.setAttribute("aria-label", `repair ${pix}, detail ${sem}`);
     cell.setAttribute("aria-pressed", pix === knobs.pix && sem === knobs.sem);
@@ -321,6 +324,16 @@ find("clear").onclick = () => {
   mask.getContext("2d").clearRect(0, 0, mask.width, mask.height);
   if (painted) { painted = false; touched(); }
 };
-new ResizeObserver(draw).observe(canvas.parentElement);
+const entrance = () => document.querySelector("#photo input[type=file]"); // the page's own; a photo may land here, too
+find("empty").onclick = () => entrance()?.click();
+const stage = find("stage");
+stage.addEventListener("dragover", (event) => event.preventDefault());
+stage.addEventListener("drop", (event) => {
+  event.preventDefault();
+  if (!event.dataTransfer.files.length || !entrance()) return;
+  entrance().files = event.dataTransfer.files;
+  entrance().dispatchEvent(new Event("change", { bubbles: true }));
+});
+new ResizeObserver(draw).observe(stage);
 watch("value", takeOver);
 takeOver();
