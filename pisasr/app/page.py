@@ -268,7 +268,13 @@ def build(desk: Desk) -> gr.Blocks:
                     ready = gr.DownloadButton(visible="hidden", elem_id="ready")
             with gr.Column(scale=1, min_width=320):
                 photo = _photo("Drop, paste or choose a photo")
-                gr.Examples([[str(path)] for path in EXAMPLES], photo, label="or try one", elem_id="examples", api_visibility="private")
+                gr.Examples(
+                    [[str(path)] for path in EXAMPLES],
+                    photo,
+                    label="or try one",
+                    elem_id="examples",
+                    api_visibility="private",
+                )
                 with gr.Group():
                     pix = _knob("Repair", "takes away noise, blur and blocks", 1.0, "pix")
                     sem = _knob("Detail", "adds texture; some of it is invented", 1.0, "sem")
@@ -314,9 +320,11 @@ def build(desk: Desk) -> gr.Blocks:
 
         knobs = [pix, sem, inside_pix, inside_sem, feather]
         gr.on([knob.change for knob in knobs], None, knobs, None, js="(...all) => window.pisasr.turned(...all)")
-        viewer.settle(
-            listen.settle, [key, *knobs, colors], viewer, trigger_mode="always_last", show_progress="hidden", **device
+        asked = [key, *knobs, colors]
+        settling = viewer.settle(
+            listen.settle, asked, viewer, trigger_mode="multiple", show_progress="hidden", **device
         )
+        settling.failure(None, js="() => window.pisasr.failed()")
         viewer.choose(None, viewer, [pix, sem], js="(value) => value.chosen")
         for name, button in presets.items():
             button.click(None, None, [pix, sem], js=f"() => {list(PRESETS[name])}")
@@ -330,7 +338,7 @@ def build(desk: Desk) -> gr.Blocks:
         stop.click(listen.gather, made, [status, archive], cancels=run, **quiet)
 
         with gr.Row(visible=False):  # the same from a script
-            asked = [
+            given = [
                 _photo("image"),
                 gr.Number(1.0),
                 gr.Number(1.0),
@@ -339,7 +347,7 @@ def build(desk: Desk) -> gr.Blocks:
                 gr.Textbox("PNG"),
             ]
             gr.Button().click(
-                listen.repair, asked, gr.File(), api_name="repair", concurrency_id="device", concurrency_limit=1
+                listen.repair, given, gr.File(), api_name="repair", concurrency_id="device", concurrency_limit=1
             )
     return page
 

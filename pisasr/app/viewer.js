@@ -2,7 +2,7 @@
 // mixed here from four decoded corners, so that dragging costs the server nothing; `settle` asks for the exact picture.
 //
 // From the server, props.value: {id, size: [W, H], before, after, corners: [4] or none yet, turn, at, mask}, files with a
-// url; turn is that of the settle which it answers, -1 of a picture just opened, whose strengths are then in `at`.
+// url; turn is that of the settle which it answers; of a picture just opened, `at` has the strengths instead.
 // To the server: settle {turn, mask}, mask a PNG as a data URL, empty where nothing is painted; choose.
 
 const SETTLE_MS = 250; // a knob that rests this long has been let go
@@ -18,7 +18,7 @@ let corners = null; // [4] pixels of the preview's size, as floats: base, by pix
 let preview = document.createElement("canvas"), mask = document.createElement("canvas"), soft = document.createElement("canvas");
 let painted = false;
 let knobs = { pix: 1, sem: 1, insidePix: 1, insideSem: 1, feather: 0 };
-let turn = 0, exact = -1, timer = 0, loads = 0;
+let turn = 0, exact = -1, timer = 0, loads = 0, asking = false;
 let view = { zoom: 0, x: 0.5, y: 0.5 }; // screen pixels for each of the picture's, 0 fits; the point in the middle
 let tool = "", hold = null;
 
@@ -135,10 +135,16 @@ function touched() { // something that changes the result has changed
   clearTimeout(timer);
   timer = setTimeout(() => {
     timer = 0;
+    ask();
     draw();
-    if (shown) trigger("settle", { turn, mask: painted ? levels() : "" });
   }, SETTLE_MS);
   draw();
+}
+
+function ask() { // one question at a time; what has moved meanwhile is asked when the answer is here
+  if (asking || timer || !shown) return;
+  asking = true;
+  trigger("settle", { turn, mask: painted ? levels() : "" });
 }
 
 function levels() { // the mask as a grey picture
@@ -156,6 +162,11 @@ window.pisasr = { // called whenever a knob of the page has moved
     const first = performance.now();
     touched();
     window.pisasr.lastMs = performance.now() - first; // what a move of a knob cost, for those who measure
+    return [];
+  },
+  failed() { // the page has said why
+    asking = false;
+    state.textContent = "no exact picture";
     return [];
   },
   ready: () => Boolean(shown && corners), // the rest is for those who test: is all here, is it exact, what is it
@@ -180,6 +191,8 @@ async function load(file) {
 async function takeOver() { // a new value from the server: another picture, its corners, or its exact result
   const value = props.value;
   if (!value?.id) return;
+  if (!value.at) asking = false;
+  if (!value.at && value.turn !== turn) ask();
   const mine = ++loads, isNew = shown?.id !== value.id;
   const [exactOne, original, laid, ...four] = await Promise.all([
     load(value.after),
@@ -196,7 +209,7 @@ async function takeOver() { // a new value from the server: another picture, its
   }
   find("empty").hidden = true;
   find("divide").hidden = find("bar").hidden = false;
-  const sameKnobs = value.turn < 0 ? value.at[0] === knobs.pix && value.at[1] === knobs.sem : value.turn === turn;
+  const sameKnobs = value.at ? value.at[0] === knobs.pix && value.at[1] === knobs.sem : value.turn === turn;
   if (laid) lay(laid);
   else if (sameKnobs || isNew) {
     after = exactOne; exact = turn; clearTimeout(timer); timer = 0;
