@@ -38,7 +38,7 @@ from pisasr.models.bases import (
     read_reference,
     write_reference,
 )
-from pisasr.models.weights import Adapter, load_adapters, save_adapter
+from pisasr.models.weights import Adapter, fingerprint, load_adapters, save_adapter
 from pisasr.pictures.images import (
     Frame,
     Picture,
@@ -463,6 +463,17 @@ class PiSASRPipeline(DiffusionPipeline):
         (result,), _ = self._mix(looked, self._at(looked.frame, pair), options.output_type)
         self.maybe_free_model_hooks()
         return result
+
+    @property
+    def identity(self) -> str:
+        """Which model made a picture, for its file to tell: the base's name, of a folder the last part, and the
+        `fingerprint` of the adapters; "merged", with neither, where a pipeline was saved whole.
+        """
+        if self._reference is None:
+            return "merged"
+        base = "embedded" if self._reference.base is None else self._reference.base
+        name = Path(base).name if Path(base).expanduser().exists() else base
+        return name if self._adapters is None else f"{name}, adapters={fingerprint(*self._adapters)}"
 
     @property
     def model(self) -> PiSASR:

@@ -21,7 +21,7 @@ from pisasr import errors, files
 from pisasr.commands import batch
 from pisasr.commands import infer as command
 from pisasr.commands.main import main
-from pisasr.pictures import images
+from pisasr.pictures import images, saving
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -379,10 +379,10 @@ def test_a_full_disk_ends_the_batch(here, stub, monkeypatch):
     for number in range(count):
         draw(f"in/{number:02}.png")
 
-    def save(image, path):
+    def save(image, path, metadata):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(images, "save_image", save)
+    monkeypatch.setattr(saving, "save_image", save)
     assert infer("-i", "in", "-o", "out") == errors.SOME_FAILED
     assert len(stub.calls) <= batch.HANDS + 2  # what may wait for the disk, what is written, what is in hand
     assert [row["status"] for row in rows()] == ["failed"] * count
@@ -392,17 +392,17 @@ def test_a_full_disk_ends_the_batch(here, stub, monkeypatch):
 def test_interrupting_keeps_what_is_done(here, stub, monkeypatch):
     draw("in/a.png"), draw("in/b.png")
 
-    def interrupted(pictures, seeds):
+    def interrupted(pictures, names, seeds):
         if stub.calls:
             raise KeyboardInterrupt
         return [batch.Made(stub(pictures, 1, 1, generator=seeds, upscale=1).images)]
 
-    def save_slowly(image, path, save=images.save_image):
+    def save_slowly(image, path, metadata, save=saving.save_image):
         time.sleep(0.2)  # so that the interruption comes while it is written
-        save(image, path)
+        save(image, path, metadata)
 
     monkeypatch.setattr(command, "_restorer", lambda *_: interrupted)
-    monkeypatch.setattr(images, "save_image", save_slowly)
+    monkeypatch.setattr(saving, "save_image", save_slowly)
     assert infer("-i", "in", "-o", "out") == errors.INTERRUPTED
     assert outputs() == ["a.png"] and [row["status"] for row in rows()] == ["ok"]
 
@@ -415,7 +415,7 @@ def test_interrupting_does_not_wait_for_what_was_not_begun(here, stub, monkeypat
         images, "open_picture", lambda path, cap, load=images.open_picture: read.append(path) or load(path, cap)
     )
     monkeypatch.setattr(
-        command, "_restorer", lambda *_: lambda pictures, seeds: (_ for _ in ()).throw(KeyboardInterrupt)
+        command, "_restorer", lambda *_: lambda pictures, names, seeds: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     assert infer("-i", "in", "-o", "out") == errors.INTERRUPTED
     assert len(read) <= 2 and not outputs() and not rows()
@@ -432,18 +432,18 @@ def test_reading_computing_and_writing_overlap(here, stub, monkeypatch):
             third_is_read.set()
         return load(path, cap)
 
-    def save(image, path, save=images.save_image):
+    def save(image, path, metadata, save=saving.save_image):
         assert path.name != "a.png" or second_is_made.wait(20)
-        save(image, path)
+        save(image, path, metadata)
 
-    def restore(pictures, seeds):
+    def restore(pictures, names, seeds):
         if stub.calls:
             assert third_is_read.wait(20)
             second_is_made.set()
         return [batch.Made(stub(pictures, 1, 1, generator=seeds, upscale=1).images)]
 
     monkeypatch.setattr(images, "open_picture", open_picture)
-    monkeypatch.setattr(images, "save_image", save)
+    monkeypatch.setattr(saving, "save_image", save)
     monkeypatch.setattr(command, "_restorer", lambda *_: restore)
     assert infer("-i", "in", "-o", "out") == 0
     assert outputs() == ["a.png", "b.png", "c.png"] and [Path(row["input"]).stem for row in rows()] == [*"abc"]
@@ -457,13 +457,13 @@ def test_what_waits_for_a_slow_disk_is_bounded(here, stub, monkeypatch, most):
     monkeypatch.setattr(batch, most, {"HANDS": 2, "WAITING_BYTES": 2 * 3 * 64 * 64}[most])
     written, ahead = [], []
 
-    def save(image, path, save=images.save_image):
+    def save(image, path, metadata, save=saving.save_image):
         time.sleep(0.01)
         ahead.append(len(stub.calls) - len(written))
-        save(image, path)
+        save(image, path, metadata)
         written.append(path)
 
-    monkeypatch.setattr(images, "save_image", save)
+    monkeypatch.setattr(saving, "save_image", save)
     assert infer("-i", "in", "-o", "out") == 0
     assert len(outputs()) == 12 and max(ahead) <= 4  # two wait, one may be written already and not told, one is made
 
@@ -786,7 +786,7 @@ def deep_pixels(height: int = 5, width: int = 6) -> np.ndarray:
 
 
 def test_sixteen_bits_are_written_and_read_again(here, base_folder):
-    images.save_image(deep_pixels(), "in/a.png")
+    saving.save_image(deep_pixels(), "in/a.png")
     common = ("-i", "in", "--pretrained_model", base_folder, "--process_size", 8, "--upscale", 2)
     assert infer(*common, "-o", "eight") == 0 and infer(*common, "-o", "deep", "--bits", 16) == 0
     eight, deep = images.open_picture("eight/a.png"), images.open_picture("deep/a.png")
