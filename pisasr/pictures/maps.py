@@ -75,7 +75,7 @@ def read_map(path: Path, white: float) -> np.ndarray:
         picture = open_picture(path)
     except ImageError as error:
         raise ImageError(f"the map {shown(path)}: {error}") from None
-    levels = picture.pixels if picture.pixels.dtype == np.float32 else picture.pixels.astype(np.float32) / 255
+    levels = picture.pixels if picture.pixels.dtype == np.float32 else picture.pixels / 255
     opaque = picture.alpha is None or (picture.alpha == (1 if picture.alpha.dtype == np.float32 else 255)).all()
     if not opaque or (levels != levels[..., :1]).any():
         raise ImageError(
