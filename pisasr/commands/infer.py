@@ -228,23 +228,23 @@ def _restorer(
     from pisasr.pictures.sheets import draw_sheet
 
     settings = pipeline_settings(args) | {"output_type": "uint16" if args.bits == 16 else "pil"}
-    tell = _teller(pipe, args, settings) if args.keep_metadata else lambda picture, pairs: None
+    metadata_of = _labeller(pipe, args, settings) if args.keep_metadata else lambda picture, pairs: None
 
     def restore(pictures: Sequence["Picture"], names: Sequence[Path], seeds: Sequence[int]) -> list[Made]:
         pair, notes = _strengths(args, names[0])  # with maps, one picture comes at a time
         results = pipe(pictures, *pair, generator=seeds, **settings).images
-        return [Made([r], notes, metadata=tell(p, [pair])) for p, r in zip(pictures, results, strict=True)]
+        return [Made([r], notes, metadata=metadata_of(p, [pair])) for p, r in zip(pictures, results, strict=True)]
 
     def restore_grid(picture: "Picture", seed: int) -> Made:
         results = pipe.sweep(picture, pairs, generator=seed, **settings)
         sheet = draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)
-        return Made([*results, sheet], metadata=tell(picture, [*pairs, tuple(args.lambda_grid)]))
+        return Made([*results, sheet], metadata=metadata_of(picture, [*pairs, tuple(args.lambda_grid)]))
 
     def restore_best(picture: "Picture", seed: int) -> Made:
         results = pipe.sweep_lazily(picture, pairs, generator=seed, **settings)
         choice, result = pick(args.lambda_auto, _score_each(pairs, results, picture, scorers))
         fields = {"lambda_pix": choice.pair[0], "lambda_sem": choice.pair[1]}
-        return Made([result], describe(args.lambda_auto, choice), fields, tell(picture, [choice.pair]))
+        return Made([result], describe(args.lambda_auto, choice), fields, metadata_of(picture, [choice.pair]))
 
     def each(restore_one: Callable[["Picture", int], Made]) -> Restore:
         return lambda pictures, _, seeds: list(map(restore_one, pictures, seeds))
@@ -266,7 +266,7 @@ def _strengths(args: argparse.Namespace, name: Path) -> tuple[tuple[Any, Any], s
     return (strengths[0], strengths[1]), "; ".join(notes)
 
 
-def _teller(
+def _labeller(
     pipe: "PiSASRPipeline", args: argparse.Namespace, settings: dict[str, Any]
 ) -> "Callable[[Picture, Sequence[tuple[Any, Any]]], list[Metadata]]":
     """What the file of each of a picture's results tells, from its strengths."""
@@ -283,11 +283,11 @@ def _teller(
             return "/".join(f"{value:.15g}" for value in strength)
         return f"0..{getattr(args, name):.15g} by a map"
 
-    def tell(picture: "Picture", pairs: Sequence[tuple[Any, Any]]) -> "list[Metadata]":
+    def metadata_of(picture: "Picture", pairs: Sequence[tuple[Any, Any]]) -> "list[Metadata]":
         strengths = [dict(zip(LAMBDAS, map(words, pair, LAMBDAS), strict=True)) for pair in pairs]
         return [Metadata(made_with(model, {**each, **others, **chance}), picture.exif) for each in strengths]
 
-    return tell
+    return metadata_of
 
 
 def _score_each(
