@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from pisasr.files import write_whole
 from pisasr.method import color
 from pisasr.method.adapters import merge_in_place, merged
 from pisasr.method.layers import lay_out, use_fast_layers
-from pisasr.method.model import PiSASR, Plan, Predictors, draw_noise, predict, restore
-from pisasr.method.residual import needed
+from pisasr.method.model import PiSASR, Plan, Predicted, Predictors, draw_noise, look, mix, predict
+from pisasr.method.residual import Strength, needed_by
 from pisasr.method.text import PromptEncoder
 from pisasr.method.tiling import check_plan, count_tiles
 from pisasr.models.bases import (
@@ -57,6 +57,7 @@ from pisasr.pictures.images import (
     to_signed,
     to_unit,
 )
+from pisasr.pictures.maps import Map, check_proportions, check_strength, to_latent
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
@@ -75,7 +76,9 @@ Tiling = Literal["even", "published"]
 Given = Image.Image | np.ndarray | Tensor | Picture
 Result = Image.Image | np.ndarray | Tensor
 Generators = torch.Generator | int | Sequence[torch.Generator | int] | None
-Pair = tuple[float, float]
+Strengths = tuple[float | Map, float | Map]
+CheckedPair = tuple[float | np.ndarray, float | np.ndarray]
+T = TypeVar("T")
 
 # Lies beside what `save_pretrained` writes: DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER,
 # trust_remote_code=True) takes the pipeline from it.
@@ -147,6 +150,29 @@ class Job:
     frame: Frame
     prompt: str
     generator: torch.Generator | None
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Pictures of one frame as the model saw them, and all that strengths choose from; usually one picture.
+
+    `PiSASRPipeline.look` gives it and `mix` takes it. z_L, eps_pix and eps_pisa [B, c, h, w] are its own (an eps is
+    None where nobody needed it); given [B, 3, H, W], at frame.padded, is what colours are matched to; plan is how big
+    things were cut when memory sufficed. `mix` changes nothing here, so threads may share it, and it can be pickled.
+    """
+
+    z_L: Tensor
+    eps_pix: Tensor | None
+    eps_pisa: Tensor | None
+    given: Tensor
+    jobs: tuple[Job, ...]
+    plan: Plan
+    color_fix: str
+
+    @property
+    def frame(self) -> Frame:
+        """The sizes that its pictures pass through."""
+        return self.jobs[0].frame
 
 
 class PiSASRPipeline(DiffusionPipeline):
@@ -313,8 +339,8 @@ class PiSASRPipeline(DiffusionPipeline):
     def __call__(
         self,
         image: Given | Sequence[Given],
-        lambda_pix: float = 1.0,
-        lambda_sem: float = 1.0,
+        lambda_pix: float | Map = 1.0,
+        lambda_sem: float | Map = 1.0,
         *,
         upscale: float = 4,
         process_size: int = 512,
@@ -337,8 +363,9 @@ class PiSASRPipeline(DiffusionPipeline):
             image: PIL pictures of any mode and size; arrays [H, W, C] or [B, H, W, C] and tensors [C, H, W] or
                 [B, C, H, W], of uint8, uint16, or floats in [0, 1], which are not rounded; or a list of such. Grey
                 stays grey, alpha is enlarged and kept.
-            lambda_pix: how much of noise, blur and blocks is taken away; 0 none, 1 as trained.
-            lambda_sem: how much detail is added; 0 none, 1 as trained.
+            lambda_pix: how much of noise, blur and blocks is taken away; 0 none, 1 as trained. A number, or a map with
+                the strength at each place: floats [H, W], array or tensor, of any size in the picture's proportions.
+            lambda_sem: how much detail is added; 0 none, 1 as trained. A number or a map.
             upscale: any factor from 1 up.
             process_size: the short side, in pixels of the result, up to which small pictures are enlarged first.
             color_fix: how the result gets the input's colours back: "adain" (as published), "wavelet" or "none". None
@@ -372,8 +399,8 @@ class PiSASRPipeline(DiffusionPipeline):
             upscale, process_size, color_fix, tile_size, tile_overlap, tiling, vae_tile_size, batch_size, low_memory,
             prompt, posterior, generator, output_type,
         )  # fmt: skip
-        pairs = _check_pairs([(lambda_pix, lambda_sem)])
         jobs = self._plan(pictures_of(image), options)
+        pairs = _check_pairs([(lambda_pix, lambda_sem)], jobs)
         kinds = groupby(jobs, key=lambda job: (job.frame, job.picture.pixels.dtype))  # levels and floats don't mix
         same = (list(group) for _, group in kinds)
         batches = [group[i : i + batch_size] for group in same for i in range(0, len(group), batch_size)]
@@ -381,26 +408,20 @@ class PiSASRPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=results) if return_dict else (results,)
 
-    def sweep(self, image: Given, lambdas: Iterable[Pair], **options: Any) -> list[Result]:
+    def sweep(self, image: Given, lambdas: Iterable[Strengths], **options: Any) -> list[Result]:
         """One picture at several (lambda_pix, lambda_sem): one encode and at most two UNet passes for all of them.
 
-        options: those of `__call__`.
+        Strengths are numbers or maps; options: those of `__call__`.
         """
         return list(self.sweep_lazily(image, lambdas, **options))
 
-    def sweep_lazily(self, image: Given, lambdas: Iterable[Pair], **options: Any) -> Iterator[Result]:
+    def sweep_lazily(self, image: Given, lambdas: Iterable[Strengths], **options: Any) -> Iterator[Result]:
         """The pictures of `sweep` one after another, each decoded when it is asked for: many need no more memory.
 
         Wrong options are refused at the call; the encode and the UNet passes come with the first picture.
         """
-        if unknown := sorted(options.keys() - {field.name for field in fields(Options)}):
-            raise TypeError(
-                f"sweep doesn't know {unknown[0]!r}; it takes the options of __call__ beside the strengths."
-            )
-        settings, pairs, pictures = Options(**options), _check_pairs(lambdas), pictures_of(image)
-        if len(pictures) != 1:
-            raise ValueError(f"a sweep is of one picture, {len(pictures)} came; call it once for each.")
-        (job,) = self._plan(pictures, settings)
+        job, settings = self._plan_one("sweep", image, options)
+        pairs = _check_pairs(lambdas, [job])
 
         def results() -> Iterator[Result]:
             for (result,) in self._repair([job], pairs, settings):
@@ -408,6 +429,40 @@ class PiSASRPipeline(DiffusionPipeline):
             self.maybe_free_model_hooks()
 
         return results()
+
+    @torch.no_grad()
+    def look(self, image: Given, **options: Any) -> Looked:
+        """The half of `__call__` that no strength changes, of one picture: the encode and both predictions.
+
+        What comes of it at any strengths is then `mix`'s, which asks no UNet. options: those of `__call__` but
+        output_type.
+        """
+        job, settings = self._plan_one("look", image, options, without=("output_type",))
+        looked = self._look([job], (True, True), settings)
+        self.maybe_free_model_hooks()
+        return looked
+
+    @torch.no_grad()
+    def mix(
+        self,
+        looked: Looked,
+        lambda_pix: float | Map = 1.0,
+        lambda_sem: float | Map = 1.0,
+        *,
+        output_type: OutputType = "pil",
+        color_fix: ColorFix | None = None,
+    ) -> Result:
+        """The picture that `look` saw, at these strengths: the bytes of `__call__`, for a decode and no UNet pass.
+
+        lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix: None is the one that `look` was told.
+        """
+        options = Options(output_type=output_type, color_fix=color_fix)
+        (pair,) = _check_pairs([(lambda_pix, lambda_sem)], looked.jobs)
+        if options.color_fix is not None:
+            looked = replace(looked, color_fix=options.color_fix)
+        (result,), _ = self._mix(looked, self._at(looked.frame, pair), options.output_type)
+        self.maybe_free_model_hooks()
+        return result
 
     @property
     def model(self) -> PiSASR:
@@ -434,28 +489,95 @@ class PiSASRPipeline(DiffusionPipeline):
             raise ValueError(f"{len(pictures)} pictures came with {len(prompts)} prompts; give one, or one for each.")
         return [Job(*each) for each in zip(pictures, frames, prompts, generators, strict=True)]
 
-    @torch.no_grad()  # of a generator, torch switches gradients off while it works and not while its caller does
-    def _repair(self, jobs: list[Job], pairs: list[Pair], options: Options) -> Iterator[list[Result]]:
-        """Sizes, ranges and colours around the method, for pictures of one frame: for each pair a list of results.
+    def _plan_one(
+        self, who: str, image: Given, options: dict[str, Any], without: tuple[str, ...] = ()
+    ) -> tuple[Job, Options]:
+        """One picture and its checked options; TypeError or ValueError where `who` was given others."""
+        if unknown := sorted(options.keys() - {field.name for field in fields(Options) if field.name not in without}):
+            known = " but " + ", ".join(without) if without else ""
+            raise TypeError(
+                f"{who} doesn't know {unknown[0]!r}; it takes the options of __call__ beside the strengths{known}."
+            )
+        settings, pictures = Options(**options), pictures_of(image)
+        if len(pictures) != 1:
+            raise ValueError(f"a {who} is of one picture, {len(pictures)} came; call it once for each.")
+        (job,) = self._plan(pictures, settings)
+        return job, settings
 
-        What strengths change is done anew for each pair, when its pictures are asked for.
-        """
+    @torch.no_grad()  # of a generator, torch switches gradients off while it works and not while its caller does
+    def _repair(self, jobs: list[Job], pairs: list[CheckedPair], options: Options) -> Iterator[list[Result]]:
+        """Pictures of one frame, looked at once: for each pair a list of results, made when they are asked for."""
+        placed = [self._at(jobs[0].frame, pair) for pair in pairs]
+        looked = self._look(jobs, needed_by(placed), options)
+        for pair in placed:
+            results, plan = self._mix(looked, pair, options.output_type)
+            looked = replace(looked, plan=plan)  # what was too much once is not tried again
+            yield results
+
+    def _at(self, frame: Frame, pair: CheckedPair) -> tuple[Strength, Strength]:
+        """Strengths as the method has them: numbers, and maps over the latent on the device."""
+        factor, device = self.model.factor, self._execution_device
+
+        def at(strength: float | np.ndarray) -> Strength:
+            return strength if isinstance(strength, float) else to_latent(strength, frame, factor).to(device)
+
+        return at(pair[0]), at(pair[1])
+
+    def _look(self, jobs: list[Job], needs: tuple[bool, bool], options: Options) -> Looked:
+        """Sizes and ranges before the method's first half, for pictures of one frame."""
         model, device, frame = self.model, self._execution_device, jobs[0].frame
         given = to_batch([pad(prepare(job.picture.pixels, frame), frame) for job in jobs], device)
-        noise = self._noise(model.latent_shape(given), jobs, device) if options.posterior == "sample" else None
-        plan: Plan | None = self._cut(options, model.factor)
-        done = 0
-        while plan is not None:
+        shape = model.latent_shape(given)
+        noise = self._noise(shape, jobs, device) if options.posterior == "sample" else None
+
+        def attempt(plan: Plan) -> Predicted:
+            tiles = count_tiles(*shape[2:], plan.tile, plan.overlap, plan.even)
+            predictors = self._predictors(model, jobs, needs, tiles, device)
+            return look(model, to_signed(from_levels(given)), predictors, plan, noise)
+
+        predicted, plan = self._in_less(self._cut(options, model.factor), max(shape[2:]), attempt)
+        used = tuple(replace(job, generator=None) for job in jobs)
+        return Looked(*predicted, given, used, plan, options.color_fix or self.config.color_fix)
+
+    def _mix(
+        self, looked: Looked, pair: tuple[Strength, Strength], output_type: OutputType
+    ) -> tuple[list[Result], Plan]:
+        """The method's second half, and colours, ranges and sizes behind it; and the plan that memory sufficed for."""
+        model, frame = self.model, looked.frame
+        predicted = Predicted(looked.z_L, looked.eps_pix, looked.eps_pisa)
+
+        def attempt(plan: Plan) -> list[Result]:
+            x_H, z_H = mix(model, predicted, pair, plan, decode=output_type != "latent")
+            if x_H is None:
+                return list(z_H)
+            if not x_H.isfinite().all():
+                raise PisasrError(
+                    "the model answered with nan or inf; try float32 (--dtype fp32), or strengths nearer to 1."
+                )
+            made, source = crop(x_H, frame), crop(looked.given, frame)
+            bands = color.in_bands(
+                COLOR_FIXES[looked.color_fix],
+                lambda start, stop: to_unit(made[..., start:stop, :].float()),
+                lambda start, stop: from_levels(source[..., start:stop, :]),
+                (made.shape[-2], made.shape[-1]),
+            )
+            return _results(bands, looked.jobs, output_type)
+
+        return self._in_less(looked.plan, max(looked.z_L.shape[2:]), attempt)
+
+    def _in_less(self, plan: Plan, side: int, attempt: Callable[[Plan], T]) -> tuple[T, Plan]:
+        """attempt(plan) of a latent of this longer side, or where memory was out, by the next `smaller` plan, and so
+        on; with the plan that sufficed.
+        """
+        while True:
             try:
-                for result in self._attempt(given, noise, jobs, pairs[done:], options, plan):
-                    yield result
-                    done += 1
-                return
+                return attempt(plan), plan
             except Exception as error:  # leaves this block before the next attempt, and what it holds is free then
-                plan = smaller(plan, max(model.latent_shape(given)[2:])) if is_out_of_memory(error) else None
-                if plan is None:
+                less = smaller(plan, side) if is_out_of_memory(error) else None
+                if less is None:
                     raise
-            _empty_cache(device)
+            plan = less
+            _empty_cache(self._execution_device)
             warnings.warn(
                 f"out of memory; going on with UNet tiles of {plan.tile} latent pixels and VAE pieces of "
                 f"{plan.vae_tile_px} px, which changes the result little (tile_size, vae_tile_size and low_memory "
@@ -463,44 +585,13 @@ class PiSASRPipeline(DiffusionPipeline):
                 stacklevel=2,
             )
 
-    def _attempt(
-        self,
-        given: Tensor,
-        noise: Tensor | None,
-        jobs: list[Job],
-        pairs: list[Pair],
-        options: Options,
-        plan: Plan,
-    ) -> Iterator[list[Result]]:
-        model, device, frame = self.model, given.device, jobs[0].frame
-        fix = COLOR_FIXES[options.color_fix or self.config.color_fix]
-        tiles = count_tiles(*model.latent_shape(given)[2:], plan.tile, plan.overlap, plan.even)
-        predictors = self._predictors(model, jobs, pairs, tiles, device)
-        decode = options.output_type != "latent"
-        for x_H, z_H in restore(model, to_signed(from_levels(given)), predictors, pairs, plan, noise, decode):
-            if x_H is None:
-                yield list(z_H)
-                continue
-            if not x_H.isfinite().all():
-                raise PisasrError(
-                    "the model answered with nan or inf; try float32 (--dtype fp32), or strengths nearer to 1."
-                )
-            made, source = crop(x_H, frame), crop(given, frame)
-            bands = color.in_bands(
-                fix,
-                lambda start, stop: to_unit(made[..., start:stop, :].float()),  # noqa: B023  # used up in this turn
-                lambda start, stop: from_levels(source[..., start:stop, :]),  # noqa: B023
-                (made.shape[-2], made.shape[-1]),
-            )
-            yield _results(bands, jobs, options.output_type)
-
     def _predictors(
-        self, model: PiSASR, jobs: list[Job], pairs: list[Pair], tiles: int, device: torch.device
+        self, model: PiSASR, jobs: list[Job], needs: tuple[bool, bool], tiles: int, device: torch.device
     ) -> Predictors:
-        """The merged UNets, under one progress bar over the tiles of both where there are several."""
+        """The merged UNets that are needed, under one progress bar over the tiles of both where there are several."""
         prompts = [job.prompt for job in jobs]
         embeds = model.prompt_encoder(prompts if len(set(prompts)) > 1 else prompts[0], device)
-        passes = sum(any(needs) for needs in zip(*(needed(*pair) for pair in pairs), strict=True))
+        passes = sum(needs)
         bar = self.progress_bar(total=tiles * passes) if tiles > 1 and passes else None
 
         def predictor(unet: UNet2DConditionModel) -> Callable[[Tensor], Tensor]:
@@ -514,7 +605,7 @@ class PiSASRPipeline(DiffusionPipeline):
 
             return eps
 
-        return Predictors(predictor(self.unet_pix), predictor(self.unet))
+        return Predictors(predictor(self.unet_pix), predictor(self.unet)).only(*needs)
 
     def _cut(self, options: Options, factor: int) -> Plan:
         tile, overlap = options.tile_plan(factor)
@@ -570,7 +661,7 @@ def _multiplies_bf16() -> bool:
     return platform.machine() == "aarch64" and told.is_file() and " bf16 " in told.read_text()
 
 
-def _results(bands: Iterable[Tensor], jobs: list[Job], output_type: OutputType) -> list[Result]:
+def _results(bands: Iterable[Tensor], jobs: Sequence[Job], output_type: OutputType) -> list[Result]:
     """Bands [B, 3, h, W] in [0, 1] of frame.content as what was asked for, at frame.output; grey, alpha as before."""
     frame = jobs[0].frame
     if output_type == "pil":
@@ -592,7 +683,7 @@ def _gather(bands: Iterable[Tensor], bits: int | None = None) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
 
 
-def _each(made: np.ndarray, jobs: list[Job]) -> Iterator[tuple[np.ndarray, Job]]:
+def _each(made: np.ndarray, jobs: Sequence[Job]) -> Iterator[tuple[np.ndarray, Job]]:
     return zip(made, jobs, strict=True)
 
 
@@ -611,15 +702,17 @@ def _fresh(generator: Any, count: int) -> list[torch.Generator | None]:
     return [torch.Generator().manual_seed(int(generator)) for _ in range(count)]
 
 
-def _check_pairs(lambdas: Iterable[Pair]) -> list[Pair]:
+def _check_pairs(lambdas: Iterable[Strengths], jobs: Iterable[Job]) -> list[CheckedPair]:
+    """Strengths for these pictures: numbers, and maps in their proportions."""
     try:
-        pairs = [(float(lambda_pix), float(lambda_sem)) for lambda_pix, lambda_sem in lambdas]
+        pairs = [(lambda_pix, lambda_sem) for lambda_pix, lambda_sem in lambdas]
     except (TypeError, ValueError):
-        raise TypeError(f"strengths are {lambdas!r}; they must be pairs of numbers (lambda_pix, lambda_sem).") from None
-    for pair in pairs:
-        if not all(map(math.isfinite, pair)):
-            raise ValueError(f"(lambda_pix, lambda_sem) is {pair}; both must be finite numbers, usually from 0 to 1.5.")
-    return pairs
+        raise TypeError("strengths must be pairs of numbers or maps, (lambda_pix, lambda_sem).") from None
+    checked = [(check_strength("lambda_pix", pix), check_strength("lambda_sem", sem)) for pix, sem in pairs]
+    for (pix, sem), job in product(checked, jobs):
+        check_proportions("lambda_pix", pix, job.picture.size)
+        check_proportions("lambda_sem", sem, job.picture.size)
+    return checked
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

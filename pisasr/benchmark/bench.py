@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from pisasr.benchmark.counting import Counted, count
 from pisasr.benchmark.subjects import Change, load, picture
 from pisasr.errors import explain
-from pisasr.pipeline import Options, Pair, PiSASRPipeline
+from pisasr.evaluation.rules import Pair
+from pisasr.pipeline import Options, PiSASRPipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TILE_PX = {

@@ -21,9 +21,10 @@ from pisasr.benchmark.counting import Counted, count
 from pisasr.benchmark.subjects import Change, picture
 from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.realesrgan import RRDBNet, load_x4plus
+from pisasr.evaluation.rules import Pair
 from pisasr.method.model import Plan, Predictors, predict, restore
 from pisasr.method.residual import mix_residuals
-from pisasr.pipeline import VAE_TILE_PX, Pair, PiSASRPipeline, usual_dtype
+from pisasr.pipeline import VAE_TILE_PX, PiSASRPipeline, usual_dtype
 
 Group = list[Variant]
 

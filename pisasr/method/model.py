@@ -1,9 +1,9 @@
-"""Infer and train, from x_L to x_H: the method, tensors in and out. `restore`, and what it is made of.
+"""Infer and train, from x_L to x_H: the method, tensors in and out. `restore`, and its halves, `look` and `mix`.
 
-    x_L -> z_L               encode
-    z_L -> eps_pix, eps_pisa predict, by each weight set in turn, tile by tile
-    z_L, eps -> z_H          residual.restore_latent, for each pair of strengths
-    z_H -> x_H               decode
+    look    x_L -> z_L               encode
+            z_L -> eps_pix, eps_pisa predict, by each weight set in turn, tile by tile
+    mix     z_L, eps -> z_H          residual.restore_latent, for each pair of strengths
+            z_H -> x_H               decode
 
 Inference calls it with merged weights, training and validation with live adapters; nowhere else do these meet.
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pisasr.method.layers import constant_input
-from pisasr.method.residual import needed, restore_latent
+from pisasr.method.residual import Strength, needed_by, restore_latent
 from pisasr.method.text import PromptEncoder
 from pisasr.method.tiling import blend_tiles
 from pisasr.method.vae_tiling import decode_tiled, encode_tiled
@@ -48,6 +48,11 @@ class Predictors(NamedTuple):
 
     pix: Callable[[Tensor], Tensor] | None
     pisa: Callable[[Tensor], Tensor] | None
+
+    def only(self, pix: bool, pisa: bool) -> "Predictors":
+        """Those of them that are needed."""
+        assert (self.pix or not pix) and (self.pisa or not pisa), "a prediction is needed that nobody makes"
+        return Predictors(self.pix if pix else None, self.pisa if pisa else None)
 
 
 class Predicted(NamedTuple):
@@ -90,7 +95,7 @@ def restore(
     model: "PiSASR",
     x_L: Tensor,
     predictors: Predictors,
-    lambdas: Iterable[tuple[float, float]],
+    lambdas: Iterable[tuple[Strength, Strength]],
     plan: Plan = Plan(),
     noise: Tensor | None = None,
     decode: bool = True,
@@ -98,39 +103,39 @@ def restore(
     """Yield the result for each (lambda_pix, lambda_sem): one encode, a pass for each prediction that some pair needs,
     a decode a pair, made when it is asked for.
 
-    x_L [B, 3, H, W] in [-1, 1] on the model's device, H and W multiples of its factor. noise: as for `PiSASR.encode`.
-    No gradient passes the encode; behind it, all that the caller has switched on.
+    x_L [B, 3, H, W] in [-1, 1] on the model's device, H and W multiples of its factor. Strengths as for `mix`. noise:
+    as for `PiSASR.encode`. No gradient passes the encode; behind it, all that the caller has switched on.
     """
     pairs = list(lambdas)
-    predicted = look(model, x_L, predictors, pairs, plan, noise)
+    predicted = look(model, x_L, predictors.only(*needed_by(pairs)), plan, noise)
     del x_L  # of a big picture, as large as all that follows
     for pair in pairs:
-        z_H = restore_latent(*predicted, *pair)
-        yield Restored(model.decode(z_H, plan.vae_tile_px, plan.lean) if decode else None, z_H)
+        yield mix(model, predicted, pair, plan, decode)
 
 
 def look(
-    model: "PiSASR",
-    x_L: Tensor,
-    predictors: Predictors,
-    lambdas: Iterable[tuple[float, float]],
-    plan: Plan = Plan(),
-    noise: Tensor | None = None,
+    model: "PiSASR", x_L: Tensor, predictors: Predictors, plan: Plan = Plan(), noise: Tensor | None = None
 ) -> Predicted:
-    """The part of `restore` that no strength changes: the encode, and the predictions that these pairs need."""
+    """The half of `restore` that no strength changes: the encode, and what each predictor answers."""
     with torch.no_grad():
         z_L = model.encode(x_L, noise, plan.vae_tile_px, plan.lean)
-    needs = [needed(*pair) for pair in lambdas]
 
-    def predicted(predictor: Callable[[Tensor], Tensor] | None) -> Tensor:
-        assert predictor is not None, "a pair of strengths needs a prediction that nobody makes"
-        if plan.tile is None:
-            return predictor(z_L)
+    def predicted(predictor: Callable[[Tensor], Tensor] | None) -> Tensor | None:
+        if predictor is None or plan.tile is None:
+            return None if predictor is None else predictor(z_L)
         return blend_tiles(predictor, z_L, plan.tile, plan.overlap, plan.batch_size, plan.even)
 
-    eps_pix = predicted(predictors.pix) if any(pix for pix, _ in needs) else None
-    eps_pisa = predicted(predictors.pisa) if any(pisa for _, pisa in needs) else None
-    return Predicted(z_L, eps_pix, eps_pisa)
+    return Predicted(z_L, *map(predicted, predictors))
+
+
+def mix(
+    model: "PiSASR", predicted: Predicted, pair: tuple[Strength, Strength], plan: Plan = Plan(), decode: bool = True
+) -> Restored:
+    """The half of `restore` that costs no prediction: z_H at (lambda_pix, lambda_sem), numbers or maps [h, w] on the
+    model's device, and its decode.
+    """
+    z_H = restore_latent(*predicted, *pair)
+    return Restored(model.decode(z_H, plan.vae_tile_px, plan.lean) if decode else None, z_H)
 
 
 class PiSASR:

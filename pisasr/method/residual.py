@@ -1,11 +1,15 @@
 """Infer and train, from eps to z_H: the paper in one place. What is taken from z_L, and in which proportion."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+Strength = float | Tensor  # one for all places, or a map [h, w] with that of each latent pixel
 
-def mix_residuals(eps_pix: Tensor, eps_pisa: Tensor, lambda_pix: float, lambda_sem: float) -> Tensor:
+
+def mix_residuals(eps_pix: Tensor, eps_pisa: Tensor, lambda_pix: Strength, lambda_sem: Strength) -> Tensor:
     """Blend what to remove by how much of each the viewer wants.
 
     eps_pix is what the pixel adapter alone takes from z_L: noise, blur, blocks. eps_pisa is what both adapters take
@@ -13,7 +17,8 @@ def mix_residuals(eps_pix: Tensor, eps_pisa: Tensor, lambda_pix: float, lambda_s
 
         eps = lambda_pix * eps_pix + lambda_sem * (eps_pisa - eps_pix)
 
-    Both [B, c, h, w], shaped like z_L. (1, 1) is eps_pisa, (1, 0) is eps_pix, (0, 0) leaves z_L alone.
+    Both [B, c, h, w], shaped like z_L. (1, 1) is eps_pisa, (1, 0) is eps_pix, (0, 0) leaves z_L alone. It is linear in
+    the predictions at every place, so strengths may differ from place to place at no cost.
     The strengths weigh predictions: weighing the adapters' weights passes through the UNet and gives another image.
     """
     return lambda_pix * eps_pix + lambda_sem * (eps_pisa - eps_pix)
@@ -24,18 +29,27 @@ def remove_residual(z_L: Tensor, eps: Tensor) -> Tensor:
     return z_L - eps
 
 
-def needed(lambda_pix: float, lambda_sem: float) -> tuple[bool, bool]:
+def needed(lambda_pix: Strength, lambda_sem: Strength) -> tuple[bool, bool]:
     """Whether (eps_pix, eps_pisa) have a part in the mix; one that has none need not be predicted.
 
-    Equal strengths cancel eps_pix, lambda_sem = 0 cancels eps_pisa.
+    Equal strengths cancel eps_pix, lambda_sem = 0 cancels eps_pisa; of maps, where they do so everywhere.
     """
-    return lambda_pix != lambda_sem, lambda_sem != 0
+    return _anywhere(lambda_pix != lambda_sem), _anywhere(lambda_sem != 0)
+
+
+def needed_by(lambdas: Iterable[tuple[Strength, Strength]]) -> tuple[bool, bool]:
+    """Whether some of these pairs need (eps_pix, eps_pisa)."""
+    needs = [needed(*pair) for pair in lambdas]
+    return any(pix for pix, _ in needs), any(pisa for _, pisa in needs)
 
 
 def restore_latent(
-    z_L: Tensor, eps_pix: Tensor | Any, eps_pisa: Tensor | Any, lambda_pix: float, lambda_sem: float
+    z_L: Tensor, eps_pix: Tensor | Any, eps_pisa: Tensor | Any, lambda_pix: Strength, lambda_sem: Strength
 ) -> Tensor:
-    """z_H at these strengths. A prediction that is not `needed` is not looked at, and may be None."""
+    """z_H at these strengths. A prediction that is not `needed` is not looked at, and may be None.
+
+    Where maps hold two numbers, z_H is to the bit what these numbers make of it.
+    """
     match needed(lambda_pix, lambda_sem):
         case False, False:
             return z_L
@@ -43,4 +57,11 @@ def restore_latent(
             return remove_residual(z_L, lambda_sem * eps_pisa)
         case True, False:
             return remove_residual(z_L, lambda_pix * eps_pix)
-    return remove_residual(z_L, mix_residuals(eps_pix, eps_pisa, lambda_pix, lambda_sem))
+    eps = mix_residuals(eps_pix, eps_pisa, lambda_pix, lambda_sem)
+    if isinstance(equal := lambda_pix == lambda_sem, Tensor):  # equal numbers cancel eps_pix without its rounding
+        eps = torch.where(equal, lambda_sem * eps_pisa, eps)
+    return remove_residual(z_L, eps)
+
+
+def _anywhere(condition: bool | Tensor) -> bool:
+    return bool(condition.any()) if isinstance(condition, Tensor) else condition

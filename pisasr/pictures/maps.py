@@ -1,0 +1,75 @@
+"""Infer, beside the picture: strengths by place, from a map over the picture to one over its latent."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pisasr.pictures.images import Frame
+
+Map = np.ndarray | Tensor
+
+
+def check_strength(name: str, given: Any) -> float | np.ndarray:
+    """A strength as people hand it over: a number, or a map as floats [H, W]; a map of one value is that number.
+
+    A map is a floating array or tensor of any size that has the picture's proportions, with the strength at each place.
+    TypeError or ValueError, one line that begins with `name`, for all else.
+    """
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = (given.float() if given.dtype in (torch.float16, torch.bfloat16) else given).numpy()
+    if not isinstance(given, np.ndarray) or given.ndim == 0:
+        return _check_number(name, given)
+    if given.ndim != 2 or 0 in given.shape:
+        raise ValueError(f"{name} is an array of shape {list(given.shape)}; a map of strengths is [H, W].")
+    if not np.issubdtype(given.dtype, np.floating):
+        raise TypeError(f"{name} is a map of {given.dtype}; give floats, the strength at each place (255 is none).")
+    if not np.isfinite(given).all():
+        raise ValueError(f"{name} is a map that holds nan or inf; give finite numbers, usually from 0 to 1.5.")
+    return float(given[0, 0]) if (given == given[0, 0]).all() else given
+
+
+def _check_number(name: str, given: Any) -> float:
+    try:
+        number = float(given)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {given!r}; it must be a number, or a map of floats [H, W].") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}; it must be a finite number, usually from 0 to 1.5.")
+    return number
+
+
+def check_proportions(name: str, strength: float | np.ndarray, size: tuple[int, int]) -> None:
+    """ValueError if a map is not of a picture of this (width, height), up to one of its own pixels, for rounding."""
+    if isinstance(strength, float):
+        return
+    (height, width), (wide, high) = strength.shape, size
+    if min(abs(height - width * high / wide), abs(width - height * wide / high)) > 1:
+        raise ValueError(
+            f"{name} is a map of {width}x{height}, the picture is {wide}x{high}; give a map in its proportions."
+        )
+
+
+def to_latent(strength: np.ndarray, frame: Frame, factor: int) -> Tensor:
+    """A map [H, W] over frame.source as one over the latent: float32 [h, w], frame.padded over the VAE's factor.
+
+    Each latent pixel has the mean of what it covers, by area; the map goes where the picture goes, stretched to
+    frame.content and mirrored in the margin. It is rounded once: what covers one value alone has that value exactly.
+    """
+    levels = strength.astype(np.float32).astype(np.float64)
+    down, across = (
+        _coverage(cells, frame.content[axis], frame.padded[axis], factor)
+        for cells, axis in zip(strength.shape, (1, 0), strict=True)
+    )
+    return torch.from_numpy((down @ levels @ across.T).astype(np.float32))
+
+
+def _coverage(cells: int, content: int, padded: int, factor: int) -> np.ndarray:
+    """[padded / factor, cells]: which part of each latent pixel lies on which cell of a map, along one axis."""
+    seen = np.pad(np.arange(content), (0, padded - content), mode="reflect").reshape(-1, factor)
+    edges = np.linspace(0, content, cells + 1)
+    parts = (np.minimum(p + 1, edges[1:]) - np.maximum(p, edges[:-1]) for p in seen.T[..., None])
+    return sum(np.maximum(part, 0) for part in parts) / factor
