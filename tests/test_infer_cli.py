@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from pisasr import errors, files
 from pisasr.commands import batch
 from pisasr.commands import infer as command
 from pisasr.commands.main import main
+from pisasr.method.memory import Forecast
 from pisasr.pictures import images, saving
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +49,9 @@ class StubPipeline:
 
     def sweep(self, image, pairs, **options):
         return [self.one(image, *pair, **options) for pair in pairs]
+
+    def plan(self, size, **settings):
+        return Forecast(size[0] * size[1] / 1e6, -(-size[0] // 100), 2**30, False)
 
 
 @pytest.fixture
@@ -607,6 +612,29 @@ def test_notices_reach_the_report(here, stub):
     draw("in/a.jpg").rename("in/a.png")
     assert infer("-i", "in", "-o", "out") == 0
     assert "JPEG" in rows()[0]["reason"] and rows()[0]["status"] == "ok"
+
+
+def test_what_a_picture_in_tiles_will_take_is_told_before_it_is_begun(here, stub, capsys):
+    draw("in/a.png"), draw("in/b.png", size=(250, 4))
+    assert infer("-i", "in", "-o", "out") == 0
+    lines = capsys.readouterr().out.splitlines()[:3]  # the first picture's may come before or after what is told
+    assert sorted(line for line in lines if "b.png" not in line)[0] == "0.0 MP in 3 tiles, about 1.0 GiB ..."
+    assert "b.png" in lines[2]
+    assert infer("-i", "in", "-o", "out", "--quiet") == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_short_memory_is_a_line_without_a_place_in_the_code(here, stub, monkeypatch, capsys):
+    own = stub.one
+
+    def short(*args, **settings):
+        warnings.warn("out of memory; going on with less", errors.MemoryShort, stacklevel=1)
+        return own(*args, **settings)
+
+    monkeypatch.setattr(stub, "one", short)
+    draw("in/a.png"), draw("in/b.png")
+    assert infer("-i", "in", "-o", "out") == 0
+    assert capsys.readouterr().err.splitlines() == ["out of memory; going on with less"]
 
 
 # --- the lambda grid -------------------------------------------------------------------------------------------------

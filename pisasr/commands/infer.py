@@ -2,11 +2,14 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from pisasr.commands.batch import (
     Made,
@@ -32,7 +35,7 @@ from pisasr.commands.options import (
     pipeline_settings,
     positive_int,
 )
-from pisasr.errors import OK, SOME_FAILED, PisasrError, UsageError, guarded, shown
+from pisasr.errors import OK, SOME_FAILED, MemoryShort, PisasrError, UsageError, guarded, shown
 from pisasr.evaluation.rules import Pair, describe, parse_lambdas, parse_rule, pick
 from pisasr.pictures.folders import Found, find_inputs
 
@@ -154,7 +157,10 @@ def _infer(args: argparse.Namespace) -> int:
             alone = pairs or args.lambda_pix_map or args.lambda_sem_map
             batch = (1, 0) if args.batch_size == 1 or alone else (args.batch_size, _small_pixels(pipe, args))
             restore = _restorer(pipe, args, pairs, scorers)
-            restore_files(jobs, restore, report, args.existing, args.seed, args.max_input_pixels, args.debug, *batch)
+            with plainly(MemoryShort):
+                restore_files(
+                    jobs, restore, report, args.existing, args.seed, args.max_input_pixels, args.debug, *batch
+                )
     if process.count > 1:
         _wait_for_the_others()
     return SOME_FAILED if report.counts["failed"] else OK
@@ -188,6 +194,22 @@ def _unseen(*packages: str) -> Iterator[None]:
     finally:
         for name in hidden:
             del modules[name]
+
+
+@contextmanager
+def plainly(kind: type[Warning]) -> Iterator[None]:
+    """Warnings of this kind as a line on stderr, once each; Python's own way names files and numbers of lines."""
+    with warnings.catch_warnings():
+        usual: Any = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, kind):
+                tqdm.write(str(message), file=sys.stderr)
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def _check_inputs(asked: list[str], inputs: list[Found]) -> None:
@@ -230,17 +252,25 @@ def _restorer(
     settings = pipeline_settings(args) | {"output_type": "uint16" if args.bits == 16 else "pil"}
     metadata_of = _labeller(pipe, args, settings) if args.keep_metadata else lambda picture, pairs: None
 
+    def tell(picture: "Picture") -> None:
+        """Of a picture that the model sees in tiles, what it will take, before it is begun."""
+        if not args.quiet and (forecast := pipe.plan(picture.size, **pipeline_settings(args))).tiles > 1:
+            tqdm.write(f"{forecast} ...")
+
     def restore(pictures: Sequence["Picture"], names: Sequence[Path], seeds: Sequence[int]) -> list[Made]:
+        tell(pictures[0])
         pair, notes = _strengths(args, names[0])  # with maps, one picture comes at a time
         results = pipe(pictures, *pair, generator=seeds, **settings).images
         return [Made([r], notes, metadata=metadata_of(p, [pair])) for p, r in zip(pictures, results, strict=True)]
 
     def restore_grid(picture: "Picture", seed: int) -> Made:
+        tell(picture)
         results = pipe.sweep(picture, pairs, generator=seed, **settings)
         sheet = draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)
         return Made([*results, sheet], metadata=metadata_of(picture, [*pairs, tuple(args.lambda_grid)]))
 
     def restore_best(picture: "Picture", seed: int) -> Made:
+        tell(picture)
         results = pipe.sweep_lazily(picture, pairs, generator=seed, **settings)
         choice, result = pick(args.lambda_auto, _score_each(pairs, results, picture, scorers))
         fields = {"lambda_pix": choice.pair[0], "lambda_sem": choice.pair[1]}
