@@ -19,8 +19,9 @@ MAY_KNOW = {
     "evaluation": {"pictures"},
     "config": {"data"},
     "pipeline": {"method", "models", "pictures"},
+    "app": {"method", "models", "pictures", "evaluation", "pipeline"},
     "training": {"method", "models", "pictures", "data", "evaluation", "config"},
-    "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "training"},
+    "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "app", "training"},
     "benchmark": {"method", "models", "evaluation", "config", "pipeline", "training", "commands"},  # measures them all
 }
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -246,6 +246,7 @@ def _restorer(
     pipe: "PiSASRPipeline", args: argparse.Namespace, pairs: list[Pair], scorers: "dict[str, Scorer]"
 ) -> Restore:
     """What to do with one picture: one result; or one for every pair and a sheet of them all; or the rule's choice."""
+    from pisasr.evaluation.scoring import score_each
     from pisasr.pictures.images import eight_bits
     from pisasr.pictures.sheets import draw_sheet
 
@@ -272,7 +273,7 @@ def _restorer(
     def restore_best(picture: "Picture", seed: int) -> Made:
         tell(picture)
         results = pipe.sweep_lazily(picture, pairs, generator=seed, **settings)
-        choice, result = pick(args.lambda_auto, _score_each(pairs, results, picture, scorers))
+        choice, result = pick(args.lambda_auto, score_each(pairs, results, picture, scorers))
         fields = {"lambda_pix": choice.pair[0], "lambda_sem": choice.pair[1]}
         return Made([result], describe(args.lambda_auto, choice), fields, metadata_of(picture, [choice.pair]))
 
@@ -318,17 +319,3 @@ def _labeller(
         return [Metadata(made_with(model, {**each, **others, **chance}), picture.exif) for each in strengths]
 
     return metadata_of
-
-
-def _score_each(
-    pairs: list[Pair], results: Iterable[Any], picture: "Picture", scorers: "dict[str, Scorer]"
-) -> Iterator[tuple[Pair, dict[str, float], Any]]:
-    """(pair, scores, result) for each result, judged as its 8-bit file holds it, beside the input; without alpha."""
-    import numpy as np
-
-    from pisasr.pictures.images import eight_bits
-
-    lq = np.asarray(eight_bits(picture.pixels))
-    for pair, result in zip(pairs, results, strict=True):
-        sr = np.asarray(eight_bits(result).convert("RGB"))
-        yield pair, {name: scorer(sr, None, lq) for name, scorer in scorers.items()}, result
