@@ -25,7 +25,7 @@ from pisasr.app.desk import (
     read_mask,
 )
 from pisasr.errors import PisasrError, explain
-from pisasr.pictures.images import save_image
+from pisasr.pictures.saving import save_image
 
 log = logging.getLogger(__name__)
 
