@@ -4,20 +4,27 @@ The desk is tested on the tiny model, the page over a real server by gradio's ow
 """
 
 import base64
+import html
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 pytest.importorskip("gradio", reason="no gradio here: pip install 'pisasr[app]'")
 
+import httpx
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
 from pisasr.app import desk as desk_module
+from pisasr.app import page as page_module
 from pisasr.app.desk import Desk, Limits, Store, Strengths, Wish, free_name, mask_image, read_mask
-from pisasr.app.page import Listener, read_wish, serve
+from pisasr.app.page import MAX_UPLOAD_MB, Listener, read_wish, serve
 from pisasr.commands.app import is_loopback
 from pisasr.commands.main import main
 from pisasr.errors import ImageError, PisasrError
@@ -107,14 +114,29 @@ def test_the_last_result_is_what_is_saved(desk, photo):
     last = desk.show(opened, Strengths(0.5, 0.25))
     assert opened.result is last
     listener = Listener(desk)
-    path = Path(listener.download(opened.key, "PNG"))
+    path = Path(listener.download(opened.key, "PNG", False))
     assert path.name == "photo_pix0.5_sem0.25.png"
     assert Image.open(path).tobytes() == last.tobytes()
-    assert {Path(listener.download(opened.key, kind)).suffix for kind in ("JPEG", "WebP", "TIFF")} == {
+    assert {Path(listener.download(opened.key, kind, True)).suffix for kind in ("JPEG", "WebP", "TIFF")} == {
         ".jpg",
         ".webp",
         ".tif",
     }
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP", "TIFF"])
+def test_a_file_tells_how_it_was_made_and_of_the_photo_only_if_asked(desk, tmp_path, kind):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Model] = "camera"
+    write(tmp_path / "photo.png")
+    Image.open(tmp_path / "photo.png").save(tmp_path / "photo.jpg", exif=exif)
+    opened = desk.open(tmp_path / "photo.jpg", WISH)
+    desk.show(opened, Strengths(1, 0.7), "wavelet")
+    for keep in (False, True):
+        read = Image.open(Listener(desk).download(opened.key, kind, keep)).getexif()
+        told = read[ExifTags.Base.Software]
+        assert "lambda_pix=1, lambda_sem=0.7" in told and "color_fix=wavelet" in told and "adapters=" in told
+        assert read.get(ExifTags.Base.Model) == ("camera" if keep else None)
 
 
 def test_what_nobody_touches_is_put_away_and_its_files_with_it(desk, photo):
@@ -146,7 +168,7 @@ def test_what_is_too_much_makes_room_for_the_newest(desk, photo):
 
 def test_a_forecast_is_what_then_happens(desk, photo):
     line = desk.forecast((20, 16), Wish(upscale=3))
-    assert line.startswith("20 × 16 → 60 × 48 px, in one tile; ")
+    assert line.startswith("20 × 16 → 60 × 48 px; the model sees 0.0 MP, about ")
     assert desk.show(desk.open(photo, Wish(upscale=3)), Strengths()).size == (60, 48)
     assert desk.show(desk.open(photo, Wish(long_side=50)), Strengths()).size == (50, 40)
 
@@ -248,20 +270,17 @@ def page(base_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         page = serve(Desk(PiSASRPipeline.from_pretrained(base_folder), **SMALL))
+        page.folder = Path(os.environ["GRADIO_TEMP_DIR"])
         yield page
         page.close(verbose=False)
 
 
 @pytest.fixture
 def client(page, tmp_path):
-    from gradio_client import Client
-
     return Client(page.local_url, download_files=str(tmp_path / "got"), verbose=False)
 
 
 def test_a_script_gets_what_the_pipeline_makes(client, pipe, photo):
-    from gradio_client import handle_file
-
     path = client.predict(handle_file(photo), lambda_pix=0.5, lambda_sem=0.75, upscale=2, api_name="/repair")
     assert Path(path).name == "photo_pix0.5_sem0.75.png"
     assert Image.open(path).tobytes() == pipe(Image.open(photo), 0.5, 0.75, upscale=2, **SMALL).images[0].tobytes()
@@ -269,3 +288,80 @@ def test_a_script_gets_what_the_pipeline_makes(client, pipe, photo):
 
 def test_one_thing_can_be_asked_by_a_script(client):
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/repair"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"upscale": 0.5}, "upscale is 0.5"),
+        ({"upscale": 1000}, "million pixels"),
+        ({"lambda_pix": None}, "lambda_pix is None"),
+        ({"color_fix": "violet"}, "color_fix is 'violet'"),
+        ({"format": "GIF"}, "format is 'GIF'"),
+    ],
+)
+def test_a_script_is_told_what_is_wrong_in_a_line(client, photo, wrong, words):
+    with pytest.raises(AppError) as caught:
+        client.predict(handle_file(photo), **{"upscale": 2, **wrong}, api_name="/repair")
+    assert words in html.unescape(caught.value.message) and "\n" not in caught.value.message
+
+
+def test_files_of_the_machine_are_no_pictures_of_the_page(page, client):
+    """A path instead of an upload; an upload that is no picture; a name that climbs."""
+    stolen = {"path": str(Path(__file__).resolve()), "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(AppError):
+        client.predict(stolen, api_name="/repair")
+    with pytest.raises(AppError, match="not an image"):
+        client.predict(handle_file(__file__), api_name="/repair")
+    for path in ("/etc/passwd", "../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", str(Path(__file__).resolve())):
+        assert httpx.get(f"{page.local_url}gradio_api/file={path}").status_code in (403, 404)
+    upload = {"files": ("../../evil.png", b"\x89PNG")}
+    (path,) = httpx.post(f"{page.local_url}gradio_api/upload", files=upload).json()
+    assert Path(path).resolve().is_relative_to(page.folder.resolve()) and Path(path).name == "evil.png"
+
+
+def test_what_is_too_large_to_upload_is_refused(page):
+    upload = {"files": ("large.png", bytes((MAX_UPLOAD_MB + 1) * 2**20))}
+    assert httpx.post(f"{page.local_url}gradio_api/upload", files=upload).status_code == 413
+
+
+def test_nothing_is_shared_watched_or_left_open(page):
+    config = httpx.get(f"{page.local_url}config").json()
+    assert not config["analytics_enabled"] and not page.share
+    assert page.server_name == "127.0.0.1" and page.delete_cache is not None
+    named = [
+        dependency["api_name"] for dependency in config["dependencies"] if dependency["api_visibility"] == "public"
+    ]
+    assert named == ["repair"]
+    stranger = httpx.get(f"{page.local_url}config", headers={"origin": "https://example.org", "host": "localhost"})
+    assert "access-control-allow-origin" not in stranger.headers
+    assert httpx.get(f"{page.local_url}monitoring/summary").status_code in (401, 403, 404)
+
+
+def test_who_has_no_password_sees_nothing(base_folder):
+    from pisasr import PiSASRPipeline
+
+    page = serve(Desk(PiSASRPipeline.from_pretrained(base_folder), **SMALL), auth=("ann", "secret"))
+    try:
+        assert httpx.get(f"{page.local_url}config").status_code == 401
+        for password, status in (("guess", 400), ("secret", 200)):
+            given = {"username": "ann", "password": password}
+            assert httpx.post(f"{page.local_url}login", data=given).status_code == status
+    finally:
+        page.close(verbose=False)
+
+
+def test_more_clicks_than_may_wait_are_told_to_come_again(base_folder, photo, monkeypatch):
+    from pisasr import PiSASRPipeline
+
+    monkeypatch.setattr(page_module, "MAX_WAITING", 2)
+    page = serve(Desk(PiSASRPipeline.from_pretrained(base_folder), **SMALL))
+    try:
+        client = Client(page.local_url, verbose=False)
+        jobs = [client.submit(handle_file(photo), upscale=1, api_name="/repair") for _ in range(16)]
+        failures = [job.exception(timeout=120) for job in jobs]
+        assert None in failures and any(failures)
+        assert all("queue is full" in str(failure).lower() for failure in failures if failure)
+        assert client.predict(handle_file(photo), upscale=1, api_name="/repair")
+    finally:
+        page.close(verbose=False)

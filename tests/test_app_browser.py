@@ -108,10 +108,10 @@ class Hand:
 
     def turn(self, knob: str, value: float) -> None:
         """Drag a knob in many small steps, as a mouse does, to a value."""
-        code = """const range = document.querySelector(arguments[0] + " input[type=range]"), end = Number(arguments[1]);
-            const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set, from = Number(range.value);
+        code = """const range = document.querySelector(arguments[0] + " input[type=range]");
+            const from = Number(range.value), end = arguments[1];
             for (let i = 1; i <= 20; i++) {
-              set.call(range, i < 20 ? from + ((end - from) * i) / 20 : end);
+              range.value = i < 20 ? from + ((end - from) * i) / 20 : end;
               range.dispatchEvent(new Event("input", { bubbles: true }));
             }"""
         self.browser.execute_script(code, f"#{knob}", value)

@@ -23,9 +23,9 @@ from PIL import Image, ImageFilter
 from pisasr.errors import PisasrError
 from pisasr.evaluation.rules import EXAMPLE, Choice, parse_rule, pick
 from pisasr.evaluation.scoring import load_scorers, score_each
-from pisasr.method.tiling import count_tiles
 from pisasr.pictures.images import Picture, as_image, eight_bits, join, open_image, open_picture, plan_frame
-from pisasr.pipeline import Looked, Options, PiSASRPipeline
+from pisasr.pictures.saving import Metadata, made_with
+from pisasr.pipeline import Looked, PiSASRPipeline
 
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))  # what a preview is mixed from, in the order of viewer.js
 PREVIEW_PX = 768  # the longer side of what is mixed while a knob moves
@@ -87,6 +87,14 @@ class Strengths:
         return outside * self.pix + place * self.inside_pix, outside * self.sem + place * self.inside_sem
 
     @property
+    def told(self) -> dict[str, Any]:
+        """For a file's metadata."""
+        told = {"lambda_pix": self.pix, "lambda_sem": self.sem}
+        if self.mask is None:
+            return told
+        return told | {"inside_pix": self.inside_pix, "inside_sem": self.inside_sem, "feather": self.feather}
+
+    @property
     def words(self) -> str:
         """For a file's name: pix1_sem0.7, with a mark where a place has its own."""
         return f"pix{self.pix:.3g}_sem{self.sem:.3g}" + ("_mask" if self.mask is not None else "")
@@ -94,7 +102,7 @@ class Strengths:
 
 @dataclass
 class Opened:
-    """One picture on the desk. folder: its files, gone when it leaves; result: what was shown last, and at what."""
+    """One picture on the desk. folder: its files, gone when it leaves; result: what was shown last, and how."""
 
     key: str
     name: str
@@ -105,6 +113,7 @@ class Opened:
     folder: TemporaryDirectory
     result: Image.Image | None = None
     strengths: Strengths = field(default_factory=Strengths)
+    color_fix: Any = None
 
     def save(self, image: Image.Image, name: str, **options: Any) -> Path:
         """A picture for the browser, in its folder: PNG unless the options say otherwise."""
@@ -194,16 +203,11 @@ class Desk:
         return open_picture(path, self.limits.input_pixels)
 
     def forecast(self, size: tuple[int, int], wish: Wish) -> str:
-        """One line, before any work: what comes out, in how many tiles, and what it keeps in memory."""
-        factor = self._factor(size, wish)
-        frame = plan_frame(*size, factor, self.process_size, multiple=self.pipe.model.factor)
-        h, w = (side // self.pipe.model.factor for side in reversed(frame.padded))
-        plan = self.pipe._cut(Options(upscale=factor), self.pipe.model.factor)
-        tiles = count_tiles(h, w, plan.tile, plan.overlap, plan.even)
-        kept = 3 * h * w * self.pipe.vae.config.latent_channels * 4 + size[0] * size[1] * 3
-        many = f"{tiles} tiles" if tiles > 1 else "one tile"
+        """One line, before any work: what comes out, in how many tiles, and how much memory that takes."""
+        options = self._options(wish, self._factor(size, wish))
+        frame, forecast = plan_frame(*size, options["upscale"], self.process_size), self.pipe.plan(size, **options)
         result = f"{frame.output[0]} × {frame.output[1]} px"
-        return f"{size[0]} × {size[1]} → {result}, in {many}; {kept / 2**20:.0f} MB stay in memory while it is open"
+        return f"{size[0]} × {size[1]} → {result}; the model sees {forecast} of memory"
 
     def open(self, path: str | Path, wish: Wish) -> Opened:
         """Encode a picture and make both predictions, once; it lies on the desk until it is dropped or too old."""
@@ -221,7 +225,7 @@ class Desk:
     def show(self, opened: Opened, strengths: Strengths, color_fix: Any = None) -> Image.Image:
         """The exact picture at these strengths: mixed and decoded, no UNet. It is what `save` will write."""
         result = self._mix(opened, strengths.lambdas(opened.size[0]), color_fix)
-        opened.result, opened.strengths = result, strengths
+        opened.result, opened.strengths, opened.color_fix = result, strengths, color_fix
         return result
 
     def corners(self, opened: Opened, color_fix: Any = None) -> Iterator[Image.Image]:
@@ -255,6 +259,14 @@ class Desk:
         pix, sem = strengths.lambdas(round(factor * picture.size[0]))
         with self._device:
             return self.pipe(picture, pix, sem, color_fix=color_fix, **self._options(wish, factor)).images[0]
+
+    def metadata(
+        self, picture: Picture, strengths: Strengths, wish: Wish, color_fix: Any = None, keep: bool = False
+    ) -> Metadata:
+        """What a result's file tells: model, strengths and settings; keep: and what the input's file told."""
+        factor = wish.factor(picture.size)
+        told = strengths.told | {"upscale": factor, "prompt": wish.prompt, "color_fix": color_fix}
+        return Metadata(made_with(self.pipe.identity, told), picture.exif if keep else None)
 
     def _mix(self, opened: Opened, lambdas: tuple[Any, Any], color_fix: Any) -> Image.Image:
         with self._device:

@@ -171,21 +171,22 @@ class Listener:
             path = opened.save(mask_image(file, self.desk.limits), "mask.png")
             return self._view(opened) | {"mask": to_browser(path)}
 
-    def download(self, key: str | None, kind: str) -> str:
-        """What is shown, as a file of the asked kind."""
+    def download(self, key: str | None, kind: str, keep: bool) -> str:
+        """What is shown, as a file of the asked kind, which tells how it was made."""
         with told():
             opened = self.desk.store.get(key)
             if opened.result is None:
                 raise PisasrError("nothing is shown yet; wait for the picture")
             path = Path(opened.folder.name, f"{opened.name}_{opened.strengths.words}{FORMATS[kind]}")
-            save_image(opened.result, path)
+            how = opened.picture, opened.strengths, opened.wish, opened.color_fix
+            save_image(opened.result, path, self.desk.metadata(*how, keep))
             return str(path)
 
     # --- many pictures ---
 
     def batch(
         self, files: list[str] | None, pix: float, sem: float, enlarge: str, long_side: float, colors: str, kind: str,
-        made: dict[str, Any],
+        keep: bool, made: dict[str, Any],
     ) -> Iterator[tuple[str, Any]]:  # fmt: skip
         """Repair one file after another; another user's picture may come between two. At the end, a zip of all."""
         with told():
@@ -200,8 +201,9 @@ class Listener:
             yield _table(rows, f"{number + 1} of {len(files)}: {Path(file).name}"), None
             try:
                 name = free_name(Path(file).stem, {path.stem for path in Path(folder.name).iterdir()})
-                result = self.desk.repair(self.desk.read(file), Strengths(pix, sem), wish, COLORS[colors])
-                save_image(result, Path(folder.name, name + FORMATS[kind]))
+                how = self.desk.read(file), Strengths(pix, sem), wish, COLORS[colors]
+                result = self.desk.repair(*how)
+                save_image(result, Path(folder.name, name + FORMATS[kind]), self.desk.metadata(*how, keep))
                 rows.append(f"| {_cell(file)} | {result.width} × {result.height} |")
             except Exception as error:
                 rows.append(f"| {_cell(file)} | failed: {html.escape(explain(error))} |")
@@ -233,12 +235,13 @@ class Listener:
             if format not in FORMATS:
                 raise PisasrError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
             strengths = Strengths(lambda_pix, lambda_sem)
-            result = self.desk.repair(self.desk.read(image), strengths, Wish(upscale), color_fix)
+            how = self.desk.read(image), strengths, Wish(upscale), color_fix
+            result = self.desk.repair(*how)
             path = Path(
                 self.scratch.name, secrets.token_hex(8), f"{Path(image).stem}_{strengths.words}{FORMATS[format]}"
             )
             path.parent.mkdir()
-            save_image(result, path)
+            save_image(result, path, self.desk.metadata(*how))
             return str(path)
 
 
@@ -265,6 +268,7 @@ def build(desk: Desk) -> gr.Blocks:
                 with gr.Row(elem_id="save"):
                     kind = gr.Radio(list(FORMATS), value="PNG", show_label=False, container=False, scale=3)
                     download = gr.Button("Download", variant="primary", scale=1, elem_id="download")
+                    keep = gr.Checkbox(False, label="Keep the photo's EXIF", scale=2, container=False, elem_id="keep")
                     ready = gr.DownloadButton(visible="hidden", elem_id="ready")
             with gr.Column(scale=1, min_width=320):
                 photo = _photo("Drop, paste or choose a photo")
@@ -330,10 +334,10 @@ def build(desk: Desk) -> gr.Blocks:
             button.click(None, None, [pix, sem], js=f"() => {list(PRESETS[name])}")
         choose.click(listen.choose, [key, colors], [pix, sem], **device)
         mask.upload(listen.lay_mask, [key, mask], viewer, **quiet)
-        saving = download.click(listen.download, [key, kind], ready, **quiet)
+        saving = download.click(listen.download, [key, kind, keep], ready, **quiet)
         saving.success(None, js="() => document.querySelector('#ready').click()")
 
-        inputs = [files, pix, sem, enlarge, long_side, colors, kind, made]
+        inputs = [files, pix, sem, enlarge, long_side, colors, kind, keep, made]
         run = start.click(listen.batch, inputs, [status, archive], concurrency_id="batch", api_visibility="private")
         stop.click(listen.gather, made, [status, archive], cancels=run, **quiet)
 
