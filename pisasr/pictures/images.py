@@ -150,6 +150,7 @@ def _reading(path: Path, max_pixels: int) -> Iterator[tuple[Any, list[str]]]:
         with _our_pixel_cap(), Image.open(path, formats=READABLE) as image:
             _check_pixels(image, max_pixels)
             _check_planes(image)
+            _as_stored(image)
             yield image, _oddities(path, image)
     except ImageError:
         raise
@@ -168,6 +169,13 @@ def _check_planes(image: Any) -> None:
     depths = image.tag_v2.get(258, ()) if image.format == "TIFF" else ()
     if len(depths) > 1 and max(depths) > 8 and not _is_deep(image):
         raise ImageError(f"a TIFF of {max(depths)} bits in separate planes is not read; save it interleaved, or as PNG")
+
+
+def _as_stored(image: Any) -> None:
+    """Pillow 12 takes each TIFF in YCbCr for one that libtiff turns into RGB; without compression nobody does."""
+    if image.format == "TIFF" and image.tag_v2.get(262) == 6 and all(tile.codec_name == "raw" for tile in image.tile):
+        image._mode = "YCbCr"
+        image.tile = [tile._replace(args=("YCbCr", *tile.args[1:])) for tile in image.tile]
 
 
 def _dark_at_zero(image: Any) -> Any:
