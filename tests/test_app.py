@@ -7,6 +7,8 @@ import base64
 import html
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -258,6 +260,23 @@ def test_half_a_password_is_none(auth, capsys):
     with pytest.raises(SystemExit):
         main(["app", "--auth", auth])
     assert "USER:PASSWORD" in capsys.readouterr().err
+
+
+def test_the_command_ends_well_and_leaves_nothing_behind(base_folder, photo, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    words = [sys.executable, "-m", "pisasr.commands.main", "app", "--pretrained_model", base_folder, "--device", "cpu"]
+    started = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)})
+    try:
+        address = started.stdout.readline().split()[4]
+        with photo.open("rb") as file:
+            assert httpx.post(f"{address}gradio_api/upload", files={"files": file}).status_code == 200
+        assert [path.name for path in scratch.rglob("photo.png")] == ["photo.png"]
+        started.terminate()
+        assert started.wait(timeout=60) == 0
+    finally:
+        started.kill()
+    assert not list(scratch.iterdir())
 
 
 # --- over a real server ----------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ class Hand:
         options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         self.browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        self.browser.set_script_timeout(PATIENCE_S)
         self.browser.get(address + ("?__theme=dark" if dark else ""))
         self.until(lambda: self.all("#viewer .stage"))
 
@@ -133,8 +134,8 @@ class Hand:
 def hand(page, tmp_path):
     hands: list[Hand] = []
 
-    def new(**options: Any) -> Hand:
-        hands.append(Hand(page.local_url, tmp_path / "downloads", **options))
+    def new(address: str = page.local_url, **options: Any) -> Hand:
+        hands.append(Hand(address, tmp_path / "downloads", **options))
         return hands[-1]
 
     yield new
@@ -312,3 +313,31 @@ def test_nothing_is_wider_than_the_window(hand, photos, size):
     user.open(photos[0])
     assert user.js("document.documentElement.scrollWidth <= window.innerWidth")
     assert user.js("document.body.classList.contains('dark')")
+
+
+MOVE = """const done = arguments[arguments.length - 1], range = document.querySelector("#sem input[type=range]");
+    const at = performance.now();
+    let preview = 0;
+    range.value = arguments[0];
+    range.dispatchEvent(new Event("input", { bubbles: true }));
+    (function look() {
+      if (!preview && window.pisasr.drawnAt > at) preview = window.pisasr.drawnAt - at;
+      if (preview && window.pisasr.isExact()) done([preview, performance.now() - at]);
+      else setTimeout(look, 1);
+    })();"""
+
+
+def test_a_preview_of_512_px_answers_within_150_ms(hand, capsys):
+    """With the embedded model: from a knob's move to the mixture drawn, and to the exact picture; medians of 9."""
+    page = serve(Desk(PiSASRPipeline.from_pretrained()))
+    try:
+        user = hand(address=page.local_url)
+        user.open(Path(__file__).parents[1] / "pisasr/demo/examples/astronaut.png")
+        user.settled()
+        moves = [user.browser.execute_async_script(MOVE, value / 10) for value in range(1, 10)]
+    finally:
+        page.close(verbose=False)
+    preview, exact = np.median(moves, axis=0)
+    with capsys.disabled():
+        print(f"\n512 px: preview {preview:.0f} ms, exact picture {exact:.0f} ms, 250 of them waiting for rest")
+    assert preview < 150

@@ -174,7 +174,10 @@ def test_wrong_usage_names_the_option(here, stub, capsys, words):
     assert not stub.calls and not Path("out").exists()
 
 
-@pytest.mark.parametrize("words", ["--help", "infer --help", "infer --lambda_pix nan", "infer -i none", "convert -h"])
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "infer --help", "infer --lambda_pix nan", "infer -i none", "convert -h", "app -h", "app --host 0.0.0.0"],
+)
 def test_quick_answers_do_not_wait_for_torch(words):
     code = (
         "import sys, pisasr.commands.main\n"

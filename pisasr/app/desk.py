@@ -123,9 +123,9 @@ class Opened:
 
     @property
     def held_bytes(self) -> int:
-        """What it keeps in memory."""
+        """What it keeps in memory: latents, the picture as it came and as it was padded, a result in colour."""
         tensors = [value for value in vars(self.looked).values() if hasattr(value, "nbytes")]
-        return self.picture.pixels.nbytes + sum(tensor.nbytes for tensor in tensors)
+        return self.picture.pixels.nbytes + sum(tensor.nbytes for tensor in tensors) + 3 * self.size[0] * self.size[1]
 
 
 class Store:
@@ -167,7 +167,7 @@ class Store:
     def drop(self, key: str | None) -> None:
         """Put a picture away; nothing happens where it is gone already."""
         with self._lock:
-            if key in self._open:
+            if key is not None and key in self._open:
                 self._clear(key)
 
     def __len__(self) -> int:
@@ -270,7 +270,8 @@ class Desk:
 
     def _mix(self, opened: Opened, lambdas: tuple[Any, Any], color_fix: Any) -> Image.Image:
         with self._device:
-            return self.pipe.mix(opened.looked, *lambdas, color_fix=color_fix)
+            result: Any = self.pipe.mix(opened.looked, *lambdas, color_fix=color_fix)
+        return result
 
     def _options(self, wish: Wish, factor: float) -> dict[str, Any]:
         return {"upscale": factor, "process_size": self.process_size, "prompt": wish.prompt}

@@ -3,6 +3,8 @@
 import html
 import logging
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,6 +246,12 @@ class Listener:
             save_image(result, path, self.desk.metadata(*how))
             return str(path)
 
+    def _forget(self) -> None:
+        """Delete what scripts were given an hour ago; gradio sees to its own copies."""
+        for folder in Path(self.scratch.name).iterdir():
+            if time.time() - folder.stat().st_mtime > CLEAN_S[1]:
+                shutil.rmtree(folder, ignore_errors=True)
+
 
 # --- the layout ------------------------------------------------------------------------------------------------------
 
@@ -313,20 +321,23 @@ def build(desk: Desk) -> gr.Blocks:
             gr.Markdown(ABOUT)
 
         size = [enlarge, long_side, prompt]
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        device = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
 
         photo.change(listen.forecast, [photo, *size], info, **quiet)
-        opening = {"fn": listen.open, "inputs": [photo, key, pix, sem, *size, colors], "outputs": [key, viewer]}
+        opening: dict[str, Any] = {
+            "fn": listen.open,
+            "inputs": [photo, key, pix, sem, *size, colors],
+            "outputs": [key, viewer],
+        }
         gr.on([photo.change, enlarge.input, long_side.submit, prompt.submit, colors.input], **opening, **device)
         gr.on([enlarge.input, long_side.submit], listen.forecast, [photo, *size], info, **quiet)
         enlarge.input(lambda name: gr.update(visible=name == FACTORS[-1]), enlarge, long_side, **quiet)
 
         knobs = [pix, sem, inside_pix, inside_sem, feather]
         gr.on([knob.change for knob in knobs], None, knobs, None, js="(...all) => window.pisasr.turned(...all)")
-        asked = [key, *knobs, colors]
         settling = viewer.settle(
-            listen.settle, asked, viewer, trigger_mode="multiple", show_progress="hidden", **device
+            listen.settle, [key, *knobs, colors], viewer, trigger_mode="multiple", show_progress="hidden", **device
         )
         settling.failure(None, js="() => window.pisasr.failed()")
         viewer.choose(None, viewer, [pix, sem], js="(value) => value.chosen")
@@ -358,7 +369,7 @@ def build(desk: Desk) -> gr.Blocks:
 
 def _photo(label: str) -> gr.Image:
     """An input whose file comes as it was uploaded: `Desk.read` opens it, and says what is wrong with it."""
-    photo = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=200, elem_id="photo")
+    photo: Any = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=200, elem_id="photo")
     photo.preprocess = lambda payload: payload and payload.path
     return photo
 
@@ -400,7 +411,7 @@ def serve(
 
 def theme() -> gr.themes.Base:
     """Paper, ink and one warm accent, in the system's own letters."""
-    hues = {"primary_hue": "orange", "secondary_hue": "stone", "neutral_hue": "stone"}
+    hues: dict[str, Any] = {"primary_hue": "orange", "secondary_hue": "stone", "neutral_hue": "stone"}
     letters = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
     paper = gr.themes.Base(**hues, font=letters, font_mono=["ui-monospace", "monospace"], radius_size="lg")
     return paper.set(

@@ -159,9 +159,8 @@ window.pisasr = { // called whenever a knob of the page has moved
     const now = { pix, sem, insidePix, insideSem, feather };
     if (Object.keys(now).every((name) => now[name] === knobs[name])) return [];
     knobs = now;
-    const first = performance.now();
     touched();
-    window.pisasr.lastMs = performance.now() - first; // what a move of a knob cost, for those who measure
+    window.pisasr.drawnAt = performance.now(); // for those who measure
     return [];
   },
   failed() { // the page has said why
