@@ -246,7 +246,6 @@ def _restorer(
     pipe: "PiSASRPipeline", args: argparse.Namespace, pairs: list[Pair], scorers: "dict[str, Scorer]"
 ) -> Restore:
     """What to do with one picture: one result; or one for every pair and a sheet of them all; or the rule's choice."""
-    from pisasr.evaluation.scoring import score_each
     from pisasr.pictures.images import eight_bits
     from pisasr.pictures.sheets import draw_sheet
 
@@ -271,6 +270,8 @@ def _restorer(
         return Made([*results, sheet], metadata=metadata_of(picture, [*pairs, tuple(args.lambda_grid)]))
 
     def restore_best(picture: "Picture", seed: int) -> Made:
+        from pisasr.evaluation.scoring import score_each
+
         tell(picture)
         results = pipe.sweep_lazily(picture, pairs, generator=seed, **settings)
         choice, result = pick(args.lambda_auto, score_each(pairs, results, picture, scorers))
