@@ -31,6 +31,7 @@ from pisasr.commands.app import is_loopback
 from pisasr.commands.main import main
 from pisasr.errors import ImageError, PisasrError
 
+ROOT = Path(__file__).parents[1]
 SMALL = {"process_size": 16}  # which the tiny model takes in no time
 WISH = Wish(upscale=2)
 
@@ -384,3 +385,20 @@ def test_more_clicks_than_may_wait_are_told_to_come_again(base_folder, photo, mo
         assert client.predict(handle_file(photo), upscale=1, api_name="/repair")
     finally:
         page.close(verbose=False)
+
+
+def test_the_readme_s_script_runs(tmp_path, monkeypatch, capsys):
+    """As it stands in the README, but for the port; with the embedded model."""
+    from pisasr import PiSASRPipeline
+
+    script = next(
+        part for part in (ROOT / "README.md").read_text().split("```python\n") if "gradio_client" in part[:40]
+    )
+    monkeypatch.chdir(ROOT)
+    page = serve(Desk(PiSASRPipeline.from_pretrained()))
+    try:
+        exec(script.split("```")[0].replace("http://127.0.0.1:7860", page.local_url), {})
+    finally:
+        page.close(verbose=False)
+    made = Path(capsys.readouterr().out.splitlines()[-1])
+    assert made.name == "coffee_pix1_sem0.7.png" and Image.open(made).size == (600, 400)

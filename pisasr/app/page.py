@@ -275,8 +275,8 @@ def build(desk: Desk) -> gr.Blocks:
                 info = gr.Markdown("", elem_id="info")
                 with gr.Row(elem_id="save"):
                     kind = gr.Radio(list(FORMATS), value="PNG", show_label=False, container=False, scale=3)
-                    download = gr.Button("Download", variant="primary", scale=1, elem_id="download")
                     keep = gr.Checkbox(False, label="Keep the photo's EXIF", scale=2, container=False, elem_id="keep")
+                    download = gr.Button("Download", variant="primary", scale=1, elem_id="download")
                     ready = gr.DownloadButton(visible="hidden", elem_id="ready")
             with gr.Column(scale=1, min_width=320):
                 photo = _photo("Drop, paste or choose a photo")

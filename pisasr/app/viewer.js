@@ -108,7 +108,7 @@ function draw() {
   part(result, cut, canvas.width, result !== after || view.zoom < 2);
   part(before, 0, cut, true);
   if (painted && tool) {
-    pen.save(); pen.globalAlpha = 0.35; pen.globalCompositeOperation = "source-over";
+    pen.save(); pen.globalAlpha = 0.5; pen.globalCompositeOperation = "source-over";
     pen.drawImage(tinted(), left, top, w, h); pen.restore();
   }
   if (divider.value > 0 && divider.value < 100) {
@@ -123,7 +123,7 @@ function tinted() { // the painted place in one colour
   tint.width = mask.width; tint.height = mask.height;
   const ink = tint.getContext("2d");
   ink.drawImage(mask, 0, 0); ink.globalCompositeOperation = "source-in";
-  ink.fillStyle = "#e0703a"; ink.fillRect(0, 0, tint.width, tint.height);
+  ink.fillStyle = "#12a5b5"; ink.fillRect(0, 0, tint.width, tint.height);
   return tint;
 }
 
