@@ -19,6 +19,7 @@ MAY_KNOW = {
     "evaluation": {"pictures"},
     "config": {"data"},
     "pipeline": {"method", "models", "pictures"},
+    "comfyui": {"method", "models", "pipeline"},
     "training": {"method", "models", "pictures", "data", "evaluation", "config"},
     "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "training"},
     "benchmark": {"method", "models", "evaluation", "config", "pipeline", "training", "commands"},  # measures them all
