@@ -359,7 +359,7 @@ class Server:
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             text = answer.read().decode()
-        return json.loads(text) if "json" in answer.headers["Content-Type"] else text
+        return json.loads(text) if "json" in (answer.headers["Content-Type"] or "") else text
 
     def wait(self, question, seconds: int = 240):
         until = time.monotonic() + seconds
@@ -372,6 +372,16 @@ class Server:
                 pass
             time.sleep(0.5)
         raise AssertionError(self.log.read_text()[-3000:])
+
+    def stopped(self, prompt: dict) -> bool:
+        """Whether a workflow that is told to stop does."""
+        number = self.ask("/prompt", prompt=prompt)["prompt_id"]
+
+        def stop():
+            self.ask("/interrupt", prompt_id=number)
+            return self.ask(f"/history/{number}").get(number)
+
+        return "execution_interrupted" in dict(self.wait(stop)["status"]["messages"])
 
     def run(self, prompt: dict) -> tuple[np.ndarray, set[str]]:
         """The picture that a workflow saved, and which of its nodes ComfyUI did not run again."""
@@ -387,7 +397,7 @@ class Server:
 
 @pytest.mark.slow
 @pytest.mark.skipif("PISASR_COMFYUI" not in os.environ, reason="PISASR_COMFYUI names no folder of ComfyUI")
-def test_a_real_comfyui_runs_the_examples_and_a_moved_strength_runs_its_node_alone(tmp_path):
+def test_a_real_comfyui_runs_the_examples_a_moved_strength_alone_and_stops_when_told(tmp_path):
     (tmp_path / "input").mkdir()
     levels = np.asarray(Image.open(ROOM.parent / "demo/examples/chelsea.png").convert("RGB"))[:64, :96]
     seen_through = np.full((64, 96, 1), 255, np.uint8)
@@ -427,6 +437,12 @@ def test_a_real_comfyui_runs_the_examples_and_a_moved_strength_runs_its_node_alo
         assert same(came, 1.0, 1.25) and kept == {"1", "2", "3"}  # loaded, looked at: not again
         came, kept = run("strengths_by_mask", "masked.png")
         assert same(came, 1.0, 1 - mask) and "2" in kept
+
+        _, served = workflow("two_strengths")
+        served["1"]["inputs"]["image"], served["3"]["inputs"]["upscale"] = "plain.png", 16.0
+        assert server.stopped(served)
+        came, kept = run("two_strengths", "plain.png", lambda_sem=0.25)
+        assert same(came, 1.0, 0.25)
     finally:
         server.process.terminate()
         server.process.wait(30)

@@ -86,7 +86,7 @@ class ComfyPipeline(PiSASRPipeline):
         return Bar(total, self.watch)
 
 
-class Network(nn.Module):
+class PiSASRNetwork(nn.Module):  # so ComfyUI's log names it
     """A network as ComfyUI's patchers want it: they write their notes on it, `device` too, which diffusers forbids."""
 
     def __init__(self, network: nn.Module):
@@ -111,7 +111,7 @@ class Model:
         self.pipe = pipe
         here, away = manager.get_torch_device(), manager.unet_offload_device()
         self._patchers: dict[nn.Module, WholePatcher] = {  # without a semantic adapter, both UNets are one
-            network: WholePatcher(Network(network), here, away)
+            network: WholePatcher(PiSASRNetwork(network), here, away)
             for network in (pipe.text_encoder, pipe.unet_pix, pipe.unet, pipe.vae)
         }
 
