@@ -36,6 +36,10 @@ class OverlapError(UsageError):
     """An output would be written over an input."""
 
 
+class MemoryShort(UserWarning):
+    """A picture is cut into smaller pieces than was asked for, since memory was out or would be."""
+
+
 def guarded(
     run: Callable[[], int | None], debug: bool = False, quiet: bool = False, stopped: str = "interrupted"
 ) -> int:

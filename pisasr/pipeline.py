@@ -17,15 +17,16 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from pisasr.errors import CheckpointError, ModelError, PisasrError, is_out_of_memory
+from pisasr.errors import CheckpointError, MemoryShort, ModelError, PisasrError, is_out_of_memory
 from pisasr.files import write_whole
 from pisasr.method import color
 from pisasr.method.adapters import merge_in_place, merged
 from pisasr.method.layers import lay_out, use_fast_layers
+from pisasr.method.memory import GIB, Forecast, free_bytes, held_bytes, resident_bytes, tiles_of
 from pisasr.method.model import PiSASR, Plan, Predicted, Predictors, draw_noise, look, mix, predict
 from pisasr.method.residual import Strength, needed_by
 from pisasr.method.text import PromptEncoder
-from pisasr.method.tiling import check_plan, count_tiles
+from pisasr.method.tiling import check_plan
 from pisasr.models.bases import (
     BASES,
     Reference,
@@ -38,7 +39,7 @@ from pisasr.models.bases import (
     read_reference,
     write_reference,
 )
-from pisasr.models.weights import Adapter, load_adapters, save_adapter
+from pisasr.models.weights import Adapter, fingerprint, load_adapters, save_adapter
 from pisasr.pictures.images import (
     Frame,
     Picture,
@@ -78,6 +79,7 @@ Result = Image.Image | np.ndarray | Tensor
 Generators = torch.Generator | int | Sequence[torch.Generator | int] | None
 Strengths = tuple[float | Map, float | Map]
 CheckedPair = tuple[float | np.ndarray, float | np.ndarray]
+Shape = tuple[int, int, int, int]  # of a latent, [B, c, h, w]
 T = TypeVar("T")
 
 # Lies beside what `save_pretrained` writes: DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER,
@@ -215,6 +217,7 @@ class PiSASRPipeline(DiffusionPipeline):
         self._reference: Reference | None = None  # the base that the UNets were made from, where it is known
         self._adapters: tuple[Adapter, Adapter | None] | None = None
         self._vae_tiling = True
+        self._too_much: dict[tuple[Shape, Plan], Plan] = {}  # what ran out of memory, and what was tried next
 
     def to(self, *args: Any, **kwargs: Any) -> "PiSASRPipeline":
         """To a device or a dtype, as diffusers has it; weights lie as that device reads them fastest."""
@@ -464,6 +467,32 @@ class PiSASRPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return result
 
+    def plan(self, image: Given | tuple[int, int], **options: Any) -> Forecast:
+        """What repairing a picture will take, in megapixels, tiles and bytes; nothing is computed.
+
+        image: a picture, or its (width, height). options: those of `__call__`. Where memory is too short for these, it
+        is the plan that the picture will be repaired by.
+        """
+        settings, factor = self._check_options("plan", options), self.model.factor
+        sizes = [image] if isinstance(image, tuple) else [picture.size for picture in pictures_of(image)]
+        if len(sizes) != 1:
+            raise ValueError(f"a plan is of one picture, {len(sizes)} came; call it once for each.")
+        frame = plan_frame(*sizes[0], settings.upscale, settings.process_size, multiple=factor)
+        width, height = (side // factor for side in frame.padded)
+        shape = 1, self.vae.config.latent_channels, height, width
+        return self._forecast(shape, self._first_plan(self._cut(settings, factor), shape))
+
+    @property
+    def identity(self) -> str:
+        """Which model made a picture, for its file to tell: the base's name, of a folder the last part, and the
+        `fingerprint` of the adapters; "merged", with neither, where a pipeline was saved whole.
+        """
+        if self._reference is None:
+            return "merged"
+        base = "embedded" if self._reference.base is None else self._reference.base
+        name = Path(base).name if Path(base).expanduser().exists() else base
+        return name if self._adapters is None else f"{name}, adapters={fingerprint(*self._adapters)}"
+
     @property
     def model(self) -> PiSASR:
         """The same parts as tensors in, tensors out."""
@@ -493,16 +522,20 @@ class PiSASRPipeline(DiffusionPipeline):
         self, who: str, image: Given, options: dict[str, Any], without: tuple[str, ...] = ()
     ) -> tuple[Job, Options]:
         """One picture and its checked options; TypeError or ValueError where `who` was given others."""
+        settings, pictures = self._check_options(who, options, without), pictures_of(image)
+        if len(pictures) != 1:
+            raise ValueError(f"a {who} is of one picture, {len(pictures)} came; call it once for each.")
+        (job,) = self._plan(pictures, settings)
+        return job, settings
+
+    @staticmethod
+    def _check_options(who: str, options: dict[str, Any], without: tuple[str, ...] = ()) -> Options:
         if unknown := sorted(options.keys() - {field.name for field in fields(Options) if field.name not in without}):
             known = " but " + ", ".join(without) if without else ""
             raise TypeError(
                 f"{who} doesn't know {unknown[0]!r}; it takes the options of __call__ beside the strengths{known}."
             )
-        settings, pictures = Options(**options), pictures_of(image)
-        if len(pictures) != 1:
-            raise ValueError(f"a {who} is of one picture, {len(pictures)} came; call it once for each.")
-        (job,) = self._plan(pictures, settings)
-        return job, settings
+        return Options(**options)
 
     @torch.no_grad()  # of a generator, torch switches gradients off while it works and not while its caller does
     def _repair(self, jobs: list[Job], pairs: list[CheckedPair], options: Options) -> Iterator[list[Result]]:
@@ -531,11 +564,14 @@ class PiSASRPipeline(DiffusionPipeline):
         noise = self._noise(shape, jobs, device) if options.posterior == "sample" else None
 
         def attempt(plan: Plan) -> Predicted:
-            tiles = count_tiles(*shape[2:], plan.tile, plan.overlap, plan.even)
-            predictors = self._predictors(model, jobs, needs, tiles, device)
+            predictors = self._predictors(model, jobs, needs, tiles_of(shape, plan), device)
             return look(model, to_signed(from_levels(given)), predictors, plan, noise)
 
-        predicted, plan = self._in_less(self._cut(options, model.factor), max(shape[2:]), attempt)
+        asked = self._cut(options, model.factor)
+        if (first := self._first_plan(asked, shape)) != asked and (shape, asked) not in self._too_much:
+            free = (free_bytes(device) or 0) / GIB
+            _tell_less(f"{self._forecast(shape, asked)}, and {free:.1f} GiB are free", first)
+        predicted, plan = self._in_less(first, shape, attempt)
         used = tuple(replace(job, generator=None) for job in jobs)
         return Looked(*predicted, given, used, plan, options.color_fix or self.config.color_fix)
 
@@ -563,27 +599,49 @@ class PiSASRPipeline(DiffusionPipeline):
             )
             return _results(bands, looked.jobs, output_type)
 
-        return self._in_less(looked.plan, max(looked.z_L.shape[2:]), attempt)
+        return self._in_less(looked.plan, model.latent_shape(looked.given), attempt)
 
-    def _in_less(self, plan: Plan, side: int, attempt: Callable[[Plan], T]) -> tuple[T, Plan]:
-        """attempt(plan) of a latent of this longer side, or where memory was out, by the next `smaller` plan, and so
-        on; with the plan that sufficed.
+    def _first_plan(self, asked: Plan, shape: Shape) -> Plan:
+        """How a latent of this shape is cut at first: as asked, or the next `smaller` plan that was not too much before
+        and takes no more than is free. Where none does, one step smaller: an estimate may be wrong.
+        """
+        while (shape, asked) in self._too_much:
+            asked = self._too_much[shape, asked]
+        free = free_bytes(self._execution_device)
+        plans, less = [asked], smaller(asked, max(shape[2:]))
+        while less is not None:
+            plans, less = [*plans, less], smaller(less, max(shape[2:]))
+        if free is None:
+            return asked
+        fitting = (plan for plan in plans if self._needed(shape, plan) <= free)
+        return next(fitting, plans[min(1, len(plans) - 1)])
+
+    def _needed(self, shape: Shape, plan: Plan) -> int:
+        """Bytes beside what the device holds already: tensors, and the largest part that offloading keeps elsewhere."""
+        device, parts = self._execution_device.type, (self.text_encoder, self.unet_pix, self.unet, self.vae)
+        away = (sum(p.nbytes for p in part.parameters() if p.device.type != device) for part in parts)
+        return max(away) + held_bytes(self.unet, self.vae, shape, plan)
+
+    def _forecast(self, shape: Shape, plan: Plan) -> Forecast:
+        held = resident_bytes(self._execution_device, self.text_encoder, self.unet_pix, self.unet, self.vae)
+        megapixels = shape[0] * shape[2] * shape[3] * self.model.factor**2 / 1e6
+        return Forecast(megapixels, tiles_of(shape, plan), held + self._needed(shape, plan), plan.lean)
+
+    def _in_less(self, plan: Plan, shape: Shape, attempt: Callable[[Plan], T]) -> tuple[T, Plan]:
+        """attempt(plan) of a latent of this shape, or where memory was out, by the next `smaller` plan, and so on; with
+        the plan that sufficed.
         """
         while True:
             try:
                 return attempt(plan), plan
             except Exception as error:  # leaves this block before the next attempt, and what it holds is free then
-                less = smaller(plan, side) if is_out_of_memory(error) else None
+                less = smaller(plan, max(shape[2:])) if is_out_of_memory(error) else None
                 if less is None:
                     raise
+            self._too_much[shape, plan] = less
             plan = less
             _empty_cache(self._execution_device)
-            warnings.warn(
-                f"out of memory; going on with UNet tiles of {plan.tile} latent pixels and VAE pieces of "
-                f"{plan.vae_tile_px} px, which changes the result little (tile_size, vae_tile_size and low_memory "
-                "ask for it from the start)",
-                stacklevel=2,
-            )
+            _tell_less("out of memory", plan)
 
     def _predictors(
         self, model: PiSASR, jobs: list[Job], needs: tuple[bool, bool], tiles: int, device: torch.device
@@ -634,6 +692,15 @@ def smaller(plan: Plan, side: int) -> Plan | None:
         return None
     pieces = (plan.vae_tile_px or VAE_TILE_PX) // 2
     return replace(plan, tile=tile, overlap=min(plan.overlap, tile // 3), batch_size=1, vae_tile_px=pieces, lean=True)
+
+
+def _tell_less(why: str, plan: Plan) -> None:
+    warnings.warn(
+        f"{why}; going on with UNet tiles of {plan.tile} latent pixels and VAE pieces of {plan.vae_tile_px} px, which "
+        "changes the result little (tile_size, vae_tile_size and low_memory ask for it from the start)",
+        MemoryShort,
+        stacklevel=3,
+    )
 
 
 def _empty_cache(device: torch.device) -> None:

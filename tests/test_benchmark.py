@@ -13,7 +13,7 @@ from pisasr.benchmark.bench import Bench, Row, Variant, called_published, time_p
 from pisasr.benchmark.counting import count
 from pisasr.benchmark.report import as_json, as_markdown, exponent
 from pisasr.benchmark.subjects import write_model
-from pisasr.errors import OK, UsageError
+from pisasr.errors import OK, MemoryShort, UsageError
 from pisasr.method.model import Plan
 from pisasr.pipeline import Options
 
@@ -163,7 +163,7 @@ def test_a_case_that_fails_is_a_row_and_the_others_go_on(bench):
 
 def test_a_pipeline_that_ran_out_of_memory_and_went_on_is_no_measurement(bench):
     def smaller():
-        warnings.warn("out of memory; going on with smaller tiles", stacklevel=1)
+        warnings.warn("going on with smaller tiles", MemoryShort, stacklevel=1)
 
     (row,) = bench.measure("large", lambda *_: iter([[Variant("whole", smaller)]]), [])
     assert row.ms is None and row.note == "skipped: out of memory" and not row.failed

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pisasr.benchmark.counting import Counted, count
 from pisasr.benchmark.subjects import Change, load, picture
-from pisasr.errors import explain
+from pisasr.errors import MemoryShort, explain, is_out_of_memory
 from pisasr.evaluation.rules import Pair
 from pisasr.pipeline import Options, PiSASRPipeline
 
@@ -216,12 +216,12 @@ class Bench:
                     self.rows.append(row)
                     try:
                         with warnings.catch_warnings():  # a pipeline that goes on with smaller tiles is another variant
-                            warnings.filterwarnings("error", message="out of memory")
+                            warnings.filterwarnings("error", category=MemoryShort)
                             self._fill(row, variants[0], variant)
                     except Skipped as reason:
                         row.note = f"skipped: {reason}"
                     except Exception as error:
-                        full = "out of memory" in str(error).lower() or isinstance(error, MemoryError)
+                        full = is_out_of_memory(error) or isinstance(error, MemoryShort)
                         row.note, row.failed = "skipped: out of memory" if full else explain(error), not full
                     yield row
         except Exception as error:

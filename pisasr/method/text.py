@@ -13,7 +13,8 @@ REMEMBERED = 64  # embeddings kept; SD-2.1's weigh 0.3 MB each, and captions of 
 class PromptEncoder:
     """Turn prompts into the text encoder's last hidden states (after its final norm), [B, tokens, d].
 
-    Each prompt is padded or cut to the tokenizer's length (77 for CLIP) and encoded once: the latest ones are kept.
+    Each prompt is padded or cut to the tokenizer's length (77 for CLIP) and encoded once: the latest ones are kept, and
+    one alone comes as the same tensor each time.
     Nothing flows back into the text encoder. Move or cast the text encoder freely, this follows.
     """
 
@@ -28,7 +29,8 @@ class PromptEncoder:
     def __call__(self, prompts: str | Sequence[str], device: torch.device | None = None) -> Tensor:
         """device: where the text encoder computes; None is where its weights are, which offloading takes away."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return torch.cat([self._embed(prompt, device or self.text_encoder.device) for prompt in prompts])
+        embeds = [self._embed(prompt, device or self.text_encoder.device) for prompt in prompts]
+        return embeds[0] if len(embeds) == 1 else torch.cat(embeds)
 
     def _embed(self, prompt: str, device: torch.device) -> Tensor:
         key = (prompt, device, self.text_encoder.dtype)
