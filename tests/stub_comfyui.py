@@ -39,6 +39,14 @@ class ModelPatcher:
         self.model, self.load_device = model, load_device
         self.model.device = offload_device  # the real one writes it, too
 
+    def model_size(self) -> int:
+        return sum(weight.nbytes for weight in self.model.parameters())
+
+    def partially_load(self, device: torch.device, extra_memory: float = 0, force_patch_weights: bool = False) -> float:
+        """The real one leaves behind what has no room, of any network."""
+        self.on_device = self.model_size() < extra_memory
+        return extra_memory
+
 
 def modules(folder: Any) -> tuple[dict[str, ModuleType], SimpleNamespace]:
     """What `import` is to find, and a record of what was asked: loads, progress; `stop_at`: this much progress ends it.
@@ -48,8 +56,10 @@ def modules(folder: Any) -> tuple[dict[str, ModuleType], SimpleNamespace]:
     seen = SimpleNamespace(loads=[], progress=[], stop_at=float("inf"))
     folders: dict[str, list[str]] = {"diffusers": [str(folder / "diffusers")]}
 
-    def load_models_gpu(models: list[ModelPatcher], memory_required: float = 0, force_full_load: bool = False) -> None:
-        seen.loads.append(SimpleNamespace(models=models, memory=memory_required, whole=force_full_load))
+    def load_models_gpu(models: list[ModelPatcher], memory_required: float = 0) -> None:
+        for model in models:
+            model.partially_load(model.load_device, 0.1, force_patch_weights=False)  # as with --novram
+        seen.loads.append(SimpleNamespace(models=models, memory=memory_required))
 
     def throw() -> None:
         if seen.progress and seen.progress[-1] >= seen.stop_at:

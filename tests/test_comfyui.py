@@ -186,9 +186,7 @@ def test_inside_a_mask_the_other_strengths_hold(nodes, model):
     assert torch.equal(mix(nodes, looked, **outside, **inside, mask=nothing), plain)
     assert torch.equal(mix(nodes, looked, **outside, **inside, mask=torch.ones(9, 12)), painted)
     each = torch.stack([torch.zeros(9, 12), torch.ones(9, 12)])
-    assert torch.equal(
-        mix(nodes, looked, **outside, **inside, mask=each), torch.stack([plain[0], painted[1]])
-    )
+    assert torch.equal(mix(nodes, looked, **outside, **inside, mask=each), torch.stack([plain[0], painted[1]]))
     half = mix(nodes, looked, **outside, **inside, mask=torch.full((1, 9, 12), 0.5))
     torch.testing.assert_close(half, mix(nodes, looked, 0.65, 0.35), rtol=0, atol=1e-5)
     left = (torch.arange(12) < 6).float().expand(9, 12)
@@ -215,7 +213,9 @@ def test_comfyuis_manager_brings_what_is_needed_whole(nodes, model, comfy):
     looked = look(nodes, model, images(), upscale=4.0)
     mix(nodes, looked)
     nodes.Upscale.execute(images(), 2.0, 1.0, 1.0, OWN, model)
-    assert loaded(comfy) == [everything, {pipe.vae}, everything] and all(load.whole for load in comfy.loads)
+    assert loaded(comfy) == [everything, {pipe.vae}, everything]
+    assert all(patcher.on_device for patcher in comfy.loads[0].models)
+    assert comfy.loads[0].models[0].partially_unload(torch.device("cpu"), 1.0) == 0
     assert comfy.loads[0].memory == 3 * 8 * (36 * 48) * 4  # two maps of the decoder: 16 channels in, 8 out, float32
     first, other = comfy.loads[0], comfy.loads[2]
     assert set(first.models) == set(other.models)  # the same patchers, or it would load twice
@@ -323,7 +323,8 @@ def test_the_page_and_the_server_are_given_the_same_workflow(nodes, name):
     said = {}
     for node in page["nodes"]:
         ins = known[node["type"]][0]
-        values = dict(zip([socket for socket, io_type in ins.items() if io_type in WIDGETS], node["widgets_values"]))
+        widgets = [socket for socket, io_type in ins.items() if io_type in WIDGETS]
+        values = dict(zip(widgets, node["widgets_values"], strict=node["type"] != "LoadImage"))  # it has a button
         for slot, socket in enumerate(node["inputs"]):
             assert ins[socket["name"]] == socket["type"]
             if socket["link"] is not None:
@@ -358,7 +359,7 @@ class Server:
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             text = answer.read().decode()
-        return json.loads(text) if "json" in answer.headers["Content-Type"] else text
+        return json.loads(text) if "json" in (answer.headers["Content-Type"] or "") else text
 
     def wait(self, question, seconds: int = 240):
         until = time.monotonic() + seconds
@@ -372,23 +373,35 @@ class Server:
             time.sleep(0.5)
         raise AssertionError(self.log.read_text()[-3000:])
 
+    def stopped(self, prompt: dict) -> bool:
+        """Whether a workflow that is told to stop does."""
+        number = self.ask("/prompt", prompt=prompt)["prompt_id"]
+
+        def stop():
+            self.ask("/interrupt", prompt_id=number)
+            return self.ask(f"/history/{number}").get(number)
+
+        return "execution_interrupted" in dict(self.wait(stop)["status"]["messages"])
+
     def run(self, prompt: dict) -> tuple[np.ndarray, set[str]]:
-        """The picture that a workflow saved, and which of its nodes were not run again."""
+        """The picture that a workflow saved, and which of its nodes ComfyUI did not run again."""
         number = self.ask("/prompt", prompt=prompt)["prompt_id"]
         done = self.wait(lambda: self.ask(f"/history/{number}").get(number))
         told = dict(done["status"]["messages"])
         assert done["status"]["status_str"] == "success", told
         ((saved,),) = [out["images"] for out in done["outputs"].values()]
-        return np.asarray(Image.open(self.folder / "output" / saved["filename"])), set(told["execution_cached"]["nodes"])
+        return np.asarray(Image.open(self.folder / "output" / saved["filename"])), set(
+            told["execution_cached"]["nodes"]
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("PISASR_COMFYUI" not in os.environ, reason="PISASR_COMFYUI names no folder of ComfyUI")
-def test_a_real_comfyui_runs_the_examples_and_a_moved_strength_runs_its_node_alone(tmp_path):
+def test_a_real_comfyui_runs_the_examples_a_moved_strength_alone_and_stops_when_told(tmp_path):
     (tmp_path / "input").mkdir()
-    levels = np.asarray(Image.open(ROOM.parent / "demo/examples/chelsea.png").convert("RGB"))[:96, :128]
-    seen_through = np.full((96, 128, 1), 255, np.uint8)
-    seen_through[20:60, 30:90] = 0  # Load Image gives 1 - alpha as its mask, and the colours alone as its picture
+    levels = np.asarray(Image.open(ROOM.parent / "demo/examples/chelsea.png").convert("RGB"))[:64, :96]
+    seen_through = np.full((64, 96, 1), 255, np.uint8)
+    seen_through[20:50, 30:70] = 0  # Load Image gives 1 - alpha as its mask, and the colours alone as its picture
     Image.fromarray(levels).save(tmp_path / "input/plain.png")
     Image.fromarray(np.concatenate([levels, seen_through], axis=-1)).save(tmp_path / "input/masked.png")
     mask = (seen_through[..., 0] == 0).astype(np.float32)
@@ -424,6 +437,12 @@ def test_a_real_comfyui_runs_the_examples_and_a_moved_strength_runs_its_node_alo
         assert same(came, 1.0, 1.25) and kept == {"1", "2", "3"}  # loaded, looked at: not again
         came, kept = run("strengths_by_mask", "masked.png")
         assert same(came, 1.0, 1 - mask) and "2" in kept
+
+        _, served = workflow("two_strengths")
+        served["1"]["inputs"]["image"], served["3"]["inputs"]["upscale"] = "plain.png", 16.0
+        assert server.stopped(served)
+        came, kept = run("two_strengths", "plain.png", lambda_sem=0.25)
+        assert same(came, 1.0, 0.25)
     finally:
         server.process.terminate()
         server.process.wait(30)

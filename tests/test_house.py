@@ -19,6 +19,7 @@ MAY_KNOW = {
     "evaluation": {"pictures"},
     "config": {"data"},
     "pipeline": {"method", "models", "pictures"},
+    "comfyui": {"method", "models", "pipeline"},
     "app": {"method", "models", "pictures", "evaluation", "pipeline"},
     "training": {"method", "models", "pictures", "data", "evaluation", "config"},
     "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "app", "training"},

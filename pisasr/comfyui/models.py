@@ -86,12 +86,22 @@ class ComfyPipeline(PiSASRPipeline):
         return Bar(total, self.watch)
 
 
-class Network(nn.Module):
+class PiSASRNetwork(nn.Module):  # so ComfyUI's log names it
     """A network as ComfyUI's patchers want it: they write their notes on it, `device` too, which diffusers forbids."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
+
+
+class WholePatcher(ModelPatcher):
+    """It loads and unloads all or nothing: ComfyUI's own layers fetch what was left behind, others don't."""
+
+    def partially_load(self, device_to: torch.device, extra_memory: float = 0, **options: Any) -> float:
+        return super().partially_load(device_to, 2 * self.model_size(), **options)
+
+    def partially_unload(self, device_to: torch.device, memory_to_free: float = 0, **options: Any) -> float:
+        return 0  # nothing was freed, and so it is unloaded whole
 
 
 class Model:
@@ -100,8 +110,8 @@ class Model:
     def __init__(self, pipe: ComfyPipeline):
         self.pipe = pipe
         here, away = manager.get_torch_device(), manager.unet_offload_device()
-        self._patchers: dict[nn.Module, ModelPatcher] = {  # without a semantic adapter, both UNets are one
-            network: ModelPatcher(Network(network), here, away)
+        self._patchers: dict[nn.Module, WholePatcher] = {  # without a semantic adapter, both UNets are one
+            network: WholePatcher(PiSASRNetwork(network), here, away)
             for network in (pipe.text_encoder, pipe.unet_pix, pipe.unet, pipe.vae)
         }
 
@@ -115,8 +125,7 @@ class Model:
 
     def _with(self, networks: list[nn.Module], pixels: float) -> ComfyPipeline:
         wanted = [self._patchers[network] for network in networks]
-        # Whole: ComfyUI can leave a part of its own layers behind, and would of these, which do not fetch it.
-        manager.load_models_gpu(wanted, memory_required=working_memory(self.pipe.vae, pixels), force_full_load=True)
+        manager.load_models_gpu(wanted, memory_required=working_memory(self.pipe.vae, pixels))
         for network in networks:
             lay_out(network)
         return self.pipe
@@ -168,5 +177,6 @@ def _usual_dtype(device: torch.device) -> torch.dtype:
 
 def moved(looked: Looked, device: torch.device) -> Looked:
     """The same look with its tensors on a device; what came is left as it is."""
-    values = {name: getattr(looked, name) for name in ("z_L", "eps_pix", "eps_pisa", "given")}
-    return replace(looked, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
+    values = ((name, getattr(looked, name)) for name in ("z_L", "eps_pix", "eps_pisa", "given"))
+    there: dict[str, Any] = {name: value.to(device) for name, value in values if isinstance(value, Tensor)}
+    return replace(looked, **there)

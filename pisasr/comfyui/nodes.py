@@ -194,9 +194,7 @@ class Upscale(io.ComfyNode):
         results = [
             result
             for picture in model.one_by_one(_pictures(image))
-            for result in pipe(
-                picture, lambda_pix, lambda_sem, upscale=upscale, color_fix=fix, output_type="pt"
-            ).images
+            for result in pipe(picture, lambda_pix, lambda_sem, upscale=upscale, color_fix=fix, output_type="pt").images
         ]
         return io.NodeOutput(_image(results))
 
