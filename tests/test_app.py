@@ -176,6 +176,16 @@ def test_a_forecast_is_what_then_happens(desk, photo):
     assert desk.show(desk.open(photo, Wish(long_side=50)), Strengths()).size == (50, 40)
 
 
+def test_tiles_are_told_as_they_are_done(desk, photo, monkeypatch):
+    monkeypatch.setattr("pisasr.pipeline.TILE_PX", 32)
+    steps: list[tuple[int, int]] = []
+    desk.open(photo, Wish(upscale=3), lambda *step: steps.append(step))
+    count = steps[0][1]
+    assert steps == [(done, count) for done in range(1, count + 1)] and count > 2
+    desk.repair(desk.read(photo), Strengths(), WISH)
+    assert len(steps) == count
+
+
 @pytest.mark.parametrize(
     ("wish", "words"), [(Wish(long_side=10), "ask for more"), (Wish(upscale=2000), "million pixels")]
 )

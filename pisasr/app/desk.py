@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,8 @@ CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))  # what a preview is 
 PREVIEW_PX = 768  # the longer side of what is mixed while a knob moves
 GRID = (0.0, 0.5, 1.0, 1.5)  # both strengths' candidates for `choose`, as in the page's sheet
 MAX_MASK_BYTES = 8 * 2**20
+
+Step = Callable[[int, int], None]  # (done, all)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,21 @@ class Store:
         self._open.pop(key)[1].folder.cleanup()
 
 
+class Bar:
+    """A progress bar that nobody sees: it tells `step`."""
+
+    def __init__(self, total: int, step: Step):
+        self.n, self.total, self.step = 0, total, step
+
+    def update(self, count: int) -> None:
+        """Some more are done."""
+        self.n += count
+        self.step(self.n, self.total)
+
+    def close(self) -> None:
+        """All are done."""
+
+
 class Desk:
     """The model, one piece of work at a time, and the pictures that lie open. All methods may be called by any thread.
 
@@ -209,11 +227,14 @@ class Desk:
         result = f"{frame.output[0]} × {frame.output[1]} px"
         return f"{size[0]} × {size[1]} → {result}; the model sees {forecast} of memory"
 
-    def open(self, path: str | Path, wish: Wish) -> Opened:
-        """Encode a picture and make both predictions, once; it lies on the desk until it is dropped or too old."""
+    def open(self, path: str | Path, wish: Wish, step: Step | None = None) -> Opened:
+        """Encode a picture and make both predictions, once; it lies on the desk until it is dropped or too old.
+
+        step: told (done, all) of the UNet's tiles, where there are several.
+        """
         picture = self.read(path)
         factor = self._factor(picture.size, wish)
-        with self._device:
+        with self._device, self._watched(step):
             looked = self.pipe.look(picture, **self._options(wish, factor))
         width, height = picture.size
         size = round(width * factor), round(height * factor)
@@ -235,9 +256,7 @@ class Desk:
             result.thumbnail((PREVIEW_PX, PREVIEW_PX), Image.Resampling.BOX)
             yield result
 
-    def choose(
-        self, opened: Opened, color_fix: Any = None, rule: str = EXAMPLE, step: Callable[[int, int], None] | None = None
-    ) -> Choice:
+    def choose(self, opened: Opened, color_fix: Any = None, rule: str = EXAMPLE, step: Step | None = None) -> Choice:
         """The pair of GRID that a rule calls best for this picture; PisasrError where its metrics can't be had."""
         wanted = parse_rule(rule)
         scorers, missing = load_scorers(wanted.metrics, weights=self.weights)
@@ -259,6 +278,17 @@ class Desk:
         pix, sem = strengths.lambdas(round(factor * picture.size[0]))
         with self._device:
             return self.pipe(picture, pix, sem, color_fix=color_fix, **self._options(wish, factor)).images[0]
+
+    @contextmanager
+    def _watched(self, step: Step | None) -> Iterator[None]:
+        """Let the pipeline's progress bar, in the block, be one that tells `step`."""
+        if step is not None:
+            self.pipe.progress_bar = lambda total: Bar(total, step)
+        try:
+            yield
+        finally:
+            if step is not None:
+                del self.pipe.progress_bar
 
     def metadata(
         self, picture: Picture, strengths: Strengths, wish: Wish, color_fix: Any = None, keep: bool = False

@@ -120,7 +120,11 @@ class Listener:
         with told():
             self.desk.store.drop(key)
             progress(0.05, desc="Looking at the picture")
-            opened = self.desk.open(photo, read_wish(enlarge, long_side, prompt))
+
+            def step(done: int, count: int) -> None:
+                progress(0.1 + 0.5 * done / count, desc=f"Looking at the picture, tile {done} of {count}")
+
+            opened = self.desk.open(photo, read_wish(enlarge, long_side, prompt), step)
             progress(0.6, desc="Drawing the result")
             self.desk.show(opened, Strengths(pix, sem), COLORS[colors])
             yield opened.key, self._view(opened) | {"at": [pix, sem]}

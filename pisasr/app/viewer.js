@@ -240,7 +240,8 @@ function fillSheet() {
   const small = document.createElement("canvas");
   small.width = preview.width; small.height = preview.height;
   const ink = small.getContext("2d");
-  const part = Math.max(view.zoom, 1), w = small.width / part, h = small.height / part;
+  const shape = sheet.clientWidth / sheet.clientHeight; // of every cell, too: each is filled by what is looked at
+  const w = Math.min(small.width, small.height * shape) / Math.max(view.zoom, 1), h = w / shape;
   const corner = (length, size, middle) => Math.min(Math.max(middle * length - size / 2, 0), length - size);
   const from = [corner(small.width, w, view.x), corner(small.height, h, view.y), w, h];
   for (const pix of STEPS) for (const sem of STEPS) {
@@ -248,7 +249,7 @@ function fillSheet() {
     mix(pix, sem, image.data, null);
     ink.putImageData(image, 0, 0);
     const cell = document.createElement("button"), thumb = document.createElement("canvas");
-    const scale = Math.min(280 / Math.max(w, h), 1);
+    const scale = Math.min(320 / w, 1);
     [thumb.width, thumb.height] = [Math.max(w * scale, 1), Math.max(h * scale, 1)];
     thumb.getContext("2d").drawImage(small, ...from, 0, 0, thumb.width, thumb.height);
     cell.type = "button"; cell.dataset.pix = pix; cell.dataset.sem = sem;
