@@ -9,6 +9,7 @@ import io
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,15 @@ from PIL import ExifTags, Image
 
 pytest.importorskip("gradio", reason="no gradio here: pip install 'pisasr[app]'")
 
+import gradio as gr
 import httpx
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from pisasr.app import desk as desk_module
 from pisasr.app import page as page_module
-from pisasr.app.desk import Desk, Limits, Store, Strengths, Wish, free_name, mask_image, read_mask
-from pisasr.app.page import MAX_UPLOAD_MB, Listener, read_wish, serve
+from pisasr.app.desk import CORNERS, Desk, Limits, Store, Strengths, Wish, free_name, mask_image, read_mask
+from pisasr.app.page import COLORS, MAX_UPLOAD_MB, Listener, read_wish, serve
 from pisasr.commands.app import is_loopback
 from pisasr.commands.main import main
 from pisasr.errors import ImageError, PisasrError
@@ -252,6 +254,39 @@ def test_words_for_sizes():
     for nonsense in (None, -3, float("nan"), 1e9):
         with pytest.raises(PisasrError, match="long side"):
             read_wish("to a long side of", nonsense, "")
+
+
+# --- what the page hears ---------------------------------------------------------------------------------------------
+
+AS_IT_LIKES = next(iter(COLORS))
+
+
+def test_a_size_that_cannot_be_leaves_the_picture_open(desk, photo):
+    listener = Listener(desk)
+    *_, (key, value) = listener.open(str(photo), None, 1, 1, "2 times", None, "", AS_IT_LIKES)
+    assert len(value["corners"]) == len(CORNERS) and value["size"] == [40, 32]
+    with pytest.raises(gr.Error, match="ask for more"):
+        list(listener.open(str(photo), key, 1, 1, "to a long side of", 5, "", AS_IT_LIKES))
+    assert "ask for more" in listener.forecast(str(photo), "to a long side of", 5, "")
+    opened = desk.store.get(key)
+    *_, (new, _) = listener.open(str(photo), key, 1, 1, "3 times", None, "", AS_IT_LIKES)
+    with pytest.raises(PisasrError, match="put away"):
+        desk.store.get(key)
+    assert not Path(opened.folder.name).exists() and desk.store.get(new).size == (60, 48)
+
+
+def test_a_batch_tells_each_file_and_packs_what_is_whole(desk, photo, tmp_path):
+    listener, made = Listener(desk), {}
+    (tmp_path / "again").mkdir()
+    strange = write(tmp_path / "![x](y)`<b>.png")
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    files = list(map(str, [photo, write(tmp_path / "again" / "photo.png"), strange, tmp_path / "broken.png"]))
+    lines = [line for line, _ in listener.batch(files, 1, 1, "2 times", None, AS_IT_LIKES, "PNG", False, made)]
+    assert lines[-1].startswith("Done.") and "| `![x](y)'<b>.png` | 40 × 32 |" in lines[-1]
+    assert "| `broken.png` | failed: not an image" in lines[-1]
+    Path(made["folder"].name, ".half-written.png").write_bytes(b"so far")
+    with zipfile.ZipFile(listener.gather(made)[1]) as archive:
+        assert archive.namelist() == ["![x](y)`<b>.png", "photo-2.png", "photo.png"]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

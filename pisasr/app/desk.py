@@ -359,8 +359,8 @@ def free_name(stem: str, taken: set[str]) -> str:
 
 
 def pack(folder: Path, target: Path) -> Path:
-    """All files of a folder as one zip; pictures are compressed already, so it only gathers them."""
+    """All finished files of a folder as one zip; pictures are compressed already, so it only gathers them."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.glob("[!.]*")):  # a name that begins with a dot is still being written
             archive.write(path, path.name)
     return target

@@ -104,10 +104,12 @@ class Listener:
         """What will happen, in a line, before it happens."""
         if photo is None:
             return ""
-        with told():
+        try:
             picture = self.desk.read(photo)
             notices = "".join(f" ({notice})" for notice in picture.notices)
             return self.desk.forecast(picture.size, read_wish(enlarge, long_side, prompt)) + notices
+        except Exception as error:  # `open` tells it aloud
+            return html.escape(explain(error))
 
     def open(
         self, photo: str | None, key: str | None, pix: float, sem: float, enlarge: str, long_side: float,
@@ -118,13 +120,13 @@ class Listener:
             yield key, gr.skip()
             return
         with told():
-            self.desk.store.drop(key)
             progress(0.05, desc="Looking at the picture")
 
             def step(done: int, count: int) -> None:
                 progress(0.1 + 0.5 * done / count, desc=f"Looking at the picture, tile {done} of {count}")
 
             opened = self.desk.open(photo, read_wish(enlarge, long_side, prompt), step)
+            self.desk.store.drop(key)
             progress(0.6, desc="Drawing the result")
             self.desk.show(opened, Strengths(pix, sem), COLORS[colors])
             yield opened.key, self._view(opened) | {"at": [pix, sem]}
@@ -204,7 +206,7 @@ class Listener:
         folder = made["folder"] = TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True)
         rows: list[str] = []
         for number, file in enumerate(files):
-            yield _table(rows, f"{number + 1} of {len(files)}: {Path(file).name}"), None
+            yield _table(rows, f"{number + 1} of {len(files)}: {_cell(file)}"), None
             try:
                 name = free_name(Path(file).stem, {path.stem for path in Path(folder.name).iterdir()})
                 how = self.desk.read(file), Strengths(pix, sem), wish, COLORS[colors]
@@ -243,10 +245,10 @@ class Listener:
             strengths = Strengths(lambda_pix, lambda_sem)
             how = self.desk.read(image), strengths, Wish(upscale), color_fix
             result = self.desk.repair(*how)
-            path = Path(
-                self.scratch.name, secrets.token_hex(8), f"{Path(image).stem}_{strengths.words}{FORMATS[format]}"
-            )
-            path.parent.mkdir()
+            self._forget()
+            folder = Path(self.scratch.name, secrets.token_hex(8))
+            folder.mkdir()
+            path = folder / f"{Path(image).stem}_{strengths.words}{FORMATS[format]}"
             save_image(result, path, self.desk.metadata(*how))
             return str(path)
 
@@ -283,7 +285,7 @@ def build(desk: Desk) -> gr.Blocks:
                     download = gr.Button("Download", variant="primary", scale=1, elem_id="download")
                     ready = gr.DownloadButton(visible="hidden", elem_id="ready")
             with gr.Column(scale=1, min_width=320):
-                photo = _photo("Drop, paste or choose a photo")
+                photo = _photo("Drop, paste or choose a photo", "photo")
                 gr.Examples(
                     [[str(path)] for path in EXAMPLES],
                     photo,
@@ -339,7 +341,7 @@ def build(desk: Desk) -> gr.Blocks:
         enlarge.input(lambda name: gr.update(visible=name == FACTORS[-1]), enlarge, long_side, **quiet)
 
         knobs = [pix, sem, inside_pix, inside_sem, feather]
-        gr.on([knob.change for knob in knobs], None, knobs, None, js="(...all) => window.pisasr.turned(...all)")
+        gr.on([knob.change for knob in knobs], None, knobs, None, js="(...all) => window.pisasr?.turned(...all) ?? []")
         settling = viewer.settle(
             listen.settle, [key, *knobs, colors], viewer, trigger_mode="multiple", show_progress="hidden", **device
         )
@@ -358,7 +360,7 @@ def build(desk: Desk) -> gr.Blocks:
 
         with gr.Row(visible=False):  # the same from a script
             given = [
-                _photo("image"),
+                _photo("image", "image"),
                 gr.Number(1.0),
                 gr.Number(1.0),
                 gr.Number(4.0),
@@ -371,9 +373,9 @@ def build(desk: Desk) -> gr.Blocks:
     return page
 
 
-def _photo(label: str) -> gr.Image:
+def _photo(label: str, name: str) -> gr.Image:
     """An input whose file comes as it was uploaded: `Desk.read` opens it, and says what is wrong with it."""
-    photo: Any = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=200, elem_id="photo")
+    photo: Any = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=200, elem_id=name)
     photo.preprocess = lambda payload: payload and payload.path
     return photo
 
@@ -439,7 +441,8 @@ def theme() -> gr.themes.Base:
 
 
 def _cell(file: str) -> str:
-    return html.escape(Path(file).name).replace("|", "\\|")
+    """A file's name as code, so that nothing in it is markup."""
+    return "`" + Path(file).name.replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _table(rows: list[str], line: str) -> str:
