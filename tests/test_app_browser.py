@@ -3,6 +3,7 @@
 Wants selenium ('pisasr[browser]') and the system's Chromium with its driver (Debian: chromium, chromium-driver).
 """
 
+import itertools
 import shutil
 import time
 import zipfile
@@ -64,20 +65,26 @@ def write(path: Path, phase: float) -> Path:
     return path
 
 
-class Hand:
-    """One user with a browser of their own."""
+def start_browser(downloads: Path) -> webdriver.Chrome:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"):
+        options.add_argument(word)
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    browser.set_script_timeout(PATIENCE_S)
+    return browser
 
-    def __init__(self, address: str, downloads: Path, size: tuple[int, int] = (1360, 1100), dark: bool = False):
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM or ""
-        for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"):
-            options.add_argument(word)
-        options.add_argument(f"--window-size={size[0]},{size[1]}")
-        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-        self.browser.set_script_timeout(PATIENCE_S)
-        self.browser.get(address + ("?__theme=dark" if dark else ""))
+
+class Hand:
+    """One user, with a browser of their own: each loading of the page is a session of its own."""
+
+    def __init__(self, browser: webdriver.Chrome, address: str, size: tuple[int, int] = (1360, 1100), theme: str = ""):
+        self.browser = browser
+        browser.set_window_size(*size)
+        browser.get(address + theme)
+        browser.get_log("browser")  # those of the user before
         self.until(lambda: self.all("#viewer .stage"))
 
     def all(self, css: str) -> list[Any]:
@@ -130,17 +137,27 @@ class Hand:
         return [line["message"] for line in self.browser.get_log("browser") if line["level"] == "SEVERE"]
 
 
+@pytest.fixture(scope="module")
+def browsers(tmp_path_factory):
+    """Started when they are wanted, used again by the next test."""
+    started: list[webdriver.Chrome] = []
+    downloads = tmp_path_factory.mktemp("downloads")
+
+    def nth(number: int) -> webdriver.Chrome:
+        while len(started) <= number:
+            started.append(start_browser(downloads))
+        return started[number]
+
+    nth.downloads = downloads
+    yield nth
+    for browser in started:
+        browser.quit()
+
+
 @pytest.fixture
-def hand(page, tmp_path):
-    hands: list[Hand] = []
-
-    def new(address: str = page.local_url, **options: Any) -> Hand:
-        hands.append(Hand(address, tmp_path / "downloads", **options))
-        return hands[-1]
-
-    yield new
-    for one in hands:
-        one.browser.quit()
+def hand(page, browsers):
+    count = itertools.count()
+    return lambda address=page.local_url, **options: Hand(browsers(next(count)), address, **options)
 
 
 def expected(desk: Desk, photo: Path, *strengths: Any) -> np.ndarray:
@@ -288,13 +305,13 @@ def downloaded(user: Hand, css: str, folder: Path) -> Path:
     return path
 
 
-def test_download_is_what_is_shown(hand, desk, photos, tmp_path):
+def test_download_is_what_is_shown(hand, browsers, photos):
     user = hand()
     user.open(photos[3])
     user.turn("sem", 0.35)
     shown = user.picture()
     user.one("#download").click()
-    path = tmp_path / "downloads" / "photo3_pix1_sem0.35.png"
+    path = browsers.downloads / "photo3_pix1_sem0.35.png"
     user.until(path.exists)
     assert np.array_equal(np.asarray(Image.open(path)), shown)
 
@@ -309,7 +326,7 @@ def test_garbage_is_a_line_on_the_page(hand, tmp_path):
 
 @pytest.mark.parametrize("size", [(420, 900), (1360, 1000)])
 def test_nothing_is_wider_than_the_window(hand, photos, size):
-    user = hand(size=size, dark=True)
+    user = hand(size=size, theme="?__theme=dark")
     user.open(photos[0])
     assert user.js("document.documentElement.scrollWidth <= window.innerWidth")
     assert user.js("document.body.classList.contains('dark')")

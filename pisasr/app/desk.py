@@ -24,7 +24,7 @@ from PIL import Image, ImageFilter
 from pisasr.errors import PisasrError
 from pisasr.evaluation.rules import EXAMPLE, Choice, parse_rule, pick
 from pisasr.evaluation.scoring import load_scorers, score_each
-from pisasr.pictures.images import Picture, as_image, eight_bits, join, open_image, open_picture, plan_frame
+from pisasr.pictures.images import Picture, eight_bits, join, open_image, open_picture, plan_frame
 from pisasr.pictures.saving import Metadata, made_with
 from pisasr.pipeline import Looked, PiSASRPipeline
 
@@ -319,8 +319,7 @@ class Desk:
 
 def input_image(picture: Picture) -> Image.Image:
     """The input as a browser can show it, at eight bits."""
-    pixels = join(picture.pixels, picture)
-    return eight_bits(pixels if pixels.dtype != np.uint8 else as_image(pixels))
+    return eight_bits(join(picture.pixels, picture))
 
 
 def read_mask(text: str) -> np.ndarray | None:

@@ -1,8 +1,8 @@
 // The page's viewer: before and after in one canvas, zoomed, compared, painted on. While a knob moves, what it shows is
 // mixed here from four decoded corners, so that dragging costs the server nothing; `settle` asks for the exact picture.
 //
-// From the server, props.value: {id, size: [W, H], before, after, corners: [4] or none yet, turn, at, mask}, files with a
-// url; turn is that of the settle which it answers; of a picture just opened, `at` has the strengths instead.
+// From the server, props.value: {id, size: [W, H], before, after, corners: [4] or none yet, turn, at, mask}, files with
+// a url; turn is that of the settle which it answers; of a picture just opened, `at` has the strengths instead.
 // To the server: settle {turn, mask}, mask a PNG as a data URL, empty where nothing is painted; choose.
 
 const SETTLE_MS = 250; // a knob that rests this long has been let go
@@ -15,7 +15,7 @@ const state = find("state"), width = find("width");
 let shown = null; // the value whose pictures are loaded
 let before = null, after = null; // images; `after` is exact and belongs to the turn `exact`
 let corners = null; // [4] pixels of the preview's size, as floats: base, by pix, by sem, by both
-let preview = document.createElement("canvas"), mask = document.createElement("canvas"), soft = document.createElement("canvas");
+const [preview, mask, soft] = Array.from({ length: 3 }, () => document.createElement("canvas"));
 let painted = false;
 let knobs = { pix: 1, sem: 1, insidePix: 1, insideSem: 1, feather: 0 };
 let turn = 0, exact = -1, timer = 0, loads = 0, asking = false;
@@ -80,7 +80,8 @@ function frame() { // where the picture lies on the canvas: [left, top, width, h
   const [W, H] = shown.size, ratio = window.devicePixelRatio || 1;
   const fit = Math.min(canvas.width / W, canvas.height / H), zoom = view.zoom ? view.zoom * ratio : fit;
   const w = W * zoom, h = H * zoom;
-  const place = (room, size, middle) => size <= room ? (room - size) / 2 : Math.min(0, Math.max(room - size, room / 2 - middle * size));
+  const place = (room, size, middle) =>
+    size <= room ? (room - size) / 2 : Math.min(0, Math.max(room - size, room / 2 - middle * size));
   return [place(canvas.width, w, view.x), place(canvas.height, h, view.y), w, h];
 }
 
@@ -108,11 +109,13 @@ function draw() {
   part(result, cut, canvas.width, result !== after || view.zoom < 2);
   part(before, 0, cut, true);
   if (painted && tool) {
-    pen.save(); pen.globalAlpha = 0.5; pen.globalCompositeOperation = "source-over";
-    pen.drawImage(tinted(), left, top, w, h); pen.restore();
+    pen.globalAlpha = 0.5;
+    pen.drawImage(tinted(), left, top, w, h);
+    pen.globalAlpha = 1;
   }
   if (divider.value > 0 && divider.value < 100) {
-    pen.fillStyle = "rgba(255, 255, 255, .9)"; pen.fillRect(cut - ratio, Math.max(top, 0), 2 * ratio, Math.min(h, canvas.height));
+    pen.fillStyle = "rgba(255, 255, 255, .9)";
+    pen.fillRect(cut - ratio, Math.max(top, 0), 2 * ratio, Math.min(h, canvas.height));
   }
   find("before").hidden = divider.value < 12; find("after").hidden = divider.value > 88;
   state.textContent = exact === turn ? "" : timer ? "preview" : "computing the exact picture";
@@ -190,8 +193,10 @@ async function load(file) {
 async function takeOver() { // a new value from the server: another picture, its corners, or its exact result
   const value = props.value;
   if (!value?.id) return;
-  if (!value.at) asking = false;
-  if (!value.at && value.turn !== turn) ask();
+  if (!value.at && !value.mask) { // the answer to a question
+    asking = false;
+    if (value.turn !== turn) ask();
+  }
   const mine = ++loads, isNew = shown?.id !== value.id;
   const [exactOne, original, laid, ...four] = await Promise.all([
     load(value.after),
@@ -203,7 +208,8 @@ async function takeOver() { // a new value from the server: another picture, its
   if (isNew) { corners = null; painted = false; exact = -1; zoomTo(0); }
   shown = value; before = original;
   if (four.length) {
-    for (const sketch of [preview, mask, soft]) [sketch.width, sketch.height] = [four[0].naturalWidth, four[0].naturalHeight];
+    const { naturalWidth, naturalHeight } = four[0];
+    for (const sketch of [preview, mask, soft]) [sketch.width, sketch.height] = [naturalWidth, naturalHeight];
     take(four);
   }
   find("empty").hidden = true;
@@ -258,7 +264,11 @@ function fillSheet() {
     const words = document.createElement("span");
     words.textContent = `repair ${pix} · detail ${sem}`;
     cell.append(thumb, words);
-    cell.onclick = () => { openSheet(false); props.value = { ...props.value, chosen: [pix, sem] }; trigger("choose"); };
+    cell.onclick = () => {
+      openSheet(false);
+      props.value = { ...props.value, chosen: [pix, sem] };
+      trigger("choose");
+    };
     sheet.append(cell);
   }
 }
@@ -289,24 +299,32 @@ function stroke(from, to) {
 
 function use(name) {
   tool = name;
-  for (const button of element.querySelectorAll("[data-tool]")) button.setAttribute("aria-pressed", button.dataset.tool === tool);
+  press("tool", (button) => button.dataset.tool === tool);
   canvas.style.cursor = tool ? "crosshair" : "grab";
   draw();
 }
 
-function zoomTo(zoom, at) {
-  if (at && shown) { view.x = Math.min(Math.max(at.x, 0), 1); view.y = Math.min(Math.max(at.y, 0), 1); }
+function lookAt(x, y) { // this point of the picture in the middle
+  view.x = Math.min(Math.max(x, 0), 1);
+  view.y = Math.min(Math.max(y, 0), 1);
+}
+
+function zoomTo(zoom) {
   view.zoom = zoom;
-  for (const button of element.querySelectorAll("[data-zoom]")) button.setAttribute("aria-pressed", Number(button.dataset.zoom) === zoom);
+  press("zoom", (button) => Number(button.dataset.zoom) === zoom);
   draw();
+}
+
+function press(kind, isOn) { // of the buttons of a kind, those that are on
+  for (const button of element.querySelectorAll(`[data-${kind}]`)) button.setAttribute("aria-pressed", isOn(button));
 }
 
 canvas.addEventListener("pointerdown", (event) => {
   if (!shown) return;
   canvas.setPointerCapture(event.pointerId);
   const here = spot(event), [left, , w] = frame();
-  const nearDivider = Math.abs(here.onScreen - (left + (w * divider.value) / 100)) < 14 * (window.devicePixelRatio || 1);
-  hold = { kind: tool ? "paint" : nearDivider || !view.zoom ? "divide" : "pan", last: here, view: { ...view } };
+  const fromDivider = Math.abs(here.onScreen - (left + (w * divider.value) / 100)) / (window.devicePixelRatio || 1);
+  hold = { kind: tool ? "paint" : fromDivider < 14 || !view.zoom ? "divide" : "pan", last: here };
   if (tool) { stroke(here, here); mixPreview(); draw(); }
 });
 canvas.addEventListener("pointermove", (event) => {
@@ -314,12 +332,20 @@ canvas.addEventListener("pointermove", (event) => {
   const here = spot(event);
   if (hold.kind === "paint") { stroke(hold.last, here); hold.last = here; exact = -1; mixPreview(); }
   else if (hold.kind === "divide") divider.value = Math.min(Math.max(here.x * 100, 0), 100);
-  else { view.x = hold.view.x = hold.view.x - (here.x - hold.last.x); view.y -= here.y - hold.last.y; hold.last = spot(event); }
+  else {
+    lookAt(view.x - (here.x - hold.last.x), view.y - (here.y - hold.last.y));
+    hold.last = spot(event);
+  }
   draw();
 });
 canvas.addEventListener("pointerup", () => { if (hold?.kind === "paint") touched(); hold = null; });
 canvas.addEventListener("pointercancel", () => { hold = null; });
-canvas.addEventListener("dblclick", (event) => { if (!tool) zoomTo(view.zoom ? 0 : 1, spot(event)); });
+canvas.addEventListener("dblclick", (event) => {
+  if (!shown || tool) return;
+  const here = spot(event);
+  lookAt(here.x, here.y);
+  zoomTo(view.zoom ? 0 : 1);
+});
 canvas.addEventListener("keydown", (event) => {
   const by = { ArrowLeft: -2, ArrowRight: 2 }[event.key], zooms = [0, 1, 2, 4], now = zooms.indexOf(view.zoom);
   if (by) { divider.value = Number(divider.value) + by; draw(); }
@@ -330,8 +356,12 @@ canvas.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 divider.addEventListener("input", draw);
-for (const button of element.querySelectorAll("[data-zoom]")) button.onclick = () => zoomTo(Number(button.dataset.zoom));
-for (const button of element.querySelectorAll("[data-tool]")) button.onclick = () => use(tool === button.dataset.tool ? "" : button.dataset.tool);
+for (const button of element.querySelectorAll("[data-zoom]")) {
+  button.onclick = () => zoomTo(Number(button.dataset.zoom));
+}
+for (const button of element.querySelectorAll("[data-tool]")) {
+  button.onclick = () => use(tool === button.dataset.tool ? "" : button.dataset.tool);
+}
 find("compare").onclick = () => openSheet(sheet.hidden);
 find("clear").onclick = () => {
   mask.getContext("2d").clearRect(0, 0, mask.width, mask.height);

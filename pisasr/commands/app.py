@@ -16,6 +16,7 @@ from pisasr.commands.options import (
     command_parser,
     load_model,
     normalise,
+    positive_int,
     whole,
 )
 from pisasr.errors import OK, PisasrError, UsageError, guarded
@@ -46,6 +47,8 @@ def app_parser() -> argparse.ArgumentParser:
     add("--port", type=whole, metavar="N", help="default: the first free one from 7860")
     add("--auth", type=parse_auth, metavar="USER:PASSWORD", help="who may see it; anything but this machine needs it")
     add("--open", action="store_true", help="open it in the browser")
+    pixels = "refuse larger photos (default: %(default)s)"
+    add("--max_input_pixels", type=positive_int, default=16_000_000, metavar="N", help=pixels)
     add_weights_option(add)
     add_model_options(parser)
     return parser
@@ -81,10 +84,11 @@ def _app(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> NoReturn:
     pipe = load_model(args)
-    from pisasr.app.desk import Desk
+    from pisasr.app.desk import Desk, Limits
     from pisasr.app.page import serve
 
-    desk = Desk(pipe, weights=args.weights, takes_prompts=args.pretrained_model is not None)
+    limits = Limits(input_pixels=args.max_input_pixels)
+    desk = Desk(pipe, limits, args.weights, takes_prompts=args.pretrained_model is not None)
     page = serve(desk, args.host, args.port, args.auth, browser=args.open)
     try:
         print(f"The page is at {page.local_url} until Ctrl-C.", flush=True)
