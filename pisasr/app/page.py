@@ -270,7 +270,7 @@ def build(desk: Desk) -> gr.Blocks:
         made = gr.State({}, time_to_live=desk.limits.idle_s)
         gr.HTML(HEAD, elem_id="head")
         with gr.Tab("One picture"), gr.Row(elem_id="desk"):
-            with gr.Column(scale=3, min_width=420):
+            with gr.Column(scale=3, min_width=280):
                 viewer = gr.HTML(
                     None,
                     html_template=(HERE / "viewer.html").read_text(encoding="utf-8"),
@@ -284,7 +284,7 @@ def build(desk: Desk) -> gr.Blocks:
                     keep = gr.Checkbox(False, label="Keep the photo's EXIF", scale=2, container=False, elem_id="keep")
                     download = gr.Button("Download", variant="primary", scale=1, elem_id="download")
                     ready = gr.DownloadButton(visible="hidden", elem_id="ready")
-            with gr.Column(scale=1, min_width=320):
+            with gr.Column(scale=1, min_width=280):
                 photo = _photo("Drop, paste or choose a photo", "photo")
                 gr.Examples(
                     [[str(path)] for path in EXAMPLES],
@@ -323,7 +323,7 @@ def build(desk: Desk) -> gr.Blocks:
                 stop = gr.Button("Stop", variant="stop", elem_id="stop")
             status = gr.Markdown("", elem_id="status")
             archive = gr.File(label="Repaired", interactive=False, elem_id="archive")
-        with gr.Tab("What the knobs mean"):
+        with gr.Tab("Help"):
             gr.Markdown(ABOUT)
 
         size = [enlarge, long_side, prompt]
