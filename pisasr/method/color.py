@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WAVELET_LEVELS = 5
-BAND_PIXELS = 2**21  # of a picture that `in_bands` makes into floats at once
+BAND_PIXELS = 2**21  # of a picture that `in_bands` makes into floats at once where it measures or blurs
+PIECE_PIXELS = 2**18  # and where it changes each pixel by itself, which takes several copies
 
 
 def adain(target: Tensor, source: Tensor) -> Tensor:
@@ -66,20 +67,25 @@ def in_bands(
     fix: `adain` or `wavelet`. Equal to the whole picture's up to the order of summation, and the same where one band
     holds it.
     """
-    height, width = size
-    rows = max(BAND_PIXELS // width, 1)
-    places = [(top, min(top + rows, height)) for top in range(0, height, rows)]
     reach = 2**WAVELET_LEVELS - 1 if fix is wavelet else 0
     if fix is adain:
-        measured = [_statistics(partial(starmap, picture, places)) for picture in (target, source)]
-    for start, stop in places:
-        first, last = max(start - reach, 0), min(stop + reach, height)
+        bands = _rows(size, BAND_PIXELS)
+        measured = [_statistics(partial(starmap, picture, bands)) for picture in (target, source)]
+    for start, stop in _rows(size, BAND_PIXELS if reach else PIECE_PIXELS):
+        first, last = max(start - reach, 0), min(stop + reach, size[0])
         band = target(first, last)
         if fix is adain:
             band = _adain(band, source(first, last), *measured)
         elif fix is not None:
             band = fix(band, source(first, last))
         yield band[..., start - first : stop - first, :]
+
+
+def _rows(size: tuple[int, int], pixels: int) -> list[tuple[int, int]]:
+    """A picture's rows as (start, stop), as many together as have that many pixels."""
+    height, width = size
+    rows = max(pixels // width, 1)
+    return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
 class Statistics(NamedTuple):
@@ -102,6 +108,6 @@ def _statistics(bands: Callable[[], Iterable[Tensor]]) -> Statistics:
     mean = total / pixels
     squares = torch.zeros_like(mean)
     for band in bands():
-        squares += (band - mean).square().sum(dim=(-2, -1), keepdim=True)
+        squares += (band - mean).square_().sum(dim=(-2, -1), keepdim=True)
     # A picture of one pixel has no unbiased variance (0 / 0): it is flat.
     return Statistics(mean, torch.sqrt(squares / max(pixels - 1, 1) + 1e-5))

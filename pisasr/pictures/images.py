@@ -583,7 +583,7 @@ def to_batch(pixels: Sequence[np.ndarray], device: torch.device | str = "cpu") -
 
 def from_levels(x: Tensor) -> Tensor:
     """What `to_batch` gave, as float32 in [0, 1]."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
 def from_batch(unit: Tensor, bits: int | None = None) -> np.ndarray:
