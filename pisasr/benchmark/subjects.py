@@ -100,8 +100,7 @@ def load(model: Path | None, change: Change, device: str) -> PiSASRPipeline:
         for network in networks:
             network.to(memory_format=change.memory_format)
     if change.mode is not None:
-        for network in (pipe.unet, pipe.unet_pix, pipe.vae.encoder, pipe.vae.decoder):
-            network.compile(mode=change.mode)
+        pipe.compile(mode=change.mode)
     return pipe
 
 
