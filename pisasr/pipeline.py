@@ -22,7 +22,7 @@ from pisasr.files import write_whole
 from pisasr.method import color
 from pisasr.method.adapters import merge_in_place, merged
 from pisasr.method.compiling import CompilingFailed, compile_checked
-from pisasr.method.layers import lay_out, use_fast_layers
+from pisasr.method.layers import has_hooks, lay_out, use_fast_layers
 from pisasr.method.memory import GIB, Forecast, free_bytes, held_bytes, resident_bytes, tiles_of
 from pisasr.method.model import PiSASR, Plan, Predicted, Predictors, draw_noise, look, mix, predict
 from pisasr.method.residual import Strength, needed_by
@@ -220,6 +220,11 @@ class PiSASRPipeline(DiffusionPipeline):
         self._vae_tiling = True
         self._graphs = False  # whether the networks give their results in memory that they use again
         self._too_much: dict[tuple[Shape, Plan], Plan] = {}  # what ran out of memory, and what was tried next
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNets are; the text encoder may rest elsewhere."""
+        return self.unet.device
 
     def to(self, *args: Any, **kwargs: Any) -> "PiSASRPipeline":
         """To a device or a dtype, as diffusers has it; weights lie as that device reads them fastest."""
@@ -667,6 +672,7 @@ class PiSASRPipeline(DiffusionPipeline):
     ) -> Predictors:
         """The merged UNets that are needed, under one progress bar over the tiles of both where there are several."""
         prompts = [job.prompt for job in jobs]
+        model.prompt_encoder.rests = not any(map(has_hooks, self.text_encoder.modules()))  # hooks move it themselves
         embeds = model.prompt_encoder(prompts if len(set(prompts)) > 1 else prompts[0], device)
         passes = sum(needs)
         bar = self.progress_bar(total=tiles * passes) if tiles > 1 and passes else None

@@ -68,7 +68,8 @@ def test_wavelet_split_matches_the_published_tensors(parity):
 def test_bands_are_the_whole_picture(monkeypatch, fix, measured):
     """To the bit, but for sums of several bands: where measuring takes the whole, pieces change nothing."""
     torch.manual_seed(measured)
-    monkeypatch.setattr(color, "BAND_PIXELS", 30 * measured)
+    for name in ("BAND_PIXELS", "BLUR_PIXELS"):
+        monkeypatch.setattr(color, name, 30 * measured)
     monkeypatch.setattr(color, "PIECE_PIXELS", 30 * 20)
     target, source = torch.rand(2, 3, 90, 30) * torch.linspace(0.2, 1, 90)[:, None], torch.rand(2, 3, 90, 30)
     whole = target if fix is None else fix(target, source)

@@ -138,7 +138,7 @@ class Bench:
         """The pipeline for counting, with all done that is done once."""
         if change not in self._counted:
             self._counted[change] = pipe = load(self.model, change, self.counting)
-            count(lambda: pipe(picture(16, 16), process_size=64, **self.ours()), self.counting)
+            count(lambda: pipe(picture(16, 16), lambda_sem=0.5, process_size=64, **self.ours()), self.counting)
         return self._counted[change]
 
     # --- tiles ---

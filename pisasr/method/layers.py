@@ -157,6 +157,11 @@ def awake(*modules: Any) -> Iterator[None]:
             hook.post_forward(module, None)
 
 
+def has_hooks(module: Any) -> bool:
+    """Whether offloading or casting has a hand in a module."""
+    return bool(_hooks_of(module))
+
+
 def _hooks_of(module: Any) -> list[Any]:
     own = getattr(module, "_hf_hook", None)
     registry = getattr(module, "_diffusers_hook", None)

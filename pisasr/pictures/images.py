@@ -605,7 +605,7 @@ def to_signed(unit: Tensor) -> Tensor:
 
 def to_unit(x: Tensor) -> Tensor:
     """x in [-1, 1] to [0, 1], clamped: a decoder overshoots."""
-    return (x.clamp(-1, 1) + 1) / 2
+    return x.clamp(-1, 1).add_(1).div_(2)
 
 
 def to_image(unit: Tensor) -> Image.Image:
