@@ -618,7 +618,7 @@ def to_batch(pixels: Sequence[np.ndarray], device: torch.device | str = "cpu") -
 
 def from_levels(x: Tensor) -> Tensor:
     """What `to_batch` gave, as float32 in [0, 1]."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
 def from_batch(unit: Tensor, bits: int | None = None) -> np.ndarray:
@@ -640,7 +640,7 @@ def to_signed(unit: Tensor) -> Tensor:
 
 def to_unit(x: Tensor) -> Tensor:
     """x in [-1, 1] to [0, 1], clamped: a decoder overshoots."""
-    return (x.clamp(-1, 1) + 1) / 2
+    return x.clamp(-1, 1).add_(1).div_(2)
 
 
 def to_image(unit: Tensor) -> Image.Image:
