@@ -9,7 +9,6 @@ as published; deeper ones are floats throughout and are rounded once, where they
 import os
 import stat
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -238,9 +237,7 @@ def _our_pixel_cap() -> Iterator[None]:
     """Let `_check_pixels` rule alone: Pillow's own limit only warns up to 179 million pixels."""
     pillow_cap, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged EXIF and TIFF tags; what matters is raised
-            yield
+        yield
     finally:
         Image.MAX_IMAGE_PIXELS = pillow_cap
 
