@@ -21,7 +21,8 @@ from pisasr.errors import CheckpointError, MemoryShort, ModelError, PisasrError,
 from pisasr.files import write_whole
 from pisasr.method import color
 from pisasr.method.adapters import merge_in_place, merged
-from pisasr.method.layers import lay_out, use_fast_layers
+from pisasr.method.compiling import CompilingFailed, compile_checked
+from pisasr.method.layers import has_hooks, lay_out, use_fast_layers
 from pisasr.method.memory import GIB, Forecast, free_bytes, held_bytes, resident_bytes, tiles_of
 from pisasr.method.model import PiSASR, Plan, Predicted, Predictors, draw_noise, look, mix, predict
 from pisasr.method.residual import Strength, needed_by
@@ -217,7 +218,13 @@ class PiSASRPipeline(DiffusionPipeline):
         self._reference: Reference | None = None  # the base that the UNets were made from, where it is known
         self._adapters: tuple[Adapter, Adapter | None] | None = None
         self._vae_tiling = True
+        self._graphs = False  # whether the networks give their results in memory that they use again
         self._too_much: dict[tuple[Shape, Plan], Plan] = {}  # what ran out of memory, and what was tried next
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNets are; the text encoder may rest elsewhere."""
+        return self.unet.device
 
     def to(self, *args: Any, **kwargs: Any) -> "PiSASRPipeline":
         """To a device or a dtype, as diffusers has it; weights lie as that device reads them fastest."""
@@ -336,6 +343,34 @@ class PiSASRPipeline(DiffusionPipeline):
             unet, unet_pix = unet.to(device), unet_pix.to(device)
         self.unet, self.unet_pix, self._adapters = unet, unet_pix, None if pix is None else (pix, sem)
         self.maybe_free_model_hooks()  # an offloaded pipeline hooks on to its new parts
+
+    @torch.no_grad()
+    def compile(self, mode: str | None = None, **options: Any) -> bool:
+        """Have torch.compile fuse what the networks do; whether all of them compile here.
+
+        Each is compared with itself on a small latent (`method.compiling` states the bounds), and where it fails or
+        differs it stays as it was, with a warning in one line. Other adapters want another call.
+
+        mode, options: torch.compile's. "reduce-overhead" and "max-autotune" make CUDA graphs, one for each shape, of
+        whole networks; any other compiles their repeated blocks alone.
+        """
+        device, channels = self._execution_device, self.vae.config.latent_channels
+        whole = self._graphs = mode in ("reduce-overhead", "max-autotune")
+        z = torch.randn(1, channels, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
+        model, words = self.model, self.model.prompt_encoder("", device)
+        x = model.decode(z).clamp(-1, 1)
+        calls: dict[str, Callable[[], Tensor]] = {
+            "unet_pix": lambda: predict(self.unet_pix, z, words).clone(),
+            "unet": lambda: predict(self.unet, z, words).clone(),
+            "vae": lambda: model.decode(model.encode(x)).clone(),
+        }
+        reasons = [
+            compile_checked(part, getattr(self, part), call, whole, mode=mode, **options)
+            for part, call in calls.items()
+        ]
+        for reason in filter(None, reasons):
+            warnings.warn(reason, CompilingFailed, stacklevel=3)
+        return not any(reasons)
 
     # --- repairing ---------------------------------------------------------------------------------------------------
 
@@ -586,7 +621,7 @@ class PiSASRPipeline(DiffusionPipeline):
             x_H, z_H = mix(model, predicted, pair, plan, decode=output_type != "latent")
             if x_H is None:
                 return list(z_H)
-            if not x_H.isfinite().all():
+            if not x_H.sum(dtype=torch.float32).isfinite():  # as any of its numbers; asking each takes a copy
                 raise PisasrError(
                     "the model answered with nan or inf; try float32 (--dtype fp32), or strengths nearer to 1."
                 )
@@ -648,6 +683,7 @@ class PiSASRPipeline(DiffusionPipeline):
     ) -> Predictors:
         """The merged UNets that are needed, under one progress bar over the tiles of both where there are several."""
         prompts = [job.prompt for job in jobs]
+        model.prompt_encoder.rests = not any(map(has_hooks, self.text_encoder.modules()))  # hooks move it themselves
         embeds = model.prompt_encoder(prompts if len(set(prompts)) > 1 else prompts[0], device)
         passes = sum(needs)
         bar = self.progress_bar(total=tiles * passes) if tiles > 1 and passes else None
@@ -655,6 +691,7 @@ class PiSASRPipeline(DiffusionPipeline):
         def predictor(unet: UNet2DConditionModel) -> Callable[[Tensor], Tensor]:
             def eps(z: Tensor) -> Tensor:
                 predicted = predict(unet, z, embeds)
+                predicted = predicted.clone() if self._graphs else predicted
                 if bar is not None:
                     bar.update(len(z) // len(jobs))
                     if bar.n >= bar.total:
@@ -731,12 +768,14 @@ def _multiplies_bf16() -> bool:
 def _results(bands: Iterable[Tensor], jobs: Sequence[Job], output_type: OutputType) -> list[Result]:
     """Bands [B, 3, h, W] in [0, 1] of frame.content as what was asked for, at frame.output; grey, alpha as before."""
     frame = jobs[0].frame
+    height = frame.content[1]
     if output_type == "pil":
-        return [as_image(join(finish(levels, frame), job.picture)) for levels, job in _each(_gather(bands, 8), jobs)]
+        made = _gather(bands, height, 8)
+        return [as_image(join(finish(levels, frame), job.picture)) for levels, job in _each(made, jobs)]
     if output_type == "uint16" and frame.output == frame.content and not any(job.picture.is_special for job in jobs):
-        return [*_gather(bands, 16)]
+        return [*_gather(bands, height, 16)]
     results: list[Result] = []
-    for values, job in _each(_gather(bands), jobs):
+    for values, job in _each(_gather(bands, height), jobs):
         floats = join(finish(values, frame), job.picture)
         if output_type == "uint16":
             results.append(to_levels(floats, 16))
@@ -745,9 +784,15 @@ def _results(bands: Iterable[Tensor], jobs: Sequence[Job], output_type: OutputTy
     return results
 
 
-def _gather(bands: Iterable[Tensor], bits: int | None = None) -> np.ndarray:
-    arrays = [from_batch(band, bits) for band in bands]
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=1)
+def _gather(bands: Iterable[Tensor], height: int, bits: int | None = None) -> np.ndarray:
+    """The whole of pictures that come in bands of rows."""
+    made, row = np.empty(0), 0
+    for array in (from_batch(band, bits) for band in bands):
+        if row == 0:
+            made = np.empty((len(array), height, *array.shape[2:]), array.dtype)
+        made[:, row : row + array.shape[1]] = array
+        row += array.shape[1]
+    return made
 
 
 def _each(made: np.ndarray, jobs: Sequence[Job]) -> Iterator[tuple[np.ndarray, Job]]:

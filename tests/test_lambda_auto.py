@@ -19,6 +19,7 @@ from pisasr.commands import infer as command
 from pisasr.commands.main import main
 from pisasr.evaluation import scoring
 from pisasr.evaluation.rules import choose, parse_rule
+from pisasr.method.memory import Forecast
 
 PAIRS = [(pix, sem) for pix in (0.0, 0.5, 1.0, 1.5) for sem in (0.0, 1.0)]
 GRID = ["--lambda_grid", "0:1.5:0.5", "0,1"]
@@ -147,7 +148,10 @@ def test_candidates_are_few_in_memory_and_49_by_default(here, monkeypatch, measu
             yield picture
             alive.append(sum(reference() is not None for reference in made))
 
-    monkeypatch.setattr(command, "load_pipeline", lambda args: SimpleNamespace(sweep_lazily=sweep_lazily))
+    def plan(size, **options):
+        return Forecast(1.0, 1, 0, False)
+
+    monkeypatch.setattr(command, "load_pipeline", lambda args: SimpleNamespace(sweep_lazily=sweep_lazily, plan=plan))
     photo().save("in/a.png")
     falling = iter(range(100, 0, -1))  # each is better than those before it
     measures["niqe"] = lambda sr, hq, lq: float(next(falling))

@@ -1,5 +1,7 @@
 """Encode, predict, decode: what training and inference share."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -116,3 +118,43 @@ def test_noise_is_drawn_where_the_generator_lives():
     drawn = model_module.draw_noise(like, torch.Generator().manual_seed(0))
     assert drawn.dtype == torch.bfloat16
     assert torch.equal(drawn, torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16))
+
+
+def test_a_text_encoder_that_rests_is_on_the_device_for_new_words_alone(prompts):
+    """And none that hooks move, and nowhere where a CPU computes."""
+    moves, own = [], prompts.text_encoder
+
+    class Encoder:
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def to(self, device):
+            moves.append(str(device))
+
+        def __call__(self, ids):
+            moves.append("encode")
+            return own(ids.ids)
+
+    class Ids:
+        def __init__(self, ids):
+            self.ids = ids
+
+        def to(self, device):
+            return self
+
+    tokenizer = prompts.tokenizer
+
+    class Tokenizer:
+        model_max_length = tokenizer.model_max_length
+
+        def __call__(self, *args, **settings):
+            return SimpleNamespace(input_ids=Ids(tokenizer(*args, **settings).input_ids))
+
+    encoder = PromptEncoder(Tokenizer(), Encoder(), rests=True)
+    for prompt in ("a", "a", "b"):
+        encoder(prompt, torch.device("cuda"))
+    assert moves == ["cuda", "encode", "cpu"] * 2
+    moves.clear()
+    encoder("a", torch.device("cpu"))
+    encoder.rests = False
+    encoder("c", torch.device("cuda"))
+    assert moves == ["encode", "encode"]

@@ -19,6 +19,7 @@ from pisasr.benchmark.counting import Counted, count
 from pisasr.benchmark.subjects import Change, load, picture
 from pisasr.errors import MemoryShort, explain, is_out_of_memory
 from pisasr.evaluation.rules import Pair
+from pisasr.method.compiling import CompilingFailed
 from pisasr.pipeline import Options, PiSASRPipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -137,7 +138,7 @@ class Bench:
         """The pipeline for counting, with all done that is done once."""
         if change not in self._counted:
             self._counted[change] = pipe = load(self.model, change, self.counting)
-            count(lambda: pipe(picture(16, 16), process_size=64, **self.ours()), self.counting)
+            count(lambda: pipe(picture(16, 16), lambda_sem=0.5, process_size=64, **self.ours()), self.counting)
         return self._counted[change]
 
     # --- tiles ---
@@ -215,8 +216,9 @@ class Bench:
                     row.megapixels = row.results * row.shape[0] * row.shape[1] / 1e6
                     self.rows.append(row)
                     try:
-                        with warnings.catch_warnings():  # a pipeline that goes on with smaller tiles is another variant
-                            warnings.filterwarnings("error", category=MemoryShort)
+                        with warnings.catch_warnings():  # whoever goes on in another way is another variant
+                            for otherwise in (MemoryShort, CompilingFailed):
+                                warnings.filterwarnings("error", category=otherwise)
                             self._fill(row, variants[0], variant)
                     except Skipped as reason:
                         row.note = f"skipped: {reason}"

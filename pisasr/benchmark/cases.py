@@ -90,7 +90,7 @@ def dtypes(bench: Bench, sizes: list[int]) -> Iterator[Group]:
 
 
 def execution(bench: Bench, sizes: list[int]) -> Iterator[Group]:
-    """Eager, compiled, and as CUDA graphs (torch.compile's reduce-overhead). Minutes of compiling on a CPU."""
+    """Eager, blocks compiled, and whole networks as CUDA graphs (reduce-overhead). Minutes of compiling on a CPU."""
     for px in sizes:
         compiled, graphs = (
             bench.restoring(name, (px, px), change=Change(bench.dtype, mode=mode))

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pisasr.method.adapters import adapter_shapes
+from pisasr.method.layers import use_fast_layers
 from pisasr.models.bases import EMBEDDED
 from pisasr.models.weights import Adapter, base_facts, save_adapter
 from pisasr.pipeline import PiSASRPipeline
@@ -65,10 +66,7 @@ def write_model(size: str, folder: Path) -> Path | None:
         return None
     torch.manual_seed(0)
     kinds, held = {"tiny": TINY, "full": FULL}[size], torch.bfloat16 if size == "full" else torch.float32
-    levels = len(kinds["vae"]["block_out_channels"])
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
-    unet = UNet2DConditionModel(**kinds["unet"], use_linear_projection=True)
-    vae = AutoencoderKL(**kinds["vae"], **blocks, latent_channels=4)
+    unet, vae = build(kinds)
     text_encoder = CLIPTextModel(CLIPTextConfig(**kinds["text_encoder"], hidden_act="gelu"))
     for name in ("pix", "sem"):
         save_adapter(folder / "adapters" / f"{name}.safetensors", random_adapter(unet, name))
@@ -79,6 +77,25 @@ def write_model(size: str, folder: Path) -> Path | None:
     CLIPTokenizer.from_pretrained(str(EMBEDDED / "tokenizer")).save_pretrained(folder / "tokenizer")
     DDPMScheduler.from_pretrained(str(EMBEDDED / "scheduler")).save_pretrained(folder / "scheduler")
     return folder
+
+
+def build(kinds: dict[str, dict[str, Any]]) -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """A UNet and a VAE of these kinds of layers, with random weights; on the device that is current."""
+    levels = len(kinds["vae"]["block_out_channels"])
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+    unet = UNet2DConditionModel(**kinds["unet"], use_linear_projection=True)
+    return unet, AutoencoderKL(**kinds["vae"], **blocks, latent_channels=4)
+
+
+def without_data(kinds: dict[str, dict[str, Any]], dtype: torch.dtype) -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """Both as a pipeline holds them, on the device meta, for counting."""
+    with torch.device("meta"):
+        unet, vae = build(kinds)
+    for network in (unet, vae):
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(dtype)
+        use_fast_layers(network.eval().requires_grad_(False))
+    return unet, vae
 
 
 def random_adapter(unet: nn.Module, name: Any) -> Adapter:
@@ -100,8 +117,7 @@ def load(model: Path | None, change: Change, device: str) -> PiSASRPipeline:
         for network in networks:
             network.to(memory_format=change.memory_format)
     if change.mode is not None:
-        for network in (pipe.unet, pipe.unet_pix, pipe.vae.encoder, pipe.vae.decoder):
-            network.compile(mode=change.mode)
+        pipe.compile(mode=change.mode)
     return pipe
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -33,6 +32,7 @@ from pisasr.commands.options import (
     load_pipeline,
     normalise,
     pipeline_settings,
+    plainly,
     positive_int,
 )
 from pisasr.errors import OK, SOME_FAILED, MemoryShort, PisasrError, UsageError, guarded, shown
@@ -194,22 +194,6 @@ def _unseen(*packages: str) -> Iterator[None]:
     finally:
         for name in hidden:
             del modules[name]
-
-
-@contextmanager
-def plainly(kind: type[Warning]) -> Iterator[None]:
-    """Warnings of this kind as a line on stderr, once each; Python's own way names files and numbers of lines."""
-    with warnings.catch_warnings():
-        usual: Any = warnings.showwarning
-
-        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, kind):
-                tqdm.write(str(message), file=sys.stderr)
-            else:
-                usual(message, category, *place, **more)
-
-        warnings.showwarning = show
-        yield
 
 
 def _check_inputs(asked: list[str], inputs: list[Found]) -> None:

@@ -8,10 +8,14 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from pisasr.errors import UsageError
 
@@ -69,6 +73,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     dtypes = ("auto", "fp32", "bf16", "fp16", "no")
     usual = "default: %(default)s; auto is fp16 on CUDA, bf16 on a CPU that multiplies it natively, fp32 elsewhere"
     add("--dtype", "--mixed_precision", choices=dtypes, default="auto", help=usual)
+    fast = "on CUDA: TF32 for fp32, and cuDNN may try which way is fastest (default: neither, and the same bytes again)"
+    add("--fast_math", action="store_true", help=fast)
+    modes = ("default", "reduce-overhead", "max-autotune")
+    compiled = """compile the networks before the first picture, which takes a minute or more; the other modes make CUDA
+        graphs of them (default: not compiled)"""
+    add("--compile", nargs="?", choices=modes, const="default", metavar="MODE", help=compiled)
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
@@ -143,15 +153,47 @@ def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
     """The model that the options name, on the device and in the dtype that they and the machine allow."""
     import torch
 
+    from pisasr.method.compiling import CompilingFailed
     from pisasr.pipeline import PiSASRPipeline
 
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
+    choose_arithmetic(args.fast_math)
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # for kernels that ask for the current one
     pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, adapters=args.adapters, torch_dtype=dtype).to(device)
     pipe.set_progress_bar_config(desc="tiles", leave=False, disable=None)  # on a terminal alone
+    if args.compile:
+        with plainly(CompilingFailed):
+            pipe.compile(mode=args.compile)
     return pipe
+
+
+def choose_arithmetic(fast: bool) -> None:
+    """What PyTorch may do on CUDA, for the whole process. Not fast: the same bytes again from the same card and
+    versions, and float32 products of full precision. fast: TF32, and cuDNN tries what is fastest for each shape.
+    """
+    import torch
+
+    cudnn = torch.backends.cudnn
+    cudnn.benchmark = cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = fast
+    cudnn.deterministic = not fast
+
+
+@contextmanager
+def plainly(kind: type[Warning]) -> Iterator[None]:
+    """Warnings of this kind as a line on stderr, once each; Python's own way names files and numbers of lines."""
+    with warnings.catch_warnings():
+        usual: Any = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, kind):
+                tqdm.write(str(message), file=sys.stderr)
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":

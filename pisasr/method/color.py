@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WAVELET_LEVELS = 5
-BAND_PIXELS = 2**21  # of a picture that `in_bands` makes into floats at once
+BAND_PIXELS = 2**21  # of a picture that `in_bands` makes into floats at once: where it measures,
+BLUR_PIXELS = 2**20  # where it blurs, and sees margins twice,
+PIECE_PIXELS = 2**18  # and where it changes each pixel by itself
 
 
 def adain(target: Tensor, source: Tensor) -> Tensor:
@@ -37,7 +39,7 @@ def wavelet(target: Tensor, source: Tensor) -> Tensor:
     `low` is five [1 2 1] blurs in a row, their taps 1, 2, 4, 8, 16 pixels apart (the colour fix of StableSR,
     arXiv:2305.07015).
     """
-    return (target - low_frequencies(target) + low_frequencies(source)).clamp(0, 1)
+    return (target - low_frequencies(target)).add_(low_frequencies(source)).clamp_(0, 1)
 
 
 def low_frequencies(x: Tensor) -> Tensor:
@@ -50,9 +52,14 @@ def low_frequencies(x: Tensor) -> Tensor:
 def _blur(x: Tensor, reach: int) -> Tensor:
     height, width = x.shape[-2:]
     rows = F.pad(x, (0, 0, reach, reach), mode="replicate")
-    x = (rows[..., :height, :] + 2 * rows[..., reach : reach + height, :] + rows[..., 2 * reach :, :]) / 4
+    x = _mean_121(rows[..., :height, :], rows[..., reach : reach + height, :], rows[..., 2 * reach :, :])
     columns = F.pad(x, (reach, reach, 0, 0), mode="replicate")
-    return (columns[..., :width] + 2 * columns[..., reach : reach + width] + columns[..., 2 * reach :]) / 4
+    return _mean_121(columns[..., :width], columns[..., reach : reach + width], columns[..., 2 * reach :])
+
+
+def _mean_121(before: Tensor, middle: Tensor, after: Tensor) -> Tensor:
+    """(before + 2 middle + after) / 4, in one new tensor."""
+    return torch.add(before, middle, alpha=2).add_(after).div_(4)
 
 
 Rows = Callable[[int, int], Tensor]  # rows start .. stop of a picture, [B, 3, stop - start, W] in [0, 1]
@@ -66,20 +73,25 @@ def in_bands(
     fix: `adain` or `wavelet`. Equal to the whole picture's up to the order of summation, and the same where one band
     holds it.
     """
-    height, width = size
-    rows = max(BAND_PIXELS // width, 1)
-    places = [(top, min(top + rows, height)) for top in range(0, height, rows)]
     reach = 2**WAVELET_LEVELS - 1 if fix is wavelet else 0
     if fix is adain:
-        measured = [_statistics(partial(starmap, picture, places)) for picture in (target, source)]
-    for start, stop in places:
-        first, last = max(start - reach, 0), min(stop + reach, height)
+        bands = _rows(size, BAND_PIXELS)
+        measured = [_statistics(partial(starmap, picture, bands)) for picture in (target, source)]
+    for start, stop in _rows(size, BLUR_PIXELS if reach else PIECE_PIXELS):
+        first, last = max(start - reach, 0), min(stop + reach, size[0])
         band = target(first, last)
         if fix is adain:
             band = _adain(band, source(first, last), *measured)
         elif fix is not None:
             band = fix(band, source(first, last))
         yield band[..., start - first : stop - first, :]
+
+
+def _rows(size: tuple[int, int], pixels: int) -> list[tuple[int, int]]:
+    """A picture's rows as (start, stop), as many together as have that many pixels."""
+    height, width = size
+    rows = max(pixels // width, 1)
+    return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
 class Statistics(NamedTuple):
@@ -99,9 +111,11 @@ def _statistics(bands: Callable[[], Iterable[Tensor]]) -> Statistics:
     for band in bands():
         pixels += band.shape[-2] * band.shape[-1]
         total = total.to(band) + band.sum(dim=(-2, -1), keepdim=True)
+        del band
     mean = total / pixels
     squares = torch.zeros_like(mean)
     for band in bands():
-        squares += (band - mean).square().sum(dim=(-2, -1), keepdim=True)
+        squares += (band - mean).square_().sum(dim=(-2, -1), keepdim=True)
+        del band  # before the next is made
     # A picture of one pixel has no unbiased variance (0 / 0): it is flat.
     return Statistics(mean, torch.sqrt(squares / max(pixels - 1, 1) + 1e-5))

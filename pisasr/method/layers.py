@@ -99,8 +99,7 @@ class RememberingLinear(nn.Linear):
     """A linear layer that sees nothing but the `constant_input`; outside such a block it is any linear layer."""
 
     def forward(self, input: Tensor) -> Tensor:
-        constant = None if torch.is_grad_enabled() else _input.get()
-        if constant is None:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or (constant := _input.get()) is None:
             return super().forward(input)
         return remembered(self, *constant, lambda _: nn.Linear.forward(self, input))
 
@@ -156,6 +155,11 @@ def awake(*modules: Any) -> Iterator[None]:
     finally:
         for hook, module in reversed(hooks):
             hook.post_forward(module, None)
+
+
+def has_hooks(module: Any) -> bool:
+    """Whether offloading or casting has a hand in a module."""
+    return bool(_hooks_of(module))
 
 
 def _hooks_of(module: Any) -> list[Any]:

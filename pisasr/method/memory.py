@@ -1,8 +1,8 @@
 """Infer, beforehand: how much memory a picture will take, told from sizes alone, and how much is free.
 
-Bytes are those of tensors, from what the benchmark counted: the estimate is within a tenth of the count for Stable
-Diffusion 2.1's parts in both precisions. What lies outside tensors (a convolution's workspace, an allocator's
-gaps) is not in it: the embedded model on a CPU took a third more than its tensors.
+Bytes are those of tensors, by what the benchmark counts: for Stable Diffusion 2.1 the estimate is the count, or up to a
+tenth more (256 to 1536 px). What lies outside tensors is not in it, a convolution's workspace or an allocator's gaps:
+at 2048 px on a CPU the embedded model took a quarter more for its picture.
 """
 
 from dataclasses import dataclass

@@ -156,7 +156,7 @@ def blend_tiles(
             place.crop(blended).add_(part * weight.to(blended))
             place.crop(total).add_(weight)
     assert blended is not None
-    return (blended / total.to(blended)).to(prediction.dtype)
+    return blended.div_(total.to(blended)).to(prediction.dtype)
 
 
 def _empty_sum(part: Tensor, count: int, h: int, w: int) -> Tensor:

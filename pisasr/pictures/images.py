@@ -9,7 +9,6 @@ as published; deeper ones are floats throughout and are rounded once, where they
 import os
 import stat
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -238,9 +237,7 @@ def _our_pixel_cap() -> Iterator[None]:
     """Let `_check_pixels` rule alone: Pillow's own limit only warns up to 179 million pixels."""
     pillow_cap, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged EXIF and TIFF tags; what matters is raised
-            yield
+        yield
     finally:
         Image.MAX_IMAGE_PIXELS = pillow_cap
 
@@ -618,7 +615,7 @@ def to_batch(pixels: Sequence[np.ndarray], device: torch.device | str = "cpu") -
 
 def from_levels(x: Tensor) -> Tensor:
     """What `to_batch` gave, as float32 in [0, 1]."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x
+    return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
 def from_batch(unit: Tensor, bits: int | None = None) -> np.ndarray:
@@ -640,7 +637,7 @@ def to_signed(unit: Tensor) -> Tensor:
 
 def to_unit(x: Tensor) -> Tensor:
     """x in [-1, 1] to [0, 1], clamped: a decoder overshoots."""
-    return (x.clamp(-1, 1) + 1) / 2
+    return x.clamp(-1, 1).add_(1).div_(2)
 
 
 def to_image(unit: Tensor) -> Image.Image:
