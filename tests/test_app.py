@@ -275,6 +275,17 @@ def test_a_size_that_cannot_be_leaves_the_picture_open(desk, photo):
     assert not Path(opened.folder.name).exists() and desk.store.get(new).size == (60, 48)
 
 
+def test_other_colours_ask_no_unet(desk, photo, unet_calls):
+    listener = Listener(desk)
+    *_, (key, _) = listener.open(str(photo), None, 1, 1, "2 times", None, "", "adain")
+    first = desk.store.get(key).result
+    *_, (key, value) = listener.open(str(photo), key, 1, 1, "2 times", None, "", "leave them")
+    assert len(unet_calls) == 2 and len(value["corners"]) == len(CORNERS)
+    assert desk.store.get(key).result.tobytes() != first.tobytes()
+    list(listener.open(str(photo), key, 1, 1, "3 times", None, "", "leave them"))
+    assert len(unet_calls) == 4
+
+
 def test_a_batch_tells_each_file_and_packs_what_is_whole(desk, photo, tmp_path):
     listener, made = Listener(desk), {}
     (tmp_path / "again").mkdir()

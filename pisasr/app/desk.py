@@ -105,10 +105,12 @@ class Strengths:
 
 @dataclass
 class Opened:
-    """One picture on the desk. folder: its files, gone when it leaves; result: what was shown last, and how."""
+    """One picture on the desk. path: where it came from; folder: its own files, gone when it leaves; result: what was
+    shown last, and how.
+    """
 
     key: str
-    name: str
+    path: Path
     picture: Picture
     wish: Wish
     looked: Looked
@@ -166,6 +168,13 @@ class Store:
             self._open[key] = self._clock(), opened
             self._open.move_to_end(key)
             return opened
+
+    def find(self, key: str | None) -> Opened | None:
+        """What lies under a key, None where nothing does."""
+        try:
+            return self.get(key)
+        except PisasrError:
+            return None
 
     def drop(self, key: str | None) -> None:
         """Put a picture away; nothing happens where it is gone already."""
@@ -227,19 +236,24 @@ class Desk:
         result = f"{frame.output[0]} × {frame.output[1]} px"
         return f"{size[0]} × {size[1]} → {result}; the model sees {forecast} of memory"
 
-    def open(self, path: str | Path, wish: Wish, step: Step | None = None) -> Opened:
+    def open(self, path: str | Path, wish: Wish, step: Step | None = None, former: Opened | None = None) -> Opened:
         """Encode a picture and make both predictions, once; it lies on the desk until it is dropped or too old.
 
-        step: told (done, all) of the UNet's tiles, where there are several.
+        step: told (done, all) of the UNet's tiles, where there are several. former: what lies open so far; if it is the
+        same picture with the same wish, it need not be looked at again.
         """
-        picture = self.read(path)
-        factor = self._factor(picture.size, wish)
-        with self._device, self._watched(step):
-            looked = self.pipe.look(picture, **self._options(wish, factor))
+        if former is not None and (former.path, former.wish) == (Path(path), wish):
+            picture, looked = former.picture, former.looked
+            factor = wish.factor(picture.size)
+        else:
+            picture = self.read(path)
+            factor = self._factor(picture.size, wish)
+            with self._device, self._watched(step):
+                looked = self.pipe.look(picture, **self._options(wish, factor))
         width, height = picture.size
         size = round(width * factor), round(height * factor)
         folder = TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True)
-        opened = Opened(secrets.token_urlsafe(16), Path(path).stem, picture, wish, looked, size, folder)
+        opened = Opened(secrets.token_urlsafe(16), Path(path), picture, wish, looked, size, folder)
         self.store.put(opened)
         return opened
 

@@ -125,7 +125,8 @@ class Listener:
             def step(done: int, count: int) -> None:
                 progress(0.1 + 0.5 * done / count, desc=f"Looking at the picture, tile {done} of {count}")
 
-            opened = self.desk.open(photo, read_wish(enlarge, long_side, prompt), step)
+            former = self.desk.store.find(key)
+            opened = self.desk.open(photo, read_wish(enlarge, long_side, prompt), step, former)
             self.desk.store.drop(key)
             progress(0.6, desc="Drawing the result")
             self.desk.show(opened, Strengths(pix, sem), COLORS[colors])
@@ -185,7 +186,7 @@ class Listener:
             opened = self.desk.store.get(key)
             if opened.result is None:
                 raise PisasrError("nothing is shown yet; wait for the picture")
-            path = Path(opened.folder.name, f"{opened.name}_{opened.strengths.words}{FORMATS[kind]}")
+            path = Path(opened.folder.name, f"{opened.path.stem}_{opened.strengths.words}{FORMATS[kind]}")
             how = opened.picture, opened.strengths, opened.wish, opened.color_fix
             save_image(opened.result, path, self.desk.metadata(*how, keep))
             return str(path)
