@@ -7,6 +7,7 @@ failed and the others are there, 130 interrupted, 128 + N stopped by signal N an
 import argparse
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 OK, NOTHING_STARTED, WRONG_USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -48,6 +49,8 @@ def guarded(
     debug: a traceback before that line. quiet: no line at all, since another process prints the same. stopped: what
     Ctrl-C is answered with.
     """
+    # Of damaged tags, which pictures are noted for anyway. Not where a picture is read: threads do, and share filters.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         return run() or OK
     except KeyboardInterrupt:

@@ -40,7 +40,7 @@ from pisasr.models.bases import (
     read_reference,
     write_reference,
 )
-from pisasr.models.weights import Adapter, load_adapters, save_adapter
+from pisasr.models.weights import Adapter, fingerprint, load_adapters, save_adapter
 from pisasr.pictures.images import (
     Frame,
     Picture,
@@ -523,6 +523,17 @@ class PiSASRPipeline(DiffusionPipeline):
         width, height = (side // factor for side in frame.padded)
         shape = 1, self.vae.config.latent_channels, height, width
         return self._forecast(shape, self._first_plan(self._cut(settings, factor), shape))
+
+    @property
+    def identity(self) -> str:
+        """Which model made a picture, for its file to tell: the base's name, of a folder the last part, and the
+        `fingerprint` of the adapters; "merged", with neither, where a pipeline was saved whole.
+        """
+        if self._reference is None:
+            return "merged"
+        base = "embedded" if self._reference.base is None else self._reference.base
+        name = Path(base).name if Path(base).expanduser().exists() else base
+        return name if self._adapters is None else f"{name}, adapters={fingerprint(*self._adapters)}"
 
     @property
     def model(self) -> PiSASR:

@@ -149,7 +149,7 @@ def cut_middle(photo: "Image.Image", side: int | None, scale: int) -> "Image.Ima
 
 
 def write_png(picture: "Image.Image", path: Path) -> dict:
-    from pisasr.pictures.images import save_image
+    from pisasr.pictures.saving import save_image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(picture, path)

@@ -19,8 +19,10 @@ MAY_KNOW = {
     "evaluation": {"pictures"},
     "config": {"data"},
     "pipeline": {"method", "models", "pictures"},
+    "comfyui": {"method", "models", "pipeline"},
+    "app": {"method", "models", "pictures", "evaluation", "pipeline"},
     "training": {"method", "models", "pictures", "data", "evaluation", "config"},
-    "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "training"},
+    "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "app", "training"},
     "benchmark": {"method", "models", "evaluation", "config", "pipeline", "training", "commands"},  # measures them all
 }
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from pisasr.errors import ImageError
-from pisasr.pictures import images
+from pisasr.pictures import images, saving
 
 
 def photo(width: int = 24, height: int = 20, mode: str = "RGB") -> Image.Image:
@@ -391,14 +391,14 @@ def test_ranges_round_trip_and_round():
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.bmp", "a.jpg"])
 def test_written_pictures_read_back(tmp_path, name):
-    images.save_image(photo(), tmp_path / name)
+    saving.save_image(photo(), tmp_path / name)
     assert mean_difference(images.open_image(tmp_path / name), photo()) < (3 if name.endswith("jpg") else 1e-9)
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    images.save_image(photo(), path)
+    saving.save_image(photo(), path)
     before = path.read_bytes()
 
     def full_disk(self, file, **_):
@@ -407,7 +407,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
     with pytest.raises(OSError):
-        images.save_image(photo(), path)
+        saving.save_image(photo(), path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
@@ -419,12 +419,12 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
         (photo(), "a.gif"),
     ]:
         with pytest.raises(ImageError, match="png"):
-            images.save_image(image, tmp_path / name)
+            saving.save_image(image, tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 def test_names_of_255_bytes_are_written(tmp_path):
-    images.save_image(photo(), tmp_path / ("n" * 251 + ".png"))
+    saving.save_image(photo(), tmp_path / ("n" * 251 + ".png"))
 
 
 # --- sixteen bits ----------------------------------------------------------------------------------------------------
@@ -433,7 +433,7 @@ def test_names_of_255_bytes_are_written(tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_sixteen_bits_come_back_from_a_png(tmp_path, channels):
     pixels = np.random.default_rng(0).integers(0, 65_536, (7, 5, channels), dtype=np.uint16)
-    images.save_image(pixels, tmp_path / "a.png")
+    saving.save_image(pixels, tmp_path / "a.png")
     eight = np.asarray(images.open_image(tmp_path / "a.png")).reshape(7, 5, channels)
     assert np.abs(eight - pixels / 257).max() <= 1
     picture = images.open_picture(tmp_path / "a.png")
@@ -497,7 +497,7 @@ def test_sixteen_bits_of_colour_come_from_a_tiff_of_either_byte_order(tmp_path):
 
 def test_deep_pictures_are_upright_too_and_a_profile_costs_their_depth(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65_536, (4, 6, 3), dtype=np.uint16)
-    images.save_image(pixels, tmp_path / "a.png")
+    saving.save_image(pixels, tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
     exif = Image.Exif()
     exif[274] = 6  # to be turned by a quarter, clockwise
@@ -516,4 +516,4 @@ def test_deep_pictures_are_upright_too_and_a_profile_costs_their_depth(tmp_path)
 
 def test_sixteen_bits_go_into_a_png_alone(tmp_path):
     with pytest.raises(ImageError, match="sixteen bits are written as PNG"):
-        images.save_image(np.zeros((2, 2, 3), np.uint16), tmp_path / "a.tif")
+        saving.save_image(np.zeros((2, 2, 3), np.uint16), tmp_path / "a.tif")

@@ -23,7 +23,7 @@ from pisasr.commands import batch
 from pisasr.commands import infer as command
 from pisasr.commands.main import main
 from pisasr.method.memory import Forecast
-from pisasr.pictures import images
+from pisasr.pictures import images, saving
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -174,7 +174,10 @@ def test_wrong_usage_names_the_option(here, stub, capsys, words):
     assert not stub.calls and not Path("out").exists()
 
 
-@pytest.mark.parametrize("words", ["--help", "infer --help", "infer --lambda_pix nan", "infer -i none", "convert -h"])
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "infer --help", "infer --lambda_pix nan", "infer -i none", "convert -h", "app -h", "app --host 0.0.0.0"],
+)
 def test_quick_answers_do_not_wait_for_torch(words):
     code = (
         "import sys, pisasr.commands.main\n"
@@ -326,7 +329,7 @@ def test_bad_files_cost_one_line_each(here, stub, capsys):
 def test_a_failing_model_costs_one_picture(here, stub, monkeypatch, capsys):
     draw("in/a.png"), draw("in/b.png")
 
-    def explode(images, seeds):
+    def explode(pictures, names, seeds):
         raise MemoryError if not stub.calls.append(0) and len(stub.calls) == 1 else RuntimeError("two\nlines")
 
     monkeypatch.setattr(command, "_restorer", lambda *_: explode)
@@ -384,10 +387,10 @@ def test_a_full_disk_ends_the_batch(here, stub, monkeypatch):
     for number in range(count):
         draw(f"in/{number:02}.png")
 
-    def save(image, path):
+    def save(image, path, metadata):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(images, "save_image", save)
+    monkeypatch.setattr(saving, "save_image", save)
     assert infer("-i", "in", "-o", "out") == errors.SOME_FAILED
     assert len(stub.calls) <= batch.HANDS + 2  # what may wait for the disk, what is written, what is in hand
     assert [row["status"] for row in rows()] == ["failed"] * count
@@ -397,17 +400,17 @@ def test_a_full_disk_ends_the_batch(here, stub, monkeypatch):
 def test_interrupting_keeps_what_is_done(here, stub, monkeypatch):
     draw("in/a.png"), draw("in/b.png")
 
-    def interrupted(pictures, seeds):
+    def interrupted(pictures, names, seeds):
         if stub.calls:
             raise KeyboardInterrupt
         return [batch.Made(stub(pictures, 1, 1, generator=seeds, upscale=1).images)]
 
-    def save_slowly(image, path, save=images.save_image):
+    def save_slowly(image, path, metadata, save=saving.save_image):
         time.sleep(0.2)  # so that the interruption comes while it is written
-        save(image, path)
+        save(image, path, metadata)
 
     monkeypatch.setattr(command, "_restorer", lambda *_: interrupted)
-    monkeypatch.setattr(images, "save_image", save_slowly)
+    monkeypatch.setattr(saving, "save_image", save_slowly)
     assert infer("-i", "in", "-o", "out") == errors.INTERRUPTED
     assert outputs() == ["a.png"] and [row["status"] for row in rows()] == ["ok"]
 
@@ -420,7 +423,7 @@ def test_interrupting_does_not_wait_for_what_was_not_begun(here, stub, monkeypat
         images, "open_picture", lambda path, cap, load=images.open_picture: read.append(path) or load(path, cap)
     )
     monkeypatch.setattr(
-        command, "_restorer", lambda *_: lambda pictures, seeds: (_ for _ in ()).throw(KeyboardInterrupt)
+        command, "_restorer", lambda *_: lambda pictures, names, seeds: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     assert infer("-i", "in", "-o", "out") == errors.INTERRUPTED
     assert len(read) <= 2 and not outputs() and not rows()
@@ -437,18 +440,18 @@ def test_reading_computing_and_writing_overlap(here, stub, monkeypatch):
             third_is_read.set()
         return load(path, cap)
 
-    def save(image, path, save=images.save_image):
+    def save(image, path, metadata, save=saving.save_image):
         assert path.name != "a.png" or second_is_made.wait(20)
-        save(image, path)
+        save(image, path, metadata)
 
-    def restore(pictures, seeds):
+    def restore(pictures, names, seeds):
         if stub.calls:
             assert third_is_read.wait(20)
             second_is_made.set()
         return [batch.Made(stub(pictures, 1, 1, generator=seeds, upscale=1).images)]
 
     monkeypatch.setattr(images, "open_picture", open_picture)
-    monkeypatch.setattr(images, "save_image", save)
+    monkeypatch.setattr(saving, "save_image", save)
     monkeypatch.setattr(command, "_restorer", lambda *_: restore)
     assert infer("-i", "in", "-o", "out") == 0
     assert outputs() == ["a.png", "b.png", "c.png"] and [Path(row["input"]).stem for row in rows()] == [*"abc"]
@@ -462,13 +465,13 @@ def test_what_waits_for_a_slow_disk_is_bounded(here, stub, monkeypatch, most):
     monkeypatch.setattr(batch, most, {"HANDS": 2, "WAITING_BYTES": 2 * 3 * 64 * 64}[most])
     written, ahead = [], []
 
-    def save(image, path, save=images.save_image):
+    def save(image, path, metadata, save=saving.save_image):
         time.sleep(0.01)
         ahead.append(len(stub.calls) - len(written))
-        save(image, path)
+        save(image, path, metadata)
         written.append(path)
 
-    monkeypatch.setattr(images, "save_image", save)
+    monkeypatch.setattr(saving, "save_image", save)
     assert infer("-i", "in", "-o", "out") == 0
     assert len(outputs()) == 12 and max(ahead) <= 4  # two wait, one may be written already and not told, one is made
 
@@ -565,7 +568,7 @@ def test_a_killed_shard_is_completed_by_a_rerun(here, stub, monkeypatch):
     class Killed(BaseException):
         """As a kill: nobody catches it."""
 
-    def killed(pictures, seeds):
+    def killed(pictures, names, seeds):
         if len(stub.calls) == 7:
             raise Killed
         return [batch.Made(stub(pictures, 1, 1, generator=seeds, upscale=4).images)]
@@ -814,7 +817,7 @@ def deep_pixels(height: int = 5, width: int = 6) -> np.ndarray:
 
 
 def test_sixteen_bits_are_written_and_read_again(here, base_folder):
-    images.save_image(deep_pixels(), "in/a.png")
+    saving.save_image(deep_pixels(), "in/a.png")
     common = ("-i", "in", "--pretrained_model", base_folder, "--process_size", 8, "--upscale", 2)
     assert infer(*common, "-o", "eight") == 0 and infer(*common, "-o", "deep", "--bits", 16) == 0
     eight, deep = images.open_picture("eight/a.png"), images.open_picture("deep/a.png")
@@ -824,3 +827,142 @@ def test_sixteen_bits_are_written_and_read_again(here, base_folder):
     assert infer(*common, "-o", "grid", "--bits", 16, "--lambda_grid", "0,1", "1") == 0
     assert outputs("grid") == ["a/grid.png", "a/pix0_sem1.png", "a/pix1_sem1.png"]
     assert np.array_equal(images.open_picture("grid/a/pix1_sem1.png").pixels, deep.pixels)
+
+
+# --- strengths by place ----------------------------------------------------------------------------------------------
+
+
+def draw_map(name: str | Path, levels: np.ndarray) -> Path:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(levels).save(path)
+    return path
+
+
+def test_a_maps_white_is_the_strength_and_its_black_is_none(here, stub):
+    draw("in/a.png", size=(6, 4))
+    levels = np.array([[0, 51, 255], [255, 102, 0]], np.uint8)
+    eight, deep = draw_map("maps/a.png", levels), draw_map("maps/deep.png", levels.astype(np.uint16) * 257)
+    for file in (eight, deep):
+        assert infer("-i", "in/a.png", "-o", "out", "--lambda_sem", 1.5, "--lambda_sem_map", file) == errors.OK
+        lambda_pix, lambda_sem = stub.calls[-1].pair
+        assert lambda_pix == 1 and rows()[0]["reason"] == ""
+        np.testing.assert_allclose(lambda_sem, levels / 170, rtol=1e-6)
+
+
+def test_of_a_folder_each_input_takes_the_map_of_its_name_or_the_number(here, stub):
+    draw("in/a.jpg"), draw("in/more/b.png"), draw("in/c.png")
+    draw_map("maps/a.tif", np.full((5, 6), 255, np.uint8)), draw_map("maps/more/b.png", np.eye(5, 6, dtype=np.uint8))
+    words = ("--recursive", "--batch_size", 4, "--lambda_pix_map", "maps", "--lambda_pix", 0.5)
+    assert infer("-i", "in", "-o", "out", *words) == errors.OK
+    by_name = {Path(row["input"]).stem: row["reason"] for row in rows()}
+    assert by_name == {"a": "", "b": "", "c": "no map in maps, lambda_pix is 0.5 everywhere"}
+    found = {Path(row["input"]).stem: call.pair[0] for row, call in zip(rows(), stub.calls, strict=True)}
+    assert (found["a"] == 0.5).all() and (found["b"] == np.eye(5, 6) / 510).all() and found["c"] == 0.5
+    assert stub.batches == [1, 1, 1]
+
+
+def test_a_map_that_is_none_costs_its_picture_one_line(here, stub):
+    for name in "abcd":
+        draw(f"in/{name}.png")
+    draw("maps/a.png", (9, 9, 8))
+    Image.new("LA", (6, 5), (255, 0)).save("maps/b.png")
+    Path("maps/c.png").write_text("no picture")
+    Image.new("L", (6, 5)).save("maps/d.png"), Image.new("L", (6, 5)).save("maps/d.tif")
+    assert infer("-i", "in", "-o", "out", "--lambda_sem_map", "maps") == errors.SOME_FAILED
+    grey = "has colours or transparency; a map is grey, white where most is wanted"
+    assert [row["reason"] for row in rows()] == [
+        f"the map maps/a.png {grey}",
+        f"the map maps/b.png {grey}",
+        "the map maps/c.png: not an image (PNG, JPEG, WebP, TIFF or BMP)",
+        "maps/d.png and maps/d.tif are both maps of d.png; keep one of them",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--lambda_sem_map", "m.png", "--lambda_grid", "0,1", "1"], "--lambda_grid sets it for the whole"),
+        (["--lambda_pix_map", "m.png", "--lambda_auto", "niqe"], "--lambda_auto sets it for the whole"),
+        (["--lambda_pix_map", "m.png", "--default"], "--default sets it for the whole"),
+        (["--lambda_pix_map", "absent.png"], "--lambda_pix_map absent.png: no such file or folder"),
+        (["--bits", "16", "--format", "tif"], "--bits 16 is written as PNG alone, --format tif is not"),
+        (["--bits", "16", "--format", "same"], "--format same is not"),
+    ],
+)
+def test_maps_and_formats_that_contradict_other_options_are_refused(here, stub, capsys, words, said):
+    draw("in/a.png"), draw("m.png")
+    assert said in usage_error(capsys, "-i", "in", *words).splitlines()[-1]
+
+
+def test_one_map_is_of_one_picture(here, stub, capsys):
+    draw("in/a.png"), draw("in/b.png"), draw_map("m.png", np.eye(5, 6, dtype=np.uint8))
+    assert infer("-i", "in", "-o", "out", "--lambda_pix_map", "m.png") == errors.WRONG_USAGE
+    assert "--lambda_pix_map is one file and 2 pictures came" in capsys.readouterr().err and not stub.calls
+
+
+def test_a_white_map_is_the_number_and_a_black_half_is_none(here, base_folder):
+    draw_map("in/a.png", deep_pixels(8, 12).astype(np.uint8))
+    common = ("-i", "in", "--pretrained_model", base_folder, "--process_size", 8, "--upscale", 2, "--color_fix", "none")
+    half = np.full((8, 12), 255, np.uint8)
+    white = draw_map("white.png", half)
+    half[:, :6] = 0
+    for out, *words in (
+        ("number", "--lambda_sem", 0.7),
+        ("white", "--lambda_sem", 0.7, "--lambda_sem_map", white),
+        ("half", "--lambda_sem", 0.7, "--lambda_sem_map", draw_map("half.png", half)),
+    ):
+        assert infer(*common, "-o", out, *words) == errors.OK
+    number, same, different = (Path(out, "a.png").read_bytes() for out in ("number", "white", "half"))
+    assert same == number != different
+    assert infer(*common, "-o", "odd", "--lambda_sem_map", draw_map("odd.png", half.T.copy())) == errors.SOME_FAILED
+    assert rows("odd")[0]["reason"].startswith("lambda_sem is a map of 8x12, the picture is 12x8; give a map in its")
+
+
+# --- formats and what files tell -------------------------------------------------------------------------------------
+
+
+def test_results_have_the_format_asked_for_or_their_inputs(here, stub):
+    for name in ("a.JPG", "b.webp", "c.tiff", "d.bmp", "e.png"):
+        draw(f"in/{name}")
+    for format_, wanted in (
+        ("jpg", ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]),
+        ("same", ["a.jpg", "b.webp", "c.tiff", "d.png", "e.png"]),
+    ):
+        assert infer("-i", "in", "-o", format_, "--format", format_) == errors.OK
+        assert outputs(format_) == wanted
+        for name in wanted:
+            kind = {"jpg": "JPEG", "webp": "WEBP", "tiff": "TIFF", "png": "PNG"}[name.split(".")[1]]
+            assert Image.open(Path(format_, name)).format == kind
+        assert [Path(row["output"]).name for row in rows(format_)] == wanted
+    assert infer("-i", "in/a.JPG", "-o", "grid", "--format", "webp", "--lambda_grid", "0,1", "1") == errors.OK
+    assert outputs("grid") == ["a/grid.webp", "a/pix0_sem1.webp", "a/pix1_sem1.webp"]
+
+
+def software(path) -> str:
+    return Image.open(path).getexif().get(0x0131, "")
+
+
+def test_files_tell_what_made_them_and_where_they_were_taken_only_if_asked(here, base_folder):
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif[0x8825] = {1: "N"}
+    Image.new("RGB", (6, 5), (200, 100, 50)).save("in/a.jpg", exif=exif)
+    common = ("-i", "in", "--pretrained_model", base_folder, "--process_size", 8, "--upscale", 2)
+    assert infer(*common, "-o", "plain", "--format", "jpg") == errors.OK
+    assert not dict(Image.open("plain/a.jpg").getexif())
+    assert infer(*common, "-o", "told", "--format", "jpg", "--keep_metadata", "--lambda_sem", 0.7) == errors.OK
+    told = Image.open("told/a.jpg").getexif()
+    assert told[0x010F] == "a camera" and told.get_ifd(0x8825)[1] == "N"
+    line = software("told/a.jpg")
+    assert (
+        line.startswith("pisasr ") and f"model={base_folder.name}, adapters=" in line and str(base_folder) not in line
+    )
+    assert "lambda_pix=1, lambda_sem=0.7, upscale=2" in line
+    words = ("--keep_metadata", "--lambda_grid", "0,1", "0.5", "--posterior", "sample", "--seed", 7)
+    assert infer(*common, "-o", "grid", *words) == errors.OK
+    assert "lambda_pix=0, lambda_sem=0.5," in software("grid/a/pix0_sem0.5.png")
+    assert "lambda_pix=0/1, lambda_sem=0.5," in software("grid/a/grid.png") and "seed=7" in software("grid/a/grid.png")
+    mask = draw_map("mask.png", np.eye(5, 6, dtype=np.uint8) * 255)
+    assert infer(*common, "-o", "map", "--keep_metadata", "--lambda_pix_map", mask) == errors.OK
+    assert "lambda_pix=0..1 by a map, lambda_sem=1," in software("map/a.png")

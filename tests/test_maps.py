@@ -196,6 +196,8 @@ def test_a_look_is_of_one_picture_and_strengths_are_mixed_later(pipe):
     for name in ("lambda_pix", "output_type"):
         with pytest.raises(TypeError, match=f"look doesn't know '{name}'; it takes .* but output_type"):
             pipe.look(photo(), **{name: 1})
+    with pytest.raises(TypeError, match="strengths must be pairs of numbers or maps"):
+        pipe.sweep(photo(), [1, 0.5])
     looked = pipe.look(photo(), **SMALL)
     for options, said in (
         ({"color_fix": "nofix"}, "adain, wavelet, none"),

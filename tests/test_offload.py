@@ -176,3 +176,18 @@ def test_the_vaes_own_tiling_is_done_exactly(folder, picture):
     pipe.vae.disable_tiling()
     pipe(picture, **OPTIONS)
     assert sizes == [(7, 10)]  # whole, now that it is off again
+
+
+def test_looking_and_mixing_give_their_parts_back(pipe, picture, monkeypatch):
+    options = {name: value for name, value in OPTIONS.items() if name not in ("lambda_sem", "output_type")}
+    (wanted,) = pipe(picture, **OPTIONS).images
+    pipe._words = None
+    model_offload(pipe)
+    here = set()
+    for name, hook in zip(pipe.model_cpu_offload_seq.split("->"), pipe._all_hooks, strict=True):
+        getattr(pipe, name).register_forward_pre_hook(lambda *_, name=name: here.add(name))
+        monkeypatch.setattr(hook, "offload", lambda name=name: here.discard(name))
+    looked = pipe.look(picture, **options)
+    assert not here
+    np.testing.assert_allclose(pipe.mix(looked, lambda_sem=0.5, output_type="np"), wanted, atol=1e-5)
+    assert not here

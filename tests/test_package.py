@@ -51,7 +51,8 @@ def test_the_pins_fit_the_ranges():
     lines = (ROOT / "configs/constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if not line.startswith("#")}
     optional = PROJECT["project"]["optional-dependencies"]
-    wanted = PROJECT["project"]["dependencies"] + sum((optional[x] for x in ("train", "eval", "peers", "dev")), [])
+    pinned = ("app", "browser", "train", "eval", "peers", "dev")
+    wanted = PROJECT["project"]["dependencies"] + sum((optional[extra] for extra in pinned), [])
     for requirement in map(Requirement, wanted):
         if requirement.name != "pisasr":
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement

@@ -1,6 +1,7 @@
 """A picture goes in, its repaired picture comes out: exact sizes, counted passes, and bases refused by name."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from pisasr.errors import CheckpointError, ModelError, PisasrError
 from pisasr.method.model import PiSASR
 from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.models.bases import SD21_MIRRORS, load_base
-from pisasr.models.weights import load_adapter, save_adapter
+from pisasr.models.weights import fingerprint, load_adapter, save_adapter
 from pisasr.pipeline import Options, usual_dtype
 
 SMALL = {"upscale": 2, "process_size": 16}
@@ -250,6 +251,19 @@ def test_an_answer_of_nan_is_an_error_not_a_black_picture(pipe):
 
 
 # --- loading and saving ----------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_says_which_model_it_is_and_not_where_it_lies(pipe, base_folder, tmp_path):
+    adapters = (
+        load_adapter(base_folder / "adapters/pix.safetensors"),
+        load_adapter(base_folder / "adapters/sem.safetensors"),
+    )
+    assert pipe.identity == f"{base_folder.name}, adapters={fingerprint(*adapters)}"
+    pipe.unload_lora_weights()
+    assert pipe.identity == base_folder.name
+    pipe.save_pretrained(tmp_path / "saved")
+    assert PiSASRPipeline.from_pretrained(tmp_path / "saved").identity == "merged"
+    assert re.fullmatch("embedded, adapters=[0-9a-f]{12}", PiSASRPipeline.from_pretrained().identity)
 
 
 def test_what_is_saved_loads_and_gives_equal_pictures(pipe, tmp_path):

@@ -19,6 +19,7 @@ from pisasr.errors import CheckpointError
 from pisasr.models.weights import (
     base_facts,
     convert_release,
+    fingerprint,
     load_adapter,
     load_adapters,
     looks_like_hub_id,
@@ -288,3 +289,14 @@ def test_equal_adapters_are_equal_files_in_every_process(pix, tmp_path):
         ]
         subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
     assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(4)}) == 1
+
+
+def test_equal_adapters_have_one_fingerprint_whatever_file_they_came_in(tmp_path, pix, sem, pkl):
+    for adapter in (pix, sem):
+        save_adapter(tmp_path / f"{adapter.name}.safetensors", adapter)
+    assert fingerprint(*load_adapters(tmp_path)) == fingerprint(*load_adapters(pkl)) == fingerprint(pix, sem)
+    others = [(pix, None), (sem, None), (replace(pix, alpha=4.0), sem), (pix, replace(sem, rank=sem.rank + 1))]
+    changed = {key: tensor.clone() for key, tensor in sem.tensors.items()}
+    next(iter(changed.values())).view(-1)[0] += 1e-6
+    others.append((pix, replace(sem, tensors=changed)))
+    assert len({fingerprint(*pair) for pair in [(pix, sem), *others]}) == 6

@@ -1,1 +1,1 @@
-"""argv in, exit code out: infer, train, evaluate, convert, compare, and what they share: options, batches of files."""
+"""argv in, exit code out: infer, app, train, evaluate, convert, compare, and what they share: options, batches."""

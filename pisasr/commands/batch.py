@@ -29,10 +29,12 @@ from pisasr.pictures.folders import Found
 
 if TYPE_CHECKING:
     from pisasr.pictures.images import Picture
+    from pisasr.pictures.saving import Metadata
 
 REPORT_NAME = "report.jsonl"
 TEMPORARY_PREFIX = ".pisasr-"
 HANDS = 4  # threads that write: of small pictures a GPU makes more than one PNG encoder can take
+KEPT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")  # bmp can tell nothing beside its picture
 WAITING_BYTES = 2**28  # of results that wait for the disk, beside the one that is written
 
 Existing = Literal["overwrite", "skip", "error"]
@@ -41,14 +43,18 @@ NONE: Mapping[str, float] = MappingProxyType({})
 
 
 class Made(NamedTuple):
-    """What became of one picture: a result for each target, what its row shall say, and further fields of the row."""
+    """What became of one picture: a result for each target, what its row shall say, further fields of the row, and what
+    each file tells beside its picture, if anything.
+    """
 
     results: Sequence[Any]  # PIL pictures, or uint16 arrays
     note: str = ""
     fields: Mapping[str, float] = NONE
+    metadata: "Sequence[Metadata | None] | None" = None
 
 
-Restore = Callable[[Sequence["Picture"], Sequence[int]], Sequence[Made]]  # pictures of one size, a seed for each
+# Pictures of one size; for each the name of its input, and a seed.
+Restore = Callable[[Sequence["Picture"], Sequence[Path], Sequence[int]], Sequence[Made]]
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,12 @@ class Job:
 # --- what to write ---------------------------------------------------------------------------------------------------
 
 
-def plan_jobs(inputs: Sequence[Found], output: Path, variants: Sequence[str] = ()) -> list[Job]:
+def plan_jobs(
+    inputs: Sequence[Found], output: Path, variants: Sequence[str] = (), suffix: str | None = ".png"
+) -> list[Job]:
     """Give every input its own place below `output`: NAME.png, or a folder NAME with one file for each of `variants`.
 
+    suffix: of the files, in place of .png; None is each input's own, where results can be written so, else .png.
     Sub-folders stay. Inputs that would meet keep their extension (photo.jpg.png beside photo.png.png); of inputs with
     one and the same name all but the first are numbered. OverlapError if an output would be written over an input.
     """
@@ -76,7 +85,8 @@ def plan_jobs(inputs: Sequence[Found], output: Path, variants: Sequence[str] = (
         stem = found.name.with_suffix("")
         meets_another = stems[_key(stem)] > names[_key(found.name)]
         place = output / _free(found.name if meets_another else stem, taken)
-        targets = [place / f"{variant}.png" for variant in variants] or [place.with_name(place.name + ".png")]
+        end = suffix or (found.name.suffix.lower() if found.name.suffix.lower() in KEPT_SUFFIXES else ".png")
+        targets = [place / f"{variant}{end}" for variant in variants] or [place.with_name(place.name + end)]
         jobs.append(Job(found, tuple(targets)))
     _check_apart(jobs)
     return jobs
@@ -344,18 +354,20 @@ def _compute(courses: Sequence[Course], restore: Restore, seed: int, debug: bool
 
 def _restore(courses: Sequence[Course], restore: Restore, seed: int) -> None:
     pictures = [course.picture for course in courses if course.picture is not None]
-    made = restore(pictures, [picture_seed(seed, course.job.found.name) for course in courses])
+    names = [course.job.found.name for course in courses]
+    made = restore(pictures, names, [picture_seed(seed, name) for name in names])
     for course, picture, one in zip(courses, pictures, made, strict=True):
         course.made, course.fields = one, one.fields
         course.reason = "; ".join(filter(None, [*picture.notices, one.note]))
 
 
 def _write(made: Made, targets: Sequence[Path]) -> None:
-    from pisasr.pictures.images import save_image
+    from pisasr.pictures.saving import save_image
 
-    for result, target in zip(made.results, targets, strict=True):
+    told = made.metadata or [None] * len(targets)
+    for result, target, metadata in zip(made.results, targets, told, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_image(result, target)
+        save_image(result, target, metadata)
 
 
 def _bytes(result: Any) -> int:

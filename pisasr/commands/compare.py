@@ -208,7 +208,7 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    from pisasr.pictures.images import save_image
+    from pisasr.pictures.saving import save_image
 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(picture, path)

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -35,17 +35,19 @@ from pisasr.commands.options import (
     plainly,
     positive_int,
 )
-from pisasr.errors import OK, SOME_FAILED, MemoryShort, PisasrError, guarded
+from pisasr.errors import OK, SOME_FAILED, MemoryShort, PisasrError, UsageError, guarded, shown
 from pisasr.evaluation.rules import Pair, describe, parse_lambdas, parse_rule, pick
 from pisasr.pictures.folders import Found, find_inputs
 
 if TYPE_CHECKING:
     from pisasr.evaluation.metrics import Scorer
     from pisasr.pictures.images import Picture
+    from pisasr.pictures.saving import Metadata
     from pisasr.pipeline import PiSASRPipeline
 
 # Where they are installed, diffusers and transformers import them, a quarter of the start-up, for models not used here.
 UNUSED = ("scipy", "torchvision")
+LAMBDAS = ("lambda_pix", "lambda_sem")
 AUTO_LAMBDAS = "0:1.5:0.25"  # both strengths' candidates for --lambda_auto
 
 EXAMPLES = """examples:
@@ -53,9 +55,11 @@ EXAMPLES = """examples:
   pisasr infer --input photos "more/*.png" --output results --recursive --lambda_sem 0.7
   pisasr infer --input photo.jpg --output results --lambda_grid "0,0.5,1,1.5" "0:1.5:0.5"
   pisasr infer --input photos --output results --lambda_auto "niqe where psnr_lq >= 30"
+  pisasr infer --input photo.jpg --output results --lambda_sem 1.2 --lambda_sem_map hair.png
+  pisasr infer --input photos --output results --format same --keep_metadata
 
 lambda_pix takes away noise, blur and blocks; lambda_sem adds detail. (1, 0) is faithful, (1, 1) sharp.
-Results are PNG, whatever the input was; what happened to every input is in OUTPUT/report.jsonl."""
+Results are PNG, unless --format says otherwise; what happened to every input is in OUTPUT/report.jsonl."""
 
 
 def infer(argv: list[str]) -> int:
@@ -80,11 +84,19 @@ def infer_parser() -> argparse.ArgumentParser:
     add("--shard", type=parse_shard, default=Shard(), metavar="I/N", help=share)
     bits = "of each channel of the results (default: 8); inputs of sixteen bits are read as such either way"
     add("--bits", type=int, choices=(8, 16), default=8, help=bits)
+    formats = "of the results: as the input's name has it with `same`, where it can be; jpg loses a little"
+    add("--format", choices=("png", "jpg", "webp", "tif", "same"), default="png", help=f"{formats} (default: png)")
+    kept = "the results' files tell the input's EXIF, with the place where it was taken, and how they were made"
+    add("--keep_metadata", action="store_true", help=f"{kept} (default: the picture alone)")
     add("--max_input_pixels", type=positive_int, metavar="N", help="refuse larger inputs (default: 64 million)")
 
     add = parser.add_argument_group("strengths").add_argument
     add("--lambda_pix", type=finite, help="how much to repair (default: 1)")
     add("--lambda_sem", type=finite, help="how much detail to add (default: 1)")
+    where = """a grey picture over the input, 8 or 16 bits, in its proportions: white is --{}, black 0;
+        or a folder with such pictures by the inputs' names"""
+    for name in LAMBDAS:
+        add(f"--{name}_map", type=Path, metavar="FILE", help=where.format(name))
     grid = """all pairs of two lists, "0,0.5,1" or "0:1.5:0.5" (start:stop:step): a folder per input, with a sheet"""
     add("--lambda_grid", nargs=2, type=parse_lambdas, metavar=("PIX", "SEM"), help=grid)
     best = f"""for each picture the pair of --lambda_grid (default: "{AUTO_LAMBDAS}" twice) that is best by a rule,
@@ -100,11 +112,18 @@ def infer_parser() -> argparse.ArgumentParser:
 def _check_infer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse options that contradict each other; then fill in the strengths."""
     check_pipeline_options(parser, args)
-    fixed = ["default"] * args.default + [n for n in ("lambda_pix", "lambda_sem") if getattr(args, n) is not None]
+    fixed = ["default"] * args.default + [n for n in LAMBDAS if getattr(args, n) is not None]
     if fixed and args.lambda_auto:
         parser.error(f"--{fixed[0]} fixes strengths, --lambda_auto chooses them: leave one of them out")
     if fixed and args.lambda_grid:
         parser.error(f"--{fixed[0]} fixes strengths, --lambda_grid varies both: leave one of them out")
+    for name in (f"{name}_map" for name in LAMBDAS if getattr(args, f"{name}_map")):
+        if other := next((o for o in ("lambda_grid", "lambda_auto", "default") if getattr(args, o)), None):
+            parser.error(f"--{name} varies a strength by place, --{other} sets it for the whole: leave one of them out")
+        if not getattr(args, name).exists():
+            parser.error(f"--{name} {shown(getattr(args, name))}: no such file or folder")
+    if args.bits == 16 and args.format != "png":
+        parser.error(f"--bits 16 is written as PNG alone, --format {args.format} is not: leave one of them out")
     if args.lambda_auto:
         from pisasr.evaluation.metrics import METRICS
 
@@ -113,7 +132,7 @@ def _check_infer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
             known = ", ".join(allowed)
             parser.error(f"--lambda_auto: {absent[0]} needs a true picture; without one there are {known}")
         args.lambda_grid = args.lambda_grid or [parse_lambdas(AUTO_LAMBDAS)] * 2
-    for name in ("lambda_pix", "lambda_sem"):
+    for name in LAMBDAS:
         if args.default or getattr(args, name) is None:
             setattr(args, name, 1.0)
 
@@ -123,9 +142,11 @@ def _infer(args: argparse.Namespace) -> int:
     variants = [f"pix{pix:.15g}_sem{sem:.15g}" for pix, sem in pairs] + ["grid"] if pairs else []
     inputs = find_inputs(args.input, args.output, args.recursive)
     _check_inputs(args.input, inputs)
+    _check_maps(args, inputs)
     process = launched()
     share = share_of(args.shard, process)
-    jobs = share.of(plan_jobs(inputs, args.output, [] if args.lambda_auto else variants))
+    suffix = None if args.format == "same" else f".{args.format}"
+    jobs = share.of(plan_jobs(inputs, args.output, [] if args.lambda_auto else variants, suffix))
     scorers = _find_scorers(args)
     check_output(args.output)
     remove_leftovers(jobs, is_alone=share.count == 1)
@@ -133,7 +154,8 @@ def _infer(args: argparse.Namespace) -> int:
         pipe = load_pipeline(args) if jobs else None
     with Report(args.output, len(jobs), args.quiet, share.report_name) as report:
         if pipe is not None:
-            batch = (args.batch_size, _small_pixels(pipe, args)) if args.batch_size > 1 and not pairs else (1, 0)
+            alone = pairs or args.lambda_pix_map or args.lambda_sem_map
+            batch = (1, 0) if args.batch_size == 1 or alone else (args.batch_size, _small_pixels(pipe, args))
             restore = _restorer(pipe, args, pairs, scorers)
             with plainly(MemoryShort):
                 restore_files(
@@ -182,6 +204,16 @@ def _check_inputs(asked: list[str], inputs: list[Found]) -> None:
     raise PisasrError(f"no images in {', '.join(asked)} ({'; '.join(reasons)}; {looked})")
 
 
+def _check_maps(args: argparse.Namespace, inputs: list[Found]) -> None:
+    """UsageError if one map is to serve several pictures."""
+    ready = sum(found.status == "ready" for found in inputs)
+    for name, place in ((name, getattr(args, f"{name}_map")) for name in LAMBDAS):
+        if place and ready > 1 and not place.is_dir():
+            raise UsageError(
+                f"--{name}_map is one file and {ready} pictures came; give a folder with a map for each, by its name"
+            )
+
+
 def _find_scorers(args: argparse.Namespace) -> "dict[str, Scorer]":
     """The rule's metrics; PisasrError if one can't be had here, since no other could take its place."""
     if not args.lambda_auto:
@@ -202,44 +234,73 @@ def _restorer(
     from pisasr.pictures.sheets import draw_sheet
 
     settings = pipeline_settings(args) | {"output_type": "uint16" if args.bits == 16 else "pil"}
+    metadata_of = _labeller(pipe, args, settings) if args.keep_metadata else lambda picture, pairs: None
 
     def tell(picture: "Picture") -> None:
         """Of a picture that the model sees in tiles, what it will take, before it is begun."""
         if not args.quiet and (forecast := pipe.plan(picture.size, **pipeline_settings(args))).tiles > 1:
             tqdm.write(f"{forecast} ...")
 
-    def restore(pictures: Sequence["Picture"], seeds: Sequence[int]) -> list[Made]:
+    def restore(pictures: Sequence["Picture"], names: Sequence[Path], seeds: Sequence[int]) -> list[Made]:
         tell(pictures[0])
-        results = pipe(pictures, args.lambda_pix, args.lambda_sem, generator=seeds, **settings).images
-        return [Made([result]) for result in results]
+        pair, notes = _strengths(args, names[0])  # with maps, one picture comes at a time
+        results = pipe(pictures, *pair, generator=seeds, **settings).images
+        return [Made([r], notes, metadata=metadata_of(p, [pair])) for p, r in zip(pictures, results, strict=True)]
 
     def restore_grid(picture: "Picture", seed: int) -> Made:
         tell(picture)
         results = pipe.sweep(picture, pairs, generator=seed, **settings)
-        return Made([*results, draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)])
+        sheet = draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)
+        return Made([*results, sheet], metadata=metadata_of(picture, [*pairs, tuple(args.lambda_grid)]))
 
     def restore_best(picture: "Picture", seed: int) -> Made:
+        from pisasr.evaluation.scoring import score_each
+
         tell(picture)
         results = pipe.sweep_lazily(picture, pairs, generator=seed, **settings)
-        choice, result = pick(args.lambda_auto, _score_each(pairs, results, picture, scorers))
+        choice, result = pick(args.lambda_auto, score_each(pairs, results, picture, scorers))
         fields = {"lambda_pix": choice.pair[0], "lambda_sem": choice.pair[1]}
-        return Made([result], describe(args.lambda_auto, choice), fields)
+        return Made([result], describe(args.lambda_auto, choice), fields, metadata_of(picture, [choice.pair]))
 
     def each(restore_one: Callable[["Picture", int], Made]) -> Restore:
-        return lambda pictures, seeds: list(map(restore_one, pictures, seeds))
+        return lambda pictures, _, seeds: list(map(restore_one, pictures, seeds))
 
     return each(restore_best) if args.lambda_auto else each(restore_grid) if pairs else restore
 
 
-def _score_each(
-    pairs: list[Pair], results: Iterable[Any], picture: "Picture", scorers: "dict[str, Scorer]"
-) -> Iterator[tuple[Pair, dict[str, float], Any]]:
-    """(pair, scores, result) for each result, judged as its 8-bit file holds it, beside the input; without alpha."""
-    import numpy as np
+def _strengths(args: argparse.Namespace, name: Path) -> tuple[tuple[Any, Any], str]:
+    """(lambda_pix, lambda_sem) of the input of this name, numbers or maps, and a note where it has no map."""
+    from pisasr.pictures.maps import find_map, read_map
 
-    from pisasr.pictures.images import eight_bits
+    strengths, notes = [], []
+    for lambda_ in LAMBDAS:
+        number, place = getattr(args, lambda_), getattr(args, f"{lambda_}_map")
+        file = find_map(place, name) if place else None
+        strengths.append(read_map(file, number) if file else number)
+        if place and not file:
+            notes.append(f"no map in {shown(place)}, {lambda_} is {number:g} everywhere")
+    return (strengths[0], strengths[1]), "; ".join(notes)
 
-    lq = np.asarray(eight_bits(picture.pixels))
-    for pair, result in zip(pairs, results, strict=True):
-        sr = np.asarray(eight_bits(result).convert("RGB"))
-        yield pair, {name: scorer(sr, None, lq) for name, scorer in scorers.items()}, result
+
+def _labeller(
+    pipe: "PiSASRPipeline", args: argparse.Namespace, settings: dict[str, Any]
+) -> "Callable[[Picture, Sequence[tuple[Any, Any]]], list[Metadata]]":
+    """What the file of each of a picture's results tells, from its strengths."""
+    from pisasr.pictures.saving import Metadata, made_with
+
+    model = pipe.identity  # the same for all
+    chance = {"seed": args.seed} if args.posterior == "sample" else {}
+    others = {name: value for name, value in settings.items() if name != "output_type"}
+
+    def words(strength: Any, name: str) -> str:
+        if isinstance(strength, float):
+            return f"{strength:.15g}"
+        if isinstance(strength, list):
+            return "/".join(f"{value:.15g}" for value in strength)
+        return f"0..{getattr(args, name):.15g} by a map"
+
+    def metadata_of(picture: "Picture", pairs: Sequence[tuple[Any, Any]]) -> "list[Metadata]":
+        strengths = [dict(zip(LAMBDAS, map(words, pair, LAMBDAS), strict=True)) for pair in pairs]
+        return [Metadata(made_with(model, {**each, **others, **chance}), picture.exif) for each in strengths]
+
+    return metadata_of

@@ -1,4 +1,4 @@
-"""argv in, exit code out: the `pisasr` command, infer, train, evaluate, convert.
+"""argv in, exit code out: the `pisasr` command, infer, app, train, evaluate, convert.
 
 Everything that needs torch is imported after the arguments are known to be good, so mistakes are answered at once.
 """
@@ -11,6 +11,7 @@ from pisasr import __version__
 
 COMMANDS = {  # each is a function of pisasr.commands.NAME, which is imported when it is asked for
     "infer": "Restore pictures: `pisasr infer --help`.",
+    "app": "Turn the two knobs on a local page: `pisasr app --help`.",
     "train": "Train the two adapters: `pisasr train --help`.",
     "evaluate": "Score folders of results: `pisasr evaluate --help`.",
     "convert": "Turn the published checkpoint into safetensors: `pisasr convert --help`.",

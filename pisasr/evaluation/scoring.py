@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -22,8 +22,12 @@ from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.metrics import METRICS, STABLESR, Protocol, psnr, psnr_lq, ssim
 from pisasr.evaluation.pairs import Example
 from pisasr.evaluation.processes import Processes
+from pisasr.evaluation.rules import Pair
 from pisasr.files import Journal
 from pisasr.pictures.folders import read_picture
+
+if TYPE_CHECKING:
+    from pisasr.pictures.images import Picture
 
 Row = dict[str, Any]  # method, name, then a number per metric
 
@@ -206,3 +210,18 @@ def _merge(found: list[Row], names: list[str]) -> Scores:
             columns = [row["features"][method][metric] for row in found]
             features.setdefault(metric, {})[method] = np.array(columns, np.float32)
     return Scores(rows, features, [fault for row in found for fault in row["faults"]])
+
+
+# --- strengths -------------------------------------------------------------------------------------------------------
+
+
+def score_each(
+    pairs: Iterable[Pair], results: Iterable[Any], picture: "Picture", scorers: Mapping[str, Any]
+) -> Iterator[tuple[Pair, dict[str, float], Any]]:
+    """(pair, scores, result) for each result, judged as its 8-bit file holds it, beside the input; without alpha."""
+    from pisasr.pictures.images import eight_bits
+
+    lq = np.asarray(eight_bits(picture.pixels))
+    for pair, result in zip(pairs, results, strict=True):
+        sr = np.asarray(eight_bits(result).convert("RGB"))
+        yield pair, {name: scorer(sr, None, lq) for name, scorer in scorers.items()}, result

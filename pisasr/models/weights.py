@@ -261,6 +261,16 @@ def _fetch_adapters(name: str, hub: dict[str, Any]) -> Path:
         raise CheckpointError(f"no adapters from hub id {name} ({reason}); download them, give the folder.") from error
 
 
+def fingerprint(*adapters: Adapter | None) -> str:
+    """Twelve hex digits that equal adapters share, whatever files they came in: of the SHA-256 of their numbers as
+    float32, and of what weighs them.
+    """
+    sha = hashlib.sha256()
+    for adapter in filter(None, adapters):
+        sha.update(_digest(adapter.tensors, {"kind": adapter.name, "scale": adapter.alpha / adapter.rank}).encode())
+    return sha.hexdigest()[:12]
+
+
 def _digest(tensors: Mapping[str, Tensor], head: Mapping[str, Any] | None) -> str:
     """SHA-256 of the tensors, and of the head with their types and shapes where the format has it (None: version 1)."""
     sha = hashlib.sha256()

@@ -1,17 +1,14 @@
-"""Infer, first and last stop: files <-> pictures <-> tensors. All that changes a range, a size or a file format.
+"""Infer, first stop and last but one: file -> picture <-> tensor. All that changes a range or a size.
 
 The way in: a file becomes an upright sRGB `Picture` of 8 or 16 bits (`open_picture`; `open_image` for Pillow's 8 bits),
 its colour is brought to the size that the model works at (`plan_frame`, `prepare`, `pad`) and to a device (`to_batch`).
-The way back: `crop`, `to_unit`, `from_batch`, `finish`, `join`, `save_image`. Eight-bit levels take Pillow's way, as
-published; deeper ones are floats throughout and are rounded once, where they are written.
+The way back: `crop`, `to_unit`, `from_batch`, `finish`, `join`; `saving` writes it. Eight-bit levels take Pillow's way,
+as published; deeper ones are floats throughout and are rounded once, where they are written.
 """
 
 import os
 import stat
-import struct
 import sys
-import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,27 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from pisasr.errors import ImageError
-from pisasr.files import temporary_name, write_whole
 from pisasr.pictures.folders import READABLE
+from pisasr.pictures.saving import SAVE_OPTIONS
 
 MAX_PIXELS = 64_000_000  # of an input, before it is decoded
 MAX_OUTPUT_PIXELS = 2**31  # of a result: 64 million at 4x and room beyond
 MAX_SIDE = 4096  # of a small picture once it is enlarged for the model
 MIN_SIDE = 64  # what a strip too long to be enlarged is padded to
-SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {"compress_level": 6, "compress_type": zlib.Z_RLE}),
-    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
-    ".webp": ("WEBP", {"lossless": True}),
-    ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    ".bmp": ("BMP", {}),
-}
-LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
 OTHER_FORMATS = {
     b"GIF8": "GIF",
     b"%PDF": "PDF",
@@ -49,6 +36,17 @@ OTHER_FORMATS = {
     b"\xff\x0a": "JPEG XL",
     b"\x00\x00\x00\x0cJXL ": "JPEG XL",
 }
+
+
+# Of EXIF, what describes the photo and not the file that held it, and is true of the repaired one too. Left behind are
+# the thumbnail, the orientation (it was applied) and the maker's notes, whose places count from where they stood.
+EXIF_KEPT = {
+    *(ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.DateTime),
+    *(ExifTags.Base.XResolution, ExifTags.Base.YResolution, ExifTags.Base.ResolutionUnit, ExifTags.Base.Rating),
+    *(ExifTags.Base.Artist, ExifTags.Base.Copyright, ExifTags.Base.XPTitle, ExifTags.Base.XPComment),
+    *(ExifTags.Base.XPAuthor, ExifTags.Base.XPKeywords, ExifTags.Base.XPSubject),
+}
+EXIF_LEFT = {ExifTags.Base.MakerNote, ExifTags.IFD.Interop}
 
 
 # --- from a file -----------------------------------------------------------------------------------------------------
@@ -59,13 +57,15 @@ class Picture:
     """One picture in memory, upright and in sRGB.
 
     pixels [H, W, 3]: uint8 levels, or float32 in [0, 1] where there is more to hold. alpha [H, W], of the same kind, or
-    None. is_grey: its three channels were one. notices: lines for the person whose picture it is.
+    None. is_grey: its three channels were one. notices: lines for the person whose picture it is. exif: what its file
+    tells about the photo, place included (GPS), for who asks that it be kept (`saving.Metadata`); None if nothing.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
     is_grey: bool = False
     notices: list[str] = field(default_factory=list)
+    exif: bytes | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,19 +88,26 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
 
     Raises ImageError, one line, for whatever is wrong with the file.
     """
-    with _reading(Path(path), max_pixels) as (image, notices):
+    image, notices, _ = _open_eight_bits(Path(path), max_pixels)
+    image.info = {"notices": notices}
+    return image
+
+
+def _open_eight_bits(path: Path, max_pixels: int) -> tuple[Image.Image, list[str], bytes | None]:
+    """The picture of `open_image`, its notices, and its EXIF."""
+    with _reading(path, max_pixels) as (image, notices):
         # Pillow gives 16-bit grey with alpha as RGBA.
         is_grey = image.mode == "RGBA" and any(str(tile.args).startswith("LA") for tile in image.tile)
         if image.mode in ("RGB", "RGBA", "LA", "CMYK") and _is_deep(image):
             notices.append("16 bits a channel, read at 8")
+        exif = _read_exif(image, notices)
         image.load()
         is_png, icc = image.format == "PNG", image.info.get("icc_profile")
         image = _orient(_dark_at_zero(image), notices)
         image = _to_srgb(image, icc, notices)
         image = _to_eight_bits(image, notices, is_png)
         image = image.convert("LA") if is_grey else image
-    image.info = {"notices": notices}
-    return image
+    return image, notices, exif
 
 
 def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -115,14 +122,15 @@ def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictu
         keep = (_is_deep(image) and colour) or image.mode.startswith(("I", "F"))
         keep = keep and "transparency" not in image.info and not _needs_conversion(image, [])
     if not keep:
-        image = open_image(path, max_pixels)
-        return replace(_from_image(image), notices=image.info["notices"])
+        image, notices, exif = _open_eight_bits(path, max_pixels)
+        return replace(_from_image(image), notices=notices, exif=exif)
     with _reading(path, max_pixels) as (image, notices):
         is_png = image.format == "PNG"
+        exif = _read_exif(image, notices)
         if not colour:
             image.load()
             image = _dark_at_zero(image)
-            return replace(_from_image(_orient(image, notices), notices, is_png), notices=notices)
+            return replace(_from_image(_orient(image, notices), notices, is_png), notices=notices, exif=exif)
         _needs_conversion(image, notices)
         image.load()
         high = np.asarray(_orient(image, notices))
@@ -130,7 +138,7 @@ def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictu
         image.tile = [_other_byte(tile) for tile in image.tile]
         image.load()
         low = np.asarray(_orient(image, []))
-    return _from_array(high.astype(np.uint16) << 8 | low, notices)
+    return replace(_from_array(high.astype(np.uint16) << 8 | low, notices), exif=exif)
 
 
 @contextmanager
@@ -141,6 +149,7 @@ def _reading(path: Path, max_pixels: int) -> Iterator[tuple[Any, list[str]]]:
         with _our_pixel_cap(), Image.open(path, formats=READABLE) as image:
             _check_pixels(image, max_pixels)
             _check_planes(image)
+            _as_stored(image)
             yield image, _oddities(path, image)
     except ImageError:
         raise
@@ -159,6 +168,13 @@ def _check_planes(image: Any) -> None:
     depths = image.tag_v2.get(258, ()) if image.format == "TIFF" else ()
     if len(depths) > 1 and max(depths) > 8 and not _is_deep(image):
         raise ImageError(f"a TIFF of {max(depths)} bits in separate planes is not read; save it interleaved, or as PNG")
+
+
+def _as_stored(image: Any) -> None:
+    """Pillow 12 takes each TIFF in YCbCr for one that libtiff turns into RGB; without compression nobody does."""
+    if image.format == "TIFF" and image.tag_v2.get(262) == 6 and all(tile.codec_name == "raw" for tile in image.tile):
+        image._mode = "YCbCr"
+        image.tile = [tile._replace(args=("YCbCr", *tile.args[1:])) for tile in image.tile]
 
 
 def _dark_at_zero(image: Any) -> Any:
@@ -221,9 +237,7 @@ def _our_pixel_cap() -> Iterator[None]:
     """Let `_check_pixels` rule alone: Pillow's own limit only warns up to 179 million pixels."""
     pillow_cap, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged EXIF and TIFF tags; what matters is raised
-            yield
+        yield
     finally:
         Image.MAX_IMAGE_PIXELS = pillow_cap
 
@@ -246,6 +260,24 @@ def _orient(image: Image.Image, notices: list[str]) -> Image.Image:
     except Exception:
         notices.append("EXIF data is damaged, orientation unknown")
         return image
+
+
+def _read_exif(image: Any, notices: list[str]) -> bytes | None:
+    """What EXIF_KEPT names, and all of the camera's settings and the place; of a picture that is about to be loaded."""
+    try:
+        found = image.getexif()
+    except Exception:
+        return None  # `_orient` will tell
+    try:
+        kept = Image.Exif()
+        kept.update({tag: value for tag, value in found.items() if tag in EXIF_KEPT})
+        for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            if told := {tag: value for tag, value in found.get_ifd(part).items() if tag not in EXIF_LEFT}:
+                kept[part] = told
+        return kept.tobytes() if len(kept) else None
+    except Exception:
+        notices.append("EXIF data is damaged and can't be kept")
+        return None
 
 
 def _to_srgb(image: Any, icc: bytes | None, notices: list[str]) -> Image.Image:
@@ -613,67 +645,3 @@ def to_image(unit: Tensor) -> Image.Image:
     pixels = unit.detach().squeeze(0) if unit.ndim == 4 else unit.detach()
     levels = pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
-
-
-# --- to a file -------------------------------------------------------------------------------------------------------
-
-
-def save_image(image: Image.Image | np.ndarray, path: str | os.PathLike) -> None:
-    """Write a picture so that `path` holds all of it or nothing: a temporary name first, then a rename.
-
-    The extension names the format: png, tif, bmp and webp without loss, jpg at quality 95. uint16 [H, W, C] becomes a
-    PNG of sixteen bits. Raises ImageError where the format cannot hold the picture, OSError where the disk cannot.
-
-    PNGs are deflated by zlib's run-length strategy, for a quarter of the time of its usual one (114 ms a megapixel
-    against 477, photos repaired by the embedded model on a busy machine) and about the same bytes (photos +0.7 %, a
-    sheet -0.5 %, a line drawing +13 %, sixteen bits -2 %). Level 1 takes as long and gives 11 % more.
-    """
-    path = Path(path)
-    if isinstance(image, np.ndarray):
-        if path.suffix.lower() != ".png":
-            raise ImageError(f"sixteen bits are written as PNG, not as '{path.suffix}'; write .png")
-        write_whole(path, _png_16(image))
-        return
-    format_name, options = _options_for(image, path)
-    temporary = temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
-            image.save(file, format=format_name, **options)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _options_for(image: Image.Image, path: Path) -> tuple[str, dict]:
-    suffix = path.suffix.lower()
-    if suffix not in SAVE_OPTIONS:
-        raise ImageError(f"cannot write '{path.suffix}' files; use one of {', '.join(SAVE_OPTIONS)}")
-    format_name, options = SAVE_OPTIONS[suffix]
-    longest = LONGEST_SIDE.get(format_name)
-    if longest and max(image.size) > longest:
-        raise ImageError(f"{image.width}x{image.height} is too large for {format_name} (side <= {longest}); write .png")
-    if format_name == "JPEG" and "A" in image.getbands():
-        raise ImageError("JPEG holds no transparency; write .png")
-    return format_name, options
-
-
-def _png_16(pixels: np.ndarray) -> bytes:
-    """uint16 [H, W, C] as a PNG file (RFC 2083), which Pillow can't write: filter Sub in every row, then deflate."""
-    height, width, channels = pixels.shape
-    levels = np.ascontiguousarray(pixels.astype(">u2")).view(np.uint8).reshape(height, -1)
-    rows = np.ones((height, 1 + levels.shape[1]), np.uint8)  # each row starts with its filter's number
-    rows[:, 1:] = levels
-    rows[:, 1 + 2 * channels :] -= levels[:, : -2 * channels]
-    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    head = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
-    deflate = zlib.compressobj(6, strategy=zlib.Z_RLE)
-    chunks = (
-        (b"IHDR", head),
-        (b"sRGB", b"\0"),
-        (b"IDAT", deflate.compress(rows.tobytes()) + deflate.flush()),
-        (b"IEND", b""),
-    )
-    framed = (
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)

@@ -1,13 +1,16 @@
 """Infer, beside the picture: strengths by place, from a map over the picture to one over its latent."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pisasr.pictures.images import Frame
+from pisasr.errors import ImageError, shown
+from pisasr.pictures.folders import EXTENSIONS
+from pisasr.pictures.images import Frame, open_picture
 
 Map = np.ndarray | Tensor
 
@@ -51,6 +54,34 @@ def check_proportions(name: str, strength: float | np.ndarray, size: tuple[int, 
         raise ValueError(
             f"{name} is a map of {width}x{height}, the picture is {wide}x{high}; give a map in its proportions."
         )
+
+
+def find_map(place: Path, name: Path) -> Path | None:
+    """The map of the input of this name: `place` itself, or where that is a folder what lies there under the name,
+    with any picture's ending; None if nothing does. ImageError if several do.
+    """
+    if not place.is_dir():
+        return place
+    beside = (place / name).parent
+    found = sorted(file for file in beside.glob("*") if file.stem == name.stem and file.suffix.lower() in EXTENSIONS)
+    if len(found) > 1:
+        raise ImageError(f"{shown(found[0])} and {shown(found[1])} are both maps of {shown(name)}; keep one of them")
+    return found[0] if found else None
+
+
+def read_map(path: Path, white: float) -> np.ndarray:
+    """A grey picture of 8 or 16 bits as strengths [H, W]: its white is `white`, its black 0. ImageError for others."""
+    try:
+        picture = open_picture(path)
+    except ImageError as error:
+        raise ImageError(f"the map {shown(path)}: {error}") from None
+    levels = picture.pixels if picture.pixels.dtype == np.float32 else picture.pixels / 255
+    opaque = picture.alpha is None or (picture.alpha == (1 if picture.alpha.dtype == np.float32 else 255)).all()
+    if not opaque or (levels != levels[..., :1]).any():
+        raise ImageError(
+            f"the map {shown(path)} has colours or transparency; a map is grey, white where most is wanted"
+        )
+    return levels[..., 0].astype(np.float64) * white
 
 
 def to_latent(strength: np.ndarray, frame: Frame, factor: int) -> Tensor:

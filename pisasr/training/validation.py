@@ -33,13 +33,13 @@ from pisasr.pictures.images import (
     open_image,
     pad,
     plan_frame,
-    save_image,
     split,
     to_batch,
     to_image,
     to_tensor,
     to_unit,
 )
+from pisasr.pictures.saving import save_image
 from pisasr.training.losses import LPIPS_NETS, Perceptual
 from pisasr.training.stages import Stage
 

@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def draw(photo_file: Path, output: Path) -> None:
     from pisasr import PiSASRPipeline
-    from pisasr.pictures.images import open_image, save_image
+    from pisasr.pictures.images import open_image
+    from pisasr.pictures.saving import save_image
 
     photo = open_image(photo_file)
     restored = PiSASRPipeline.from_pretrained()(photo).images[0]

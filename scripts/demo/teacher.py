@@ -42,7 +42,8 @@ def prepare(folders: list[Path], weights: Path | None, device: str | None) -> No
 
     from pisasr.evaluation.realesrgan import load_x4plus
     from pisasr.method.color import wavelet
-    from pisasr.pictures.images import open_image, save_image, to_image, to_tensor
+    from pisasr.pictures.images import open_image, to_image, to_tensor
+    from pisasr.pictures.saving import save_image
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     slow = device == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512")

@@ -1,0 +1,94 @@
+"""argv in, exit code out: `pisasr app`, a local page on which the two strengths are turned by hand."""
+
+import argparse
+import os
+import signal
+import tempfile
+import time
+from importlib.util import find_spec
+from ipaddress import ip_address
+from tempfile import TemporaryDirectory
+from typing import NoReturn
+
+from pisasr.commands.options import (
+    add_model_options,
+    add_weights_option,
+    command_parser,
+    load_model,
+    normalise,
+    whole,
+)
+from pisasr.errors import OK, PisasrError, UsageError, guarded
+
+EXAMPLES = """examples:
+  pisasr app                                     the small model, at a free port from http://127.0.0.1:7860
+  pisasr app --pretrained_model FOLDER --adapters weights/pisa-sr --open
+  pisasr app --host 0.0.0.0 --auth ann:secret    for others in the house, who sign in
+
+Uploads end at 32 MB and 16 million pixels, results at 64 million. Nothing is sent elsewhere, files are deleted after an
+hour and at the end. A script asks the same page through gradio_client: the README has an example."""
+
+
+def app(argv: list[str]) -> int:
+    """Turn the two knobs on a local page: `pisasr app --help`."""
+    parser = app_parser()
+    args = parser.parse_args(normalise(argv))
+    if not is_loopback(args.host) and args.auth is None:
+        parser.error(f"--host {args.host} lets others in; give --auth USER:PASSWORD, too")
+    return guarded(lambda: _app(args), args.debug)
+
+
+def app_parser() -> argparse.ArgumentParser:
+    """Every option of `app`."""
+    parser = command_parser("pisasr app", "Repair photos on a local page, with two knobs.", EXAMPLES)
+    add = parser.add_argument_group("page").add_argument
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where it listens (default: %(default)s, this machine)")
+    add("--port", type=whole, metavar="N", help="default: the first free one from 7860")
+    add("--auth", type=parse_auth, metavar="USER:PASSWORD", help="who may see it; anything but this machine needs it")
+    add("--open", action="store_true", help="open it in the browser")
+    add_weights_option(add)
+    add_model_options(parser)
+    return parser
+
+
+def parse_auth(text: str) -> tuple[str, str]:
+    """USER:PASSWORD as a pair; UsageError where one of them is empty."""
+    user, _, password = text.partition(":")
+    if not user or not password:
+        raise UsageError("it is USER:PASSWORD, neither of them empty")
+    return user, password
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone. A name that isn't localhost might not be."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _app(args: argparse.Namespace) -> int:
+    if find_spec("gradio") is None:
+        raise PisasrError("the page needs gradio, which is not here: pip install 'pisasr[app]'")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with TemporaryDirectory(prefix="pisasr-") as folder:  # of everything that is written, gone when the page is
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            _serve(args)
+        except KeyboardInterrupt:
+            return OK
+
+
+def _serve(args: argparse.Namespace) -> NoReturn:
+    pipe = load_model(args)
+    from pisasr.app.desk import Desk
+    from pisasr.app.page import serve
+
+    desk = Desk(pipe, weights=args.weights, takes_prompts=args.pretrained_model is not None)
+    page = serve(desk, args.host, args.port, args.auth, browser=args.open)
+    try:
+        print(f"The page is at {page.local_url} until Ctrl-C.", flush=True)
+        while True:
+            time.sleep(3600)
+    finally:
+        page.close(verbose=False)

@@ -1,0 +1,343 @@
+"""The page in a real browser, without a screen: a hand drops a photo, turns, compares, paints; two hands at once.
+
+Wants selenium ('pisasr[browser]') and the system's Chromium with its driver (Debian: chromium, chromium-driver).
+"""
+
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+pytest.importorskip("gradio", reason="no gradio here: pip install 'pisasr[app]'")
+pytest.importorskip("selenium", reason="no selenium here: pip install 'pisasr[browser]'")
+
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from pisasr import PiSASRPipeline
+from pisasr.app.desk import Desk, Strengths
+from pisasr.app.page import serve
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+PATIENCE_S = 60  # of a machine that has other things to do, too
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with its driver here"),
+]
+
+
+@pytest.fixture(scope="module")
+def desk(base_folder) -> Desk:
+    return Desk(PiSASRPipeline.from_pretrained(base_folder), process_size=16)
+
+
+@pytest.fixture(scope="module")
+def page(desk, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        page = serve(desk)
+        yield page
+        page.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("photos")
+    return [write(folder / f"photo{number}.png", number) for number in range(4)]
+
+
+def write(path: Path, phase: float) -> Path:
+    pixels = (tiny.wave((16, 24, 3), phase, 80) + 128).to(torch.uint8).numpy()
+    Image.fromarray(pixels).resize((48, 32), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+class Hand:
+    """One user with a browser of their own."""
+
+    def __init__(self, address: str, downloads: Path, size: tuple[int, int] = (1360, 1100), dark: bool = False):
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM or ""
+        for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"):
+            options.add_argument(word)
+        options.add_argument(f"--window-size={size[0]},{size[1]}")
+        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        self.browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+        self.browser.set_script_timeout(PATIENCE_S)
+        self.browser.get(address + ("?__theme=dark" if dark else ""))
+        self.until(lambda: self.all("#viewer .stage"))
+
+    def all(self, css: str) -> list[Any]:
+        return self.browser.find_elements(By.CSS_SELECTOR, css)
+
+    def one(self, css: str) -> Any:
+        return self.until(lambda: self.all(css))[0]
+
+    def js(self, code: str, *values: Any) -> Any:
+        return self.browser.execute_script("return " + code, *values)
+
+    def until(self, true: Callable[[], Any]) -> Any:
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end:
+            if result := true():
+                return result
+            time.sleep(0.05)
+        raise AssertionError(f"waited {PATIENCE_S} s in vain")
+
+    def tab(self, words: str) -> None:
+        next(tab for tab in self.all("[role=tab]") if tab.text == words).click()
+
+    def drop(self, *photos: Path, on: str = "#photo") -> None:
+        self.one(f"{on} input[type=file]").send_keys("\n".join(map(str, photos)))
+
+    def open(self, photo: Path) -> None:
+        self.drop(photo)
+        self.until(lambda: self.js("window.pisasr.ready()"))
+
+    def turn(self, knob: str, value: float) -> None:
+        """Drag a knob in many small steps, as a mouse does, to a value."""
+        code = """const range = document.querySelector(arguments[0] + " input[type=range]");
+            const from = Number(range.value), end = arguments[1];
+            for (let i = 1; i <= 20; i++) {
+              range.value = i < 20 ? from + ((end - from) * i) / 20 : end;
+              range.dispatchEvent(new Event("input", { bubbles: true }));
+            }"""
+        self.browser.execute_script(code, f"#{knob}", value)
+
+    def settled(self) -> None:
+        self.until(lambda: self.js("window.pisasr.isExact()"))
+
+    def picture(self) -> np.ndarray:
+        """The exact result, as the viewer holds it: uint8 [H, W, 3]."""
+        self.settled()
+        levels, width, height = self.js("window.pisasr.levels()")
+        return np.array(levels, np.uint8).reshape(height, width, 4)[..., :3]
+
+    def errors(self) -> list[str]:
+        return [line["message"] for line in self.browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
+@pytest.fixture
+def hand(page, tmp_path):
+    hands: list[Hand] = []
+
+    def new(address: str = page.local_url, **options: Any) -> Hand:
+        hands.append(Hand(address, tmp_path / "downloads", **options))
+        return hands[-1]
+
+    yield new
+    for one in hands:
+        one.browser.quit()
+
+
+def expected(desk: Desk, photo: Path, *strengths: Any) -> np.ndarray:
+    from pisasr.app.page import read_wish
+
+    result = desk.repair(desk.read(photo), Strengths(*strengths), read_wish("4 times", None, ""))
+    return np.asarray(result)
+
+
+def test_turning_a_knob_shows_the_exact_picture_at_last_and_asks_no_unet(hand, desk, photos):
+    user, calls = hand(), []
+    hooks = [u.register_forward_hook(lambda *_: calls.append(1)) for u in (desk.pipe.unet, desk.pipe.unet_pix)]
+    user.open(photos[0])
+    assert np.array_equal(user.picture(), expected(desk, photos[0], 1, 1))
+    calls.clear()
+    for value in (0.2, 1.3, 0.7):
+        user.turn("sem", value)
+    user.turn("pix", 0.85)
+    seen = user.picture()
+    assert not calls
+    for hook in hooks:
+        hook.remove()
+    assert np.array_equal(seen, expected(desk, photos[0], 0.85, 0.7))
+    assert not user.errors()
+
+
+def test_a_cell_of_the_sheet_sets_both_knobs(hand, desk, photos):
+    user = hand()
+    user.open(photos[1])
+    user.settled()
+    user.one("#viewer .compare").click()
+    cells = user.all("#viewer .sheet button")
+    assert len(cells) == 16
+    user.one("#viewer .sheet button[data-pix='0.5'][data-sem='1.5']").click()
+    user.until(lambda: not user.js("window.pisasr.isExact()"))
+    assert np.array_equal(user.picture(), expected(desk, photos[1], 0.5, 1.5))
+    assert [user.one(f"#{name} input[type=number]").get_attribute("value") for name in ("pix", "sem")] == ["0.5", "1.5"]
+    assert not user.one("#viewer .sheet").is_displayed()
+
+
+def test_presets_and_the_keyboard_turn_the_knobs(hand, desk, photos):
+    user = hand()
+    user.open(photos[1])
+    user.settled()
+    next(button for button in user.all("#presets button") if button.text == "Balanced").click()
+    user.until(lambda: user.one("#sem input[type=number]").get_attribute("value") == "0.5")
+    assert np.array_equal(user.picture(), expected(desk, photos[1], 1, 0.5))
+    user.one("#sem input[type=range]").send_keys(Keys.ARROW_RIGHT)
+    user.until(lambda: user.one("#sem input[type=number]").get_attribute("value") == "0.55")
+    assert np.array_equal(user.picture(), expected(desk, photos[1], 1, 0.55))
+    canvas = user.one("#viewer canvas.picture")
+    canvas.send_keys(Keys.ARROW_RIGHT, "+")
+    assert user.one("#viewer .divider").get_attribute("value") == "52"
+    assert user.one("#viewer [data-zoom='1']").get_attribute("aria-pressed") == "true"
+
+
+def test_a_painted_place_keeps_its_own_strengths(hand, desk, photos):
+    user = hand()
+    user.open(photos[0])
+    user.settled()
+    user.turn("pix", 0.3)
+    everywhere = user.picture()
+    user.one("#viewer [data-tool='paint']").click()
+    canvas = user.one("#viewer canvas.picture")
+    ActionChains(user.browser).move_to_element(canvas).click_and_hold().move_by_offset(30, 10).release().perform()
+    user.until(lambda: not user.js("window.pisasr.isExact()"))
+    painted = user.picture()
+    changed = (painted != everywhere).any(axis=-1)
+    height, width = changed.shape
+    assert changed[height // 2, width // 2] and not changed[0, 0] and not changed[-1, -1]
+    user.one("#viewer .clear").click()
+    user.until(lambda: not user.js("window.pisasr.isExact()"))
+    assert np.array_equal(user.picture(), everywhere)
+
+
+def test_a_mask_from_a_file_is_a_place_too(hand, desk, photos, tmp_path):
+    user = hand()
+    user.open(photos[0])
+    user.settled()
+    Image.new("L", (96, 64), 255).save(tmp_path / "mask.png")
+    next(head for head in user.all("button.label-wrap") if "place" in head.text).click()
+    user.until(lambda: user.all("#mask input[type=file]"))
+    user.turn("feather", 0)
+    user.picture()
+    user.drop(tmp_path / "mask.png", on="#mask")
+    user.until(lambda: not user.js("window.pisasr.isExact()"))
+    assert np.array_equal(user.picture(), expected(desk, photos[0], 1, 0))  # the page's strengths inside: no detail
+
+
+def test_two_users_and_two_pictures_are_never_mixed_up(hand, desk, photos):
+    ann, ben = hand(), hand()
+    ann.drop(photos[0])
+    ben.drop(photos[1])
+    for user in (ann, ben):
+        user.until(lambda user=user: user.js("window.pisasr.ready()"))
+    ann.turn("sem", 0.2)
+    ben.turn("pix", 0.4)
+    ann.turn("sem", 0.6)
+    assert np.array_equal(ann.picture(), expected(desk, photos[0], 1, 0.6))
+    assert np.array_equal(ben.picture(), expected(desk, photos[1], 0.4, 1))
+    before = ann.js("window.pisasr.id()")
+    ann.drop(photos[2])
+    ann.until(lambda: ann.js("window.pisasr.id()") != before and ann.js("window.pisasr.ready()"))
+    assert np.array_equal(ann.picture(), expected(desk, photos[2], 1, 0.6))
+
+
+def test_a_batch_ends_in_a_zip_of_all(hand, desk, photos, tmp_path):
+    user = hand()
+    user.tab("Many pictures")
+    (tmp_path / "broken.png").write_bytes(b"no picture at all")
+    user.drop(*photos[:2], tmp_path / "broken.png", on="#files")
+    user.until(lambda: "photo1" in user.one("#files").text)
+    user.one("#start").click()
+    user.until(lambda: user.one("#status").text.startswith("Done."))
+    assert "failed: not an image" in user.one("#status").text
+    with zipfile.ZipFile(downloaded(user, "#archive", tmp_path)) as archive:
+        assert archive.namelist() == ["photo0.png", "photo1.png"]
+        with archive.open("photo1.png") as file:
+            assert np.array_equal(np.asarray(Image.open(file)), expected(desk, photos[1], 1, 1))
+
+
+def test_a_stopped_batch_hands_over_what_it_has(hand, desk, photos, tmp_path):
+    user = hand()
+    user.tab("Many pictures")
+    many = [write(tmp_path / f"many{number:02}.png", number) for number in range(40)]
+    user.drop(*many, on="#files")
+    user.until(lambda: "many39" in user.one("#files").text)
+    user.one("#start").click()
+    user.until(lambda: "3 of 40" in user.one("#status").text)
+    user.one("#stop").click()
+    user.until(lambda: "Stopped" in user.one("#status").text)
+    with zipfile.ZipFile(downloaded(user, "#archive", tmp_path)) as archive:
+        names = archive.namelist()
+        assert 1 <= len(names) < 40 and names == [f"many{number:02}.png" for number in range(len(names))]
+    time.sleep(1)
+    assert "Stopped" in user.one("#status").text
+
+
+def downloaded(user: Hand, css: str, folder: Path) -> Path:
+    link = user.until(lambda: user.all(f"{css} a[href]"))[0].get_attribute("href")
+    import httpx
+
+    path = folder / "got.zip"
+    path.write_bytes(httpx.get(link).content)
+    return path
+
+
+def test_download_is_what_is_shown(hand, desk, photos, tmp_path):
+    user = hand()
+    user.open(photos[3])
+    user.turn("sem", 0.35)
+    shown = user.picture()
+    user.one("#download").click()
+    path = tmp_path / "downloads" / "photo3_pix1_sem0.35.png"
+    user.until(path.exists)
+    assert np.array_equal(np.asarray(Image.open(path)), shown)
+
+
+def test_garbage_is_a_line_on_the_page(hand, tmp_path):
+    user = hand()
+    (tmp_path / "garbage.png").write_bytes(b"<html>not a picture</html>")
+    user.drop(tmp_path / "garbage.png")
+    toast = user.until(lambda: [t for t in user.all(".toast-body") if "not an image" in t.text])[0]
+    assert "Traceback" not in toast.text and "\n  File" not in toast.text
+
+
+@pytest.mark.parametrize("size", [(420, 900), (1360, 1000)])
+def test_nothing_is_wider_than_the_window(hand, photos, size):
+    user = hand(size=size, dark=True)
+    user.open(photos[0])
+    assert user.js("document.documentElement.scrollWidth <= window.innerWidth")
+    assert user.js("document.body.classList.contains('dark')")
+
+
+MOVE = """const done = arguments[arguments.length - 1], range = document.querySelector("#sem input[type=range]");
+    const at = performance.now();
+    let preview = 0;
+    range.value = arguments[0];
+    range.dispatchEvent(new Event("input", { bubbles: true }));
+    (function look() {
+      if (!preview && window.pisasr.drawnAt > at) preview = window.pisasr.drawnAt - at;
+      if (preview && window.pisasr.isExact()) done([preview, performance.now() - at]);
+      else setTimeout(look, 1);
+    })();"""
+
+
+def test_a_preview_of_512_px_answers_within_150_ms(hand, capsys):
+    """With the embedded model: from a knob's move to the mixture drawn, and to the exact picture; medians of 9."""
+    page = serve(Desk(PiSASRPipeline.from_pretrained()))
+    try:
+        user = hand(address=page.local_url)
+        user.open(Path(__file__).parents[1] / "pisasr/demo/examples/astronaut.png")
+        user.settled()
+        moves = [user.browser.execute_async_script(MOVE, value / 10) for value in range(1, 10)]
+    finally:
+        page.close(verbose=False)
+    preview, exact = np.median(moves, axis=0)
+    with capsys.disabled():
+        print(f"\n512 px: preview {preview:.0f} ms, exact picture {exact:.0f} ms, 250 of them waiting for rest")
+    assert preview < 150
