@@ -22,7 +22,7 @@ from pisasr.files import write_whole
 from pisasr.method import color
 from pisasr.method.adapters import merge_in_place, merged
 from pisasr.method.compiling import CompilingFailed, compile_checked
-from pisasr.method.layers import has_hooks, lay_out, use_fast_layers
+from pisasr.method.layers import forget, has_hooks, lay_out, use_fast_layers
 from pisasr.method.memory import GIB, Forecast, free_bytes, held_bytes, resident_bytes, tiles_of
 from pisasr.method.model import PiSASR, Plan, Predicted, Predictors, draw_noise, look, mix, predict
 from pisasr.method.residual import Strength, needed_by
@@ -220,6 +220,13 @@ class PiSASRPipeline(DiffusionPipeline):
         self._vae_tiling = True
         self._graphs = False  # whether the networks give their results in memory that they use again
         self._too_much: dict[tuple[Shape, Plan], Plan] = {}  # what ran out of memory, and what was tried next
+
+    def maybe_free_model_hooks(self) -> None:
+        """As diffusers has it; weights that leave the device take along what layers remember of them."""
+        if getattr(self, "_all_hooks", None):
+            for unet in (self.unet_pix, self.unet):
+                forget(unet)
+        super().maybe_free_model_hooks()
 
     @property
     def device(self) -> torch.device:
