@@ -10,14 +10,14 @@ import tiny
 import torch
 import yaml
 from diffusers import DiffusionPipeline, ModularPipelineBlocks
-from diffusers.pipelines.pipeline_loading_utils import _get_custom_components_and_folders
 from PIL import Image
 
 from pisasr import PiSASRPipeline
 from pisasr.commands.main import main
 from pisasr.errors import NOTHING_STARTED, OK, WRONG_USAGE, ModelError
 from pisasr.hub.baked import baked, errors_of
-from pisasr.hub.publish import publish, without_head
+from pisasr.hub.loading import AdaptersOnBase
+from pisasr.hub.publish import as_part, publish
 from pisasr.method.baking import bake
 from pisasr.models.weights import load_adapters
 
@@ -46,6 +46,7 @@ def published(base_folder, pipe, tmp_path) -> str:
 def test_what_the_card_says_runs_and_gives_our_picture(published, pipe, tmp_path, monkeypatch):
     photo().save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: name)
     card = (Path(published) / "README.md").read_text().replace("upscale=4", "upscale=2, process_size=16")
     examples = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     ours = [pipe(photo(), 1.0, lambda_sem, **SMALL).images[0] for lambda_sem in (1.0, 0.4)]
@@ -85,14 +86,6 @@ def test_a_modular_pipeline_takes_the_options_of_ours(published, pipe):
         modular()
 
 
-def test_the_hub_s_client_would_download_every_file(published):
-    """Where a folder is a hub id, diffusers chooses by these rules what it fetches."""
-    index = DiffusionPipeline.load_config(published)
-    files = [str(path.relative_to(published)) for path in Path(published).rglob("*") if path.is_file()]
-    custom, folders = _get_custom_components_and_folders("me/pisa", index, files)
-    assert folders == ["adapters"] and [f"{place}/{name}.py" for place, name in custom.items()][0] in files
-
-
 def test_a_published_hub_id_serves_as_model_and_as_adapters(published, pipe, monkeypatch):
     asked = []
 
@@ -100,7 +93,7 @@ def test_a_published_hub_id_serves_as_model_and_as_adapters(published, pipe, mon
         asked.append((name, options.get("local_files_only")))
         files = [path.relative_to(published) for path in Path(published).rglob("*.*")]
         assert any(
-            path.match(pattern) for path in files for pattern in allow_patterns if "pix" in pattern or "*" in pattern
+            file.match(pattern) for file in files for pattern in allow_patterns if pattern.startswith("adapters")
         )
         return published
 
@@ -108,7 +101,10 @@ def test_a_published_hub_id_serves_as_model_and_as_adapters(published, pipe, mon
     wanted = pipe(photo(), **SMALL).images[0]
     assert equal(PiSASRPipeline.from_pretrained("me/pisa")(photo(), **SMALL).images[0], wanted)
     pipe.load_lora_weights("me/pisa")
-    assert equal(pipe(photo(), **SMALL).images[0], wanted) and asked == [("me/pisa", True), ("me/pisa", None)]
+    loaded = AdaptersOnBase.from_pretrained("me/pisa", subfolder="adapters", variant=None, revision=None)  # of a block
+    for one in (pipe, loaded.pipe):
+        assert equal(one(photo(), **SMALL).images[0], wanted)
+    assert asked == [("me/pisa", True), ("me/pisa", None), ("me/pisa", True)]
 
 
 def test_the_card_s_head_is_what_the_hub_reads(published, base_folder):
@@ -121,7 +117,7 @@ def test_the_small_model_is_published_with_its_card(tmp_path):
     folder = tmp_path / "small"
     assert main(["publish", str(folder)]) == OK
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) == [
-        "README.md", "adapters/pisasr.hub.loading.py", "adapters/pix.safetensors", "adapters/sem.safetensors",
+        "README.md", "adapters/pix.safetensors", "adapters/sem.safetensors",
         "block.py", "model_index.json", "modular_config.json", "pipeline.py",
     ]  # fmt: skip
     card = (folder / "README.md").read_text()
@@ -147,7 +143,8 @@ def test_publishing_refuses_what_others_could_not_use(base_folder, pipe, tmp_pat
 
 
 def test_a_card_becomes_a_part_of_another():
-    assert without_head("---\nlicense: x\n---\n# Title\n\n## Data\n# no\n") == "## Title\n\n### Data\n## no\n"
+    card = "---\nlicense: x\n---\n# Title\n\n## Data\nin [a file](../x.md), [a page](https://x.org)\n"
+    assert as_part(card) == "## Title\n\n### Data\nin a file, [a page](https://x.org)\n"
 
 
 # --- baked -----------------------------------------------------------------------------------------------------------

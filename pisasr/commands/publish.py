@@ -30,7 +30,7 @@ def publish(argv: list[str]) -> int:
         help="of the adapters, as the hub spells it; the small model has its own",
     )
     add("--base", metavar="OWNER/NAME", help="by which name others find the base (default: as it was loaded)")
-    add("--name", default="OWNER/NAME", help="the id on the hub, for the card's examples (default: %(default)s)")
+    add("--name", metavar="OWNER/NAME", help="the id that it will have on the hub, for the card's examples")
     add("--about", type=Path, metavar="FILE.md", help="the card's end: data, training, limits; the small model has one")
     args = parser.parse_args(normalise(argv))
     if args.licence is None and (args.pretrained_model or args.adapters):
@@ -49,5 +49,6 @@ def _publish(args: argparse.Namespace) -> int:
     pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, args.adapters)
     check_output(args.folder)
     publish(pipe, args.folder, args.licence or "apache-2.0", args.name, args.base, text)
-    print(f"{shown(args.folder)}: adapters, card and code; `hf upload {args.name} {shown(args.folder)}` sends it")
+    name = args.name or f"OWNER/{args.folder.resolve().name}"
+    print(f"{shown(args.folder)}: adapters, card and code; `hf upload {name} {shown(args.folder)}` sends it")
     return OK

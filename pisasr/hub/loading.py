@@ -25,7 +25,7 @@ class AdaptersOnBase(ModelMixin):
             self.add_module(name, getattr(pipe, name))
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         model: str | os.PathLike,
         subfolder: str | None = None,

@@ -39,13 +39,15 @@ pipe = PiSASRPipeline.from_pretrained("{name}")
 repaired = pipe(Image.open("photo.png"), lambda_pix=1.0, lambda_sem=1.0, upscale=4).images[0]
 ```
 
-By diffusers:
+By diffusers, from a folder, since by a hub id it would not fetch adapters:
 
 ```python
 from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
 from PIL import Image
 
-pipe = DiffusionPipeline.from_pretrained("{name}", custom_pipeline="{name}", trust_remote_code=True)
+folder = snapshot_download("{name}")
+pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
 repaired = pipe(Image.open("photo.png"), lambda_pix=1.0, lambda_sem=1.0, upscale=4).images[0]
 ```
 
@@ -72,14 +74,15 @@ def publish(
     pipe: PiSASRPipeline,
     folder: Path,
     licence: str,
-    name: str = "OWNER/NAME",
+    name: str | None = None,
     base: str | None = None,
     about: str = "",
 ) -> None:
     """Write what a pipeline of a base and adapters needs to be loaded elsewhere.
 
-    licence: of the adapters, as the hub spells it. name: the id that it will have there, for the card's examples. base:
-    by which name others find the base; None is the name that it was loaded by. about: Markdown for the card's end.
+    licence: of the adapters, as the hub spells it. name: the id that it will have there, for the card's examples; None
+    is OWNER and the folder's name. base: by which name others find the base; None is the name that it was loaded by.
+    about: Markdown for the card's end.
     ModelError where this name is a folder of this disk, or where nobody knows it.
     """
     pipe.save_pretrained(folder, adapters_only=True)
@@ -91,15 +94,14 @@ def publish(
     write_whole(index_file, json.dumps(index, indent=2) + "\n")
     write_whole(folder / "pipeline.py", _door(PublishedPipeline, PiSASRPipeline.__name__))
     write_whole(folder / "block.py", _door(PiSASRBlocks))
-    # diffusers downloads a component of another library's only where it finds a file of that library's name beside it
-    write_whole(folder / "adapters" / f"{AdaptersOnBase.__module__}.py", _door(AdaptersOnBase))
     config = {
         "_class_name": PiSASRBlocks.__name__,
         "_diffusers_version": diffusers.__version__,
         "auto_map": {"ModularPipelineBlocks": f"block.{PiSASRBlocks.__name__}"},
     }
     write_whole(folder / "modular_config.json", json.dumps(config, indent=2) + "\n")
-    write_whole(folder / "README.md", _card(folder, licence, name, index["base"], about))
+    card = _card(folder, licence, name or f"OWNER/{folder.resolve().name}", index["base"])
+    write_whole(folder / "README.md", card + (f"\n{as_part(about).strip()}\n" if about else ""))
 
 
 def _door(kind: type, name: str | None = None) -> str:
@@ -108,7 +110,7 @@ def _door(kind: type, name: str | None = None) -> str:
     return f'"""For diffusers; it wants the package pisasr."""\n\nfrom {kind.__module__} import {named}  # noqa: F401\n'
 
 
-def _card(folder: Path, licence: str, name: str, base: str | None, about: str) -> str:
+def _card(folder: Path, licence: str, name: str, base: str | None) -> str:
     adapters = load_adapters(folder)
     data = ModelCardData(
         license=licence,
@@ -126,10 +128,13 @@ def _card(folder: Path, licence: str, name: str, base: str | None, about: str) -
     facts = "\n".join([head, *rows]) + f"\n\nFingerprint: `{fingerprint(*adapters)}`."
     on = f"[{base}](https://huggingface.co/{base})" if base else "the small model that comes with the package `pisasr`"
     card = CARD.format(title=name.split("/")[-1], base=on, facts=facts, name=name)
-    return f"---\n{data.to_yaml()}\n---\n{card}" + (f"\n{without_head(about).strip()}\n" if about else "")
+    return f"---\n{data.to_yaml()}\n---\n{card}"
 
 
-def without_head(markdown: str) -> str:
-    """A card without the settings in front of it, and its title one step lower, as a part of another."""
+def as_part(markdown: str) -> str:
+    """A card as a part of another: without the settings in front, titles one step lower, and of links to files that
+    stay behind the words alone.
+    """
     body = re.sub(r"\A---\n.*?\n---\n", "", markdown, flags=re.DOTALL)
+    body = re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", body)
     return re.sub(r"^(#+ )", r"#\1", body, flags=re.MULTILINE)
