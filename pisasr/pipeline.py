@@ -30,6 +30,7 @@ from pisasr.method.text import PromptEncoder
 from pisasr.method.tiling import check_plan
 from pisasr.models.bases import (
     BASES,
+    HUB_OPTIONS,
     Reference,
     check_base,
     find_model,
@@ -61,7 +62,6 @@ from pisasr.pictures.images import (
 )
 from pisasr.pictures.maps import Map, check_proportions, check_strength, to_latent
 
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
     "adain": color.adain,
     "wavelet": color.wavelet,
@@ -181,7 +181,8 @@ class Looked:
 class PiSASRPipeline(DiffusionPipeline):
     """Repair and enlarge photos in one step, with one strength for fidelity and one for detail.
 
-    unet carries both adapters in its weights and gives eps_pisa; unet_pix carries the pixel adapter and gives eps_pix.
+    unet carries both adapters in its weights and gives eps_pisa; unet_pix carries the pixel adapter and gives eps_pix,
+    or is None where unet makes both predictions.
     The scheduler takes no part: its config says how the base was trained. color_fix is what this model's pictures get
     where no other is asked for.
 
@@ -191,6 +192,7 @@ class PiSASRPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->unet_pix->unet->vae"
+    _optional_components = ["unet_pix"]
 
     unet: UNet2DConditionModel
     unet_pix: UNet2DConditionModel
@@ -201,11 +203,12 @@ class PiSASRPipeline(DiffusionPipeline):
         text_encoder: Any,
         tokenizer: Any,
         unet: UNet2DConditionModel,
-        unet_pix: UNet2DConditionModel,
         scheduler: Any,
+        unet_pix: UNet2DConditionModel | None = None,
         color_fix: str = "adain",
     ):
         super().__init__()
+        unet_pix = unet if unet_pix is None else unet_pix
         _check_choice("color_fix", color_fix, COLOR_FIXES)
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, unet_pix=unet_pix, scheduler=scheduler
@@ -286,9 +289,10 @@ class PiSASRPipeline(DiffusionPipeline):
         if is_merged(folder):
             if adapters is not None:
                 raise ModelError(f"{folder} has its adapters merged already; drop `adapters`, or give a bare base.")
-            unet, unet_pix = (load_unet(folder, part, torch_dtype, variant) for part in ("unet", "unet_pix"))
+            parts = ("unet", "unet_pix") if (folder / "unet_pix").is_dir() else ("unet",)
+            unets = {part: load_unet(folder, part, torch_dtype, variant) for part in parts}
             others = load_others(folder, torch_dtype, variant, given)
-            return cls(unet=unet, unet_pix=unet_pix, color_fix=color_fix, **others)
+            return cls(**unets, color_fix=color_fix, **others)
         own_hub = {name: value for name, value in hub.items() if name != "revision"}
         pix, sem = _find_adapters(folder, adapters, own_hub)
         _check_trained_on((pix, sem), unet_config)
@@ -300,7 +304,8 @@ class PiSASRPipeline(DiffusionPipeline):
         return pipe
 
     def save_pretrained(self, save_directory: str | os.PathLike, adapters_only: bool = False, **options: Any) -> None:
-        """Write a folder that `from_pretrained` loads: every part whole, the adapters merged into two UNets.
+        """Write a folder that `from_pretrained` loads: every part whole, the adapters merged into two UNets, or one
+        where it makes both predictions.
 
         adapters_only: the two adapters instead, and by which name the base was loaded (30 MB for SD-2.1 at rank 4).
         options: diffusers' (variant, safe_serialization, max_shard_size, push_to_hub, ...). A folder written whole is
@@ -319,7 +324,14 @@ class PiSASRPipeline(DiffusionPipeline):
             return
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "pipeline.py", CUSTOM_PIPELINE)
-        super().save_pretrained(str(folder), **options)
+        is_one = self.unet_pix is self.unet
+        try:
+            if is_one:
+                self.register_modules(unet_pix=None)  # else it would be written twice
+            super().save_pretrained(str(folder), **options)
+        finally:
+            if is_one:
+                self.register_modules(unet_pix=self.unet)
 
     def load_lora_weights(self, adapters: str | os.PathLike) -> None:
         """Give this pipeline other adapters: a folder, a hub id or the published .pkl, as for `from_pretrained`.
