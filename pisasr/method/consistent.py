@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SPREAD = 2  # standard deviations of noise that are left alone, within which 95 % of it lies
 STEPS = 10  # each leaves about 0.4 of the finest disagreement, and next to nothing of coarser ones
 NOISE_MASK = ((1, -2, 1), (-2, 4, -2), (1, -2, 1))
 NORMAL_MEDIAN = 0.6745  # of the absolute values of noise with a standard deviation of 1
@@ -24,17 +25,18 @@ Bands = Callable[[], Iterable[Tensor]]
 def agree(bands: Bands, x_L: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
     """The picture of size (height, width) in its bands, corrected so that it agrees with x_L, clamped to [0, 1].
 
-        d = x_L - reduced(x),    wanted = sign(d) * max(|d| - noise, 0),    out = x + enlarged(c)
+        d = x_L - reduced(x),    wanted = sign(d) max(|d| - noise, 0),    out = x + enlarged(c)
 
-    with the c for which reduced(enlarged(c)) is `wanted`: reduced, each value of the result is x_L's, or off by the
-    noise at most (up to what the steps leave, and where white or black is clamped). x_L: [B, 3, h, w] in [0, 1], no
-    larger than the picture. Beside a band, what is held is as high as the picture and as wide as x_L.
+    with the c for which reduced(enlarged(c)) is `wanted`, and twice the `noise_level` of x_L: reduced, each value of
+    the result is x_L's, or off by the noise at most (up to what the steps leave, and but for clamped white or black).
+    x_L: [B, 3, h, w] in [0, 1], no larger than the picture. Beside a band, what is held is as high as the picture and
+    as wide as x_L.
     """
     (height, width), (low, narrow) = size, x_L.shape[-2:]
     thin = torch.cat([resize(band, (band.shape[-2], narrow)) for band in bands()], dim=-2)
     difference = x_L - resize(thin, (low, narrow))
     del thin
-    noise = noise_level(x_L)
+    noise = SPREAD * noise_level(x_L)
     wanted = difference - difference.clamp(-noise, noise)
     correction = wanted
     for _ in range(STEPS - 1):
