@@ -3,6 +3,8 @@
 Iterative back-projection (Irani & Peleg 1991): what the reduced picture lacks of x_L is enlarged and added, again and
 again. Reducing and enlarging (bicubic, antialiased as Pillow's) are linear, so all repetitions happen at x_L's size and
 the picture is touched once. What lies within x_L's noise is left alone, or its grain would come back.
+
+Blur and JPEG blocks of x_L are no noise to it: what the model took away of them comes back in part.
 """
 
 import math
