@@ -6,6 +6,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from pisasr.errors import CheckpointError, MemoryShort, ModelError, PisasrError, is_out_of_memory
 from pisasr.files import write_whole
-from pisasr.method import color
+from pisasr.method import color, consistent
 from pisasr.method.adapters import merge_in_place, merged
 from pisasr.method.compiling import CompilingFailed, compile_checked
 from pisasr.method.layers import forget, has_hooks, lay_out, use_fast_layers
@@ -70,6 +71,7 @@ COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
 TILE_PX = 768  # latent tiles in image pixels: the published 96 latent pixels of an eightfold VAE
 VAE_TILE_PX = 512
 SMALLEST_TILE = 16  # latent pixels; below, out of memory is told and not tried again
+SAME_SIZE = "a result of the input's size agrees with the input when it is the input; leave `consistent` out."
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "uint16")
 
 ColorFix = Literal["adain", "wavelet", "none"]
@@ -97,7 +99,9 @@ class Options:
 
     upscale: float = 4
     process_size: int = 512
+    working_size: float | None = None
     color_fix: ColorFix | None = None
+    consistent: bool = False
     tile_size: int | None = None
     tile_overlap: int | None = None
     tiling: Tiling | None = None
@@ -113,14 +117,20 @@ class Options:
         for name in ("process_size", "tile_size", "tile_overlap", "vae_tile_size", "batch_size"):
             if not isinstance(size := getattr(self, name), int | None) or isinstance(size, bool):
                 raise TypeError(f"{name} is {size!r}; it must be a whole number.")
-        upscale: Any = self.upscale
-        if isinstance(upscale, bool) or not isinstance(upscale, int | float | np.number):
-            raise TypeError(f"upscale is {upscale!r}; it must be a number.")
+        for name in ("upscale", "working_size"):
+            number: Any = getattr(self, name)
+            optional = name == "working_size" and number is None
+            if isinstance(number, bool) or not (optional or isinstance(number, int | float | np.number)):
+                raise TypeError(f"{name} is {number!r}; it must be a number.")
         words: Any = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
             raise TypeError(f"prompt is {self.prompt!r}; it must be a text, or one for each picture.")
         if not (math.isfinite(self.upscale) and self.upscale >= 1):
             raise ValueError(f"upscale is {self.upscale}; it must be a finite number from 1 up.")
+        if self.working_size is not None and not (math.isfinite(self.working_size) and self.working_size > 0):
+            raise ValueError(f"working_size is {self.working_size}; it must be a positive number of megapixels.")
+        if self.consistent and self.upscale == 1:
+            raise ValueError(SAME_SIZE)
         for name in ("process_size", "vae_tile_size", "batch_size"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise ValueError(f"{name} is {size}; it must be a positive whole number.")
@@ -171,6 +181,7 @@ class Looked:
     jobs: tuple[Job, ...]
     plan: Plan
     color_fix: str
+    consistent: bool = False
 
     @property
     def frame(self) -> Frame:
@@ -401,7 +412,9 @@ class PiSASRPipeline(DiffusionPipeline):
         *,
         upscale: float = 4,
         process_size: int = 512,
+        working_size: float | None = None,
         color_fix: ColorFix | None = None,
+        consistent: bool = False,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
         tiling: Tiling | None = None,
@@ -425,8 +438,12 @@ class PiSASRPipeline(DiffusionPipeline):
             lambda_sem: how much detail is added; 0 none, 1 as trained. A number or a map.
             upscale: any factor from 1 up.
             process_size: the short side, in pixels of the result, up to which small pictures are enlarged first.
+            working_size: the most that the model works on, in megapixels of the enlarged picture: larger ones are
+                shrunk before it and enlarged behind it, for inputs that are soft at their size. None is no limit.
             color_fix: how the result gets the input's colours back: "adain" (as published), "wavelet" or "none". None
                 is the model's own way: adain, unless its model_index.json names another.
+            consistent: whether the result, reduced to the input's size, must be the input again, but for the input's
+                noise (`method.consistent`, behind the colour fix).
             tile_size: of the UNet, in latent pixels; None is 768 image pixels.
             tile_overlap: in latent pixels, and then the published plan is meant; None is a twelfth of the tile in an
                 even grid, a third in the published plan.
@@ -453,8 +470,8 @@ class PiSASRPipeline(DiffusionPipeline):
             ValueError, TypeError: an argument that makes no sense. PisasrError: the model answered with nan or inf.
         """
         options = Options(
-            upscale, process_size, color_fix, tile_size, tile_overlap, tiling, vae_tile_size, batch_size, low_memory,
-            prompt, posterior, generator, output_type,
+            upscale, process_size, working_size, color_fix, consistent, tile_size, tile_overlap, tiling, vae_tile_size,
+            batch_size, low_memory, prompt, posterior, generator, output_type,
         )  # fmt: skip
         jobs = self._plan(pictures_of(image), options)
         pairs = _check_pairs([(lambda_pix, lambda_sem)], jobs)
@@ -508,15 +525,20 @@ class PiSASRPipeline(DiffusionPipeline):
         *,
         output_type: OutputType = "pil",
         color_fix: ColorFix | None = None,
+        consistent: bool | None = None,
     ) -> Result:
         """The picture that `look` saw, at these strengths: the bytes of `__call__`, for a decode and no UNet pass.
 
-        lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix: None is the one that `look` was told.
+        lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix, consistent: None is what `look` was told.
         """
         options = Options(output_type=output_type, color_fix=color_fix)
         (pair,) = _check_pairs([(lambda_pix, lambda_sem)], looked.jobs)
         if options.color_fix is not None:
             looked = replace(looked, color_fix=options.color_fix)
+        if consistent is not None:
+            if consistent and looked.frame.output == looked.frame.source:
+                raise ValueError(SAME_SIZE)
+            looked = replace(looked, consistent=consistent)
         (result,), _ = self._mix(looked, self._at(looked.frame, pair), options.output_type)
         self.maybe_free_model_hooks()
         return result
@@ -531,7 +553,7 @@ class PiSASRPipeline(DiffusionPipeline):
         sizes = [image] if isinstance(image, tuple) else [picture.size for picture in pictures_of(image)]
         if len(sizes) != 1:
             raise ValueError(f"a plan is of one picture, {len(sizes)} came; call it once for each.")
-        frame = plan_frame(*sizes[0], settings.upscale, settings.process_size, multiple=factor)
+        frame = _frame(sizes[0], settings, factor)
         width, height = (side // factor for side in frame.padded)
         shape = 1, self.vae.config.latent_channels, height, width
         return self._forecast(shape, self._first_plan(self._cut(settings, factor), shape))
@@ -565,7 +587,7 @@ class PiSASRPipeline(DiffusionPipeline):
     def _plan(self, pictures: list[Picture], options: Options) -> list[Job]:
         """Every picture's sizes, words and chance, before anything is computed."""
         factor = self.model.factor
-        frames = [plan_frame(*p.size, options.upscale, options.process_size, multiple=factor) for p in pictures]
+        frames = [_frame(picture.size, options, factor) for picture in pictures]
         prompts = [options.prompt] * len(pictures) if isinstance(options.prompt, str) else list(options.prompt)
         generators = _fresh(options.generator, len(pictures))
         if len(prompts) != len(pictures):
@@ -627,7 +649,8 @@ class PiSASRPipeline(DiffusionPipeline):
             _tell_less(f"{self._forecast(shape, asked)}, and {free:.1f} GiB are free", first)
         predicted, plan = self._in_less(first, shape, attempt)
         used = tuple(replace(job, generator=None) for job in jobs)
-        return Looked(*predicted, given, used, plan, options.color_fix or self.config.color_fix)
+        color_fix = options.color_fix or self.config.color_fix
+        return Looked(*predicted, given, used, plan, color_fix, options.consistent)
 
     def _mix(
         self, looked: Looked, pair: tuple[Strength, Strength], output_type: OutputType
@@ -645,13 +668,18 @@ class PiSASRPipeline(DiffusionPipeline):
                     "the model answered with nan or inf; try float32 (--dtype fp32), or strengths nearer to 1."
                 )
             made, source = crop(x_H, frame), crop(looked.given, frame)
-            bands = color.in_bands(
+            bands = partial(
+                color.in_bands,
                 COLOR_FIXES[looked.color_fix],
                 lambda start, stop: to_unit(made[..., start:stop, :].float()),
                 lambda start, stop: from_levels(source[..., start:stop, :]),
                 (made.shape[-2], made.shape[-1]),
             )
-            return _results(bands, looked.jobs, output_type)
+            if not looked.consistent:
+                return _results(bands(), looked.jobs, output_type)
+            x_L = from_levels(to_batch([job.picture.pixels for job in looked.jobs], made.device))
+            at_output = bands if frame.output == frame.content else consistent.resized(bands, frame.output[::-1])
+            return _results(consistent.agree(at_output, x_L, frame.output[::-1]), looked.jobs, output_type)
 
         return self._in_less(looked.plan, model.latent_shape(looked.given), attempt)
 
@@ -738,6 +766,10 @@ class PiSASRPipeline(DiffusionPipeline):
         return torch.cat([draw_noise(like, job.generator) for job in jobs])
 
 
+def _frame(size: tuple[int, int], options: Options, factor: int) -> Frame:
+    return plan_frame(*size, options.upscale, options.process_size, multiple=factor, working_size=options.working_size)
+
+
 def smaller(plan: Plan, side: int) -> Plan | None:
     """The next plan to try when memory was out, for a latent of this longer side; None where nothing is left to try.
 
@@ -785,7 +817,9 @@ def _multiplies_bf16() -> bool:
 
 
 def _results(bands: Iterable[Tensor], jobs: Sequence[Job], output_type: OutputType) -> list[Result]:
-    """Bands [B, 3, h, W] in [0, 1] of frame.content as what was asked for, at frame.output; grey, alpha as before."""
+    """Bands [B, 3, h, W] in [0, 1] of frame.content, or at frame.output already, as what was asked for, at
+    frame.output; grey, alpha as before.
+    """
     frame = jobs[0].frame
     height = frame.content[1]
     if output_type == "pil":
