@@ -6,6 +6,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,10 +20,10 @@ from torch import Tensor
 
 from pisasr.errors import CheckpointError, MemoryShort, ModelError, PisasrError, is_out_of_memory
 from pisasr.files import write_whole
-from pisasr.method import color
+from pisasr.method import color, consistent
 from pisasr.method.adapters import merge_in_place, merged
 from pisasr.method.compiling import CompilingFailed, compile_checked
-from pisasr.method.layers import has_hooks, lay_out, use_fast_layers
+from pisasr.method.layers import forget, has_hooks, lay_out, use_fast_layers
 from pisasr.method.memory import GIB, Forecast, free_bytes, held_bytes, resident_bytes, tiles_of
 from pisasr.method.model import PiSASR, Plan, Predicted, Predictors, draw_noise, look, mix, predict
 from pisasr.method.residual import Strength, needed_by
@@ -30,6 +31,7 @@ from pisasr.method.text import PromptEncoder
 from pisasr.method.tiling import check_plan
 from pisasr.models.bases import (
     BASES,
+    HUB_OPTIONS,
     Reference,
     check_base,
     find_model,
@@ -61,7 +63,6 @@ from pisasr.pictures.images import (
 )
 from pisasr.pictures.maps import Map, check_proportions, check_strength, to_latent
 
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
     "adain": color.adain,
     "wavelet": color.wavelet,
@@ -70,6 +71,7 @@ COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
 TILE_PX = 768  # latent tiles in image pixels: the published 96 latent pixels of an eightfold VAE
 VAE_TILE_PX = 512
 SMALLEST_TILE = 16  # latent pixels; below, out of memory is told and not tried again
+SAME_SIZE = "a result of the input's size agrees with the input when it is the input; leave `consistent` out."
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "uint16")
 
 ColorFix = Literal["adain", "wavelet", "none"]
@@ -97,7 +99,9 @@ class Options:
 
     upscale: float = 4
     process_size: int = 512
+    working_size: float | None = None
     color_fix: ColorFix | None = None
+    consistent: bool = False
     tile_size: int | None = None
     tile_overlap: int | None = None
     tiling: Tiling | None = None
@@ -113,14 +117,20 @@ class Options:
         for name in ("process_size", "tile_size", "tile_overlap", "vae_tile_size", "batch_size"):
             if not isinstance(size := getattr(self, name), int | None) or isinstance(size, bool):
                 raise TypeError(f"{name} is {size!r}; it must be a whole number.")
-        upscale: Any = self.upscale
-        if isinstance(upscale, bool) or not isinstance(upscale, int | float | np.number):
-            raise TypeError(f"upscale is {upscale!r}; it must be a number.")
+        for name in ("upscale", "working_size"):
+            number: Any = getattr(self, name)
+            optional = name == "working_size" and number is None
+            if isinstance(number, bool) or not (optional or isinstance(number, int | float | np.number)):
+                raise TypeError(f"{name} is {number!r}; it must be a number.")
         words: Any = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
             raise TypeError(f"prompt is {self.prompt!r}; it must be a text, or one for each picture.")
         if not (math.isfinite(self.upscale) and self.upscale >= 1):
             raise ValueError(f"upscale is {self.upscale}; it must be a finite number from 1 up.")
+        if self.working_size is not None and not (math.isfinite(self.working_size) and self.working_size > 0):
+            raise ValueError(f"working_size is {self.working_size}; it must be a positive number of megapixels.")
+        if self.consistent and self.upscale == 1:
+            raise ValueError(SAME_SIZE)
         for name in ("process_size", "vae_tile_size", "batch_size"):
             if (size := getattr(self, name)) is not None and size < 1:
                 raise ValueError(f"{name} is {size}; it must be a positive whole number.")
@@ -171,6 +181,7 @@ class Looked:
     jobs: tuple[Job, ...]
     plan: Plan
     color_fix: str
+    consistent: bool = False
 
     @property
     def frame(self) -> Frame:
@@ -181,7 +192,8 @@ class Looked:
 class PiSASRPipeline(DiffusionPipeline):
     """Repair and enlarge photos in one step, with one strength for fidelity and one for detail.
 
-    unet carries both adapters in its weights and gives eps_pisa; unet_pix carries the pixel adapter and gives eps_pix.
+    unet carries both adapters in its weights and gives eps_pisa; unet_pix carries the pixel adapter and gives eps_pix,
+    or is None where unet makes both predictions.
     The scheduler takes no part: its config says how the base was trained. color_fix is what this model's pictures get
     where no other is asked for.
 
@@ -191,6 +203,7 @@ class PiSASRPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->unet_pix->unet->vae"
+    _optional_components = ["unet_pix"]
 
     unet: UNet2DConditionModel
     unet_pix: UNet2DConditionModel
@@ -201,11 +214,12 @@ class PiSASRPipeline(DiffusionPipeline):
         text_encoder: Any,
         tokenizer: Any,
         unet: UNet2DConditionModel,
-        unet_pix: UNet2DConditionModel,
         scheduler: Any,
+        unet_pix: UNet2DConditionModel | None = None,
         color_fix: str = "adain",
     ):
         super().__init__()
+        unet_pix = unet if unet_pix is None else unet_pix
         _check_choice("color_fix", color_fix, COLOR_FIXES)
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, unet_pix=unet_pix, scheduler=scheduler
@@ -220,6 +234,13 @@ class PiSASRPipeline(DiffusionPipeline):
         self._vae_tiling = True
         self._graphs = False  # whether the networks give their results in memory that they use again
         self._too_much: dict[tuple[Shape, Plan], Plan] = {}  # what ran out of memory, and what was tried next
+
+    def maybe_free_model_hooks(self) -> None:
+        """As diffusers has it; weights that leave the device take along what layers remember of them."""
+        if getattr(self, "_all_hooks", None):
+            for unet in (self.unet_pix, self.unet):
+                forget(unet)
+        super().maybe_free_model_hooks()
 
     @property
     def device(self) -> torch.device:
@@ -279,9 +300,10 @@ class PiSASRPipeline(DiffusionPipeline):
         if is_merged(folder):
             if adapters is not None:
                 raise ModelError(f"{folder} has its adapters merged already; drop `adapters`, or give a bare base.")
-            unet, unet_pix = (load_unet(folder, part, torch_dtype, variant) for part in ("unet", "unet_pix"))
+            parts = ("unet", "unet_pix") if (folder / "unet_pix").is_dir() else ("unet",)
+            unets = {part: load_unet(folder, part, torch_dtype, variant) for part in parts}
             others = load_others(folder, torch_dtype, variant, given)
-            return cls(unet=unet, unet_pix=unet_pix, color_fix=color_fix, **others)
+            return cls(**unets, color_fix=color_fix, **others)
         own_hub = {name: value for name, value in hub.items() if name != "revision"}
         pix, sem = _find_adapters(folder, adapters, own_hub)
         _check_trained_on((pix, sem), unet_config)
@@ -293,7 +315,8 @@ class PiSASRPipeline(DiffusionPipeline):
         return pipe
 
     def save_pretrained(self, save_directory: str | os.PathLike, adapters_only: bool = False, **options: Any) -> None:
-        """Write a folder that `from_pretrained` loads: every part whole, the adapters merged into two UNets.
+        """Write a folder that `from_pretrained` loads: every part whole, the adapters merged into two UNets, or one
+        where it makes both predictions.
 
         adapters_only: the two adapters instead, and by which name the base was loaded (30 MB for SD-2.1 at rank 4).
         options: diffusers' (variant, safe_serialization, max_shard_size, push_to_hub, ...). A folder written whole is
@@ -312,7 +335,14 @@ class PiSASRPipeline(DiffusionPipeline):
             return
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "pipeline.py", CUSTOM_PIPELINE)
-        super().save_pretrained(str(folder), **options)
+        is_one = self.unet_pix is self.unet
+        try:
+            if is_one:
+                self.register_modules(unet_pix=None)  # else it would be written twice
+            super().save_pretrained(str(folder), **options)
+        finally:
+            if is_one:
+                self.register_modules(unet_pix=self.unet)
 
     def load_lora_weights(self, adapters: str | os.PathLike) -> None:
         """Give this pipeline other adapters: a folder, a hub id or the published .pkl, as for `from_pretrained`.
@@ -382,7 +412,9 @@ class PiSASRPipeline(DiffusionPipeline):
         *,
         upscale: float = 4,
         process_size: int = 512,
+        working_size: float | None = None,
         color_fix: ColorFix | None = None,
+        consistent: bool = False,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
         tiling: Tiling | None = None,
@@ -406,8 +438,12 @@ class PiSASRPipeline(DiffusionPipeline):
             lambda_sem: how much detail is added; 0 none, 1 as trained. A number or a map.
             upscale: any factor from 1 up.
             process_size: the short side, in pixels of the result, up to which small pictures are enlarged first.
+            working_size: the most that the model works on, in megapixels of the enlarged picture: larger ones are
+                shrunk before it and enlarged behind it, for inputs that are soft at their size. None is no limit.
             color_fix: how the result gets the input's colours back: "adain" (as published), "wavelet" or "none". None
                 is the model's own way: adain, unless its model_index.json names another.
+            consistent: whether the result, reduced to the input's size, must be the input again, but for the input's
+                noise (`method.consistent`, behind the colour fix).
             tile_size: of the UNet, in latent pixels; None is 768 image pixels.
             tile_overlap: in latent pixels, and then the published plan is meant; None is a twelfth of the tile in an
                 even grid, a third in the published plan.
@@ -434,8 +470,8 @@ class PiSASRPipeline(DiffusionPipeline):
             ValueError, TypeError: an argument that makes no sense. PisasrError: the model answered with nan or inf.
         """
         options = Options(
-            upscale, process_size, color_fix, tile_size, tile_overlap, tiling, vae_tile_size, batch_size, low_memory,
-            prompt, posterior, generator, output_type,
+            upscale, process_size, working_size, color_fix, consistent, tile_size, tile_overlap, tiling, vae_tile_size,
+            batch_size, low_memory, prompt, posterior, generator, output_type,
         )  # fmt: skip
         jobs = self._plan(pictures_of(image), options)
         pairs = _check_pairs([(lambda_pix, lambda_sem)], jobs)
@@ -489,15 +525,20 @@ class PiSASRPipeline(DiffusionPipeline):
         *,
         output_type: OutputType = "pil",
         color_fix: ColorFix | None = None,
+        consistent: bool | None = None,
     ) -> Result:
         """The picture that `look` saw, at these strengths: the bytes of `__call__`, for a decode and no UNet pass.
 
-        lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix: None is the one that `look` was told.
+        lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix, consistent: None is what `look` was told.
         """
         options = Options(output_type=output_type, color_fix=color_fix)
         (pair,) = _check_pairs([(lambda_pix, lambda_sem)], looked.jobs)
         if options.color_fix is not None:
             looked = replace(looked, color_fix=options.color_fix)
+        if consistent is not None:
+            if consistent and looked.frame.output == looked.frame.source:
+                raise ValueError(SAME_SIZE)
+            looked = replace(looked, consistent=consistent)
         (result,), _ = self._mix(looked, self._at(looked.frame, pair), options.output_type)
         self.maybe_free_model_hooks()
         return result
@@ -512,7 +553,7 @@ class PiSASRPipeline(DiffusionPipeline):
         sizes = [image] if isinstance(image, tuple) else [picture.size for picture in pictures_of(image)]
         if len(sizes) != 1:
             raise ValueError(f"a plan is of one picture, {len(sizes)} came; call it once for each.")
-        frame = plan_frame(*sizes[0], settings.upscale, settings.process_size, multiple=factor)
+        frame = _frame(sizes[0], settings, factor)
         width, height = (side // factor for side in frame.padded)
         shape = 1, self.vae.config.latent_channels, height, width
         return self._forecast(shape, self._first_plan(self._cut(settings, factor), shape))
@@ -546,7 +587,7 @@ class PiSASRPipeline(DiffusionPipeline):
     def _plan(self, pictures: list[Picture], options: Options) -> list[Job]:
         """Every picture's sizes, words and chance, before anything is computed."""
         factor = self.model.factor
-        frames = [plan_frame(*p.size, options.upscale, options.process_size, multiple=factor) for p in pictures]
+        frames = [_frame(picture.size, options, factor) for picture in pictures]
         prompts = [options.prompt] * len(pictures) if isinstance(options.prompt, str) else list(options.prompt)
         generators = _fresh(options.generator, len(pictures))
         if len(prompts) != len(pictures):
@@ -608,7 +649,8 @@ class PiSASRPipeline(DiffusionPipeline):
             _tell_less(f"{self._forecast(shape, asked)}, and {free:.1f} GiB are free", first)
         predicted, plan = self._in_less(first, shape, attempt)
         used = tuple(replace(job, generator=None) for job in jobs)
-        return Looked(*predicted, given, used, plan, options.color_fix or self.config.color_fix)
+        color_fix = options.color_fix or self.config.color_fix
+        return Looked(*predicted, given, used, plan, color_fix, options.consistent)
 
     def _mix(
         self, looked: Looked, pair: tuple[Strength, Strength], output_type: OutputType
@@ -626,13 +668,18 @@ class PiSASRPipeline(DiffusionPipeline):
                     "the model answered with nan or inf; try float32 (--dtype fp32), or strengths nearer to 1."
                 )
             made, source = crop(x_H, frame), crop(looked.given, frame)
-            bands = color.in_bands(
+            bands = partial(
+                color.in_bands,
                 COLOR_FIXES[looked.color_fix],
                 lambda start, stop: to_unit(made[..., start:stop, :].float()),
                 lambda start, stop: from_levels(source[..., start:stop, :]),
                 (made.shape[-2], made.shape[-1]),
             )
-            return _results(bands, looked.jobs, output_type)
+            if not looked.consistent:
+                return _results(bands(), looked.jobs, output_type)
+            x_L = from_levels(to_batch([job.picture.pixels for job in looked.jobs], made.device))
+            at_output = bands if frame.output == frame.content else consistent.resized(bands, frame.output[::-1])
+            return _results(consistent.agree(at_output, x_L, frame.output[::-1]), looked.jobs, output_type)
 
         return self._in_less(looked.plan, model.latent_shape(looked.given), attempt)
 
@@ -719,6 +766,10 @@ class PiSASRPipeline(DiffusionPipeline):
         return torch.cat([draw_noise(like, job.generator) for job in jobs])
 
 
+def _frame(size: tuple[int, int], options: Options, factor: int) -> Frame:
+    return plan_frame(*size, options.upscale, options.process_size, multiple=factor, working_size=options.working_size)
+
+
 def smaller(plan: Plan, side: int) -> Plan | None:
     """The next plan to try when memory was out, for a latent of this longer side; None where nothing is left to try.
 
@@ -766,7 +817,9 @@ def _multiplies_bf16() -> bool:
 
 
 def _results(bands: Iterable[Tensor], jobs: Sequence[Job], output_type: OutputType) -> list[Result]:
-    """Bands [B, 3, h, W] in [0, 1] of frame.content as what was asked for, at frame.output; grey, alpha as before."""
+    """Bands [B, 3, h, W] in [0, 1] of frame.content, or at frame.output already, as what was asked for, at
+    frame.output; grey, alpha as before.
+    """
     frame = jobs[0].frame
     height = frame.content[1]
     if output_type == "pil":

@@ -20,9 +20,10 @@ MAY_KNOW = {
     "config": {"data"},
     "pipeline": {"method", "models", "pictures"},
     "comfyui": {"method", "models", "pipeline"},
+    "hub": {"method", "models", "pipeline"},
     "app": {"method", "models", "pictures", "evaluation", "pipeline"},
     "training": {"method", "models", "pictures", "data", "evaluation", "config"},
-    "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "app", "training"},
+    "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "hub", "app", "training"},
     "benchmark": {"method", "models", "evaluation", "config", "pipeline", "training", "commands"},  # measures them all
 }
 

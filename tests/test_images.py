@@ -317,6 +317,31 @@ def test_plans_are_sound_for_every_size(width, height, upscale, process_size, mu
         assert frame.content == frame.output
 
 
+@settings(max_examples=300, deadline=None)
+@given(SIDES, SIDES, st.floats(1, 9), st.integers(1, 1024), st.floats(1e-3, 30))
+def test_the_model_works_on_no_more_than_the_working_size(width, height, upscale, process_size, working_size):
+    free = images.plan_frame(width, height, upscale, process_size)
+    frame = images.plan_frame(width, height, upscale, process_size, working_size=working_size)
+    assert frame.output == free.output == (round(upscale * width), round(upscale * height))
+    pixels = frame.content[0] * frame.content[1]
+    assert pixels <= working_size * 1e6
+    if free.content[0] * free.content[1] <= working_size * 1e6:
+        assert frame == free
+    elif min(frame.content) > 1:  # as much as may be, and in the picture's proportions
+        assert (frame.content[0] + 1) * (frame.content[1] + 1) >= working_size * 1e6
+        by = [came / of for came, of in zip(frame.content, free.content, strict=True)]
+        assert abs(by[0] - by[1]) <= 1 / min(free.content)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 1.7, 4]), st.floats(1e-4, 2e-2))
+def test_a_picture_that_shrank_for_the_model_comes_back_at_its_size(width, height, upscale, working_size):
+    frame = images.plan_frame(width, height, upscale, process_size=1, working_size=working_size)
+    prepared = images.prepare(np.asarray(photo(width, height)), frame)
+    assert prepared.shape == (*frame.content[::-1], 3) and prepared.shape[0] * prepared.shape[1] <= working_size * 1e6
+    assert images.finish(prepared, frame).shape == (round(upscale * height), round(upscale * width), 3)
+
+
 def test_a_result_beyond_reason_is_refused():
     with pytest.raises(ValueError, match="choose a smaller --upscale"):
         images.plan_frame(100, 100, 1e9)

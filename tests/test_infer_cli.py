@@ -136,6 +136,15 @@ def test_hyphens_and_negative_numbers_are_understood(here, stub):
     assert Path("out/-a/pix-0.1_sem1.png").is_file()
 
 
+def test_fidelity_is_asked_for(here, stub):
+    draw("in/a.png")
+    assert (
+        infer("-i", "in", "-o", "out") == 0
+        and infer("-i", "in", "-o", "out", "--consistent", "--working-size", "2.5") == 0
+    )
+    assert [(call.consistent, call.working_size) for call in stub.calls] == [(False, None), (True, 2.5)]
+
+
 def test_default_is_one_one(here, stub):
     draw("in/a.png")
     assert infer("-i", "in", "-o", "out", "--lambda_pix", "0.3", "--default") == 0
@@ -156,6 +165,8 @@ def test_default_is_one_one(here, stub):
         ["--upscale", "0.5"],
         ["--upscale", "nan"],
         ["--process_size", "0"],
+        ["--working_size", "0"],
+        ["--consistent", "--upscale", "1"],
         ["--tile_size", "0"],
         ["--tile_size", "8", "--tile_overlap", "8"],
         ["--tile_overlap", "-1"],

@@ -168,6 +168,20 @@ def test_what_changes_is_computed_anew(change):
     assert change == "dtype" or not torch.allclose(wanted[-1:], predict(remembering_unet()[1], latents(), words()))
 
 
+def test_inference_mode_may_come_and_go():
+    fast, plain = remembering_unet()
+    z, embeds = latents(), words()
+    with torch.inference_mode():
+        inside = [predict(fast, z, own) for own in (embeds, words(), embeds)]
+    z.requires_grad_()
+    wanted = predict(plain, z, embeds)
+    came = predict(fast, z, embeds)
+    came.sum().backward()
+    assert z.grad is not None
+    for one in [*inside, came]:
+        torch.testing.assert_close(one, wanted, rtol=1e-11, atol=1e-11)
+
+
 def test_where_weights_learn_nothing_is_remembered():
     fast, plain = remembering_unet()
     embeds, gradients = words(), []

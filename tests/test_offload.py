@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
+from diffusers import DiffusionPipeline
 from diffusers.hooks.group_offloading import ModuleGroup
 from PIL import Image
 
@@ -102,6 +103,16 @@ def test_model_offload_moves_each_part_once_a_picture(pipe, picture, cut, monkey
     (result,) = pipe(picture, **OPTIONS, **CUTS[cut]).images
     np.testing.assert_allclose(result, wanted, atol=1e-5)
     assert sorted(moved) == sorted(set(moved)) and {"unet_pix", "unet", "vae"} <= set(moved)
+
+
+def test_weights_that_leave_take_along_what_is_remembered_of_them(pipe, picture, monkeypatch):
+    monkeypatch.setattr(DiffusionPipeline, "maybe_free_model_hooks", lambda pipe: None)
+    held = lambda: [m for m in pipe.unet.modules() if "_remembered" in m.__dict__]  # noqa: E731
+    pipe(picture, **OPTIONS)
+    assert held()
+    pipe._all_hooks = ["some"]
+    pipe(picture, **OPTIONS)
+    assert not held()
 
 
 @pytest.mark.parametrize("cut", CUTS)

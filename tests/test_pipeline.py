@@ -218,6 +218,8 @@ def test_tiles_and_color_and_prompt_reach_the_result(pipe):
         ({"upscale": 0.5}, "from 1 up"),
         ({"upscale": float("nan")}, "from 1 up"),
         ({"color_fix": "nofix"}, "adain, wavelet, none"),
+        ({"working_size": 0}, "working_size is 0; it must be a positive number of megapixels"),
+        ({"working_size": "2"}, "working_size is '2'; it must be a number"),
         ({"posterior": "mode"}, "mean, sample"),
         ({"output_type": "jpeg"}, "pil, np, pt, latent, uint16"),
         ({"batch_size": 0}, "batch_size is 0"),

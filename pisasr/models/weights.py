@@ -119,7 +119,7 @@ def load_adapters(source: str | os.PathLike, **hub: Any) -> tuple[Adapter, Adapt
         raise CheckpointError(f"{path} is a file; give the folder with pix.safetensors and sem.safetensors, or a .pkl.")
     if not path.is_dir():
         path = _fetch_adapters(str(source), hub)
-    elif (path / "adapters").is_dir() and not (path / "pix.safetensors").exists():
+    if (path / "adapters").is_dir() and not (path / "pix.safetensors").exists():
         path = path / "adapters"  # of a model, or of what save_pretrained wrote
     adapters = [_load_kind(path, kind) for kind in KINDS if kind == "pix" or (path / f"{kind}.safetensors").exists()]
     return adapters[0], adapters[1] if len(adapters) > 1 else None
@@ -254,8 +254,9 @@ def _fetch_adapters(name: str, hub: dict[str, Any]) -> Path:
         raise CheckpointError(f"no adapters at {name}; give a folder with pix.safetensors, a .pkl, or OWNER/NAME.")
     from huggingface_hub import snapshot_download
 
+    wanted = [f"{place}{kind}.safetensors" for place in ("", "adapters/") for kind in KINDS]
     try:
-        return Path(snapshot_download(name, allow_patterns=[f"{kind}.safetensors" for kind in KINDS], **hub))
+        return Path(snapshot_download(name, allow_patterns=wanted, **hub))
     except Exception as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
         reason = _one_line(error)
         raise CheckpointError(f"no adapters from hub id {name} ({reason}); download them, give the folder.") from error

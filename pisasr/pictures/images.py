@@ -6,6 +6,7 @@ The way back: `crop`, `to_unit`, `from_batch`, `finish`, `join`; `saving` writes
 as published; deeper ones are floats throughout and are rounded once, where they are written.
 """
 
+import math
 import os
 import stat
 import sys
@@ -510,8 +511,8 @@ def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class Frame:
     """The sizes one picture passes through, each (width, height) in pixels.
 
-    source -> enlarged (only small pictures change) -> content = upscale * enlarged -> padded, which the model sees ->
-    content again -> output = round(upscale * source).
+    source -> enlarged (small pictures; with a working_size large ones shrink instead) -> content = upscale * enlarged
+    -> padded, which the model sees -> content again -> output = round(upscale * source).
     """
 
     source: tuple[int, int]
@@ -528,13 +529,15 @@ def plan_frame(
     process_size: int = 512,
     multiple: int = 8,
     max_side: int = MAX_SIDE,
+    working_size: float | None = None,
 ) -> Frame:
     """How a picture of width x height reaches the model and comes out at exactly round(upscale * side).
 
     As published, a side below process_size // upscale enlarges the picture until its short side has that length,
     because the model saw nothing smaller in training. Here this stops where the long side of what the model sees would
     exceed `max_side`; a strip that is still thin is padded to min(process_size, 64). Sides are padded up to a
-    `multiple`, where the published code squeezes them down to one.
+    `multiple`, where the published code squeezes them down to one. `working_size` is the most that the content may
+    hold, in megapixels: what would hold more is shrunk, and enlarged again behind the model.
     """
     if upscale < 1:
         raise ValueError(f"upscale is {upscale}; it must be 1 or more")
@@ -545,6 +548,9 @@ def plan_frame(
         )
     enlarged = _enlarge(width, height, upscale, process_size, max_side)
     content = _scale(enlarged, upscale)
+    if working_size is not None and content[0] * content[1] > working_size * 1e6:
+        content = _shrink(content, working_size * 1e6)
+        enlarged = max(round(content[0] / upscale), 1), max(round(content[1] / upscale), 1)
     least = min(process_size, MIN_SIDE)
     padded_width, padded_height = (-(-max(side, least) // multiple) * multiple for side in content)
     return Frame((width, height), enlarged, content, (padded_width, padded_height), _scale((width, height), upscale))
@@ -566,10 +572,17 @@ def _enlarge(width: int, height: int, upscale: float, process_size: int, max_sid
     return max(longest * width // long, width), max(longest * height // long, height)
 
 
-def prepare(pixels: np.ndarray, frame: Frame) -> np.ndarray:
-    """The low-quality picture [H, W, 3] at the size of the result (frame.content): bicubic, twice if it is small.
+def _shrink(size: tuple[int, int], pixels: float) -> tuple[int, int]:
+    """In these proportions, but no more than so many pixels; a strip keeps a row or a column."""
+    by = math.sqrt(pixels / (size[0] * size[1]))
+    width, height = (max(min(int(side * by), int(pixels)), 1) for side in size)
+    return width, height
 
-    This is what the model repairs, and whose colours the result is matched to.
+
+def prepare(pixels: np.ndarray, frame: Frame) -> np.ndarray:
+    """The low-quality picture [H, W, 3] as the model repairs it (frame.content): bicubic, twice if frame.enlarged says.
+
+    Its colours are what the result is matched to.
     """
     if (pixels.shape[1], pixels.shape[0]) != frame.source:
         came = f"{pixels.shape[1]}x{pixels.shape[0]}"
@@ -595,7 +608,7 @@ def crop(x: Tensor, frame: Frame) -> Tensor:
 
 
 def finish(pixels: np.ndarray, frame: Frame) -> np.ndarray:
-    """The restored picture (frame.content) at frame.output: bicubic where it was enlarged first, else as it is."""
+    """The restored picture (frame.content) at frame.output: bicubic where the two differ, else as it is."""
     return resize(pixels, frame.output)
 
 
