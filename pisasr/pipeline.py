@@ -676,10 +676,11 @@ class PiSASRPipeline(DiffusionPipeline):
                 (made.shape[-2], made.shape[-1]),
             )
             if not looked.consistent:
-                return _results(bands(), looked.jobs, output_type)
+                return _results(bands(), made.shape[-2], looked.jobs, output_type)
             x_L = from_levels(to_batch([job.picture.pixels for job in looked.jobs], made.device))
-            at_output = bands if frame.output == frame.content else consistent.resized(bands, frame.output[::-1])
-            return _results(consistent.agree(at_output, x_L, frame.output[::-1]), looked.jobs, output_type)
+            size = frame.output[::-1]
+            at_output = bands if frame.output == frame.content else consistent.resized(bands, size)
+            return _results(consistent.agree(at_output, x_L, size), size[0], looked.jobs, output_type)
 
         return self._in_less(looked.plan, model.latent_shape(looked.given), attempt)
 
@@ -816,12 +817,11 @@ def _multiplies_bf16() -> bool:
     return platform.machine() == "aarch64" and told.is_file() and " bf16 " in told.read_text()
 
 
-def _results(bands: Iterable[Tensor], jobs: Sequence[Job], output_type: OutputType) -> list[Result]:
-    """Bands [B, 3, h, W] in [0, 1] of frame.content, or at frame.output already, as what was asked for, at
-    frame.output; grey, alpha as before.
+def _results(bands: Iterable[Tensor], height: int, jobs: Sequence[Job], output_type: OutputType) -> list[Result]:
+    """Bands [B, 3, h, W] in [0, 1], `height` rows in all, of frame.content, or at frame.output already, as what was
+    asked for, at frame.output; grey, alpha as before.
     """
     frame = jobs[0].frame
-    height = frame.content[1]
     if output_type == "pil":
         made = _gather(bands, height, 8)
         return [as_image(join(finish(levels, frame), job.picture)) for levels, job in _each(made, jobs)]

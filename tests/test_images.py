@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
@@ -319,6 +319,7 @@ def test_plans_are_sound_for_every_size(width, height, upscale, process_size, mu
 
 @settings(max_examples=300, deadline=None)
 @given(SIDES, SIDES, st.floats(1, 9), st.integers(1, 1024), st.floats(1e-3, 30))
+@example(1811, 1811, 9.0, 1, 8.999999999999998)  # a square whose side must not be rounded up again
 def test_the_model_works_on_no_more_than_the_working_size(width, height, upscale, process_size, working_size):
     free = images.plan_frame(width, height, upscale, process_size)
     frame = images.plan_frame(width, height, upscale, process_size, working_size=working_size)

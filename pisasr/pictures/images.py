@@ -548,8 +548,8 @@ def plan_frame(
         )
     enlarged = _enlarge(width, height, upscale, process_size, max_side)
     content = _scale(enlarged, upscale)
-    if working_size is not None and content[0] * content[1] > working_size * 1e6:
-        content = _shrink(content, working_size * 1e6)
+    if working_size is not None and content[0] * content[1] > (pixels := int(working_size * 1e6)):
+        content = _shrink(content, pixels)
         enlarged = max(round(content[0] / upscale), 1), max(round(content[1] / upscale), 1)
     least = min(process_size, MIN_SIDE)
     padded_width, padded_height = (-(-max(side, least) // multiple) * multiple for side in content)
@@ -572,10 +572,10 @@ def _enlarge(width: int, height: int, upscale: float, process_size: int, max_sid
     return max(longest * width // long, width), max(longest * height // long, height)
 
 
-def _shrink(size: tuple[int, int], pixels: float) -> tuple[int, int]:
+def _shrink(size: tuple[int, int], pixels: int) -> tuple[int, int]:
     """In these proportions, but no more than so many pixels; a strip keeps a row or a column."""
     by = math.sqrt(pixels / (size[0] * size[1]))
-    width, height = (max(min(int(side * by), int(pixels)), 1) for side in size)
+    width, height = (max(min(int(side * by), pixels), 1) for side in size)
     return width, height
 
 
