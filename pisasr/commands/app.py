@@ -7,6 +7,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from ipaddress import ip_address
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
@@ -74,12 +75,21 @@ def _app(args: argparse.Namespace) -> int:
     if find_spec("gradio") is None:
         raise PisasrError("the page needs gradio, which is not here: pip install 'pisasr[app]'")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with TemporaryDirectory(prefix="pisasr-") as folder:  # of everything that is written, gone when the page is
-        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
+    with TemporaryDirectory(prefix="pisasr-") as folder:
+        write_below(folder)
         try:
             _serve(args)
         except KeyboardInterrupt:
             return OK
+
+
+def write_below(folder: str) -> None:
+    """Have everything that the page writes lie in a folder, which goes when the page does.
+
+    Gradio's copies lie beside what is handed to it: a file inside its own folder keeps its address whatever it holds,
+    and a browser goes on showing what it has seen there first.
+    """
+    tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, str(Path(folder, "gradio"))
 
 
 def _serve(args: argparse.Namespace) -> NoReturn:
