@@ -188,6 +188,18 @@ def test_turning_a_knob_shows_the_exact_picture_at_last_and_asks_no_unet(hand, d
     assert not user.errors()
 
 
+def test_an_emptied_number_is_none(hand, desk, photos):
+    user = hand()
+    user.open(photos[0])
+    user.settled()
+    number = user.one("#pix input[type=number]")
+    number.send_keys(Keys.CONTROL, "a")
+    number.send_keys(Keys.DELETE, Keys.TAB)
+    user.until(lambda: not user.js("window.pisasr.isExact()"))
+    assert np.array_equal(user.picture(), expected(desk, photos[0], 0, 1))
+    assert not user.errors()
+
+
 def test_a_cell_of_the_sheet_sets_both_knobs(hand, desk, photos):
     user = hand()
     user.open(photos[1])

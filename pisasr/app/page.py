@@ -91,6 +91,15 @@ def to_browser(path: Path) -> dict[str, Any]:
     return FileData(path=str(path), orig_name=path.name).model_dump()
 
 
+class Knob(gr.Slider):
+    """A slider whose emptied number is none, as its handle then shows."""
+
+    is_template = True  # for gradio: in the browser it is a slider
+
+    def preprocess(self, payload: float | None) -> float:
+        return super().preprocess(self.minimum if payload is None else payload)
+
+
 class Listener:
     """What the page's events call: arguments as the components hold them, on their way to and from the desk."""
 
@@ -281,7 +290,9 @@ def build(desk: Desk) -> gr.Blocks:
                 )
                 info = gr.Markdown("", elem_id="info")
                 with gr.Row(elem_id="save"):
-                    kind = gr.Radio(list(FORMATS), value="PNG", show_label=False, container=False, scale=3)
+                    kind = gr.Radio(
+                        list(FORMATS), value="PNG", label="File format", show_label=False, container=False, scale=3
+                    )
                     keep = gr.Checkbox(False, label="Keep the photo's EXIF", scale=2, container=False, elem_id="keep")
                     download = gr.Button("Download", variant="primary", scale=1, elem_id="download")
                     ready = gr.DownloadButton(visible="hidden", elem_id="ready")
@@ -306,7 +317,7 @@ def build(desk: Desk) -> gr.Blocks:
                     )
                     inside_pix = _knob("Repair there", None, 1.0, "inside_pix")
                     inside_sem = _knob("Detail there", None, 0.0, "inside_sem")
-                    feather = gr.Slider(0, 64, 8, step=1, label="Soft edge, px", elem_id="feather")
+                    feather = Knob(0, 64, 8, step=1, label="Soft edge, px", elem_id="feather")
                     mask = gr.File(label="Mask from a file", file_types=["image"], height=90, elem_id="mask")
                 with gr.Accordion("Size and colours", open=False):
                     enlarge = gr.Dropdown(FACTORS, value="4 times", label="Enlarge", elem_id="enlarge")
@@ -350,7 +361,7 @@ def build(desk: Desk) -> gr.Blocks:
         viewer.choose(None, viewer, [pix, sem], js="(value) => value.chosen")
         for name, button in presets.items():
             button.click(None, None, [pix, sem], js=f"() => {list(PRESETS[name])}")
-        choose.click(listen.choose, [key, colors], [pix, sem], **device)
+        choose.click(listen.choose, [key, colors], [pix, sem], show_progress_on=info, **device)
         mask.upload(listen.lay_mask, [key, mask], viewer, **quiet)
         saving = download.click(listen.download, [key, kind, keep], ready, **quiet)
         saving.success(None, js="() => document.querySelector('#ready').click()")
@@ -382,7 +393,7 @@ def _photo(label: str, name: str) -> gr.Image:
 
 
 def _knob(label: str, info: str | None, value: float, name: str) -> gr.Slider:
-    return gr.Slider(0, 1.5, value, step=0.05, label=label, info=info, elem_id=name)
+    return Knob(0, 1.5, value, step=0.05, label=label, info=info, elem_id=name)
 
 
 def serve(

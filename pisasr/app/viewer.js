@@ -118,7 +118,8 @@ function draw() {
     pen.fillRect(cut - ratio, Math.max(top, 0), 2 * ratio, Math.min(h, canvas.height));
   }
   find("before").hidden = divider.value < 12; find("after").hidden = divider.value > 88;
-  state.textContent = exact === turn ? "" : timer ? "preview" : "computing the exact picture";
+  const hint = tool && !painted ? "paint where other strengths hold; set them under “A place of its own”" : "";
+  state.textContent = exact === turn ? hint : timer ? "preview" : "computing the exact picture";
 }
 
 function tinted() { // the painted place in one colour
@@ -158,7 +159,8 @@ function levels() { // the mask as a grey picture
 }
 
 window.pisasr = { // called whenever a knob of the page has moved
-  turned(pix, sem, insidePix, insideSem, feather) {
+  turned(...values) { // an emptied number is none
+    const [pix, sem, insidePix, insideSem, feather] = values.map((value) => value ?? 0);
     const now = { pix, sem, insidePix, insideSem, feather };
     if (Object.keys(now).every((name) => now[name] === knobs[name])) return [];
     knobs = now;
