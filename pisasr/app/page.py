@@ -91,15 +91,6 @@ def to_browser(path: Path) -> dict[str, Any]:
     return FileData(path=str(path), orig_name=path.name).model_dump()
 
 
-class Knob(gr.Slider):
-    """A slider whose emptied number is none, as its handle then shows."""
-
-    is_template = True  # for gradio: in the browser it is a slider
-
-    def preprocess(self, payload: float | None) -> float:
-        return super().preprocess(self.minimum if payload is None else payload)
-
-
 class Listener:
     """What the page's events call: arguments as the components hold them, on their way to and from the desk."""
 
@@ -317,7 +308,7 @@ def build(desk: Desk) -> gr.Blocks:
                     )
                     inside_pix = _knob("Repair there", None, 1.0, "inside_pix")
                     inside_sem = _knob("Detail there", None, 0.0, "inside_sem")
-                    feather = Knob(0, 64, 8, step=1, label="Soft edge, px", elem_id="feather")
+                    feather = _turned(gr.Slider(0, 64, 8, step=1, label="Soft edge, px", elem_id="feather"))
                     mask = gr.File(label="Mask from a file", file_types=["image"], height=90, elem_id="mask")
                 with gr.Accordion("Size and colours", open=False):
                     enlarge = gr.Dropdown(FACTORS, value="4 times", label="Enlarge", elem_id="enlarge")
@@ -393,7 +384,20 @@ def _photo(label: str, name: str) -> gr.Image:
 
 
 def _knob(label: str, info: str | None, value: float, name: str) -> gr.Slider:
-    return Knob(0, 1.5, value, step=0.05, label=label, info=info, elem_id=name)
+    return _turned(gr.Slider(0, 1.5, value, step=0.05, label=label, info=info, elem_id=name))
+
+
+def _turned(slider: gr.Slider) -> gr.Slider:
+    """A slider whose emptied number is its least, as its handle then shows. (Gradio writes a file beside whoever
+    inherits from its components.)
+    """
+    usual = slider.preprocess
+
+    def preprocess(payload: float | None) -> float:
+        return usual(slider.minimum if payload is None else payload)
+
+    slider.preprocess = preprocess  # type: ignore[method-assign]  # of this one alone
+    return slider
 
 
 def serve(
