@@ -62,3 +62,12 @@ def pipe(base_folder):
     from pisasr import PiSASRPipeline
 
     return PiSASRPipeline.from_pretrained(base_folder)
+
+
+@pytest.fixture
+def passes(pipe):
+    """Which UNet was asked, in order: a list that grows."""
+    seen = []
+    pipe.unet.register_forward_hook(lambda *_: seen.append("both"))
+    pipe.unet_pix.register_forward_hook(lambda *_: seen.append("pix"))
+    return seen

@@ -24,15 +24,6 @@ def photo(width: int = 12, height: int = 9, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
 
 
-@pytest.fixture
-def passes(pipe):
-    """Which UNet was asked, in order: a list that grows."""
-    seen = []
-    pipe.unet.register_forward_hook(lambda *_: seen.append("both"))
-    pipe.unet_pix.register_forward_hook(lambda *_: seen.append("pix"))
-    return seen
-
-
 # --- to the latent ---------------------------------------------------------------------------------------------------
 
 

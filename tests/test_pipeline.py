@@ -37,15 +37,6 @@ def equal(a: Image.Image, b: Image.Image) -> bool:
     return a.mode == b.mode and np.array_equal(np.asarray(a), np.asarray(b))
 
 
-@pytest.fixture
-def passes(pipe):
-    """Which UNet was asked, in order: a list that grows."""
-    seen = []
-    pipe.unet.register_forward_hook(lambda *_: seen.append("both"))
-    pipe.unet_pix.register_forward_hook(lambda *_: seen.append("pix"))
-    return seen
-
-
 @pytest.mark.parametrize(
     ("lambdas", "wanted"),
     [
