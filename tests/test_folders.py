@@ -8,7 +8,8 @@ from PIL import Image
 
 from pisasr.errors import ImageError, PisasrError
 from pisasr.evaluation.pairs import pair_folders
-from pisasr.pictures.folders import list_pictures, match_names, read_picture
+from pisasr.pictures.folders import list_pictures, match_names
+from pisasr.pictures.opening import read_picture
 
 
 def fill(folder, names, size=(16, 12)):
@@ -117,7 +118,7 @@ def test_a_pipe_and_a_device_are_no_pictures_and_nobody_waits_for_them(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "endless.png").symlink_to("/dev/zero")
     for name in ("pipe.png", "endless.png"):
-        with pytest.raises(ImageError, match=f"{name} is not a regular file"):
+        with pytest.raises(ImageError, match=f"{name} cannot be read: not a regular file"):
             read_picture(tmp_path / name)
 
 

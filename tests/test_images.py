@@ -3,6 +3,8 @@
 import os
 import random
 import struct
+import threading
+import time
 import warnings
 import zlib
 from io import BytesIO
@@ -120,6 +122,60 @@ def test_integer_tiff_is_scaled_by_its_range(tmp_path):
     assert np.abs(np.asarray(image, float) - levels / 257).max() <= 0.5
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("brightest", [1.0001, 256.0, 70_000.0])
+def test_a_little_above_white_is_clipped_and_not_the_white_of_a_black_picture(tmp_path, dtype, brightest):
+    if dtype is np.int32 and brightest < 2:
+        return
+    white = {1.0001: 1, 256: 255, 70_000: 65_535}[brightest]
+    levels = np.linspace(0, white, 24 * 20).reshape(20, 24).astype(dtype)
+    levels[3, 4] = brightest
+    image = images.open_image(save(Image.fromarray(levels), tmp_path / "a.tif"))
+    assert np.abs(np.asarray(image, float) - (levels / white).clip(0, 1) * 255).max() <= 0.51
+    assert f"brighter ones, up to {brightest:g}, clipped" in image.info["notices"][0]
+    assert np.array_equal(images.open_picture(tmp_path / "a.tif").pixels[3, 4], [1, 1, 1])
+
+
+@pytest.mark.parametrize("brightest", [3.7, 4095.0])
+def test_what_ends_far_below_a_usual_white_is_its_own(tmp_path, brightest):
+    """Floats of light; twelve bits of a sensor."""
+    levels = np.linspace(-0.1, brightest, 24 * 20).reshape(20, 24).astype(np.float32)
+    image = images.open_image(save(Image.fromarray(levels), tmp_path / "a.tif"))
+    assert np.abs(np.asarray(image, float) - (levels / levels.max()).clip(0, 1) * 255).max() <= 0.51
+    assert image.info["notices"] == [f"float pixels, {brightest:g} taken as white, negative ones taken as black"]
+
+
+def png_with_gamma(path: Path, gamma: float, depth: int, *more: bytes) -> Path:
+    """A ramp of 256 greys, as levels of 8 or 16 bits, of a PNG that says how they were coded."""
+    levels = np.arange(256, dtype=np.uint16) * (257 if depth == 16 else 1)
+    row = b"\0" + levels.astype(">u2" if depth == 16 else np.uint8).tobytes()
+    told = chunk(b"gAMA", struct.pack(">I", round(gamma * 100_000)))
+    head = png_header(256, 1, depth=depth, kind=0) + told + b"".join(more)
+    path.write_bytes(head + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_pngs_gamma_is_brought_to_srgb(tmp_path, depth):
+    path = png_with_gamma(tmp_path / "a.png", 1.0, depth)
+    wanted = (np.arange(256) / 255) ** (1 / 2.2)
+    image, picture = images.open_image(path), images.open_picture(path)
+    assert np.abs(np.asarray(image, float)[0] / 255 - wanted).max() <= 0.51 / 255
+    levels = picture.pixels[0, :, 0] / (1 if depth == 16 else 255)
+    assert np.abs(levels - wanted).max() <= (1e-6 if depth == 16 else 0.51 / 255)
+    assert image.info["notices"] == picture.notices == ["gamma 1, brought to sRGB"]
+
+
+def test_srgbs_own_gamma_a_better_word_and_nonsense_change_nothing(tmp_path):
+    for gamma, more, notices in [
+        (0.45455, (), []),
+        (1.0, (chunk(b"sRGB", b"\0"),), []),
+        (1e-5, (), ["its gamma of 1e-05 cannot be used, colours taken as sRGB"]),
+    ]:
+        image = images.open_image(png_with_gamma(tmp_path / "a.png", gamma, 8, *more))
+        assert np.array_equal(np.asarray(image)[0], np.arange(256)) and image.info["notices"] == notices
+
+
 def test_float_tiff_with_nan_is_refused(tmp_path):
     levels = np.full((4, 4), np.nan, np.float32)
     assert "nan" in refusal(save(Image.fromarray(levels), tmp_path / "a.tif"))
@@ -181,12 +237,29 @@ def test_srgb_profile_changes_nothing_and_a_broken_one_is_noted(tmp_path):
     assert mean_difference(broken, photo()) == 0 and "profile" in broken.info["notices"][0]
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
-def test_animation_gives_its_first_frame_and_a_notice(tmp_path, name):
+@pytest.mark.parametrize(("name", "count"), [("a.png", "2"), ("a.webp", "2"), ("a.tif", "several")])
+def test_animation_gives_its_first_frame_and_a_notice(tmp_path, name, count):
     path = save(photo(), tmp_path / name, save_all=True, append_images=[photo().rotate(180)], lossless=True)
     image = images.open_image(path)
     assert mean_difference(image, photo()) == 0
-    assert "2 frames" in image.info["notices"][0]
+    assert image.info["notices"] == [f"{count} frames, only the first is used"]
+
+
+def test_nobody_counts_the_frames_of_a_tiff(tmp_path):
+    """Pillow reads all that came before for each: 32,000 of them took seconds."""
+    frames = 32_000
+    ifd = struct.pack("<H", 9) + b"".join(
+        struct.pack("<HHII", tag, 4, 1, value)
+        for tag, value in [(256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 1)]
+    )
+    first, size = 10, len(ifd) + 4
+    links = (struct.pack("<I", first + (number + 1) * size) for number in range(frames - 1))
+    content = b"".join([b"II*\0", struct.pack("<I", first), b"\x80\0", *(ifd + link for link in links), ifd, bytes(4)])
+    (tmp_path / "a.tif").write_bytes(content)
+    start = time.process_time()
+    image = images.open_image(tmp_path / "a.tif")
+    assert time.process_time() - start < 0.5
+    assert image.getpixel((0, 0)) == 128 and image.info["notices"] == ["several frames, only the first is used"]
 
 
 def test_content_decides_and_a_wrong_extension_is_noted(tmp_path):
@@ -234,7 +307,13 @@ def test_bombs_are_refused_by_their_header(tmp_path, side):
         assert "million pixels" in refusal(path)
 
 
-def test_the_pixel_cap_can_be_set_and_pillow_keeps_its_own(tmp_path):
+def test_the_pixel_cap_can_be_set_and_pillow_keeps_its_own(tmp_path, monkeypatch):
+    """A global of Pillow's, which other threads see: whoever reads pictures neither obeys nor moves it."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3)
+    seen = threading.Event()
+    with images.opened(save(photo(), tmp_path / "b.png")):
+        threading.Thread(target=lambda: Image.MAX_IMAGE_PIXELS == 3 and seen.set()).start()
+        assert seen.wait(20)
     before = Image.MAX_IMAGE_PIXELS
     path = save(photo(), tmp_path / "a.png")
     assert "--max_input_pixels" in refusal(path, max_pixels=479)

@@ -43,7 +43,8 @@ from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.metrics import METRICS
 from pisasr.evaluation.processes import Processes
 from pisasr.evaluation.testsets import TestSet
-from pisasr.pictures.folders import list_pictures, match_names, read_picture
+from pisasr.pictures.folders import list_pictures, match_names
+from pisasr.pictures.opening import read_picture
 
 SCALE = 4
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}

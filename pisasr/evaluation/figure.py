@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from pisasr.evaluation.pairs import Example
-from pisasr.pictures.folders import read_picture
+from pisasr.pictures.opening import read_picture
 
 CELL_PX, GAP_PX, HEAD_PX, FOOT_PX = 256, 4, 28, 22
 ROWS_PER_SHEET = 6

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pisasr.errors import ImageError
-from pisasr.pictures.folders import SUFFIX, list_pictures, match_names, read_picture
+from pisasr.pictures.folders import SUFFIX, list_pictures, match_names
+from pisasr.pictures.opening import read_picture
 
 
 @dataclass

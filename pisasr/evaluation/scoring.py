@@ -24,7 +24,7 @@ from pisasr.evaluation.pairs import Example
 from pisasr.evaluation.processes import Processes
 from pisasr.evaluation.rules import Pair
 from pisasr.files import Journal
-from pisasr.pictures.folders import read_picture
+from pisasr.pictures.opening import read_picture
 
 if TYPE_CHECKING:
     from pisasr.pictures.images import Picture

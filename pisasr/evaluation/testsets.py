@@ -16,8 +16,9 @@ from typing import Any
 
 from pisasr.errors import ImageError, PisasrError
 from pisasr.evaluation.pairs import Pairing, pair_folders
-from pisasr.pictures.folders import SUFFIX, list_pictures, match_names, read_picture
+from pisasr.pictures.folders import SUFFIX, list_pictures, match_names
 from pisasr.pictures.manifest import find_differences, read_entries
+from pisasr.pictures.opening import read_picture
 
 
 @dataclass(frozen=True)

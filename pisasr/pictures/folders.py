@@ -1,4 +1,4 @@
-"""Before every journey, folders: which files are pictures, what they hold to the bit, and which of two belong together.
+"""Before every journey, folders: which files are pictures, and which of two belong together.
 
 Two files belong together because of their names, never because of their order.
 """
@@ -11,41 +11,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pisasr.errors import ImageError, OverlapError, PisasrError, shown
+from pisasr.errors import OverlapError, PisasrError, shown
 
-if TYPE_CHECKING:
-    import numpy as np
-
-READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # no other decoder is tried: Pillow would start Ghostscript for one
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+FOREIGN = {  # what a person may take for a picture, too, and would miss without a word
+    ".gif": "GIF", ".heic": "HEIC", ".heif": "HEIC", ".avif": "AVIF", ".jxl": "JPEG XL", ".jp2": "JPEG 2000",
+    ".psd": "PSD", ".svg": "SVG", ".eps": "PostScript", ".dng": "a raw photo", ".cr2": "a raw photo",
+    ".cr3": "a raw photo", ".nef": "a raw photo", ".arw": "a raw photo", ".raf": "a raw photo",
+}  # fmt: skip
+EMPTY = "empty file"
+STRANGERS = "{} is not read here; convert it to PNG, JPEG, WebP, TIFF or BMP first"
 
 # Endings that methods and data sets add to a name: 0801x4, Canon_001_LR4, photo_out, baby_SR, img-hq.
 SUFFIX = r"[_-]?x\d|[_-](?:sr|hr|lr|hq|lq|gt|out|output|restored)\d*"
-
-
-def read_picture(path: Path) -> "np.ndarray":
-    """The file's own 8-bit values as uint8 [H, W, 3] RGB, upright; ImageError when it cannot be decoded whole.
-
-    Colour profiles are not applied and alpha is dropped: published scores compare the stored numbers. Sixteen-bit
-    pictures are refused, because rounding them to eight bits here would be a step that no protocol names.
-    """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    if path.exists() and not path.is_file():  # opening a pipe would wait for somebody to write
-        raise ImageError(f"{path.name} is not a regular file; replace it by the picture itself")
-    try:
-        with Image.open(path, formats=READABLE) as image:
-            if image.mode.startswith(("I", "F")) or any(";16" in str(tile.args) for tile in image.tile):
-                raise ImageError(f"{path.name} has more than 8 bits per channel; save it as an 8-bit PNG to score it")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except ImageError:
-        raise
-    except Exception as error:  # a damaged file can raise nearly anything out of its decoder
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path.name} cannot be read: {reason}") from error
 
 
 def list_pictures(folder: Path) -> dict[str, Path]:
@@ -101,8 +81,8 @@ def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) 
 
     Of a folder, names ending like a picture are taken, hidden ones are not, its sub-folders only if `recursive`; links
     to folders are not followed, so there are no loops. What lies in the output folder is never an input unless it is
-    named itself. Pipes, devices and dead links come as "skipped"; named files that don't exist, and folders and globs
-    that hold no picture, as "failed".
+    named itself. Pipes, devices, dead links and pictures of a kind that is not read come as "skipped"; named files that
+    don't exist, and folders and globs that hold no picture, as "failed".
     """
     output = output.resolve()
     found: dict[str, Found] = {}
@@ -145,15 +125,26 @@ def _match(pattern: str, output: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _is_named_like_a_picture(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+    return not name.startswith(".") and name.lower().endswith((*EXTENSIONS, *FOREIGN))
 
 
 def _examine(file: Path, name: Path, named: bool) -> Found:
-    try:
-        regular = stat.S_ISREG(file.stat().st_mode)
-        reason = "" if regular else "not a regular file"
-    except FileNotFoundError:
-        reason = "a link to nothing" if file.is_symlink() else "no such file or folder"
-    except OSError as error:
-        reason = error.strerror or str(error)
+    reason = cannot_open(file)
+    if reason == EMPTY:
+        reason = ""  # it is a picture's file, if a broken one: whoever reads it says so
+    elif not reason and not named and (kind := FOREIGN.get(file.suffix.lower())):
+        return Found(file, name, "skipped", STRANGERS.format(kind))
     return Found(file, name, ("failed" if named else "skipped") if reason else "ready", reason)
+
+
+def cannot_open(path: Path) -> str:
+    """Why nobody should open this file, or nothing: a pipe would be waited for, a device never ends."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return "a link to nothing" if path.is_symlink() else "no such file"
+    except (OSError, ValueError) as error:  # a loop of links; a name that no file can have
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    return "" if status.st_size else EMPTY

@@ -8,7 +8,6 @@ as published; deeper ones are floats throughout and are rounded once, where they
 
 import math
 import os
-import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,25 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps
 from torch import Tensor
 
 from pisasr.errors import ImageError
-from pisasr.pictures.folders import READABLE
+from pisasr.pictures.opening import MAX_OUTPUT_PIXELS, opened
 from pisasr.pictures.saving import SAVE_OPTIONS
 
 MAX_PIXELS = 64_000_000  # of an input, before it is decoded
-MAX_OUTPUT_PIXELS = 2**31  # of a result: 64 million at 4x and room beyond
 MAX_SIDE = 4096  # of a small picture once it is enlarged for the model
 MIN_SIDE = 64  # what a strip too long to be enlarged is padded to
-OTHER_FORMATS = {
-    b"GIF8": "GIF",
-    b"%PDF": "PDF",
-    b"%!PS": "PostScript",
-    b"\xff\x0a": "JPEG XL",
-    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
-}
-
 
 # Of EXIF, what describes the photo and not the file that held it, and is true of the repaired one too. Left behind are
 # the thumbnail, the orientation (it was applied) and the maker's notes, whose places count from where they stood.
@@ -104,9 +94,11 @@ def _open_eight_bits(path: Path, max_pixels: int) -> tuple[Image.Image, list[str
         exif = _read_exif(image, notices)
         image.load()
         is_png, icc = image.format == "PNG", image.info.get("icc_profile")
+        power = _power_to_srgb(image, notices)
         image = _orient(_dark_at_zero(image), notices)
         image = _to_srgb(image, icc, notices)
         image = _to_eight_bits(image, notices, is_png)
+        image = image if power == 1 else _bent(image, power)
         image = image.convert("LA") if is_grey else image
     return image, notices, exif
 
@@ -126,12 +118,12 @@ def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictu
         image, notices, exif = _open_eight_bits(path, max_pixels)
         return replace(_from_image(image), notices=notices, exif=exif)
     with _reading(path, max_pixels) as (image, notices):
-        is_png = image.format == "PNG"
-        exif = _read_exif(image, notices)
+        is_png, exif = image.format == "PNG", _read_exif(image, notices)
+        power = _power_to_srgb(image, notices)
         if not colour:
             image.load()
-            image = _dark_at_zero(image)
-            return replace(_from_image(_orient(image, notices), notices, is_png), notices=notices, exif=exif)
+            picture = _from_image(_orient(_dark_at_zero(image), notices), notices, is_png)
+            return replace(picture, pixels=picture.pixels**power, notices=notices, exif=exif)
         _needs_conversion(image, notices)
         image.load()
         high = np.asarray(_orient(image, notices))
@@ -139,29 +131,17 @@ def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictu
         image.tile = [_other_byte(tile) for tile in image.tile]
         image.load()
         low = np.asarray(_orient(image, []))
-    return replace(_from_array(high.astype(np.uint16) << 8 | low, notices), exif=exif)
+    picture = _from_array(high.astype(np.uint16) << 8 | low, notices)
+    return replace(picture, pixels=picture.pixels**power, exif=exif)
 
 
 @contextmanager
 def _reading(path: Path, max_pixels: int) -> Iterator[tuple[Any, list[str]]]:
-    """A file as Pillow opens it, not decoded yet, and the notices so far. A fault in the block becomes ImageError."""
-    _check_file(path)
-    try:
-        with _our_pixel_cap(), Image.open(path, formats=READABLE) as image:
-            _check_pixels(image, max_pixels)
-            _check_planes(image)
-            _as_stored(image)
-            yield image, _oddities(path, image)
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError(_describe_stranger(path)) from None
-    except FileNotFoundError:
-        raise ImageError("the file is gone") from None
-    except PermissionError:
-        raise ImageError("no permission to read the file") from None
-    except Exception as error:  # a decoder fed with rubbish raises whatever it likes
-        raise ImageError(f"broken picture: {_one_line(error)}") from None
+    """A file as `opened` gives it, and the notices so far. A fault in the block becomes ImageError."""
+    with opened(path, max_pixels) as image:
+        _check_planes(image)
+        _as_stored(image)
+        yield image, _oddities(path, image)
 
 
 def _check_planes(image: Any) -> None:
@@ -209,40 +189,6 @@ def _other_byte(tile: Any) -> Any:
     return tile._replace(args=swapped(args) if isinstance(args, str) else tuple(map(swapped, args)))
 
 
-def _check_file(path: Path) -> None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise ImageError("no such file") from None
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror or error}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError("not a regular file")
-    if status.st_size == 0:
-        raise ImageError("empty file")
-
-
-def _check_pixels(image: Image.Image, max_pixels: int) -> None:
-    pixels = image.width * image.height
-    if pixels == 0:
-        raise ImageError("the picture has no pixels")
-    if pixels > max_pixels:
-        raise ImageError(
-            f"{image.width}x{image.height} is {pixels / 1e6:.3g} million pixels, the limit is {max_pixels / 1e6:g};"
-            " raise it with --max_input_pixels"
-        )
-
-
-@contextmanager
-def _our_pixel_cap() -> Iterator[None]:
-    """Let `_check_pixels` rule alone: Pillow's own limit only warns up to 179 million pixels."""
-    pillow_cap, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = pillow_cap
-
-
 def _oddities(path: Path, image: Any) -> list[str]:
     """What is not taken over as it is, seen from the header."""
     notices = []
@@ -250,8 +196,10 @@ def _oddities(path: Path, image: Any) -> list[str]:
     if named and named != image.format.replace("MPO", "JPEG"):
         notices.append(f"a {image.format} picture, despite its name")
     # A phone's JPEG may carry a second picture for depth (MPO): not an animation, nothing to report.
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        notices.append(f"{image.n_frames} frames, only the first is used")
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        # Pillow would count a TIFF's by reading them all, again and again.
+        count = "several" if image.format == "TIFF" else image.n_frames
+        notices.append(f"{count} frames, only the first is used")
     return notices
 
 
@@ -295,6 +243,31 @@ def _to_srgb(image: Any, icc: bytes | None, notices: list[str]) -> Image.Image:
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         notices.append("its colour profile cannot be used, colours taken as sRGB")
         return image
+
+
+def _power_to_srgb(image: Any, notices: list[str]) -> float:
+    """Which power of a PNG's levels are sRGB's, by its gAMA chunk; 1 where it has none, or better word of its colours.
+
+    The inverse of sRGB's curve is taken for a power of 2.2, as the PNG specification has it.
+    """
+    gamma = image.info.get("gamma")
+    if image.format != "PNG" or gamma is None or {"srgb", "icc_profile"} & image.info.keys():
+        return 1.0
+    if not 0.1 <= gamma <= 10:
+        notices.append(f"its gamma of {gamma:g} cannot be used, colours taken as sRGB")
+        return 1.0
+    power = 1 / (2.2 * gamma)
+    if abs(power - 1) < 0.01:
+        return 1.0
+    notices.append(f"gamma {gamma:g}, brought to sRGB")
+    return power
+
+
+def _bent(image: Image.Image, power: float) -> Image.Image:
+    """Eight-bit levels of colour, or grey, to a power; alpha stays."""
+    curve = [round(255 * (level / 255) ** power) for level in range(256)]
+    table = [level for band in image.getbands() for level in (range(256) if band == "A" else curve)]
+    return image.point(table)
 
 
 def _needs_conversion(image: Any, notices: list[str]) -> bool:
@@ -357,36 +330,29 @@ def _from_palette(image: Image.Image) -> Image.Image:
 
 
 def _guess_white(image: Image.Image, notices: list[str]) -> float:
-    """What means white in an integer or float picture: the file does not say, so the next usual maximum."""
+    """What means white in an integer or float picture, which the file does not say: the next usual maximum.
+
+    A few highlights above it, up to sixteen times, are clipped: floats of light have them, and resampling makes some.
+    Where all is far below the next usual maximum, its own brightest is white, as of a sensor of twelve bits.
+    """
     values = np.asarray(image)
     if not np.isfinite(values).all():
         raise ImageError("the picture holds values that are not numbers (nan or inf)")
-    brightest = float(values.max())
+    brightest, most = float(values.max()), float(np.percentile(values, 99))
     usual = (1.0, 255.0, 65_535.0, 2.0**31 - 1) if image.mode == "F" else (255.0, 65_535.0, 2.0**31 - 1)
-    white = next((level for level in usual if brightest <= level), brightest)
-    notices.append(f"{'float' if image.mode == 'F' else 'integer'} pixels, {white:g} taken as white")
+    white = next((level for level in usual if most <= level and brightest <= 16 * level), brightest)
+    if white != usual[0] and brightest < white / 10:
+        white = brightest
+    told = [f"{'float' if image.mode == 'F' else 'integer'} pixels, {white:g} taken as white"]
+    told += [f"brighter ones, up to {brightest:g}, clipped"] if brightest > white else []
+    told += ["negative ones taken as black"] if values.min() < 0 else []
+    notices.append(", ".join(told))
     return white
 
 
 def _scale_levels(image: Image.Image, white: float) -> Image.Image:
     levels = np.asarray(image).astype(np.float64) * (255.0 / white)
     return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
-
-
-def _describe_stranger(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(16)
-    name = next((name for magic, name in OTHER_FORMATS.items() if start.startswith(magic)), None)
-    if start[4:8] == b"ftyp":
-        name = {b"avif": "AVIF", b"avis": "AVIF"}.get(start[8:12], "HEIC")
-    readable = "PNG, JPEG, WebP, TIFF or BMP"
-    if start[:4] in (b"II*\0", b"MM\0*"):
-        return "a TIFF of a kind that is not read (floats in colour, say); save it with 8 or 16 bits a channel"
-    return f"{name} is not read here; convert it to {readable} first" if name else f"not an image ({readable})"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 # --- in memory -------------------------------------------------------------------------------------------------------

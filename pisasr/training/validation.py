@@ -26,7 +26,7 @@ from pisasr.evaluation.metrics import psnr
 from pisasr.files import Journal, finite
 from pisasr.method.adapters import active
 from pisasr.method.model import PiSASR, Plan, Predictors, predict, restore
-from pisasr.pictures.folders import list_pictures, match_names, read_picture
+from pisasr.pictures.folders import list_pictures, match_names
 from pisasr.pictures.images import (
     crop,
     from_levels,
@@ -39,6 +39,7 @@ from pisasr.pictures.images import (
     to_tensor,
     to_unit,
 )
+from pisasr.pictures.opening import read_picture
 from pisasr.pictures.saving import save_image
 from pisasr.training.losses import LPIPS_NETS, Perceptual
 from pisasr.training.stages import Stage
