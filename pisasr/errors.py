@@ -10,6 +10,8 @@ import traceback
 import warnings
 from collections.abc import Callable
 
+from pisasr.signals import ended_by_sigterm
+
 OK, NOTHING_STARTED, WRONG_USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -44,7 +46,8 @@ class MemoryShort(UserWarning):
 def guarded(
     run: Callable[[], int | None], debug: bool = False, quiet: bool = False, stopped: str = "interrupted"
 ) -> int:
-    """Run a command or a script and return its exit code; whatever goes wrong is one line on stderr.
+    """Run a command or a script and return its exit code; whatever goes wrong is one line on stderr. SIGTERM is taken
+    as Ctrl-C.
 
     debug: a traceback before that line. quiet: no line at all, since another process prints the same. stopped: what
     Ctrl-C is answered with.
@@ -52,7 +55,8 @@ def guarded(
     # Of damaged tags, which pictures are noted for anyway. Not where a picture is read: threads do, and share filters.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        return run() or OK
+        with ended_by_sigterm():
+            return run() or OK
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return INTERRUPTED

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zlib import crc32
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,22 @@ def write_through(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def is_locked(file: IO) -> bool:
+    """Lock a file that is open for writing, for this process while it lives or the file is open; False if another did.
+
+    A record lock, because the processes that load photos would inherit the other kind and outlive a killed run with it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 class Journal:

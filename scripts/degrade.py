@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
+from pisasr.commands.batch import check_output
 from pisasr.commands.options import positive_int
 from pisasr.errors import OK, SOME_FAILED, ImageError, PisasrError, guarded, shown
 from pisasr.pictures.folders import Found, find_inputs
@@ -51,7 +52,13 @@ def degrade(args: argparse.Namespace) -> int:
     """Every photo's low-quality version, and a manifest of them all."""
     recipe = read_recipe(args.recipe, args.scale)
     entries, failed = [], 0
-    for photo in find_photos(args):
+    photos = find_photos(args)
+    for folder in filter(None, (args.output, args.hq_output)):
+        check_output(folder)
+    for photo in photos:
+        if photo.status == "skipped":
+            print(f"{shown(photo.path)}: skipped ({shown(photo.reason)})")
+            continue
         try:
             entries.append(degrade_photo(photo, recipe, args))
             print(f"{shown(photo.path)}: {entries[-1]['lq']['size']}")
@@ -96,15 +103,18 @@ def read_recipe(path: Path | None, scale: int | None) -> "DegradationRecipe":
 
 def find_photos(args: argparse.Namespace) -> list[Found]:
     """The photos that --input means; refused where two would be written to one name, or one over another's file."""
-    photos = find_inputs([args.input], args.output, recursive=True)
-    if not any(photo.status == "ready" for photo in photos):
-        raise PisasrError(f"--input {args.input}: {photos[0].reason if photos else 'no photos there'}")
     folders = [folder.resolve() for folder in (args.output, args.hq_output) if folder]
     if len(set(folders)) < len(folders):
         raise PisasrError("--output and --hq_output are the same folder; wanted two")
-    inputs = {photo.path.resolve() for photo in photos}
+    photos = find_inputs([args.input], args.output, recursive=True)
+    if args.hq_output and Path(args.input).resolve() in folders[1].parents:  # what an earlier run wrote is no photo
+        photos = [photo for photo in photos if folders[1] not in photo.path.resolve().parents]
+    ready = [photo for photo in photos if photo.status == "ready"]
+    if not ready:
+        raise PisasrError(f"--input {args.input}: {photos[0].reason if photos else 'no photos there'}")
+    inputs = {photo.path.resolve() for photo in ready}
     owners: dict[str, Path] = {}
-    for photo in photos:
+    for photo in ready:
         name = stem(photo)
         if name in owners:
             raise PisasrError(f"{owners[name]} and {photo.path} would both be written to {name}.png; rename one")

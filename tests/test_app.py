@@ -27,7 +27,7 @@ from gradio_client.exceptions import AppError
 
 from pisasr.app import desk as desk_module
 from pisasr.app import page as page_module
-from pisasr.app.desk import CORNERS, Desk, Limits, Store, Strengths, Wish, free_name, mask_image, read_mask
+from pisasr.app.desk import CORNERS, Desk, Limits, Store, Strengths, Wish, mask_image, read_mask
 from pisasr.app.page import COLORS, MAX_UPLOAD_MB, Listener, read_wish, serve
 from pisasr.commands.app import is_loopback
 from pisasr.commands.main import main
@@ -241,11 +241,6 @@ def test_garbage_and_bombs_are_a_line(desk, tmp_path):
     Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
     with pytest.raises(ImageError, match="the limit is 16"):
         desk.open(tmp_path / "bomb.png", WISH)
-
-
-def test_names_in_a_zip_are_each_once():
-    assert free_name("a", set()) == "a"
-    assert free_name("a", {"a", "a-2"}) == "a-3"
 
 
 def test_words_for_sizes():

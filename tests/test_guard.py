@@ -5,13 +5,14 @@ import signal
 
 import pytest
 
-from pisasr.training.guard import ASKED, NonFiniteGuard, StopRequests, TrainingDiverged
+from pisasr.signals import StopRequests
+from pisasr.training.guard import ASKED, NonFiniteGuard, TrainingDiverged
 
 
 @pytest.mark.parametrize("number", ASKED)
 def test_a_signal_is_remembered_and_the_old_handlers_come_back(number):
     before = signal.getsignal(number)
-    with StopRequests() as asked:
+    with StopRequests(ASKED) as asked:
         assert asked.number == 0
         for _ in range(2):
             os.kill(os.getpid(), number)
@@ -20,7 +21,7 @@ def test_a_signal_is_remembered_and_the_old_handlers_come_back(number):
 
 
 def test_the_first_signal_names_the_exit_code():
-    with StopRequests() as asked:
+    with StopRequests(ASKED) as asked:
         for number in ASKED:
             os.kill(os.getpid(), number)
         assert asked.number == ASKED[0]

@@ -365,12 +365,6 @@ def mask_image(path: str | Path, limits: Limits) -> Image.Image:
 # --- many pictures ---------------------------------------------------------------------------------------------------
 
 
-def free_name(stem: str, taken: set[str]) -> str:
-    """A name that no other result of the batch has: photo, photo-2, photo-3."""
-    names = [stem, *(f"{stem}-{number}" for number in range(2, len(taken) + 2))]
-    return next(name for name in names if name not in taken)
-
-
 def pack(folder: Path, target: Path) -> Path:
     """All finished files of a folder as one zip; pictures are compressed already, so it only gathers them."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:

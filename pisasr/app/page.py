@@ -20,13 +20,13 @@ from pisasr.app.desk import (
     Opened,
     Strengths,
     Wish,
-    free_name,
     input_image,
     mask_image,
     pack,
     read_mask,
 )
 from pisasr.errors import PisasrError, explain
+from pisasr.pictures.folders import free_name
 from pisasr.pictures.saving import save_image
 
 log = logging.getLogger(__name__)
@@ -206,13 +206,14 @@ class Listener:
             wish = read_wish(enlarge, long_side, "")
         folder = made["folder"] = TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True)
         rows: list[str] = []
+        taken: set[str] = set()
         for number, file in enumerate(files):
             yield _table(rows, f"{number + 1} of {len(files)}: {_cell(file)}"), None
             try:
-                name = free_name(Path(file).stem, {path.stem for path in Path(folder.name).iterdir()})
                 how = self.desk.read(file), Strengths(pix, sem), wish, COLORS[colors]
                 result = self.desk.repair(*how)
-                save_image(result, Path(folder.name, name + FORMATS[kind]), self.desk.metadata(*how, keep))
+                name = free_name(Path(Path(file).stem), taken, FORMATS[kind])
+                save_image(result, Path(folder.name, name), self.desk.metadata(*how, keep))
                 rows.append(f"| {_cell(file)} | {result.width} × {result.height} |")
             except Exception as error:
                 rows.append(f"| {_cell(file)} | failed: {html.escape(explain(error))} |")

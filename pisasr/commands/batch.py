@@ -16,16 +16,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from threading import Event
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from pisasr.errors import OverlapError, PisasrError, UsageError, explain, shown
-from pisasr.files import temporary_name
-from pisasr.pictures.folders import Found
+from pisasr.errors import ImageError, OverlapError, PisasrError, UsageError, explain, shown
+from pisasr.files import is_locked, temporary_name
+from pisasr.pictures.folders import Found, folded, free_name
 
 if TYPE_CHECKING:
     from pisasr.pictures.images import Picture
@@ -59,7 +60,7 @@ Restore = Callable[[Sequence["Picture"], Sequence[Path], Sequence[int]], Sequenc
 
 @dataclass(frozen=True)
 class Job:
-    """One input and the files it becomes; the last of `targets` is the one that the report names."""
+    """One input and the files it becomes, none where it can't be read; the report names the last of `targets`."""
 
     found: Found
     targets: tuple[Path, ...]
@@ -75,34 +76,26 @@ def plan_jobs(
 
     suffix: of the files, in place of .png; None is each input's own, where results can be written so, else .png.
     Sub-folders stay. Inputs that would meet keep their extension (photo.jpg.png beside photo.png.png); of inputs with
-    one and the same name all but the first are numbered. OverlapError if an output would be written over an input.
+    one and the same name all but the first are numbered. What can't be read has no place, and takes none away.
+    OverlapError if an output would be written over an input.
     """
-    stems = Counter(_key(found.name.with_suffix("")) for found in inputs)
-    names = Counter(_key(found.name) for found in inputs)
-    taken: set[str] = set()
+    ready = [found for found in inputs if found.status == "ready"]
+    stems = Counter(folded(found.name.with_suffix("")) for found in ready)
+    names = Counter(folded(found.name) for found in ready)
+    # A file can't have the name of a folder.
+    taken = set() if variants else {folded(place) for found in ready for place in found.name.parents}
     jobs = []
     for found in inputs:
+        if found.status != "ready":
+            jobs.append(Job(found, ()))
+            continue
         stem = found.name.with_suffix("")
-        meets_another = stems[_key(stem)] > names[_key(found.name)]
-        place = output / _free(found.name if meets_another else stem, taken)
+        meets_another = stems[folded(stem)] > names[folded(found.name)]
         end = suffix or (found.name.suffix.lower() if found.name.suffix.lower() in KEPT_SUFFIXES else ".png")
-        targets = [place / f"{variant}{end}" for variant in variants] or [place.with_name(place.name + end)]
-        jobs.append(Job(found, tuple(targets)))
+        place = output / free_name(found.name if meets_another else stem, taken, "" if variants else end)
+        jobs.append(Job(found, tuple(place / f"{variant}{end}" for variant in variants) or (place,)))
     _check_apart(jobs)
     return jobs
-
-
-def _key(path: Path) -> str:
-    return str(path).casefold()  # some file systems don't tell A.png from a.png
-
-
-def _free(stem: Path, taken: set[str]) -> Path:
-    candidate, number = stem, 1
-    while _key(candidate) in taken:
-        number += 1
-        candidate = stem.with_name(f"{stem.name}-{number}")
-    taken.add(_key(candidate))
-    return candidate
 
 
 def _check_apart(jobs: Sequence[Job]) -> None:
@@ -210,6 +203,7 @@ def restore_files(
     debug: bool = False,
     batch_size: int = 1,
     batch_pixels: int = 0,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Take every job from its file to its targets, and write a row for it whatever happens, in the order of the jobs.
 
@@ -220,7 +214,8 @@ def restore_files(
     of the inputs changes a result. With a `batch_size` above 1 neighbours of one size and of at most `batch_pixels`
     are restored together, which changes them by rounding; if that fails, one by one.
 
-    Stops early only when the disk is full. Ctrl-C drops the picture that is computed; those before it are written.
+    Stops early only when the disk is full, or when `stopping` says so: then the picture in hand is finished, those
+    before it are written, and it ends in KeyboardInterrupt. One that comes by itself drops the picture in hand.
     """
     full = Event()
 
@@ -247,7 +242,7 @@ def restore_files(
     waiting: deque[tuple[int, Future[None]]] = deque()
     # The teller is left last: rows that are known are told, whatever ends this.
     with ThreadPoolExecutor(1) as teller, ThreadPoolExecutor(HANDS) as writers, ThreadPoolExecutor(1) as reader:
-        courses = _one_ahead(jobs, lambda job: reader.submit(read, job))
+        courses = _until(stopping, _one_ahead(jobs, lambda job: reader.submit(read, job)))
         for batch in _batches(courses, batch_size, batch_pixels):
             if not full.is_set():
                 _compute([course for course in batch if course.picture is not None], restore, seed, debug)
@@ -261,6 +256,8 @@ def restore_files(
                 waiting.popleft()[1].result()
         for _, told in waiting:
             told.result()
+    if stopping():
+        raise KeyboardInterrupt
 
 
 @dataclass
@@ -299,6 +296,13 @@ def _one_ahead(jobs: Iterable[Job], start: "Callable[[Job], Future[Course]]") ->
             yield begun.popleft().result()
     while begun:
         yield begun.popleft().result()
+
+
+def _until(stopping: Callable[[], bool], courses: Iterable[Course]) -> Iterator[Course]:
+    for course in courses:
+        if stopping():
+            return
+        yield course
 
 
 def _batches(courses: Iterable[Course], size: int, pixels: int) -> Iterator[list[Course]]:
@@ -376,12 +380,12 @@ def _bytes(result: Any) -> int:
 
 def _is_picture(path: Path) -> bool:
     """Whether `path` holds a whole picture: what a killed or full disk left behind is made again."""
-    from PIL import Image
+    from pisasr.pictures.opening import opened
 
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             image.load()
-    except Exception:
+    except ImageError:
         return False
     return True
 
@@ -395,9 +399,26 @@ def picture_seed(seed: int, name: Path) -> int:
 # --- what happened ---------------------------------------------------------------------------------------------------
 
 
+def _own_report(folder: Path, name: str) -> tuple[Path, IO[str]]:
+    """An empty report of this run's own: NAME, or where a run that is not over writes there, NAME-2, NAME-3, ...
+
+    A link of that name makes way: what it leads to is not ours to write.
+    """
+    for number in count(1):
+        path = folder / (name if number == 1 else name.replace(".", f"-{number}.", 1))
+        if path.is_symlink():
+            path.unlink()
+        file = path.open("a", encoding="utf-8")
+        if is_locked(file):
+            file.truncate(0)
+            return path, file
+        file.close()
+    raise AssertionError("unreachable")
+
+
 class Report:
-    """Rows of OUTPUT/report.jsonl, one for every input as soon as it and those before it are done, and the same for the
-    person watching.
+    """Rows of OUTPUT/report.jsonl (`_own_report`), one for every input as soon as it and those before it are done, and
+    the same for the person watching.
 
     A row holds input, output (null if there is none), status ok | skipped | failed, reason ("" or what was noticed) and
     seconds, and lambda_pix and lambda_sem where they were chosen for the picture. On a terminal a bar shows the time
@@ -405,10 +426,9 @@ class Report:
     """
 
     def __init__(self, folder: Path, total: int, quiet: bool = False, name: str = REPORT_NAME) -> None:
-        self.path = folder / name
         self.counts: Counter[str] = Counter()
         self._quiet, self._started = quiet, time.perf_counter()
-        self._file = self.path.open("w", encoding="utf-8")
+        self.path, self._file = _own_report(folder, name)
         self._bar = tqdm(total=total, unit="picture", disable=True if quiet else None)  # None: on a terminal alone
 
     def __enter__(self) -> "Report":

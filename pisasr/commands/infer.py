@@ -38,6 +38,7 @@ from pisasr.commands.options import (
 from pisasr.errors import OK, SOME_FAILED, MemoryShort, PisasrError, UsageError, guarded, shown
 from pisasr.evaluation.rules import Pair, describe, parse_lambdas, parse_rule, pick
 from pisasr.pictures.folders import Found, find_inputs
+from pisasr.signals import ENDING, StopRequests
 
 if TYPE_CHECKING:
     from pisasr.evaluation.metrics import Scorer
@@ -155,12 +156,14 @@ def _infer(args: argparse.Namespace) -> int:
     with Report(args.output, len(jobs), args.quiet, share.report_name) as report:
         if pipe is not None:
             alone = pairs or args.lambda_pix_map or args.lambda_sem_map
-            batch = (1, 0) if args.batch_size == 1 or alone else (args.batch_size, _small_pixels(pipe, args))
+            batch: tuple[int, int] = (
+                (1, 0) if args.batch_size == 1 or alone else (args.batch_size, _small_pixels(pipe, args))
+            )
             restore = _restorer(pipe, args, pairs, scorers)
-            with plainly(MemoryShort):
-                restore_files(
-                    jobs, restore, report, args.existing, args.seed, args.max_input_pixels, args.debug, *batch
-                )
+            how = args.existing, args.seed, args.max_input_pixels, args.debug
+            once = "stopping after the picture in hand; once more stops at once"
+            with plainly(MemoryShort), StopRequests(ENDING, patient=False, advice=once) as asked:
+                restore_files(jobs, restore, report, *how, *batch, stopping=lambda: asked.number != 0)
     if process.count > 1:
         _wait_for_the_others()
     return SOME_FAILED if report.counts["failed"] else OK

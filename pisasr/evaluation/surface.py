@@ -17,6 +17,7 @@ from pisasr.evaluation.metrics import METRICS
 from pisasr.evaluation.pairs import Example
 from pisasr.evaluation.rules import Pair, Rule, choose, describe
 from pisasr.evaluation.scoring import read_methods
+from pisasr.pictures.opening import opened
 
 # (file of the input, pairs of strengths) -> a picture for each, 8 bits a channel
 RestoreFile = Callable[[Path, Sequence[Pair]], Iterator[Image.Image]]
@@ -87,7 +88,7 @@ def _choose(rule: Rule, means: dict[Pair, dict[str, float | None]]) -> dict[str,
 
 
 def _check_size(sr: Image.Image, hq: Path, name: str) -> None:
-    with Image.open(hq) as picture:
+    with opened(hq) as picture:
         if sr.size != picture.size:
             came, want = ("{}x{}".format(*size) for size in (sr.size, picture.size))
             raise PisasrError(f"{name} comes out as {came}, the true picture is {want}: set --upscale")

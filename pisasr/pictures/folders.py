@@ -7,11 +7,13 @@ import glob
 import os
 import re
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zlib import crc32
 
 from pisasr.errors import OverlapError, PisasrError, shown
 
@@ -21,6 +23,7 @@ FOREIGN = {  # what a person may take for a picture, too, and would miss without
     ".psd": "PSD", ".svg": "SVG", ".eps": "PostScript", ".dng": "a raw photo", ".cr2": "a raw photo",
     ".cr3": "a raw photo", ".nef": "a raw photo", ".arw": "a raw photo", ".raf": "a raw photo",
 }  # fmt: skip
+LONGEST_NAME = 255  # bytes
 EMPTY = "empty file"
 STRANGERS = "{} is not read here; convert it to PNG, JPEG, WebP, TIFF or BMP first"
 
@@ -50,6 +53,30 @@ def match_names(wanted: Iterable[str], found: Iterable[str], suffix: str = SUFFI
     pairs = {stem: stem for stem in wanted & found}
     left, right = (_unique_bare(stems - pairs.keys(), suffix) for stems in (wanted, found))
     return pairs | {left[bare]: right[bare] for bare in left.keys() & right.keys()}
+
+
+def free_name(name: Path, taken: set[str], end: str = "") -> Path:
+    """`name` + `end`, or name-2, name-3, ...: the first that is none of `taken`, to which it is added, as `folded`.
+
+    Of at most 255 bytes, which is what a file's name may have: a longer one keeps its beginning, and a digest of all.
+    """
+    whole, number = os.fsencode(name.name), 1
+    while True:
+        mark = f"-{number}" if number > 1 else ""
+        room, stem = LONGEST_NAME - len(os.fsencode(mark + end)), whole
+        if len(whole) > room:
+            digest = f"-{crc32(whole):08x}"
+            stem = (whole[: room - len(digest)].decode("utf-8", "ignore") + digest).encode()
+        candidate = name.with_name(os.fsdecode(stem) + mark + end)
+        if folded(candidate) not in taken:
+            taken.add(folded(candidate))
+            return candidate
+        number += 1
+
+
+def folded(path: Path | str) -> str:
+    """What file systems that don't tell A.png from a.png, nor one way to write an accent from another, take as one."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def _repeated(items: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from pisasr.errors import PisasrError
+from pisasr.pictures.folders import cannot_open
 
 
 def read_entries(path: Path) -> list[dict]:
@@ -19,7 +20,7 @@ def read_entries(path: Path) -> list[dict]:
             hashes = [entry[kind]["sha256"] for entry in entries for kind in ("lq", "hq") if kind in entry]
             if all(isinstance(digest, str) for digest in hashes):
                 return entries
-    except (ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         pass
     raise PisasrError(f"{path}: wanted a manifest.json that scripts/degrade.py wrote; make the folder anew")
 
@@ -36,5 +37,7 @@ def find_differences(folder: Path, wanted: dict[str, str], inside: list[Path]) -
             yield f"{folder / name}: missing"
         elif name not in wanted:
             yield f"{folder / name}: not in the manifest"
+        elif reason := cannot_open(folder / name):
+            yield f"{folder / name}: {reason}"
         elif sha256((folder / name).read_bytes()).hexdigest() != wanted[name]:
             yield f"{folder / name}: not the picture of the manifest"

@@ -17,7 +17,7 @@ from PIL import (  # noqa: F401  each plugin makes itself known
     WebPImagePlugin,
 )
 
-from pisasr.errors import ImageError, shown
+from pisasr.errors import ImageError, PisasrError, shown
 from pisasr.pictures.folders import STRANGERS, cannot_open
 
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # no other decoder is tried: Pillow would start Ghostscript for one
@@ -45,7 +45,7 @@ def opened(path: Path, max_pixels: int = MAX_OUTPUT_PIXELS) -> Iterator[Any]:
             image = _recognise(file, str(path))
             _check_pixels(image, max_pixels)
             yield image
-    except ImageError:
+    except PisasrError:
         raise
     except FileNotFoundError:
         raise ImageError("the file is gone") from None

@@ -7,8 +7,6 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from types import FrameType
-from typing import Any
 
 from pisasr.errors import PisasrError
 
@@ -25,29 +23,6 @@ class Interrupted(PisasrError):
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.number = number
-
-
-class StopRequests:
-    """Remembers that a signal asked to stop, so that a step can be finished and saved first.
-
-    A context: outside of it the signals do what they did before. A second one changes nothing: schedulers tell every
-    process, and launchers pass on what they are told. Ctrl-C and SIGKILL still end the run at once.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequests":
-        self._before = {number: signal.signal(number, self._remember) for number in ASKED}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.number = self.number or number
 
 
 def stop_with_launcher() -> None:

@@ -10,7 +10,7 @@ from typing import IO, Any
 from pisasr.config import ConfigError, TrainConfig, flatten, to_yaml
 from pisasr.data.photos import Photos
 from pisasr.data.sources import read_sidecar
-from pisasr.files import write_whole
+from pisasr.files import is_locked, write_whole
 from pisasr.training.stages import stages_of
 
 # What no trained byte depends on. The photos are compared themselves, so that their folder may move.
@@ -66,29 +66,16 @@ def write_identity(output: Path, config: TrainConfig, identity: dict[str, Any]) 
 def lock(output: Path) -> IO:
     """Keep other runs out of the folder while this process lives (or the file returned is open).
 
-    One that was just asked to stop may still be saving, so it is waited for a while. A record lock, because the
-    processes that load photos would inherit the other kind and outlive a killed run with it.
+    One that was just asked to stop may still be saving, so it is waited for a while.
     """
     (output / "adapters").mkdir(parents=True, exist_ok=True)
     file = (output / LOCK).open("w")
     end = time.monotonic() + PATIENCE_S
-    while not _is_locked(file):
+    while not is_locked(file):
         if time.monotonic() > end:
             raise ConfigError(f"another process trains into {output}; wait for it, or choose another run.output.")
         time.sleep(0.2)
     return file
-
-
-def _is_locked(file: IO) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such locks
-        return True
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
 
 
 def write_card(output: Path, config: TrainConfig) -> None:

@@ -22,9 +22,10 @@ from pisasr.files import Journal, finite
 from pisasr.method.adapters import active, parameters_of, train_only
 from pisasr.method.model import PiSASR, restore
 from pisasr.models.weights import save_adapter
+from pisasr.signals import StopRequests
 from pisasr.training.chance import draw, seed_step, stream
 from pisasr.training.ground import adapter_file, adapter_of, digests_of, fill_adapters, on_main
-from pisasr.training.guard import Interrupted, NonFiniteGuard, StopRequests, stop_with_launcher
+from pisasr.training.guard import ASKED, Interrupted, NonFiniteGuard, stop_with_launcher
 from pisasr.training.identity import check_identity, identity_of, lock, write_card, write_identity
 from pisasr.training.losses import Perceptual, build_perceptual, sharpen
 from pisasr.training.setup import (
@@ -117,7 +118,7 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
 
     # Each stage has its own optimizer and starts from what the one before left on the disk.
     try:
-        with StopRequests() as asked:
+        with StopRequests(ASKED) as asked:
             for stage in stages:
                 train_stage(stage, bench, asked)
     finally:
