@@ -35,6 +35,14 @@ def write_through(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a text in JSON says; ValueError for everything that it can be wrong with, nesting without end included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def is_locked(file: IO) -> bool:
     """Lock a file that is open for writing, for this process while it lives or the file is open; False if another did.
 
@@ -127,7 +135,7 @@ def finite(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row_of(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line) if line.endswith(b"\n") else None
+        row = parse_json(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -40,6 +40,7 @@ from pisasr.models.bases import (
     load_unet,
     own_color_fix,
     read_reference,
+    write_hashes,
     write_reference,
 )
 from pisasr.models.weights import Adapter, fingerprint, load_adapters, save_adapter
@@ -321,7 +322,7 @@ class PiSASRPipeline(DiffusionPipeline):
         adapters_only: the two adapters instead, and by which name the base was loaded (30 MB for SD-2.1 at rank 4).
         options: diffusers' (variant, safe_serialization, max_shard_size, push_to_hub, ...). A folder written whole is
         also loaded by `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)` where
-        pisasr is installed.
+        pisasr is installed. Its hashes.json says what each file was, and `from_pretrained` holds them against it.
         """
         folder = Path(save_directory)
         if adapters_only:
@@ -340,6 +341,7 @@ class PiSASRPipeline(DiffusionPipeline):
             if is_one:
                 self.register_modules(unet_pix=None)  # else it would be written twice
             super().save_pretrained(str(folder), **options)
+            write_hashes(folder)
         finally:
             if is_one:
                 self.register_modules(unet_pix=self.unet)

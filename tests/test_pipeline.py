@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import pisasr
 from pisasr import PiSASRPipeline
@@ -270,6 +271,30 @@ def test_what_is_saved_loads_and_gives_equal_pictures(pipe, tmp_path):
         load_base(tmp_path / "saved")
 
 
+def test_one_flipped_bit_in_what_was_saved_is_noticed_and_a_cut_save_too(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    for part in ("unet", "unet_pix", "vae", "text_encoder", "tokenizer", "scheduler"):
+        file = max((tmp_path / "saved" / part).iterdir(), key=lambda path: path.stat().st_size)
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        with pytest.raises(ModelError, match=f"saved/{part}/{file.name} is damaged: it differs from what was saved"):
+            PiSASRPipeline.from_pretrained(tmp_path / "saved")
+        file.write_bytes(whole)
+    PiSASRPipeline.from_pretrained(tmp_path / "saved")
+
+
+def test_pickled_weights_are_not_read(base_folder, tmp_path):
+    for part in ("unet", "vae", "text_encoder"):
+        shutil.copytree(base_folder, tmp_path / part)
+        (weights,) = (tmp_path / part / part).glob("*.safetensors")
+        torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+        shutil.copy(weights.with_name("pytorch_model.bin"), weights.with_name("diffusion_pytorch_model.bin"))
+        weights.unlink()
+        with pytest.raises(ModelError, match=f"{part}/{part} has no .safetensors files, and pickles are not read"):
+            PiSASRPipeline.from_pretrained(tmp_path / part)
+
+
 def test_a_model_names_its_own_colour_fix_and_keeps_it_when_saved(base_folder, pipe, tmp_path):
     folder = tmp_path / "own"
     shutil.copytree(base_folder, folder)
@@ -283,9 +308,12 @@ def test_a_model_names_its_own_colour_fix_and_keeps_it_when_saved(base_folder, p
         assert equal(named(photo(), **SMALL).images[0], wavelet)
         assert equal(named(photo(), **SMALL, color_fix="adain").images[0], adain)
 
-    for wrong in ('{"color_fix": "rainbow"}', '{"color_fix": ["adain"]}', "[]"):
+    named = "has color_fix .*, wanted one of adain, wavelet, none; correct"
+    wrongs = {'{"color_fix": "rainbow"}': named, '{"color_fix": ["adain"]}': named, "[]": "holds no settings",
+              "{": "can't be read", "[" * 100_000: "nested too deeply"}  # fmt: skip
+    for wrong, reason in wrongs.items():
         (folder / "model_index.json").write_text(wrong)
-        with pytest.raises(ModelError, match=r"has color_fix .*, wanted one of adain, wavelet, none; correct"):
+        with pytest.raises(ModelError, match=reason):
             PiSASRPipeline.from_pretrained(folder)
 
 
@@ -493,8 +521,10 @@ def test_files_of_a_variant_and_parts_of_ones_own_are_taken(base_folder, pipe, t
     assert equal(
         again.to(torch.float32)(photo(), **SMALL).images[0], half.to(torch.float32)(photo(), **SMALL).images[0]
     )
-    with pytest.raises(ModelError, match="can't be loaded"):
+    with pytest.raises(ModelError, match="unet has no weights without a variant; it has 'fp16': name it, variant=..."):
         PiSASRPipeline.from_pretrained(tmp_path / "half")
+    with pytest.raises(ModelError, match="unet has no weights of variant 'fp8'; it has 'None'"):
+        PiSASRPipeline.from_pretrained(base_folder, variant="fp8")
 
     vae, text_encoder = tiny.make_vae(), tiny.make_text_encoder()
     vae.decoder.conv_out.bias.data += 0.3

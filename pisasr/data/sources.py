@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from pisasr.errors import PisasrError
-from pisasr.files import write_whole
+from pisasr.files import parse_json, write_whole
 from pisasr.pictures.folders import EXTENSIONS
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description")
@@ -193,7 +193,7 @@ def _read_metadata(path: Path) -> dict[Path, dict]:
             if path.suffix == ".csv":
                 rows: list[dict] = list(csv.DictReader(file))
             else:
-                rows = [json.loads(line) for line in file if line.strip()]
+                rows = [parse_json(line) for line in file if line.strip()]
         return {path.parent / row["file_name"]: row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise PisasrError(f"{path} is no imagefolder metadata ({error!r}); wanted a file_name column.") from None
@@ -219,8 +219,8 @@ def read_manifest(path: Path) -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = parse_json(line)
+        except ValueError:
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not row["path"]:
             raise PisasrError(

@@ -16,6 +16,7 @@ from typing import Any
 
 from pisasr.errors import ImageError, PisasrError
 from pisasr.evaluation.pairs import Pairing, pair_folders
+from pisasr.files import parse_json
 from pisasr.pictures.folders import SUFFIX, list_pictures, match_names
 from pisasr.pictures.manifest import find_differences, read_entries
 from pisasr.pictures.opening import read_picture
@@ -123,7 +124,7 @@ def verify_manifest(lr: Path, hr: Path | None) -> str | None:
     if not path.is_file():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PisasrError(f"{path} is not readable as JSON; take it away, or make the folder anew") from error
     if not isinstance(manifest, dict) or not {"seed", "recipe", "pictures"} <= manifest.keys():

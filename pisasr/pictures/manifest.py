@@ -3,24 +3,24 @@
 scripts/degrade.py writes such manifests and verifies them; evaluation verifies the test sets that have one.
 """
 
-import json
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 from pisasr.errors import PisasrError
+from pisasr.files import parse_json
 from pisasr.pictures.folders import cannot_open
 
 
 def read_entries(path: Path) -> list[dict]:
     """The pictures of a manifest of scripts/degrade.py: name, lq and perhaps hq with their sha256."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["pictures"]
+        entries = parse_json(path.read_text(encoding="utf-8"))["pictures"]
         if all(isinstance(entry["name"], str) and "lq" in entry for entry in entries):
             hashes = [entry[kind]["sha256"] for entry in entries for kind in ("lq", "hq") if kind in entry]
             if all(isinstance(digest, str) for digest in hashes):
                 return entries
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError):
         pass
     raise PisasrError(f"{path}: wanted a manifest.json that scripts/degrade.py wrote; make the folder anew")
 

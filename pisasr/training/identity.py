@@ -10,7 +10,7 @@ from typing import IO, Any
 from pisasr.config import ConfigError, TrainConfig, flatten, to_yaml
 from pisasr.data.photos import Photos
 from pisasr.data.sources import read_sidecar
-from pisasr.files import is_locked, write_whole
+from pisasr.files import is_locked, parse_json, write_whole
 from pisasr.training.stages import stages_of
 
 # What no trained byte depends on. The photos are compared themselves, so that their folder may move.
@@ -47,7 +47,7 @@ def check_identity(output: Path, identity: dict[str, Any]) -> None:
     if not file.is_file():
         return
     try:
-        before = dict(json.loads(file.read_text()))
+        before = dict(parse_json(file.read_text()))
     except (ValueError, TypeError):
         raise ConfigError(f"{file} is broken, so nobody can tell what run this is; delete it to go on.") from None
     if changed := [key for key in {**identity, **before} if before.get(key) != identity.get(key)]:
