@@ -1,5 +1,6 @@
 # make demo   repair the example photos with the embedded model; pictures land in results/demo
 # make test   run the tests        make slow   run the long ones        make lint   run ruff and mypy
+# make soak   what the tests do a part of, whole: fuzz, kills, many pictures        make audit   known holes in the pins
 # make wheel  build the package, install it into an empty environment and repair a picture with it
 #
 # Each makes .venv by itself, from the pinned versions in configs/constraints.txt. Which build of PyTorch comes is for
@@ -19,7 +20,7 @@ PINS := pyproject.toml configs/constraints.txt
 EXAMPLES := pisasr/demo/examples
 RESULTS := results/demo
 
-.PHONY: demo test slow lint wheel clean
+.PHONY: demo test slow soak audit lint wheel clean
 
 demo: $(VENV)/.base
 	$(VENV)/bin/python scripts/infer.py --input $(EXAMPLES) --output $(RESULTS) --lambda_pix 1.0 --lambda_sem 1.0
@@ -33,10 +34,16 @@ demo: $(VENV)/.base
 	@ls $(RESULTS)/*.png $(RESULTS)/before_after/*.jpg $(RESULTS)/grid/*/grid.png $(RESULTS)/strengths/*.png
 
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m "not slow"
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m "not slow and not soak"
 
 slow: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -m slow
+
+soak: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest -q -m soak
+
+audit: $(VENV)/.dev
+	$(VENV)/bin/pip-audit --strict -r configs/constraints.txt --no-deps --disable-pip
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -39,8 +39,22 @@ class OverlapError(UsageError):
     """An output would be written over an input."""
 
 
-class MemoryShort(UserWarning):
+class Told(UserWarning):
+    """Something that a person should know while work goes on; a command prints it as a line, without a place in the
+    code.
+    """
+
+
+class MemoryShort(Told):
     """A picture is cut into smaller pieces than was asked for, since memory was out or would be."""
+
+
+class NotFinite(Told):
+    """A picture was made once more in float32, since numbers of half precision ran out of their range."""
+
+
+class UnusualStrength(Told):
+    """A strength is far from those that the model was trained with."""
 
 
 def guarded(

@@ -18,14 +18,14 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from pisasr.errors import CheckpointError, MemoryShort, ModelError, PisasrError, is_out_of_memory
+from pisasr.errors import CheckpointError, MemoryShort, ModelError, NotFinite, PisasrError, is_out_of_memory
 from pisasr.files import write_whole
 from pisasr.method import color, consistent
 from pisasr.method.adapters import merge_in_place, merged
 from pisasr.method.compiling import CompilingFailed, compile_checked
 from pisasr.method.layers import forget, has_hooks, lay_out, use_fast_layers
 from pisasr.method.memory import GIB, Forecast, free_bytes, held_bytes, resident_bytes, tiles_of
-from pisasr.method.model import PiSASR, Plan, Predicted, Predictors, draw_noise, look, mix, predict
+from pisasr.method.model import PiSASR, Plan, Predicted, Predictors, Restored, draw_noise, look, mix, predict
 from pisasr.method.residual import Strength, needed_by
 from pisasr.method.text import PromptEncoder
 from pisasr.method.tiling import check_plan
@@ -72,6 +72,8 @@ COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
 TILE_PX = 768  # latent tiles in image pixels: the published 96 latent pixels of an eightfold VAE
 VAE_TILE_PX = 512
 SMALLEST_TILE = 16  # latent pixels; below, out of memory is told and not tried again
+FLAT = 8 / 255  # standard deviation, of each colour, of a picture that may come out as one
+NOT_FINITE = "the model answered with nan or inf"
 SAME_SIZE = "a result of the input's size agrees with the input when it is the input; leave `consistent` out."
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "uint16")
 
@@ -85,6 +87,7 @@ Strengths = tuple[float | Map, float | Map]
 CheckedPair = tuple[float | np.ndarray, float | np.ndarray]
 Shape = tuple[int, int, int, int]  # of a latent, [B, c, h, w]
 T = TypeVar("T")
+Answer = TypeVar("Answer", Predicted, Restored)
 
 # Lies beside what `save_pretrained` writes: DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER,
 # trust_remote_code=True) takes the pipeline from it.
@@ -642,8 +645,11 @@ class PiSASRPipeline(DiffusionPipeline):
         noise = self._noise(shape, jobs, device) if options.posterior == "sample" else None
 
         def attempt(plan: Plan) -> Predicted:
-            predictors = self._predictors(model, jobs, needs, tiles_of(shape, plan), device)
-            return look(model, to_signed(from_levels(given)), predictors, plan, noise)
+            def in_own_dtype() -> Predicted:
+                predictors = self._predictors(model, jobs, needs, tiles_of(shape, plan), device)
+                return look(model, to_signed(from_levels(given)), predictors, plan, noise)
+
+            return self._finite(in_own_dtype)
 
         asked = self._cut(options, model.factor)
         if (first := self._first_plan(asked, shape)) != asked and (shape, asked) not in self._too_much:
@@ -662,13 +668,10 @@ class PiSASRPipeline(DiffusionPipeline):
         predicted = Predicted(looked.z_L, looked.eps_pix, looked.eps_pisa)
 
         def attempt(plan: Plan) -> list[Result]:
-            x_H, z_H = mix(model, predicted, pair, plan, decode=output_type != "latent")
+            x_H, z_H = self._finite(lambda: mix(model, predicted, pair, plan, decode=output_type != "latent"))
             if x_H is None:
                 return list(z_H)
-            if not x_H.sum(dtype=torch.float32).isfinite():  # as any of its numbers; asking each takes a copy
-                raise PisasrError(
-                    "the model answered with nan or inf; try float32 (--dtype fp32), or strengths nearer to 1."
-                )
+            _check_not_flat(x_H, looked)
             made, source = crop(x_H, frame), crop(looked.given, frame)
             bands = partial(
                 color.in_bands,
@@ -685,6 +688,28 @@ class PiSASRPipeline(DiffusionPipeline):
             return _results(consistent.agree(at_output, x_L, size), size[0], looked.jobs, output_type)
 
         return self._in_less(looked.plan, model.latent_shape(looked.given), attempt)
+
+    def _finite(self, attempt: Callable[[], Answer]) -> Answer:
+        """attempt(), whose tensors are finite; where they are not, once more with all networks in float32, for which
+        half precision is wide enough no longer. PisasrError where that doesn't help, or can't be done.
+        """
+        if all(map(_is_finite, made := attempt())):
+            return made
+        del made  # else it would wait beside its successor
+        networks = list(dict.fromkeys((self.vae, self.unet_pix, self.unet)))
+        low = [(network, network.dtype) for network in networks if network.dtype != torch.float32]
+        # Weights that sequential or group offload keeps elsewhere can't be cast here.
+        if low and not any(p.is_meta for network in networks for p in network.parameters()):
+            warnings.warn(NOT_FINITE + f" in {low[0][1]}; once more in float32", NotFinite, stacklevel=2)
+            try:
+                for network, _ in low:
+                    torch.nn.Module.to(network, torch.float32)  # diffusers' own advises against casting, at length
+                if all(map(_is_finite, made := attempt())):
+                    return made
+            finally:
+                for network, dtype in low:
+                    torch.nn.Module.to(network, dtype)  # to the bit: float32 holds all that it held
+        raise PisasrError(NOT_FINITE + "; try float32 (--dtype fp32), or strengths nearer to 1.")
 
     def _first_plan(self, asked: Plan, shape: Shape) -> Plan:
         """How a latent of this shape is cut at first: as asked, or the next `smaller` plan that was not too much before
@@ -771,6 +796,19 @@ class PiSASRPipeline(DiffusionPipeline):
 
 def _frame(size: tuple[int, int], options: Options, factor: int) -> Frame:
     return plan_frame(*size, options.upscale, options.process_size, multiple=factor, working_size=options.working_size)
+
+
+def _is_finite(tensor: Tensor | None) -> bool:
+    """Whether all its numbers are, by their sum: asking each takes a copy. None has none."""
+    return tensor is None or bool(tensor.sum(dtype=torch.float32).isfinite())
+
+
+def _check_not_flat(x_H: Tensor, looked: Looked) -> None:
+    """PisasrError where a picture of many tones came out as one: a decoder that is out of its range answers so."""
+    for x, given in zip(x_H, looked.given, strict=True):
+        least, most = x.aminmax()
+        if least.clamp(-1, 1) == most.clamp(-1, 1) and from_levels(given).flatten(1).std(1).max() > FLAT:
+            raise PisasrError("the model answered with one colour alone; try float32, or strengths nearer to 1.")
 
 
 def smaller(plan: Plan, side: int) -> Plan | None:
@@ -876,7 +914,7 @@ def _check_pairs(lambdas: Iterable[Strengths], jobs: Iterable[Job]) -> list[Chec
     except (TypeError, ValueError):
         raise TypeError("strengths must be pairs of numbers or maps, (lambda_pix, lambda_sem).") from None
     checked = [(check_strength("lambda_pix", pix), check_strength("lambda_sem", sem)) for pix, sem in pairs]
-    for (pix, sem), job in product(checked, jobs):
+    for (pix, sem), job in product(pairs, jobs):
         check_proportions("lambda_pix", pix, job.picture.size)
         check_proportions("lambda_sem", sem, job.picture.size)
     return checked

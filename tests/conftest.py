@@ -17,6 +17,25 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def did(record_property):
+    """did(WORDS): how much a test did, for the lines at the end of the run."""
+    return lambda words: record_property("did", words)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    reports = terminalreporter.stats.get("passed", [])
+    lines = [
+        f"{words} ({report.duration:.1f} s)"
+        for report in reports
+        for name, words in report.user_properties
+        if name == "did"
+    ]
+    if lines:
+        terminalreporter.section("how much was done")
+        terminalreporter.write_line("\n".join(lines))
+
+
 PARITY = Path(os.environ.get("PISASR_PARITY", Path(__file__).resolve().parents[2] / "shared" / "parity"))
 
 

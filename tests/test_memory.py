@@ -189,6 +189,27 @@ def test_free_memory_of_a_cpu_is_what_linux_tells(monkeypatch, tmp_path):
     assert free_bytes(torch.device("meta")) is None
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_of_a_cpu_ends_where_its_container_does(monkeypatch, tmp_path, version):
+    """Whichever of the groups around a process leaves least; what is only cached can be had."""
+    root = tmp_path if version == 2 else tmp_path / "memory"
+    limit, used = (
+        ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    )
+    cache = "inactive_file" if version == 2 else "total_inactive_file"
+    for place, most, now, cached in [("", "max", 9, 0), ("job", 1000, 700, 50), ("job/step", 5000, 600, 0)]:
+        (root / place).mkdir(parents=True, exist_ok=True)
+        (root / place / limit).write_text(f"{most}\n")
+        (root / place / used).write_text(f"{now}\n")
+        (root / place / "memory.stat").write_text(f"anon 3\nsome_{cache} 9\n{cache} {cached}\n")
+    (tmp_path / "own").write_text("0::/job/step\n" if version == 2 else "3:cpu:/\n4:memory,x:/job/step\n")
+    left = memory._left_in_groups(tmp_path, tmp_path / "own")
+    assert sorted(left) == [350, 4400] and memory._left_in_groups(tmp_path, tmp_path / "absent") == []
+    monkeypatch.setattr(memory, "_left_in_groups", lambda: left)
+    monkeypatch.setattr(memory, "_told", lambda *_: 10_000)
+    assert free_bytes(torch.device("cpu")) == 350
+
+
 def test_free_memory_of_a_gpu_counts_what_pytorch_keeps(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 40)

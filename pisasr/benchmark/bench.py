@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pisasr.benchmark.counting import Counted, count
 from pisasr.benchmark.subjects import Change, load, picture
-from pisasr.errors import MemoryShort, explain, is_out_of_memory
+from pisasr.errors import MemoryShort, NotFinite, explain, is_out_of_memory
 from pisasr.evaluation.rules import Pair
 from pisasr.method.compiling import CompilingFailed
 from pisasr.pipeline import Options, PiSASRPipeline
@@ -217,7 +217,7 @@ class Bench:
                     self.rows.append(row)
                     try:
                         with warnings.catch_warnings():  # whoever goes on in another way is another variant
-                            for otherwise in (MemoryShort, CompilingFailed):
+                            for otherwise in (MemoryShort, NotFinite, CompilingFailed):
                                 warnings.filterwarnings("error", category=otherwise)
                             self._fill(row, variants[0], variant)
                     except Skipped as reason:

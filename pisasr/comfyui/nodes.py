@@ -269,6 +269,6 @@ def _masks(mask: Tensor | None, count: int) -> list[Tensor | None]:
 
 def _by_place(outside: float, inside: float, mask: Tensor | None) -> float | Tensor:
     """A strength where the mask is 0, another where it is 1, in between what lies between; [H, W]."""
-    if mask is None:
+    if mask is None or not mask.any():  # ComfyUI's word for no mask is black, 64x64, whatever the picture
         return outside
     return torch.lerp(torch.full_like(mask, outside), torch.full_like(mask, inside), mask)

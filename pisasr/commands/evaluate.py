@@ -18,9 +18,10 @@ from pisasr.commands.options import (
     load_pipeline,
     normalise,
     pipeline_settings,
+    plainly,
     whole,
 )
-from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, UsageError, guarded
+from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, Told, UsageError, guarded
 from pisasr.evaluation.evaluate import JOURNALS, evaluate_set, write_overview
 from pisasr.evaluation.metrics import ALIASES, METRICS, PROTOCOLS
 from pisasr.evaluation.pairs import Pairing
@@ -116,7 +117,8 @@ def evaluate(argv: list[str] | None = None) -> int:
 
     def run() -> int:
         sets = load_sets(args.sets) if args.sets else [TestSet(args.set, methods, args.hr, args.lr)]
-        return score(sets, args, processes)
+        with plainly(Told):
+            return score(sets, args, processes)
 
     try:
         return guarded(run, args.debug, not processes.is_first, stopped)

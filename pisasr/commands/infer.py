@@ -35,7 +35,7 @@ from pisasr.commands.options import (
     plainly,
     positive_int,
 )
-from pisasr.errors import OK, SOME_FAILED, MemoryShort, PisasrError, UsageError, guarded, shown
+from pisasr.errors import OK, SOME_FAILED, PisasrError, Told, UsageError, guarded, shown
 from pisasr.evaluation.rules import Pair, describe, parse_lambdas, parse_rule, pick
 from pisasr.pictures.folders import Found, find_inputs
 from pisasr.signals import ENDING, StopRequests
@@ -162,7 +162,7 @@ def _infer(args: argparse.Namespace) -> int:
             restore = _restorer(pipe, args, pairs, scorers)
             how = args.existing, args.seed, args.max_input_pixels, args.debug
             once = "stopping after the picture in hand; once more stops at once"
-            with plainly(MemoryShort), StopRequests(ENDING, patient=False, advice=once) as asked:
+            with plainly(Told), StopRequests(ENDING, patient=False, advice=once) as asked:
                 restore_files(jobs, restore, report, *how, *batch, stopping=lambda: asked.number != 0)
     if process.count > 1:
         _wait_for_the_others()

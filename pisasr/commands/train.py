@@ -21,7 +21,7 @@ def train(argv: list[str]) -> int:
     parser = command_parser("pisasr train", about, EXAMPLES)
     add = parser.add_argument
     add("--config", required=True, metavar="FILE", help="YAML over the defaults in pisasr/config.py")
-    plan = "print the resolved options and what a step costs, and stop"
+    plan = "print the resolved options and what a step costs, look for the photos, and stop"
     add("--dry_run", "--dry-run", action="store_true", help=plan)
     change = "continue a run although its photos, processes or settings differ"
     add("--allow_change", "--allow-change", action="store_true", help=change)
@@ -36,9 +36,11 @@ def _train(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     if args.dry_run:
         from pisasr.training.estimate import print_plan
+        from pisasr.training.setup import open_photos
 
         if os.environ.get("RANK", "0") == "0":  # of several processes the first alone
             print_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
+            print(f"{len(open_photos(config)[0])} photos in {', '.join(config.data.photos)}")
         return OK
     from pisasr.training.guard import Interrupted
     from pisasr.training.loop import train as train_adapters

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
 from pisasr.data.sources import Photo, PhotoPair, read_list, read_manifest, read_sidecar
-from pisasr.errors import PisasrError
+from pisasr.errors import PisasrError, UsageError
 from pisasr.pictures.folders import EXTENSIONS
 from pisasr.pictures.images import open_image, split
 
@@ -53,7 +53,7 @@ def choose_photos(
         elif source.is_file():
             photos += [Photo(path, source.stem) for path in read_list(source)]
         else:
-            raise PisasrError(
+            raise UsageError(
                 f"data.photos: {source} does not exist; wanted a folder of photos, a list of paths or a manifest."
             )
     if mix:
@@ -61,7 +61,7 @@ def choose_photos(
     if hq_fraction < 1:
         photos = keep_best(photos, hq_fraction)
     if not photos:
-        raise PisasrError(f"data.photos: no photos in {', '.join(sources)} (looked for {', '.join(EXTENSIONS)}).")
+        raise UsageError(f"data.photos: no photos in {', '.join(sources)} (looked for {', '.join(EXTENSIONS)}).")
     return photos
 
 
@@ -73,7 +73,7 @@ def _pairs_in(folder: Path, name: str) -> list[Photo]:
     needed = ("lq", "teacher") if (folder / "teacher").is_dir() else ("lq",)
     for side in needed:
         if without := sorted(sides["hq"].keys() ^ sides[side].keys()):
-            raise PisasrError(
+            raise UsageError(
                 f"data.photos: {folder} holds pairs, but {len(without)} of its pictures are only in one of hq and "
                 f"{side}, like {without[0]}; take them out, or make the rest."
             )
@@ -96,14 +96,14 @@ def _from_row(row: dict, manifest: Path) -> Photo:
 def _with_weight(photos: list[Photo], mix: Mapping[str, float]) -> list[Photo]:
     names = sorted({photo.source for photo in photos})
     if set(names) != set(mix):
-        raise PisasrError(f"data.mix has weights for {', '.join(mix)}; wanted one for each of {', '.join(names)}.")
+        raise UsageError(f"data.mix has weights for {', '.join(mix)}; wanted one for each of {', '.join(names)}.")
     return [photo for photo in photos if mix[photo.source] > 0]
 
 
 def keep_best(photos: list[Photo], fraction: float) -> list[Photo]:
     """The best-scored share of the photos, at least one, in their order; of equal ones the first."""
     if without := next((photo for photo in photos if photo.score is None), None):
-        raise PisasrError(
+        raise UsageError(
             f"data.hq_fraction={fraction:g} needs a score for every photo, {without.path} has none; "
             "make a manifest with scripts/prepare_data.py and name it in data.photos."
         )
@@ -155,6 +155,18 @@ class Photos(Dataset):
     def taught(self) -> bool:
         """Whether every photo has a teacher's picture."""
         return all(path in self.pairs and self.pairs[path].teacher for path in self.photos)
+
+    def check_usable(self) -> None:
+        """UsageError where not one photo can be used; looks no further than the first that can."""
+        first = ""
+        for path in self.photos:
+            try:
+                self._read(path)
+            except (PisasrError, OSError) as error:
+                first = first or f"{path}: {error}"
+            else:
+                return
+        raise UsageError(f"data.photos: none of {len(self.photos)} photos can be used, like {first}.")
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key

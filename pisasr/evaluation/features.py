@@ -90,9 +90,8 @@ def load_network(path: Path, variant: str = "lite0") -> EfficientNetLite:
         published = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict({key: published[key] for key in network.state_dict()})
     except Exception as error:
-        reason = str(error).splitlines()[0]
         name = f"EfficientNet-{variant.capitalize()}"
-        raise MetricUnavailable(f"{path.name} does not hold {name}'s weights ({reason})") from error
+        raise MetricUnavailable(f"{path.name} does not hold {name}'s weights ({type(error).__name__})") from error
     return network.eval().requires_grad_(False)
 
 

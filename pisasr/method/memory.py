@@ -94,12 +94,43 @@ def free_bytes(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + own
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    return _told("/proc/meminfo", "MemAvailable") if device.type == "cpu" else None
+    if device.type != "cpu" or (of_machine := _told("/proc/meminfo", "MemAvailable")) is None:
+        return None
+    return min(of_machine, *_left_in_groups())
 
 
-def _told(file: str, name: str) -> int | None:
-    """A number that Linux tells in kB, in bytes."""
+def _left_in_groups(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """What this process' control groups leave it of their limits, which containers and Slurm set; cache is free."""
+    left: list[int] = []
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, limit, used, cache = (
+            (groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if controllers
+            else (groups, "memory.max", "memory.current", "inactive_file")
+        )
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for place in (root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)):
+            most, now = (_number(place / name) for name in (limit, used))
+            if most is not None and now is not None:
+                left.append(max(most - now + (_told(str(place / "memory.stat"), cache, " ", 1) or 0), 0))
+    return left
+
+
+def _number(file: Path) -> int | None:
+    """A number that a file holds alone; None where it has none ("max"), or isn't there."""
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _told(file: str, name: str, mark: str = ":", unit: int = 1024) -> int | None:
+    """A number that Linux tells by name, in kB unless it is another unit, in bytes."""
     if not (path := Path(file)).is_file():
         return None
-    found = (line.split()[1] for line in path.read_text().splitlines() if line.startswith(f"{name}:"))
-    return next((1024 * int(number) for number in found), None)
+    found = (line.split()[1] for line in path.read_text().splitlines() if line.startswith(f"{name}{mark}"))
+    return next((unit * int(number) for number in found), None)

@@ -6,12 +6,12 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -25,6 +25,7 @@ PUBLISHED_ALPHA = 8.0  # peft's default of the time; the published file does not
 PUBLISHED_TIMESTEP = 1
 PUBLISHED_KINDS: tuple[Kind, ...] = ("pix", "sem")
 TIMESTEPS = 1000  # of the schedule that every base of this kind was trained with
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KINDS: tuple[Kind, ...] = ("pix", "sem")  # in the order of the stages that train them
 OTHER_SIDE = {"A": "B", "B": "A"}
 
@@ -96,8 +97,9 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
+    except Exception as error:  # a crafted header makes the library raise more than its own errors
         raise CheckpointError(f"{path} is not a whole safetensors file ({_one_line(error)}); get it again.") from error
+    _check_dtypes(tensors, str(path))
     head = _head_of(path, metadata)
     wanted = head.pop("sha256", None)
     if wanted != _digest(tensors, head if FORMAT in metadata else None):
@@ -148,6 +150,7 @@ def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
         match = _PUBLISHED_KEY.fullmatch(str(key))
         if match is None or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: {key!r} is not an entry of the published layout; get pisa_sr.pkl again.")
+        _check_dtypes({key: tensor}, str(path))
         tensors[match[3]][f"{match[1]}.weight"] = tensor.float()
     pix, sem = (_published(path, kind, content, tensors[kind]) for kind in PUBLISHED_KINDS)
     return pix, sem
@@ -160,14 +163,17 @@ def looks_like_hub_id(name: str) -> bool:
 
 def _published(path: Path, kind: Kind, content: dict, tensors: dict[str, Tensor]) -> Adapter:
     rank = content[f"lora_rank_unet_{kind}"]
-    listed = [m for group in ("encoder", "decoder", "others") for m in content[f"unet_lora_{group}_modules_{kind}"]]
+    lists = [content[f"unet_lora_{group}_modules_{kind}"] for group in ("encoder", "decoder", "others")]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise CheckpointError(f"{path}: the layers of {kind} are no lists of names; get it again.")
+    listed = [name for names in lists for name in names]
     if not isinstance(rank, int) or rank < 1:
         raise CheckpointError(f"{path}: the rank of {kind} is {rank!r}, wanted a positive integer; get it again.")
-    adapter = Adapter(kind, rank, PUBLISHED_ALPHA, tensors, _facts_from(tensors), PUBLISHED_TIMESTEP)
+    adapter = Adapter(kind, rank, PUBLISHED_ALPHA, tensors, timestep=PUBLISHED_TIMESTEP)
     if sorted(listed) != adapter.targets:
         raise CheckpointError(f"{path}: the layers listed for {kind} are not those that have tensors; get it again.")
     _check(adapter, str(path))
-    return adapter
+    return replace(adapter, base=_facts_from(tensors))
 
 
 def _facts_from(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -201,7 +207,7 @@ def _head_of(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             head = {key: metadata[key] for key in ("kind", "sha256", "version", "rank", "alpha", "timestep")}
             head |= {key: parse_json(metadata[key]) for key in ("base", "targets")}
         version = int(head["version"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path} has an unreadable header ({_one_line(error)}); get it again.") from error
     if version > VERSION:
         raise CheckpointError(f"{path} is of format version {version}, this pisasr reads {VERSION}; update it.")
@@ -218,6 +224,14 @@ def _from_head(path: Path, head: Mapping[str, Any], tensors: dict[str, Tensor]) 
     if targets != adapter.targets:
         raise CheckpointError(f"{path}: the layers its header names are not those that have tensors; get it again.")
     return adapter
+
+
+def _check_dtypes(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Weights are plain tensors of floats, nothing quantised, sparse or empty of data."""
+    for key, tensor in tensors.items():
+        if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise CheckpointError(f"{where}: {key} is {kind}; wanted float16, bfloat16, float32 or float64.")
 
 
 def _check(adapter: Adapter, where: str) -> None:
@@ -280,7 +294,7 @@ def _digest(tensors: Mapping[str, Tensor], head: Mapping[str, Any] | None) -> st
         sha.update(json.dumps([head, layout], sort_keys=True).encode())
     for key in sorted(tensors):
         sha.update(key.encode())
-        sha.update(tensors[key].contiguous().view(torch.uint8).numpy().tobytes())
+        sha.update(tensors[key].reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Infer, beside the picture: strengths by place, from a map over the picture to one over its latent."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +9,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pisasr.errors import ImageError, shown
+from pisasr.errors import ImageError, UnusualStrength, shown
 from pisasr.pictures.folders import EXTENSIONS
 from pisasr.pictures.images import Frame, open_picture
 
 Map = np.ndarray | Tensor
+UNUSUAL = 3.0  # a strength above this, or below its negative, is not what a model was trained for
 
 
 def check_strength(name: str, given: Any) -> float | np.ndarray:
     """A strength as people hand it over: a number, or a map as floats [H, W]; a map of one value is that number.
 
     A map is a floating array or tensor of any size that has the picture's proportions, with the strength at each place.
-    TypeError or ValueError, one line that begins with `name`, for all else.
+    One far from the usual ones is warned of (UnusualStrength). TypeError or ValueError, one line that begins with
+    `name`, for all else.
     """
+    strength = _read_strength(name, given)
+    farthest = max(np.max(strength), np.min(strength), key=abs)
+    if abs(farthest) > UNUSUAL:
+        told = (
+            f"{name} is {farthest:g}; the model knows strengths near 1, and beyond {UNUSUAL:g} it may answer anything"
+        )
+        warnings.warn(told, UnusualStrength, stacklevel=3)
+    return strength
+
+
+def _read_strength(name: str, given: Any) -> float | np.ndarray:
     if isinstance(given, Tensor):
         given = given.detach().cpu()
         given = (given.float() if given.dtype in (torch.float16, torch.bfloat16) else given).numpy()
@@ -45,11 +59,14 @@ def _check_number(name: str, given: Any) -> float:
     return number
 
 
-def check_proportions(name: str, strength: float | np.ndarray, size: tuple[int, int]) -> None:
-    """ValueError if a map is not of a picture of this (width, height), up to one of its own pixels, for rounding."""
-    if isinstance(strength, float):
+def check_proportions(name: str, given: Any, size: tuple[int, int]) -> None:
+    """ValueError if a map, of one value or many, is not of a picture of this (width, height), up to one of its own
+    pixels, for rounding. given: what `check_strength` passed.
+    """
+    shape: tuple[int, ...] = tuple(getattr(given, "shape", ()))
+    if len(shape) != 2:
         return
-    (height, width), (wide, high) = strength.shape, size
+    (height, width), (wide, high) = shape, size
     if min(abs(height - width * high / wide), abs(width - height * wide / high)) > 1:
         raise ValueError(
             f"{name} is a map of {width}x{height}, the picture is {wide}x{high}; give a map in its proportions."

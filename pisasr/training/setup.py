@@ -70,7 +70,10 @@ def apply_precision(run: RunConfig, device: torch.device) -> None:
 
 
 def open_photos(config: TrainConfig) -> tuple[Photos, Shares]:
-    """The training set that the configuration names, and what each source gives; before any model is loaded."""
+    """The training set that the configuration names, and what each source gives; before any model is loaded.
+
+    UsageError where there are no photos, or none that can be used.
+    """
     data = config.data
     chosen = choose_photos(data.photos, data.hq_fraction, data.mix)
     with_caption = count_captions(chosen)
@@ -85,6 +88,7 @@ def open_photos(config: TrainConfig) -> tuple[Photos, Shares]:
         captions={photo.path: photo.caption for photo in chosen if photo.caption},
         pairs={photo.path: photo.pair for photo in chosen if photo.pair},
     )
+    photos.check_usable()
     return photos, share_out(chosen, data.mix)
 
 

@@ -1,0 +1,164 @@
+"""Numbers that are none, or all the same: caught wherever they arise, tried once more in float32, never written."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from pisasr import PiSASRPipeline
+from pisasr.errors import NotFinite, PisasrError, UnusualStrength
+from pisasr.models.weights import save_adapter
+
+SMALL = {"upscale": 2, "process_size": 16, "lambda_sem": 0.5}
+TILED = {**SMALL, "tile_size": 6, "tile_overlap": 2}
+
+
+def photo(width: int = 24, height: int = 20) -> Image.Image:
+    y, x = np.mgrid[:height, :width]
+    levels = np.stack([255 * x / width, 255 * y / height, 128 + 60 * np.sin(x / 3 + y / 5)], -1)
+    return Image.fromarray(levels.astype(np.uint8))
+
+
+def equal(a: Image.Image, b: Image.Image) -> bool:
+    return np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def spoil(module, change, low_alone: bool = False) -> list[torch.dtype]:
+    """Have a network's answer changed in place; returns the dtypes that it was asked in, a list that grows."""
+    asked = []
+
+    def after(module, inputs, output):
+        asked.append(module.dtype)
+        if not low_alone or module.dtype != torch.float32:
+            change(output[0] if isinstance(output, tuple) else output.sample, len(asked))
+
+    module.register_forward_hook(after)
+    return asked
+
+
+def one_pixel(value):
+    return lambda x, number: x[..., 3, 2].fill_(value)
+
+
+def one_tile(x, number):
+    if number == 2:
+        x.fill_(torch.nan)
+
+
+def everything(x, number):
+    x.fill_(torch.nan)
+
+
+SITES = {
+    "unet, a pixel": ("unet", one_pixel(torch.inf)),
+    "unet, a tile": ("unet", one_tile),
+    "unet_pix, all": ("unet_pix", everything),
+    "unet_pix, a pixel": ("unet_pix", one_pixel(-torch.inf)),
+}
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_what_a_unet_answers_is_looked_at(pipe, site):
+    part, change = SITES[site]
+    spoil(getattr(pipe, part), change)
+    with pytest.raises(PisasrError, match="the model answered with nan or inf; try float32"):
+        pipe(photo(), **TILED)
+
+
+@pytest.mark.parametrize("step", ["encode", "decode"])
+@pytest.mark.parametrize("where", [..., (..., 3, 2)])
+def test_what_the_vae_answers_is_looked_at(pipe, monkeypatch, step, where):
+    own = getattr(pipe.vae, step)
+
+    def wrong(x):
+        answer = own(x)
+        (answer.sample if step == "decode" else answer.latent_dist.mean)[where] = torch.nan
+        return answer
+
+    monkeypatch.setattr(pipe.vae, step, wrong)
+    with pytest.raises(PisasrError, match="nan or inf"):
+        pipe(photo(), **SMALL, output_type="latent" if step == "encode" else "pil")
+
+
+def test_a_spoilt_adapter_does_not_reach_a_picture(base_folder, pipe, tmp_path):
+    for name, rank in (("pix", 4), ("sem", 2)):
+        save_adapter(tmp_path / f"{name}.safetensors", tiny.make_adapter(tiny.make_unet(), name, rank, alpha=1e38))
+    with pytest.raises(PisasrError, match="nan or inf"):
+        PiSASRPipeline.from_pretrained(base_folder, adapters=tmp_path)(photo(), **SMALL)
+
+
+@pytest.mark.parametrize("part", ["unet", "unet_pix"])
+def test_what_half_precision_can_not_hold_is_made_once_more_in_float32(base_folder, part):
+    """The picture is float32's, with the weights as half precision has them, and these are what they were."""
+    pipe = PiSASRPipeline.from_pretrained(base_folder, torch_dtype=torch.bfloat16)
+    before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
+    asked = spoil(getattr(pipe, part), one_pixel(torch.inf), low_alone=True)
+    with pytest.warns(NotFinite, match="in torch.bfloat16; once more in float32"):
+        looked = pipe.look(photo(), upscale=2, process_size=16)
+    assert asked == [torch.bfloat16, torch.float32] and pipe.unet.dtype == pipe.vae.dtype == torch.bfloat16
+    assert all(torch.equal(weight, before[name]) for name, weight in pipe.unet.state_dict().items())
+    for network in (pipe.vae, pipe.unet, pipe.unet_pix):
+        network.to(torch.float32)
+    wanted = pipe.look(photo(), upscale=2, process_size=16)
+    assert torch.equal(looked.eps_pix, wanted.eps_pix) and torch.equal(looked.eps_pisa, wanted.eps_pisa)
+
+
+def test_a_vae_that_overflows_in_float16_is_asked_once_more(base_folder):
+    """As Stable Diffusion's own does on some pictures: its widest maps pass 65,504."""
+    pipe = PiSASRPipeline.from_pretrained(base_folder, torch_dtype=torch.float16)
+    pipe.vae.decoder.conv_in.weight.data *= 60_000
+    pipe.vae.decoder.conv_in.bias.data *= 60_000
+    options = {"upscale": 2, "process_size": 16}
+    looked = pipe.look(photo(), **options)
+    with pytest.warns(NotFinite, match="in torch.float16; once more in float32"):
+        came = pipe.mix(looked, lambda_sem=0.5)
+    assert pipe.vae.dtype == torch.float16
+    assert equal(came, pipe.to(torch.float32).mix(looked, lambda_sem=0.5)) and np.asarray(came).std() > 1
+
+
+def test_a_vae_that_answers_one_colour_is_an_error(pipe, monkeypatch):
+    own = pipe.vae.decode
+
+    def black(z):
+        answer = own(z)
+        answer.sample.sub_(1000)
+        return answer
+
+    monkeypatch.setattr(pipe.vae, "decode", black)
+    with pytest.raises(PisasrError, match="answered with one colour alone"):
+        pipe(photo(), **SMALL)
+
+
+FLAT = [Image.new(mode, (9, 7), color) for mode, colors in {
+    "RGB": [(v, v, v) for v in range(0, 256, 15)] + [(v, 255 - v, 128) for v in range(0, 256, 16)],
+    "L": range(0, 256, 25), "LA": [(v, 255) for v in range(0, 256, 64)], "RGBA": [(v, 0, 9, v) for v in (0, 90, 255)],
+}.items() for color in colors]  # fmt: skip
+
+
+def test_flat_pictures_raise_no_alarm(pipe, monkeypatch):
+    """Nor where the model answers with one colour for them."""
+    noisy = np.full((7, 9, 3), 2, np.uint8)
+    noisy[3, 4] = 255  # a star
+    dark = [Image.fromarray(noisy), Image.fromarray(np.random.default_rng(0).integers(0, 16, (7, 9, 3), np.uint8))]
+    assert len(FLAT + dark) >= 50
+    small = {"upscale": 1, "process_size": 8, "batch_size": 32}
+    assert all(result.size == (9, 7) for result in pipe([*FLAT, *dark], **small).images)
+    own = pipe.vae.decode
+    monkeypatch.setattr(pipe.vae, "decode", lambda z: type(own(z))(sample=torch.full_like(own(z).sample, -1.0)))
+    assert all(result.size == (9, 7) for result in pipe([*FLAT[::6], dark[1]], **small).images)
+
+
+def test_unusual_strengths_are_told_and_usual_ones_are_not(pipe, recwarn):
+    looked = pipe.look(photo(), upscale=2, process_size=16)
+    for pair in [(1, 1), (0, 3), (-1, 1.5)]:
+        pipe.mix(looked, *pair)
+    assert not [warning for warning in recwarn if issubclass(warning.category, UnusualStrength)]
+    for pair, told in [((1, 4), "lambda_sem is 4;"), ((-1000.0, 1), "lambda_pix is -1000;")]:
+        with pytest.warns(UnusualStrength, match=told):
+            pipe.mix(looked, *pair)
+    with pytest.warns(UnusualStrength, match=r"lambda_pix is 1e\+30;"), pytest.raises(PisasrError):
+        pipe.mix(looked, 1e30, 1)
+    steep = np.linspace(0, 50, 24 * 20, dtype=np.float32).reshape(20, 24)
+    with pytest.warns(UnusualStrength, match="lambda_pix is 50;"):
+        pipe.mix(looked, steep, 1)
