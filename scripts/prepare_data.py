@@ -101,7 +101,7 @@ def search(args: argparse.Namespace) -> tuple[list, list, dict[str, str]]:
         for photo in photos:
             found.setdefault(photo.path.absolute(), photo)
     for place in left_out:
-        print(f"{shown(place.path)} is left out: {shown(place.reason)}")
+        print(f"{shown(place.path)}, left out: {shown(place.reason)}")
     return list(found.values()), left_out, {names.get(source) or source: text for source, text in given.items()}
 
 

@@ -158,7 +158,7 @@ def test_a_bad_photo_is_replaced_the_same_way_every_time(bad_folder):
         assert one["failed"] == other["failed"] and one["x_H"].shape == (3, 64, 64)
     reasons = [json.loads(first[(0, i)]["failed"])[str(bad_folder / f"{i}.png")] for i in (5, 6, 7)]
     assert reasons[0] == "it is 90x60; wanted at least data.crop_px=64 on each side"
-    assert reasons[1].startswith("it is 1x1") and reasons[2] == "no such file"
+    assert reasons[1].startswith("it is 1x1") and reasons[2] == "a link to nothing"
     assert first[(0, 0)]["failed"] == ""
     crops = [first[(epoch, 3)]["x_H"] for epoch in range(4)]
     assert not all(torch.equal(crops[0], crop) for crop in crops[1:]), "another epoch, another replacement or crop"

@@ -112,8 +112,8 @@ def check_output(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink(missing_ok=True)  # a process of this number may be here from another machine, too
-    except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = "it is a file" if isinstance(error, FileExistsError) else getattr(error, "strerror", None) or error
         raise PisasrError(f"cannot write to {shown(folder)}: {reason}; choose another --output") from None
 
 

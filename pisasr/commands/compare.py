@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from pisasr.commands.batch import check_output
 from pisasr.commands.evaluate import build_parser, score
 from pisasr.commands.options import (
     add_model_options,
@@ -64,6 +65,7 @@ def compare(args: argparse.Namespace) -> int:
     """Pairs, every method's pictures; then what scripts/evaluate.py does with them, and one picture of it all."""
     hq, lq = args.output / "hq", args.output / "lq"
     refuse_own_inputs(args, hq, lq)
+    check_output(args.output)
     names = write_pairs(args, hq, lq)
     seconds, absent = run_methods(args, lq, names)
     folders = {name: args.folders[name] for name in seconds}

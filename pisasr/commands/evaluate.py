@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pisasr.commands.batch import picture_seed
+from pisasr.commands.batch import check_output, picture_seed
 from pisasr.commands.options import (
     add_pipeline_options,
     add_weights_option,
@@ -110,12 +110,12 @@ def evaluate(argv: list[str] | None = None) -> int:
     """Score folders of results; returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(normalise(sys.argv[1:] if argv is None else argv))
-    methods = _name_methods(args.sr, parser)
-    _check_usage(args, parser)
     processes = Processes()
     stopped = "pisasr: interrupted; the same command goes on from here"
 
     def run() -> int:
+        methods = _name_methods(args.sr, parser)
+        _check_usage(args, parser)
         sets = load_sets(args.sets) if args.sets else [TestSet(args.set, methods, args.hr, args.lr)]
         with plainly(Told):
             return score(sets, args, processes)
@@ -133,6 +133,7 @@ def score(sets: list[TestSet], args: argparse.Namespace, processes: Processes, *
     pairings = processes.once(lambda: _pair(sets, args))
     if pairings is None:
         return SOME_FAILED
+    check_output(args.output)
     settings = replace(_settle(args, any(one.hr for one in sets), processes), **notes)
     if not settings.scorers:
         return NOTHING_STARTED

@@ -18,6 +18,7 @@ from pisasr.data import quality
 from pisasr.data.sources import Photo, relative_path
 from pisasr.errors import explain
 from pisasr.files import Journal
+from pisasr.pictures.folders import cannot_open
 from pisasr.pictures.images import open_image, split
 
 PARTS = tuple(quality.CURVES)
@@ -48,8 +49,8 @@ def measure_photo(path: Path, known: dict | None = None) -> dict[str, Any]:
     `known`, an earlier answer, is kept where the bytes are the same.
     """
     row = {"path": str(path), "version": quality.VERSION, **stamp(path)}
-    if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
-        return row | {"error": "not a regular file"}
+    if reason := cannot_open(path):
+        return row | {"error": reason}
     try:
         digest = sha256(path.read_bytes()).hexdigest()
         if known and known.get("sha256") == digest:

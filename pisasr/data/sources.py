@@ -13,6 +13,7 @@ import csv
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from pisasr.errors import PisasrError
 from pisasr.files import parse_json, write_whole
-from pisasr.pictures.folders import EXTENSIONS
+from pisasr.pictures.folders import EXTENSIONS, FOREIGN, STRANGERS
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description")
 LICENCE_COLUMNS = ("licence", "license")
@@ -58,7 +59,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder or a file about photos that was not used, and why."""
+    """A folder, a file about photos, or files of a kind in a folder that were not used, and why."""
 
     path: Path
     reason: str
@@ -83,6 +84,8 @@ def find_photos(source: str, name: str, output: Path) -> tuple[list[Photo], list
     path = Path(source).expanduser()
     left_out: list[LeftOut] = []
     if path.is_dir():
+        if path.resolve() == output.resolve():
+            raise PisasrError(f"--input {source} is --output, too, where nothing is looked for; name another --output.")
         reason = next((why for p in [path.resolve(), *path.resolve().parents][:3] if (why := says_reduced(p))), None)
         if reason:
             raise PisasrError(f"--input {source}: {reason}; wanted the full-size pictures.")
@@ -120,6 +123,10 @@ def _walk(root: Path, name: str, output: Path, left_out: list[LeftOut]) -> Itera
                     told |= _read_metadata(here / file)
                 except PisasrError as error:  # it is told, and the photos are taken all the same
                     left_out.append(LeftOut(here / file, str(error)))
+        kinds = Counter(FOREIGN.get(Path(file).suffix.lower()) for file in files if not file.startswith("."))
+        left_out += [
+            LeftOut(here, f"{kinds[kind]} files: {STRANGERS.format(kind)}") for kind in sorted(filter(None, kinds))
+        ]
         for file in sorted(files):
             path = here / file
             if file.lower().endswith(EXTENSIONS) and not file.startswith("."):

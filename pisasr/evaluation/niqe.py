@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pisasr.evaluation.lookup import find_weights
+from pisasr.evaluation.lookup import MetricUnavailable, find_weights
 from pisasr.evaluation.metrics import filter_separable
 
 BLOCK_PX = 96
@@ -36,10 +36,16 @@ def find_parameters(weights: Path | None = None) -> Path:
 
 
 def load_parameters(path: Path) -> PristineStatistics:
-    """Read niqe_pris_params.npz as basicsr and iqa-torch ship it; its 7x7 window is the product of two equal ones."""
-    with np.load(path) as file:
-        window = file["gaussian_window"].sum(axis=0)
-        return PristineStatistics(file["mu_pris_param"].ravel(), file["cov_pris_param"], window)
+    """Read niqe_pris_params.npz as basicsr and iqa-torch ship it; its 7x7 window is the product of two equal ones.
+
+    MetricUnavailable for any other file. Of pickles nothing is read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            window = file["gaussian_window"].sum(axis=0)
+            return PristineStatistics(file["mu_pris_param"].ravel(), file["cov_pris_param"], window)
+    except Exception as error:  # numpy's own words advise to load pickles
+        raise MetricUnavailable(f"{path.name} does not hold NIQE's parameters ({type(error).__name__})") from error
 
 
 def niqe(picture: np.ndarray, pristine: PristineStatistics) -> float:

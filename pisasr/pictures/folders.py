@@ -156,11 +156,11 @@ def _is_named_like_a_picture(name: str) -> bool:
 
 
 def _examine(file: Path, name: Path, named: bool) -> Found:
+    if not named and (kind := FOREIGN.get(file.suffix.lower())):
+        return Found(file, name, "skipped", STRANGERS.format(kind))
     reason = cannot_open(file)
     if reason == EMPTY:
         reason = ""  # it is a picture's file, if a broken one: whoever reads it says so
-    elif not reason and not named and (kind := FOREIGN.get(file.suffix.lower())):
-        return Found(file, name, "skipped", STRANGERS.format(kind))
     return Found(file, name, ("failed" if named else "skipped") if reason else "ready", reason)
 
 
