@@ -1,5 +1,6 @@
 import gc
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,35 @@ def pytest_collection_finish() -> None:
     """What was imported stays: the collector, which a training calls after every stage, needn't look through it."""
     gc.collect()
     gc.freeze()
+
+
+ASKED: list[str] = []  # addresses beyond this machine that a test asked for
+LOCAL = ("localhost", "::", "::1", "0.0.0.0", "", None, socket.gethostname())
+
+
+def is_local(host: object) -> bool:
+    host = host.decode() if isinstance(host, bytes) else host
+    return host in LOCAL or str(host).startswith("127.")
+
+
+def pytest_configure() -> None:
+    """No test reaches beyond this machine; what it starts is told so by huggingface_hub's own switch."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def refuse(host: object) -> None:
+        ASKED.append(str(host))
+        raise OSError(f"tests have no network, and asked for {host}")
+
+    def only_here(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not is_local(address[0]):
+            refuse(address[0])
+        return connect(self, address)
+
+    def known(host, *args, **options):
+        return look_up(host, *args, **options) if is_local(host) else refuse(host)
+
+    socket.socket.connect, socket.getaddrinfo = only_here, known
 
 
 @pytest.fixture

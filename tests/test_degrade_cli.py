@@ -113,7 +113,9 @@ def test_verify_leaves_the_other_folder_out(photos, tmp_path):
     assert run("--verify", lq / "manifest.json") == 3
 
 
-@pytest.mark.parametrize("content", [None, "no json", "[]", '{"pictures": [{"name": "a.png"}]}', '{"pictures": 3}'])
+@pytest.mark.parametrize(
+    "content", [None, "no json", "[]", '{"pictures": [{"name": "a.png"}]}', '{"pictures": 3}', "[" * 100_000]
+)
 def test_verify_wants_a_manifest(tmp_path, content, capsys):
     path = tmp_path / "manifest.json"
     if content is not None:

@@ -89,6 +89,15 @@ def test_a_map_has_the_pictures_proportions():
     for size in ((90, 120), (12, 12), (120, 92)):
         with pytest.raises(ValueError, match=f"lambda_pix is a map of {size[0]}x{size[1]}, the picture is 12x9"):
             check_proportions("lambda_pix", np.zeros(size[::-1]), (12, 9))
+    check_proportions("lambda_pix", 0.5, (12, 9)), check_proportions("lambda_pix", torch.tensor(0.5), (12, 9))
+
+
+def test_a_map_of_one_value_has_the_pictures_proportions_too(pipe):
+    picture = Image.new("RGB", (12, 9), "red")
+    pipe(picture, np.full((3, 4), 0.5, np.float32), upscale=1, process_size=16)
+    for constant in (np.ones((64, 64), np.float32), torch.ones(64, 64)):
+        with pytest.raises(ValueError, match="lambda_sem is a map of 64x64, the picture is 12x9"):
+            pipe(picture, 1.0, constant, upscale=1, process_size=16)
 
 
 # --- in the formula --------------------------------------------------------------------------------------------------

@@ -86,3 +86,16 @@ def test_scores_and_mean_of_a_published_set():
     assert len(ours) == 100
     assert ours == pytest.approx(published, abs=0.04)  # theirs are in single precision
     assert np.mean(list(ours.values())) == pytest.approx(5.6476, abs=0.01)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x04N.", b"PK\x03\x04junk"])
+def test_parameters_that_are_none_cost_a_line(tmp_path, content):
+    """And nobody is told to trust a pickle, as numpy does."""
+    path = tmp_path / "niqe_pris_params.npz"
+    path.write_bytes(content)
+    with pytest.raises(MetricUnavailable, match="niqe_pris_params.npz does not hold NIQE's parameters") as refusal:
+        load_parameters(path)
+    assert "\n" not in str(refusal.value) and "pickle" not in str(refusal.value)
+    np.savez(path, mu_pris_param=np.zeros(36))
+    with pytest.raises(MetricUnavailable, match="KeyError"):
+        load_parameters(path)

@@ -1,6 +1,7 @@
 """What an installation promises: a light door, a base install that infers, pins that fit the ranges."""
 
 import importlib.metadata
+import socket
 import subprocess
 import sys
 import tomllib
@@ -69,3 +70,20 @@ def test_one_version_everywhere():
 def test_the_embedded_default_is_small_enough_to_ship():
     files = [path for path in (ROOT / "pisasr/demo").rglob("*") if path.is_file()]
     assert 0 < sum(path.stat().st_size for path in files) <= 24 * 2**20
+
+
+def test_the_tests_have_no_network_and_a_model_on_the_disk_asks_for_none(base_folder):
+    """Every attempt is counted: one here, and none by whoever loads, repairs, saves."""
+    from conftest import ASKED
+    from PIL import Image
+
+    from pisasr import PiSASRPipeline
+
+    with pytest.raises(OSError, match="tests have no network, and asked for example.org"):
+        socket.create_connection(("example.org", 80), timeout=5)
+    with pytest.raises(OSError, match="asked for 192.0.2.1"):
+        socket.create_connection(("192.0.2.1", 80), timeout=5)
+    before = len(ASKED)
+    for model in (base_folder, None):
+        PiSASRPipeline.from_pretrained(model)(Image.new("RGB", (9, 7)), upscale=1, process_size=16)
+    assert len(ASKED) == before >= 2

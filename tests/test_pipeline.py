@@ -1,5 +1,6 @@
 """A picture goes in, its repaired picture comes out: exact sizes, counted passes, and bases refused by name."""
 
+import gc
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 import pisasr
 from pisasr import PiSASRPipeline
 from pisasr.errors import CheckpointError, ModelError, PisasrError
+from pisasr.method import color
 from pisasr.method.model import PiSASR
 from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.models.bases import SD21_MIRRORS, load_base
@@ -566,7 +568,7 @@ def test_a_pipeline_is_pushed_whole(pipe, monkeypatch):
     assert {"pipeline.py", "model_index.json", "unet/config.json", "unet_pix/config.json"} <= pushed["me/pisa"]
 
 
-@pytest.mark.parametrize("place", ["encode", "unet_pix", "unet", "decode"])
+@pytest.mark.parametrize("place", ["encode", "unet_pix", "unet", "decode", "colours"])
 @pytest.mark.parametrize("failures", [1, 2, 3])
 def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, failures):
     """The same bytes as from who asks for such tiles, and one warning each time."""
@@ -580,12 +582,14 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
         "vae_tile_size": 64 // 2**failures,
         "low_memory": True,
     }
-    if place == "decode":  # what was looked at before stays as it is
+    if place in ("decode", "colours"):  # what was looked at before stays as it is
         looked = pipe.look(picture, **{name: value for name, value in options.items() if name != "lambda_sem"})
         wanted = pipe.mix(replace(looked, plan=pipe._cut(Options(**small), pipe.model.factor)), lambda_sem=0.5)
     else:
         wanted = pipe(picture, **{**options, **small}).images[0]
-    if place in ("unet", "unet_pix"):
+    if place == "colours":
+        owner, name, own = color, "in_bands", color.in_bands
+    elif place in ("unet", "unet_pix"):
         owner, name, own = getattr(pipe, place), "forward", getattr(pipe, place).forward
     else:
         owner, name, own = PiSASR, place, getattr(PiSASR, place)
@@ -610,6 +614,26 @@ def test_out_of_memory_is_told_where_nothing_smaller_is_left(pipe, monkeypatch):
     monkeypatch.setattr(PiSASR, "decode", short)
     with pytest.raises(RuntimeError, match="can't allocate"):
         pipe(photo(), **SMALL)
+
+
+def test_a_picture_that_was_too_much_leaves_nothing_behind(pipe, monkeypatch):
+    """No tensor of it is held when the next one comes."""
+    monkeypatch.setattr("pisasr.pipeline.SMALLEST_TILE", 10**6)  # nothing smaller is left
+    pipe(photo(), **SMALL)
+
+    def held() -> int:
+        gc.collect()
+        return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
+
+    def short(*args, **kwargs):
+        raise torch.OutOfMemoryError("no room")
+
+    before = held()
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(PiSASR, "decode", short)
+        pipe(photo(), **SMALL)
+    assert held() <= before
+    assert pipe(photo(), **SMALL).images[0].size == (24, 18)
 
 
 def test_a_sweep_that_runs_out_of_memory_goes_on_where_it_was(pipe, monkeypatch):
