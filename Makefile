@@ -7,6 +7,7 @@
 # one variable to say; without it, pip takes what it finds (on Linux from PyPI: the CUDA build, several GB):
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu       CPU only
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cu130     CUDA 13
+# HASHES=1, with the CPU's TORCH_INDEX, takes no file but those of configs/hashes.txt (Linux, x86-64, Python 3.11).
 # PYTHON=python3.12 chooses the interpreter (3.11 or newer). WORKERS=1 runs the tests one after another.
 # `make clean` removes .venv, to choose again.
 
@@ -16,6 +17,7 @@ WORKERS ?= auto
 VENV := .venv
 INSTALL := -m pip install --quiet --disable-pip-version-check -c configs/constraints.txt
 PIP := $(VENV)/bin/python $(INSTALL)
+HASHED = $(PIP) --require-hashes --no-deps -r configs/hashes.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PINS := pyproject.toml configs/constraints.txt
 EXAMPLES := pisasr/demo/examples
 RESULTS := results/demo
@@ -42,8 +44,10 @@ slow: $(VENV)/.dev
 soak: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -m soak
 
-audit: $(VENV)/.dev
-	$(VENV)/bin/pip-audit --strict -r configs/constraints.txt --no-deps --disable-pip
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)-audit/bin/pip-audit --no-deps --disable-pip -r configs/constraints.txt
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
@@ -64,8 +68,8 @@ $(VENV)/.base: $(PINS)
 	    || { echo "pisasr wants Python 3.11 or newer, $(PYTHON) is older: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@echo "Making $(VENV): a minute or two ..."
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision)
-	$(PIP) -e .
+	$(if $(HASHES),$(HASHED),$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch torchvision))
+	$(PIP) $(if $(HASHES),--no-deps --no-build-isolation) -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base
@@ -73,4 +77,4 @@ $(VENV)/.dev: $(VENV)/.base
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-wheel dist build
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-audit dist build
