@@ -17,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from test_kills import handles, resident
 
 from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrainConfig, load_config
 from pisasr.errors import CheckpointError, ModelError
@@ -259,6 +260,26 @@ def test_bf16_keeps_adapters_and_norms_in_float32(run, finished, monkeypatch):
     assert {held[name] for name in held if name not in full} == {torch.bfloat16}
     for one, other in zip(rows(output), rows(finished), strict=True):
         assert one["l2"] == pytest.approx(other["l2"], rel=0.02)
+
+
+@pytest.mark.soak
+def test_two_thousand_steps_take_the_memory_of_a_hundred(run, monkeypatch, did):
+    """In both stages, and no file is left open."""
+    seen, original = {"pix": [], "sem": []}, loop.report
+
+    def spy(stage, *rest):
+        original(stage, *rest)
+        seen[stage.name].append((resident(), handles()))
+
+    monkeypatch.setattr(loop, "report", spy)
+    run("long", "pix.steps=1000", "sem.steps=1000", "run.checkpoint_every=100")
+    grown = {}
+    for name, column in seen.items():
+        memory, files = (np.array(each) for each in zip(*column, strict=True))
+        grown[name] = memory[-50:].mean() / memory[100:150].mean() - 1
+        assert len(column) == 1000 and files[-50:].max() <= files[100:150].max()
+    assert max(grown.values()) < 0.05
+    did(f"2,000 steps: {grown['pix']:+.1%} and {grown['sem']:+.1%} memory after the first hundred, no file left open")
 
 
 def test_workers_change_nothing(run, finished):
