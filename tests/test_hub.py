@@ -200,6 +200,8 @@ def test_a_baked_model_says_its_strengths_and_refuses_others(pipe, tmp_path):
                 ask()
         (error,) = errors_of(made, pipe, [photo()], 0.7, 0.7, **SMALL)
         assert error.most <= 255e-6
+        with pytest.raises(ModelError, match="in one UNet already"):
+            baked(made, 1.0, 1.0)
     assert pipe.config.get("baked") is None and pipe.identity != made.identity
 
 

@@ -30,7 +30,13 @@ def export(argv: list[str]) -> int:
     add = parser.add_argument
     add("--lambda_pix", type=finite, metavar="A", help="how much is taken away (default: 1)")
     add("--lambda_sem", type=finite, metavar="B", help="how much detail is added (default: 1)")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="what infer then takes as --pretrained_model")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="what infer takes as --pretrained_model, but for ONNX",
+    )
     onnx = "write encoder, UNets and decoder as ONNX files, checked, and repair.py, which uses them without PyTorch; "
     add("--onnx", action="store_true", help=onnx + "where no strength is given, both stay to choose")
     add("--approximate", action="store_true", help="allow strengths that one UNet meets nearly; says how nearly")

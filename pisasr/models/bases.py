@@ -187,8 +187,7 @@ def own_color_fix(folder: Path, known: Collection[str]) -> str:
 
 
 def baked_strengths(folder: Path) -> dict[str, float] | None:
-    """lambda_pix and lambda_sem that were put into this folder's one UNet, "baked" in its model_index.json; else None.
-    """
+    """The strengths that were put into this folder's one UNet, "baked" in its model_index.json; of others None."""
     has_index = (folder / "model_index.json").is_file()
     return _config(folder, ".", "model_index.json").get("baked") if has_index else None
 
