@@ -27,7 +27,7 @@ from gradio_client.exceptions import AppError
 
 from pisasr.app import desk as desk_module
 from pisasr.app import page as page_module
-from pisasr.app.desk import CORNERS, Desk, Limits, Store, Strengths, Wish, free_name, mask_image, read_mask
+from pisasr.app.desk import CORNERS, Desk, Finish, Limits, Store, Strengths, Wish, free_name, mask_image, read_mask
 from pisasr.app.page import COLORS, MAX_UPLOAD_MB, Listener, read_wish, serve
 from pisasr.commands.app import is_loopback
 from pisasr.commands.main import main
@@ -136,7 +136,7 @@ def test_a_file_tells_how_it_was_made_and_of_the_photo_only_if_asked(desk, tmp_p
     write(tmp_path / "photo.png")
     Image.open(tmp_path / "photo.png").save(tmp_path / "photo.jpg", exif=exif)
     opened = desk.open(tmp_path / "photo.jpg", WISH)
-    desk.show(opened, Strengths(1, 0.7), "wavelet")
+    desk.show(opened, Strengths(1, 0.7), Finish("wavelet"))
     for keep in (False, True):
         read = Image.open(Listener(desk).download(opened.key, kind, keep)).getexif()
         told = read[ExifTags.Base.Software]
@@ -263,13 +263,13 @@ AS_IT_LIKES = next(iter(COLORS))
 
 def test_a_size_that_cannot_be_leaves_the_picture_open(desk, photo):
     listener = Listener(desk)
-    *_, (key, value) = listener.open(str(photo), None, 1, 1, "2 times", None, "", AS_IT_LIKES)
+    *_, (key, value) = listener.open(str(photo), None, 1, 1, "2 times", None, "", None, AS_IT_LIKES, False)
     assert len(value["corners"]) == len(CORNERS) and value["size"] == [40, 32]
     with pytest.raises(gr.Error, match="ask for more"):
-        list(listener.open(str(photo), key, 1, 1, "to a long side of", 5, "", AS_IT_LIKES))
+        list(listener.open(str(photo), key, 1, 1, "to a long side of", 5, "", None, AS_IT_LIKES, False))
     assert "ask for more" in listener.forecast(str(photo), "to a long side of", 5, "")
     opened = desk.store.get(key)
-    *_, (new, _) = listener.open(str(photo), key, 1, 1, "3 times", None, "", AS_IT_LIKES)
+    *_, (new, _) = listener.open(str(photo), key, 1, 1, "3 times", None, "", None, AS_IT_LIKES, False)
     with pytest.raises(PisasrError, match="put away"):
         desk.store.get(key)
     assert not Path(opened.folder.name).exists() and desk.store.get(new).size == (60, 48)
@@ -277,12 +277,12 @@ def test_a_size_that_cannot_be_leaves_the_picture_open(desk, photo):
 
 def test_other_colours_ask_no_unet(desk, photo, unet_calls):
     listener = Listener(desk)
-    *_, (key, _) = listener.open(str(photo), None, 1, 1, "2 times", None, "", "adain")
+    *_, (key, _) = listener.open(str(photo), None, 1, 1, "2 times", None, "", None, "adain", False)
     first = desk.store.get(key).result
-    *_, (key, value) = listener.open(str(photo), key, 1, 1, "2 times", None, "", "leave them")
+    *_, (key, value) = listener.open(str(photo), key, 1, 1, "2 times", None, "", None, "leave them", False)
     assert len(unet_calls) == 2 and len(value["corners"]) == len(CORNERS)
     assert desk.store.get(key).result.tobytes() != first.tobytes()
-    list(listener.open(str(photo), key, 1, 1, "3 times", None, "", "leave them"))
+    list(listener.open(str(photo), key, 1, 1, "3 times", None, "", None, "leave them", False))
     assert len(unet_calls) == 4
 
 
@@ -292,7 +292,9 @@ def test_a_batch_tells_each_file_and_packs_what_is_whole(desk, photo, tmp_path):
     strange = write(tmp_path / "![x](y)`<b>.png")
     (tmp_path / "broken.png").write_bytes(b"nothing")
     files = list(map(str, [photo, write(tmp_path / "again" / "photo.png"), strange, tmp_path / "broken.png"]))
-    lines = [line for line, _ in listener.batch(files, 1, 1, "2 times", None, AS_IT_LIKES, "PNG", False, made)]
+    lines = [
+        line for line, _ in listener.batch(files, 1, 1, "2 times", None, None, AS_IT_LIKES, False, "PNG", False, made)
+    ]
     assert lines[-1].startswith("Done.") and "| `![x](y)'<b>.png` | 40 × 32 |" in lines[-1]
     assert "| `broken.png` | failed: not an image" in lines[-1]
     Path(made["folder"].name, ".half-written.png").write_bytes(b"so far")
