@@ -32,6 +32,7 @@ from pisasr.app.page import COLORS, MAX_UPLOAD_MB, Listener, read_wish, serve
 from pisasr.commands.app import is_loopback
 from pisasr.commands.main import main
 from pisasr.errors import ImageError, PisasrError
+from pisasr.pictures.images import open_picture, to_levels
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"process_size": 16}  # which the tiny model takes in no time
@@ -127,6 +128,28 @@ def test_the_last_result_is_what_is_saved(desk, photo):
         ".webp",
         ".tif",
     }
+
+
+def test_a_download_may_have_sixteen_bits(desk, pipe, photo):
+    opened = desk.open(photo, WISH)
+    desk.show(opened, Strengths(0.5, 0.25), Finish("wavelet"))
+    path = Path(Listener(desk).download(opened.key, "PNG16", False))
+    options = {"upscale": 2, "color_fix": "wavelet", "output_type": "uint16", **SMALL}
+    expected = pipe(Image.open(photo), 0.5, 0.25, **options).images[0]
+    assert path.name == "photo_pix0.5_sem0.25_16bit.png"
+    assert np.array_equal(to_levels(open_picture(path).pixels, 16), expected)
+    assert len(np.unique(expected % 257)) > 50
+
+
+def test_a_result_is_held_to_the_photo_or_made_of_fewer_pixels_as_the_pipeline_does(desk, pipe, photo, unet_calls):
+    held = desk.open(photo, WISH)
+    consistent = desk.show(held, Strengths(), Finish(consistent=True))
+    assert consistent.tobytes() != desk.show(held, Strengths()).tobytes() and len(unet_calls) == 2
+    fewer = Wish(upscale=2, working_size=5e-4)
+    small = desk.show(desk.open(photo, fewer), Strengths())
+    assert desk.forecast((20, 16), fewer).startswith("20 × 16 → 40 × 32 px") and small.size == (40, 32)
+    for shown, option in ((consistent, {"consistent": True}), (small, {"working_size": 5e-4})):
+        assert shown.tobytes() == pipe(Image.open(photo), upscale=2, **option, **SMALL).images[0].tobytes()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP", "TIFF"])
@@ -231,7 +254,10 @@ def test_masks_come_as_they_were_painted(tmp_path):
     assert np.array_equal(read_mask(png(levels)), levels.astype(np.float32) / 255)
     assert read_mask("") is None
     Image.fromarray(levels).save(tmp_path / "mask.png")
-    assert np.array_equal(mask_image(tmp_path / "mask.png", Limits()), levels)
+    picture = open_picture(write(tmp_path / "photo.png", (16, 12)))
+    assert np.array_equal(mask_image(tmp_path / "mask.png", Limits(), picture), levels)
+    with pytest.raises(ValueError, match="mask is a map of 8x6, the picture is 12x16"):
+        mask_image(tmp_path / "mask.png", Limits(), open_picture(write(tmp_path / "photo.png", (12, 16))))
 
 
 def test_garbage_and_bombs_are_a_line(desk, tmp_path):
@@ -310,7 +336,8 @@ def test_others_are_let_in_only_with_a_password(host, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["app", "--host", host])
     assert stopped.value.code == 2
-    assert "give --auth USER:PASSWORD" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "give --auth USER:PASSWORD" in said and said.count("\n") == 1
     assert all(map(is_loopback, ["127.0.0.1", "localhost", "::1"]))
 
 
@@ -364,6 +391,21 @@ def test_a_script_gets_what_the_pipeline_makes(client, pipe, photo):
     assert Image.open(path).tobytes() == pipe(Image.open(photo), 0.5, 0.75, upscale=2, **SMALL).images[0].tobytes()
 
 
+def test_a_script_can_ask_for_all_that_the_page_can(client, desk, photo, tmp_path):
+    half = np.zeros((16, 20), np.uint8)
+    half[:, :10] = 255
+    Image.fromarray(half).save(tmp_path / "mask.png")
+    place = {"mask": handle_file(tmp_path / "mask.png"), "inside_pix": 0.2, "inside_sem": 0.4, "feather": 2}
+    finish = {"color_fix": "wavelet", "consistent": True, "working_size": 1, "format": "PNG16"}
+    path = client.predict(handle_file(photo), 1, 0.5, 2, **place, **finish, api_name="/repair")
+    strengths = Strengths(1, 0.5, 0.2, 0.4, 2, half.astype(np.float32) / 255)
+    wish, picture = Wish(2, working_size=1), open_picture(photo)
+    expected = desk.repair(picture, strengths, wish, Finish("wavelet", consistent=True), bits=16)
+    assert np.array_equal(to_levels(open_picture(path).pixels, 16), expected)
+    told = Image.open(path).info["Software"]
+    assert "inside_sem=0.4" in told and "consistent=True" in told and "working_size=1" in told
+
+
 def test_one_thing_can_be_asked_by_a_script(client):
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/repair"]
 
@@ -376,6 +418,7 @@ def test_one_thing_can_be_asked_by_a_script(client):
         ({"lambda_pix": None}, "lambda_pix is None"),
         ({"color_fix": "violet"}, "color_fix is 'violet'"),
         ({"format": "GIF"}, "format is 'GIF'"),
+        ({"working_size": 0}, "working_size is 0"),
     ],
 )
 def test_a_script_is_told_what_is_wrong_in_a_line(client, photo, wrong, words):

@@ -25,6 +25,7 @@ from pisasr.errors import PisasrError
 from pisasr.evaluation.rules import EXAMPLE, Choice, parse_rule, pick
 from pisasr.evaluation.scoring import load_scorers, score_each
 from pisasr.pictures.images import Picture, eight_bits, join, open_image, open_picture, plan_frame
+from pisasr.pictures.maps import check_proportions
 from pisasr.pictures.saving import Metadata, made_with
 from pisasr.pipeline import Looked, PiSASRPipeline
 
@@ -376,9 +377,12 @@ def read_mask(text: str) -> np.ndarray | None:
         raise PisasrError("the painted place arrived broken; clear it and paint again") from None
 
 
-def mask_image(path: str | Path, limits: Limits) -> Image.Image:
-    """A mask from a file, grey, no larger than a preview; white is the place. ImageError as for any picture."""
+def mask_image(path: str | Path, limits: Limits, picture: Picture) -> Image.Image:
+    """A mask from a file, grey, no larger than a preview; white is the place. ImageError as for any picture,
+    ValueError where it is of other proportions than the picture whose mask it is.
+    """
     image = open_image(path, limits.input_pixels).convert("L")
+    check_proportions("mask", np.asarray(image), picture.size)
     image.thumbnail((PREVIEW_PX, PREVIEW_PX), Image.Resampling.BOX)
     return image
 

@@ -187,7 +187,7 @@ class Listener:
             return gr.skip()
         with told():
             opened = self.desk.store.get(key)
-            path = opened.save(mask_image(file, self.desk.limits), "mask.png")
+            path = opened.save(mask_image(file, self.desk.limits, opened.picture), "mask.png")
             return self._view(opened) | {"mask": to_browser(path)}
 
     def download(self, key: str | None, kind: str, keep: bool) -> str:
@@ -196,8 +196,9 @@ class Listener:
             opened = self.desk.store.get(key)
             if opened.result is None:
                 raise PisasrError("nothing is shown yet; wait for the picture")
-            path = Path(opened.folder.name, f"{opened.path.stem}_{opened.strengths.words}{FORMATS[kind]}")
-            result = self.desk.deep(opened) if bits_of(kind) == 16 else opened.result
+            is_deep = bits_of(kind) == 16
+            name = f"{opened.path.stem}_{opened.strengths.words}{'_16bit' if is_deep else ''}{FORMATS[kind]}"
+            path, result = Path(opened.folder.name, name), self.desk.deep(opened) if is_deep else opened.result
             how = opened.picture, opened.strengths, opened.wish, opened.finish
             save_image(result, path, self.desk.metadata(*how, keep))
             return str(path)
@@ -261,10 +262,11 @@ class Listener:
                 raise PisasrError("image is missing; give a picture, handle_file(PATH) in gradio's client")
             if format not in FORMATS:
                 raise PisasrError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-            place = None if mask is None else np.asarray(mask_image(mask, self.desk.limits), np.float32) / 255
+            picture, limits = self.desk.read(image), self.desk.limits
+            place = None if mask is None else np.asarray(mask_image(mask, limits, picture), np.float32) / 255
             strengths = Strengths(lambda_pix, lambda_sem, inside_pix, inside_sem, feather, place)
             wish = Wish(upscale, prompt=prompt, working_size=working_size)
-            how = self.desk.read(image), strengths, wish, Finish(color_fix, consistent)
+            how = picture, strengths, wish, Finish(color_fix, consistent)
             result = self.desk.repair(*how, bits_of(format))
             self._forget()
             folder = Path(self.scratch.name, secrets.token_hex(8))
@@ -356,14 +358,14 @@ def build(desk: Desk) -> gr.Blocks:
         with gr.Tab("Many pictures"):
             gr.Markdown(f"Up to {MAX_BATCH} photos, repaired and saved as the first tab says; a zip at the end.")
             files = gr.File(label="Photos", file_count="multiple", file_types=["image"], elem_id="files")
+            folder = gr.Button("Add a folder", size="sm", elem_id="folder")
             with gr.Row():
-                folder = gr.Button("Add a folder", elem_id="folder")
                 start = gr.Button("Repair them all", variant="primary", elem_id="start")
                 stop = gr.Button("Stop", variant="stop", elem_id="stop")
             status = gr.Markdown("", elem_id="status")
-            archive = gr.File(label="Repaired", interactive=False, elem_id="archive")
+            archive = gr.File(label="Repaired", interactive=False, height=120, elem_id="archive")
         with gr.Tab("Help"):
-            gr.Markdown(ABOUT)
+            gr.Markdown(ABOUT, elem_id="about")
 
         size, finish = [enlarge, long_side, prompt, working_size], [colors, consistent]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -391,6 +393,7 @@ def build(desk: Desk) -> gr.Blocks:
         for pair, button in presets.items():
             button.click(None, None, [pix, sem], js=f"() => {list(pair)}")
         choose.click(listen.choose, [key, *finish], [pix, sem], show_progress_on=info, **device)
+        photo.change(None, None, mask, js="() => null")  # it was the former photo's
         mask.upload(listen.lay_mask, [key, mask], viewer, **quiet)
         saving = download.click(listen.download, [key, kind, keep], ready, **quiet)
         saving.success(None, js="() => document.querySelector('#ready').click()")

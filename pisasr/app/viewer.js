@@ -393,6 +393,9 @@ document.addEventListener("input", ({ target }) => { // gradio puts a number bey
   const taken = validity.rangeOverflow ? max : validity.rangeUnderflow ? min : null;
   if (taken !== null) block.dataset.beyond = `from ${min} to ${max}: ${value} is taken as ${taken}`;
 });
+document.addEventListener("error", ({ target }) => { // what this browser can't show, TIFF mostly, lies open all the same
+  if (target.matches?.("#photo img")) target.alt = "no preview of such a file here; it is opened all the same";
+}, true);
 new ResizeObserver(draw).observe(stage);
 watch("value", takeOver);
 takeOver();
