@@ -308,8 +308,21 @@ def test_other_colours_ask_no_unet(desk, photo, unet_calls):
     *_, (key, value) = listener.open(str(photo), key, 1, 1, "2 times", None, "", None, "leave them", False)
     assert len(unet_calls) == 2 and len(value["corners"]) == len(CORNERS)
     assert desk.store.get(key).result.tobytes() != first.tobytes()
+    assert [new for new, _ in listener.open(str(photo), key, 1, 1, "2 times", None, "", None, "leave them", False)] == [
+        key
+    ]
     list(listener.open(str(photo), key, 1, 1, "3 times", None, "", None, "leave them", False))
     assert len(unet_calls) == 4
+
+
+def test_the_former_picture_lies_open_until_the_page_has_the_new_one(desk, photo, tmp_path):
+    listener, settings = Listener(desk), (1, 1, "2 times", None, "", None, AS_IT_LIKES, False)
+    *_, (key, _) = listener.open(str(photo), None, *settings)
+    new = listener.open(str(write(tmp_path / "new.png", phase=2)), key, *settings)
+    next(new)
+    assert desk.store.find(key) is not None
+    list(new)
+    assert desk.store.find(key) is None
 
 
 def test_a_batch_tells_each_file_and_packs_what_is_whole(desk, photo, tmp_path):

@@ -17,6 +17,7 @@ from gradio.data_classes import FileData
 
 from pisasr import __version__
 from pisasr.app.desk import (
+    CORNERS,
     Desk,
     Finish,
     Opened,
@@ -129,21 +130,32 @@ class Listener:
             yield key, gr.skip()
             return
         with told():
+            former, finish = self.desk.store.find(key), Finish(COLORS[colors], consistent)
+            wish = read_wish(enlarge, long_side, prompt, working_size)
+            if former and self._is_ready(former, photo, wish, finish):  # browsers tell of one photo twice
+                yield key, gr.skip()
+                return
             progress(0.05, desc="Looking at the picture")
 
             def step(done: int, count: int) -> None:
                 progress(0.1 + 0.5 * done / count, desc=f"Looking at the picture, tile {done} of {count}")
 
-            former, finish = self.desk.store.find(key), Finish(COLORS[colors], consistent)
-            opened = self.desk.open(photo, read_wish(enlarge, long_side, prompt, working_size), step, former)
-            self.desk.store.drop(key)
+            opened = self.desk.open(photo, wish, step, former)
             progress(0.6, desc="Drawing the result")
             self.desk.show(opened, Strengths(pix, sem), finish)
             yield opened.key, self._view(opened) | {"at": [pix, sem]}
+            self.desk.store.drop(key)  # not before the page has the new one: it may be asked for meanwhile
             for number, corner in enumerate(self.desk.corners(opened, finish)):
                 progress(0.7 + 0.07 * number, desc="Making the knobs ready")
                 opened.save(corner, f"corner{number}.jpg", format="JPEG", quality=92, subsampling=0)
             yield opened.key, self._view(opened) | {"at": [pix, sem]}
+
+    @staticmethod
+    def _is_ready(opened: Opened, photo: str, wish: Wish, finish: Finish) -> bool:
+        """Whether this lies open already, corners and all."""
+        corners = list(Path(opened.folder.name).glob("corner*.jpg"))
+        same = (opened.path, opened.wish, opened.finish) == (Path(photo), wish, finish)
+        return same and len(corners) == len(CORNERS)
 
     def settle(
         self, key: str | None, pix: float, sem: float, inside_pix: float, inside_sem: float, feather: float,
