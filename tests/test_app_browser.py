@@ -225,7 +225,11 @@ def test_a_cell_of_the_sheet_sets_both_knobs(hand, desk, photos):
     user = hand()
     user.open(photos[1])
     user.settled()
-    user.one("#viewer .compare").click()
+    compare = user.one("#viewer .compare")
+    compare.click()
+    compare.send_keys(Keys.ESCAPE)
+    assert not user.one("#viewer .sheet").is_displayed()
+    compare.click()
     cells = user.all("#viewer .sheet button")
     assert len(cells) == 16
     user.one("#viewer .sheet button[data-pix='0.5'][data-sem='1.5']").click()

@@ -271,7 +271,7 @@ function fillSheet() {
     cell.setAttribute("aria-label", `repair ${pix}, detail ${sem}`);
     cell.setAttribute("aria-pressed", pix === knobs.pix && sem === knobs.sem);
     const words = document.createElement("span");
-    words.textContent = `repair ${pix} · detail ${sem}`;
+    words.textContent = sheet.clientWidth > 480 ? `repair ${pix} · detail ${sem}` : `${pix} · ${sem}`;
     cell.append(thumb, words);
     cell.onclick = () => {
       openSheet(false);
@@ -372,6 +372,7 @@ for (const button of element.querySelectorAll("[data-tool]")) {
   button.onclick = () => use(tool === button.dataset.tool ? "" : button.dataset.tool);
 }
 find("compare").onclick = () => openSheet(sheet.hidden);
+element.addEventListener("keydown", (event) => { if (event.key === "Escape") openSheet(false); });
 find("clear").onclick = () => {
   mask.getContext("2d").clearRect(0, 0, mask.width, mask.height);
   if (painted) { painted = false; touched(); }
