@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pisasr.config import ConfigError, RunConfig, TrainConfig
 from pisasr.data.photos import Photos, choose_photos, count_captions, share_out
 from pisasr.method.adapters import attach
+from pisasr.method.layers import use_fast_layers
 from pisasr.method.model import PiSASR, predict
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
@@ -132,10 +133,10 @@ def load_model(config: TrainConfig, device: torch.device) -> tuple[PiSASR, Promp
 
 
 def dress(config: TrainConfig, unet: Any, vae: Any) -> None:
-    """Put both adapters on, and let backward compute again what the configuration would not have kept.
-
-    ConfigError where a VAE can't.
+    """Put both adapters on, give the VAE its fast layers, through which gradients pass and never into them, and let
+    backward compute again what the configuration would not have kept. ConfigError where a VAE can't.
     """
+    use_fast_layers(vae)
     attach(unet, "pix", config.model.rank_pix, config.model.alpha)
     attach(unet, "sem", config.model.rank_sem, config.model.alpha)
     if config.model.gradient_checkpointing:
