@@ -277,6 +277,7 @@ def test_names_in_a_zip_are_each_once():
 def test_words_for_sizes():
     assert read_wish("3 times", None, "") == Wish(3.0)
     assert read_wish("to a long side of", 900, "a cat") == Wish(long_side=900, prompt="a cat")
+    assert read_wish("3 times", None, "", 0) == Wish(3.0) and read_wish("3 times", None, "", 2).working_size == 2
     for nonsense in (None, -3, float("nan"), 1e9):
         with pytest.raises(PisasrError, match="long side"):
             read_wish("to a long side of", nonsense, "")

@@ -81,7 +81,8 @@ def told() -> Iterator[None]:
 
 
 def read_wish(enlarge: str, long_side: float | None, prompt: str, working_size: float | None = None) -> Wish:
-    """The page's words for a size as what the desk takes."""
+    """The page's words for a size as what the desk takes; an empty working_size comes as 0 or None from browsers."""
+    working_size = working_size or None
     if enlarge == FACTORS[-1]:
         if not long_side or long_side != long_side or not 1 <= long_side <= 100_000:
             raise PisasrError(f"a long side of {long_side} px is asked for; give a whole number of pixels")
