@@ -33,6 +33,7 @@ from pisasr.models.bases import (
     BASES,
     HUB_OPTIONS,
     Reference,
+    baked_strengths,
     check_base,
     find_model,
     is_merged,
@@ -199,7 +200,8 @@ class PiSASRPipeline(DiffusionPipeline):
     unet carries both adapters in its weights and gives eps_pisa; unet_pix carries the pixel adapter and gives eps_pix,
     or is None where unet makes both predictions.
     The scheduler takes no part: its config says how the base was trained. color_fix is what this model's pictures get
-    where no other is asked for.
+    where no other is asked for. baked: lambda_pix and lambda_sem that `pisasr export` put into unet; at (1, 1) it then
+    gives these, lambda_pix takes that much of both, and another lambda_sem is refused.
 
     diffusers' ways of saving memory work: `enable_model_cpu_offload` moves each part once a picture, however many tiles
     it has; sequential and group offload move layers. The VAE works in pieces beyond 512 px (`method.vae_tiling`);
@@ -221,6 +223,7 @@ class PiSASRPipeline(DiffusionPipeline):
         scheduler: Any,
         unet_pix: UNet2DConditionModel | None = None,
         color_fix: str = "adain",
+        baked: dict[str, float] | None = None,
     ):
         super().__init__()
         unet_pix = unet if unet_pix is None else unet_pix
@@ -228,7 +231,7 @@ class PiSASRPipeline(DiffusionPipeline):
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, unet_pix=unet_pix, scheduler=scheduler
         )
-        self.register_to_config(color_fix=color_fix)
+        self.register_to_config(color_fix=color_fix, **({} if baked is None else {"baked": baked}))
         for network in (vae, unet, unet_pix):
             use_fast_layers(network)
             lay_out(network)
@@ -307,7 +310,7 @@ class PiSASRPipeline(DiffusionPipeline):
             parts = ("unet", "unet_pix") if (folder / "unet_pix").is_dir() else ("unet",)
             unets = {part: load_unet(folder, part, torch_dtype, variant) for part in parts}
             others = load_others(folder, torch_dtype, variant, given)
-            return cls(**unets, color_fix=color_fix, **others)
+            return cls(**unets, color_fix=color_fix, baked=baked_strengths(folder), **others)
         own_hub = {name: value for name, value in hub.items() if name != "revision"}
         pix, sem = _find_adapters(folder, adapters, own_hub)
         _check_trained_on((pix, sem), unet_config)
@@ -479,7 +482,7 @@ class PiSASRPipeline(DiffusionPipeline):
             batch_size, low_memory, prompt, posterior, generator, output_type,
         )  # fmt: skip
         jobs = self._plan(pictures_of(image), options)
-        pairs = _check_pairs([(lambda_pix, lambda_sem)], jobs)
+        pairs = self._check_pairs([(lambda_pix, lambda_sem)], jobs)
         kinds = groupby(jobs, key=lambda job: (job.frame, job.picture.pixels.dtype))  # levels and floats don't mix
         same = (list(group) for _, group in kinds)
         batches = [group[i : i + batch_size] for group in same for i in range(0, len(group), batch_size)]
@@ -500,7 +503,7 @@ class PiSASRPipeline(DiffusionPipeline):
         Wrong options are refused at the call; the encode and the UNet passes come with the first picture.
         """
         job, settings = self._plan_one("sweep", image, options)
-        pairs = _check_pairs(lambdas, [job])
+        pairs = self._check_pairs(lambdas, [job])
 
         def results() -> Iterator[Result]:
             for (result,) in self._repair([job], pairs, settings):
@@ -537,7 +540,7 @@ class PiSASRPipeline(DiffusionPipeline):
         lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix, consistent: None is what `look` was told.
         """
         options = Options(output_type=output_type, color_fix=color_fix)
-        (pair,) = _check_pairs([(lambda_pix, lambda_sem)], looked.jobs)
+        (pair,) = self._check_pairs([(lambda_pix, lambda_sem)], looked.jobs)
         if options.color_fix is not None:
             looked = replace(looked, color_fix=options.color_fix)
         if consistent is not None:
@@ -566,8 +569,10 @@ class PiSASRPipeline(DiffusionPipeline):
     @property
     def identity(self) -> str:
         """Which model made a picture, for its file to tell: the base's name, of a folder the last part, and the
-        `fingerprint` of the adapters; "merged", with neither, where a pipeline was saved whole.
+        `fingerprint` of the adapters; "merged", with neither, where a pipeline was saved whole, and what was baked.
         """
+        if (baked := self.config.get("baked")) is not None:
+            return f"merged, {_told(baked)}"
         if self._reference is None:
             return "merged"
         base = "embedded" if self._reference.base is None else self._reference.base
@@ -608,6 +613,16 @@ class PiSASRPipeline(DiffusionPipeline):
             raise ValueError(f"a {who} is of one picture, {len(pictures)} came; call it once for each.")
         (job,) = self._plan(pictures, settings)
         return job, settings
+
+    def _check_pairs(self, lambdas: Iterable[Strengths], jobs: Iterable[Job]) -> list[CheckedPair]:
+        """Strengths for these pictures: numbers, and maps in their proportions; such as this model can give."""
+        pairs, baked = _check_pairs(lambdas, jobs), self.config.get("baked")
+        if baked is not None and any(np.any(lambda_sem != 1.0) for _, lambda_sem in pairs):
+            raise ValueError(
+                f"this model has {_told(baked)} in its one UNet, so lambda_sem must stay 1; lambda_pix takes that much "
+                "of both. For other strengths give the model that it was exported from."
+            )
+        return pairs
 
     @staticmethod
     def _check_options(who: str, options: dict[str, Any], without: tuple[str, ...] = ()) -> Options:
@@ -918,6 +933,10 @@ def _check_pairs(lambdas: Iterable[Strengths], jobs: Iterable[Job]) -> list[Chec
         check_proportions("lambda_pix", pix, job.picture.size)
         check_proportions("lambda_sem", sem, job.picture.size)
     return checked
+
+
+def _told(strengths: dict[str, float]) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in strengths.items())
 
 
 def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

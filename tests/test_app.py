@@ -27,11 +27,12 @@ from gradio_client.exceptions import AppError
 
 from pisasr.app import desk as desk_module
 from pisasr.app import page as page_module
-from pisasr.app.desk import CORNERS, Desk, Limits, Store, Strengths, Wish, mask_image, read_mask
+from pisasr.app.desk import CORNERS, Desk, Finish, Limits, Store, Strengths, Wish, mask_image, read_mask
 from pisasr.app.page import COLORS, MAX_UPLOAD_MB, Listener, read_wish, serve
 from pisasr.commands.app import is_loopback
 from pisasr.commands.main import main
 from pisasr.errors import ImageError, PisasrError
+from pisasr.pictures.images import open_picture, to_levels
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"process_size": 16}  # which the tiny model takes in no time
@@ -129,6 +130,28 @@ def test_the_last_result_is_what_is_saved(desk, photo):
     }
 
 
+def test_a_download_may_have_sixteen_bits(desk, pipe, photo):
+    opened = desk.open(photo, WISH)
+    desk.show(opened, Strengths(0.5, 0.25), Finish("wavelet"))
+    path = Path(Listener(desk).download(opened.key, "PNG16", False))
+    options = {"upscale": 2, "color_fix": "wavelet", "output_type": "uint16", **SMALL}
+    expected = pipe(Image.open(photo), 0.5, 0.25, **options).images[0]
+    assert path.name == "photo_pix0.5_sem0.25_16bit.png"
+    assert np.array_equal(to_levels(open_picture(path).pixels, 16), expected)
+    assert len(np.unique(expected % 257)) > 50
+
+
+def test_a_result_is_held_to_the_photo_or_made_of_fewer_pixels_as_the_pipeline_does(desk, pipe, photo, unet_calls):
+    held = desk.open(photo, WISH)
+    consistent = desk.show(held, Strengths(), Finish(consistent=True))
+    assert consistent.tobytes() != desk.show(held, Strengths()).tobytes() and len(unet_calls) == 2
+    fewer = Wish(upscale=2, working_size=5e-4)
+    small = desk.show(desk.open(photo, fewer), Strengths())
+    assert desk.forecast((20, 16), fewer).startswith("20 × 16 → 40 × 32 px") and small.size == (40, 32)
+    for shown, option in ((consistent, {"consistent": True}), (small, {"working_size": 5e-4})):
+        assert shown.tobytes() == pipe(Image.open(photo), upscale=2, **option, **SMALL).images[0].tobytes()
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP", "TIFF"])
 def test_a_file_tells_how_it_was_made_and_of_the_photo_only_if_asked(desk, tmp_path, kind):
     exif = Image.Exif()
@@ -136,7 +159,7 @@ def test_a_file_tells_how_it_was_made_and_of_the_photo_only_if_asked(desk, tmp_p
     write(tmp_path / "photo.png")
     Image.open(tmp_path / "photo.png").save(tmp_path / "photo.jpg", exif=exif)
     opened = desk.open(tmp_path / "photo.jpg", WISH)
-    desk.show(opened, Strengths(1, 0.7), "wavelet")
+    desk.show(opened, Strengths(1, 0.7), Finish("wavelet"))
     for keep in (False, True):
         read = Image.open(Listener(desk).download(opened.key, kind, keep)).getexif()
         told = read[ExifTags.Base.Software]
@@ -231,7 +254,10 @@ def test_masks_come_as_they_were_painted(tmp_path):
     assert np.array_equal(read_mask(png(levels)), levels.astype(np.float32) / 255)
     assert read_mask("") is None
     Image.fromarray(levels).save(tmp_path / "mask.png")
-    assert np.array_equal(mask_image(tmp_path / "mask.png", Limits()), levels)
+    picture = open_picture(write(tmp_path / "photo.png", (16, 12)))
+    assert np.array_equal(mask_image(tmp_path / "mask.png", Limits(), picture), levels)
+    with pytest.raises(ValueError, match="mask is a map of 8x6, the picture is 12x16"):
+        mask_image(tmp_path / "mask.png", Limits(), open_picture(write(tmp_path / "photo.png", (12, 16))))
 
 
 def test_garbage_and_bombs_are_a_line(desk, tmp_path):
@@ -246,6 +272,7 @@ def test_garbage_and_bombs_are_a_line(desk, tmp_path):
 def test_words_for_sizes():
     assert read_wish("3 times", None, "") == Wish(3.0)
     assert read_wish("to a long side of", 900, "a cat") == Wish(long_side=900, prompt="a cat")
+    assert read_wish("3 times", None, "", 0) == Wish(3.0) and read_wish("3 times", None, "", 2).working_size == 2
     for nonsense in (None, -3, float("nan"), 1e9):
         with pytest.raises(PisasrError, match="long side"):
             read_wish("to a long side of", nonsense, "")
@@ -258,13 +285,13 @@ AS_IT_LIKES = next(iter(COLORS))
 
 def test_a_size_that_cannot_be_leaves_the_picture_open(desk, photo):
     listener = Listener(desk)
-    *_, (key, value) = listener.open(str(photo), None, 1, 1, "2 times", None, "", AS_IT_LIKES)
+    *_, (key, value) = listener.open(str(photo), None, 1, 1, "2 times", None, "", None, AS_IT_LIKES, False)
     assert len(value["corners"]) == len(CORNERS) and value["size"] == [40, 32]
     with pytest.raises(gr.Error, match="ask for more"):
-        list(listener.open(str(photo), key, 1, 1, "to a long side of", 5, "", AS_IT_LIKES))
+        list(listener.open(str(photo), key, 1, 1, "to a long side of", 5, "", None, AS_IT_LIKES, False))
     assert "ask for more" in listener.forecast(str(photo), "to a long side of", 5, "")
     opened = desk.store.get(key)
-    *_, (new, _) = listener.open(str(photo), key, 1, 1, "3 times", None, "", AS_IT_LIKES)
+    *_, (new, _) = listener.open(str(photo), key, 1, 1, "3 times", None, "", None, AS_IT_LIKES, False)
     with pytest.raises(PisasrError, match="put away"):
         desk.store.get(key)
     assert not Path(opened.folder.name).exists() and desk.store.get(new).size == (60, 48)
@@ -272,13 +299,26 @@ def test_a_size_that_cannot_be_leaves_the_picture_open(desk, photo):
 
 def test_other_colours_ask_no_unet(desk, photo, unet_calls):
     listener = Listener(desk)
-    *_, (key, _) = listener.open(str(photo), None, 1, 1, "2 times", None, "", "adain")
+    *_, (key, _) = listener.open(str(photo), None, 1, 1, "2 times", None, "", None, "adain", False)
     first = desk.store.get(key).result
-    *_, (key, value) = listener.open(str(photo), key, 1, 1, "2 times", None, "", "leave them")
+    *_, (key, value) = listener.open(str(photo), key, 1, 1, "2 times", None, "", None, "leave them", False)
     assert len(unet_calls) == 2 and len(value["corners"]) == len(CORNERS)
     assert desk.store.get(key).result.tobytes() != first.tobytes()
-    list(listener.open(str(photo), key, 1, 1, "3 times", None, "", "leave them"))
+    assert [new for new, _ in listener.open(str(photo), key, 1, 1, "2 times", None, "", None, "leave them", False)] == [
+        key
+    ]
+    list(listener.open(str(photo), key, 1, 1, "3 times", None, "", None, "leave them", False))
     assert len(unet_calls) == 4
+
+
+def test_the_former_picture_lies_open_until_the_page_has_the_new_one(desk, photo, tmp_path):
+    listener, settings = Listener(desk), (1, 1, "2 times", None, "", None, AS_IT_LIKES, False)
+    *_, (key, _) = listener.open(str(photo), None, *settings)
+    new = listener.open(str(write(tmp_path / "new.png", phase=2)), key, *settings)
+    next(new)
+    assert desk.store.find(key) is not None
+    list(new)
+    assert desk.store.find(key) is None
 
 
 def test_a_batch_tells_each_file_and_packs_what_is_whole(desk, photo, tmp_path):
@@ -287,7 +327,9 @@ def test_a_batch_tells_each_file_and_packs_what_is_whole(desk, photo, tmp_path):
     strange = write(tmp_path / "![x](y)`<b>.png")
     (tmp_path / "broken.png").write_bytes(b"nothing")
     files = list(map(str, [photo, write(tmp_path / "again" / "photo.png"), strange, tmp_path / "broken.png"]))
-    lines = [line for line, _ in listener.batch(files, 1, 1, "2 times", None, AS_IT_LIKES, "PNG", False, made)]
+    lines = [
+        line for line, _ in listener.batch(files, 1, 1, "2 times", None, None, AS_IT_LIKES, False, "PNG", False, made)
+    ]
     assert lines[-1].startswith("Done.") and "| `![x](y)'<b>.png` | 40 × 32 |" in lines[-1]
     assert "| `broken.png` | failed: not an image" in lines[-1]
     Path(made["folder"].name, ".half-written.png").write_bytes(b"so far")
@@ -303,7 +345,8 @@ def test_others_are_let_in_only_with_a_password(host, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["app", "--host", host])
     assert stopped.value.code == 2
-    assert "give --auth USER:PASSWORD" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "give --auth USER:PASSWORD" in said and said.count("\n") == 1
     assert all(map(is_loopback, ["127.0.0.1", "localhost", "::1"]))
 
 
@@ -357,6 +400,21 @@ def test_a_script_gets_what_the_pipeline_makes(client, pipe, photo):
     assert Image.open(path).tobytes() == pipe(Image.open(photo), 0.5, 0.75, upscale=2, **SMALL).images[0].tobytes()
 
 
+def test_a_script_can_ask_for_all_that_the_page_can(client, desk, photo, tmp_path):
+    half = np.zeros((16, 20), np.uint8)
+    half[:, :10] = 255
+    Image.fromarray(half).save(tmp_path / "mask.png")
+    place = {"mask": handle_file(tmp_path / "mask.png"), "inside_pix": 0.2, "inside_sem": 0.4, "feather": 2}
+    finish = {"color_fix": "wavelet", "consistent": True, "working_size": 1, "format": "PNG16"}
+    path = client.predict(handle_file(photo), 1, 0.5, 2, **place, **finish, api_name="/repair")
+    strengths = Strengths(1, 0.5, 0.2, 0.4, 2, half.astype(np.float32) / 255)
+    wish, picture = Wish(2, working_size=1), open_picture(photo)
+    expected = desk.repair(picture, strengths, wish, Finish("wavelet", consistent=True), bits=16)
+    assert np.array_equal(to_levels(open_picture(path).pixels, 16), expected)
+    told = Image.open(path).info["Software"]
+    assert "inside_sem=0.4" in told and "consistent=True" in told and "working_size=1" in told
+
+
 def test_one_thing_can_be_asked_by_a_script(client):
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/repair"]
 
@@ -369,6 +427,7 @@ def test_one_thing_can_be_asked_by_a_script(client):
         ({"lambda_pix": None}, "lambda_pix is None"),
         ({"color_fix": "violet"}, "color_fix is 'violet'"),
         ({"format": "GIF"}, "format is 'GIF'"),
+        ({"working_size": 0}, "working_size is 0"),
     ],
 )
 def test_a_script_is_told_what_is_wrong_in_a_line(client, photo, wrong, words):

@@ -27,7 +27,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from pisasr import PiSASRPipeline
-from pisasr.app.desk import Desk, Strengths
+from pisasr.app.desk import Desk, Finish, Strengths, Wish
 from pisasr.app.page import serve
 from pisasr.commands.app import write_below
 
@@ -137,6 +137,10 @@ class Hand:
         levels, width, height = self.js("window.pisasr.levels()")
         return np.array(levels, np.uint8).reshape(height, width, 4)[..., :3]
 
+    def pressed(self) -> list[str]:
+        """The presets that hold."""
+        return [button.text for button in self.all("#presets [aria-pressed=true]")]
+
     def errors(self) -> list[str]:
         return [line["message"] for line in self.browser.get_log("browser") if line["level"] == "SEVERE"]
 
@@ -200,11 +204,32 @@ def test_an_emptied_number_is_none(hand, desk, photos):
     assert not user.errors()
 
 
+def test_a_number_beyond_its_knob_is_the_knob_s_end_and_that_is_said(hand, desk, photos):
+    user = hand()
+    user.open(photos[0])
+    user.settled()
+    number = user.one("#sem input[type=number]")
+    number.send_keys(Keys.CONTROL, "a")
+    number.send_keys("7")
+    user.until(lambda: not user.js("window.pisasr.isExact()"))
+    assert np.array_equal(user.picture(), expected(desk, photos[0], 1, 1.5))
+    number.send_keys(Keys.TAB)
+    user.until(lambda: number.get_attribute("value") == "1.5")
+    assert user.one("#sem").get_attribute("data-beyond") == "from 0 to 1.5: 7 is taken as 1.5"
+    user.turn("sem", 0.5)
+    assert user.one("#sem").get_attribute("data-beyond") is None
+    assert not user.all(".toast-body") and not user.errors()
+
+
 def test_a_cell_of_the_sheet_sets_both_knobs(hand, desk, photos):
     user = hand()
     user.open(photos[1])
     user.settled()
-    user.one("#viewer .compare").click()
+    compare = user.one("#viewer .compare")
+    compare.click()
+    compare.send_keys(Keys.ESCAPE)
+    assert not user.one("#viewer .sheet").is_displayed()
+    compare.click()
     cells = user.all("#viewer .sheet button")
     assert len(cells) == 16
     user.one("#viewer .sheet button[data-pix='0.5'][data-sem='1.5']").click()
@@ -216,14 +241,17 @@ def test_a_cell_of_the_sheet_sets_both_knobs(hand, desk, photos):
 
 def test_presets_and_the_keyboard_turn_the_knobs(hand, desk, photos):
     user = hand()
+    user.until(lambda: user.pressed() == ["Sharp"])
     user.open(photos[1])
     user.settled()
     next(button for button in user.all("#presets button") if button.text == "Balanced").click()
     user.until(lambda: user.one("#sem input[type=number]").get_attribute("value") == "0.5")
     assert np.array_equal(user.picture(), expected(desk, photos[1], 1, 0.5))
+    assert user.pressed() == ["Balanced"]
     user.one("#sem input[type=range]").send_keys(Keys.ARROW_RIGHT)
     user.until(lambda: user.one("#sem input[type=number]").get_attribute("value") == "0.55")
     assert np.array_equal(user.picture(), expected(desk, photos[1], 1, 0.55))
+    assert user.pressed() == []
     canvas = user.one("#viewer canvas.picture")
     canvas.send_keys(Keys.ARROW_RIGHT, "+")
     assert user.one("#viewer .divider").get_attribute("value") == "52"
@@ -261,6 +289,38 @@ def test_a_mask_from_a_file_is_a_place_too(hand, desk, photos, tmp_path):
     user.drop(tmp_path / "mask.png", on="#mask")
     user.until(lambda: not user.js("window.pisasr.isExact()"))
     assert np.array_equal(user.picture(), expected(desk, photos[0], 1, 0))  # the page's strengths inside: no detail
+    before = user.js("window.pisasr.id()")
+    user.drop(photos[1])
+    user.until(lambda: user.js("window.pisasr.id()") != before and user.js("window.pisasr.ready()"))
+    assert np.array_equal(user.picture(), expected(desk, photos[1], 1, 1))
+    user.until(lambda: "mask" not in user.one("#mask").text)
+    Image.new("L", (32, 96), 255).save(tmp_path / "tall.png")
+    user.drop(tmp_path / "tall.png", on="#mask")
+    user.until(
+        lambda: "mask is a map of 32x96, the picture is 48x32" in "".join(t.text for t in user.all(".toast-body"))
+    )
+
+
+def test_advanced_settings_are_the_pipeline_s(hand, desk, photos):
+    user = hand()
+    user.open(photos[0])
+    user.settled()
+    next(head for head in user.all("button.label-wrap") if head.text.startswith("Advanced")).click()
+    box, megapixels = user.one("#consistent input"), user.one("#working_size input")
+
+    def picture_after(move: Callable[[], Any]) -> np.ndarray:
+        before = user.js("window.pisasr.id()")
+        move()
+        user.until(lambda: user.js("window.pisasr.id()") != before and user.js("window.pisasr.ready()"))
+        return user.picture()
+
+    picture = desk.read(photos[0])
+    held = desk.repair(picture, Strengths(), Wish(4), Finish(consistent=True))
+    assert np.array_equal(picture_after(box.click), np.asarray(held))
+    fewer = desk.repair(picture, Strengths(), Wish(4, working_size=0.005), Finish(consistent=True))
+    assert np.array_equal(picture_after(lambda: megapixels.send_keys("0.005", Keys.ENTER)), np.asarray(fewer))
+    megapixels.send_keys(Keys.CONTROL, "a")
+    assert np.array_equal(picture_after(lambda: megapixels.send_keys(Keys.DELETE, Keys.ENTER)), np.asarray(held))
 
 
 def test_two_users_and_two_pictures_are_never_mixed_up(hand, desk, photos):
@@ -293,6 +353,20 @@ def test_a_batch_ends_in_a_zip_of_all(hand, desk, photos, tmp_path):
         assert archive.namelist() == ["photo0.png", "photo1.png"]
         with archive.open("photo1.png") as file:
             assert np.array_equal(np.asarray(Image.open(file)), expected(desk, photos[1], 1, 1))
+
+
+def test_a_folder_is_its_pictures(hand, photos, tmp_path):
+    user = hand()
+    user.tab("Many pictures")
+    (tmp_path / "photos/below").mkdir(parents=True)
+    shutil.copy(photos[0], tmp_path / "photos")
+    shutil.copy(photos[1], tmp_path / "photos/below/photo1.PNG")
+    shutil.copy(photos[2], tmp_path / "photos/.photo2.png")
+    (tmp_path / "photos/notes.txt").write_text("of no use here")
+    user.one("#folder").click()
+    user.until(lambda: user.all("#folder-input"))[0].send_keys(str(tmp_path / "photos"))
+    user.until(lambda: user.one("#files").text.count("photo") == 2)
+    assert {cell.get_attribute("aria-label") for cell in user.all("#files .filename")} == {"photo0.png", "photo1.PNG"}
 
 
 def test_a_stopped_batch_hands_over_what_it_has(hand, desk, photos, tmp_path):
@@ -346,6 +420,9 @@ def test_nothing_is_wider_than_the_window(hand, photos, size):
     user.open(photos[0])
     assert user.js("document.documentElement.scrollWidth <= window.innerWidth")
     assert user.js("document.body.classList.contains('dark')")
+    user.one("#viewer [data-tool='paint']").click()
+    rows = {round(button.location["y"]) for button in user.all("#viewer .bar button") if button.is_displayed()}
+    assert len(rows) <= (2 if size[0] < 640 else 1)
 
 
 MOVE = """const done = arguments[arguments.length - 1], range = document.querySelector("#sem input[type=range]");

@@ -20,7 +20,7 @@ MAY_KNOW = {
     "config": {"data"},
     "pipeline": {"method", "models", "pictures"},
     "comfyui": {"method", "models", "pipeline"},
-    "hub": {"method", "models", "pipeline"},
+    "hub": {"method", "models", "pictures", "pipeline"},
     "app": {"method", "models", "pictures", "evaluation", "pipeline"},
     "training": {"method", "models", "pictures", "data", "evaluation", "config"},
     "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "hub", "app", "training"},

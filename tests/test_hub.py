@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from diffusers import DiffusionPipeline, ModularPipelineBlocks
+from diffusers import DiffusionPipeline, ModularPipeline, ModularPipelineBlocks
 from PIL import Image
 
 from pisasr import PiSASRPipeline
@@ -74,8 +74,14 @@ def test_diffusers_makes_a_whole_pipeline_in_the_dtype_that_was_asked(published,
     assert all(equal(one(photo(), **SMALL).images[0], pipe(photo(), **SMALL).images[0]) for one in pipes)
 
 
-def test_a_modular_pipeline_takes_the_options_of_ours(published, pipe):
-    modular = ModularPipelineBlocks.from_pretrained(published, trust_remote_code=True).init_pipeline(published)
+@pytest.mark.parametrize("directly", [True, False])
+def test_a_modular_pipeline_takes_the_options_of_ours(published, pipe, directly):
+    if directly:  # a copy of what has its name on a hub
+        index = Path(published, "modular_model_index.json")
+        index.write_text(index.read_text().replace(published, "me/pisa"))
+        modular = ModularPipeline.from_pretrained(published, trust_remote_code=True)
+    else:
+        modular = ModularPipelineBlocks.from_pretrained(published, trust_remote_code=True).init_pipeline(published)
     modular.load_components(dtype=torch.float32)
     modular.to("cpu")
     assert modular.default_call_parameters["process_size"] == 512
@@ -118,7 +124,7 @@ def test_the_small_model_is_published_with_its_card(tmp_path):
     assert main(["publish", str(folder)]) == OK
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*")) == [
         "README.md", "adapters/pix.safetensors", "adapters/sem.safetensors",
-        "block.py", "model_index.json", "modular_config.json", "pipeline.py",
+        "block.py", "model_index.json", "modular_config.json", "modular_model_index.json", "pipeline.py",
     ]  # fmt: skip
     card = (folder / "README.md").read_text()
     assert card.count("\n# ") == 1 and "\n### Data" in card and "base_model" not in card
@@ -174,6 +180,29 @@ def test_equal_strengths_and_lambda_sem_0_are_baked_to_rounding(pipe, pair, tmp_
     (far,) = errors_of(made, pipe, [photo()], 1.0, 1.0, **SMALL)
     assert far.most > 0.1
     assert all(torch.equal(before[name], weight) for name, weight in pipe.unet.state_dict().items())
+
+
+def test_a_baked_model_says_its_strengths_and_refuses_others(pipe, tmp_path):
+    baked(pipe, 0.7, 0.7).save_pretrained(tmp_path)
+    folder = str(tmp_path)
+    for made in (
+        PiSASRPipeline.from_pretrained(folder),
+        DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True),
+    ):
+        assert made.identity == "merged, lambda_pix=0.7, lambda_sem=0.7"
+        looked, places = made.look(photo(), **SMALL), np.eye(9, 12, dtype=np.float32)
+        for ask in (
+            partial(made, photo(), 0.7, 0.7, **SMALL),
+            partial(made.sweep, photo(), [(1.0, 1.0), (1.0, 0.0)], **SMALL),
+            partial(made.mix, looked, 1.0, places),
+        ):
+            with pytest.raises(ValueError, match="has lambda_pix=0.7, lambda_sem=0.7 in its one UNet"):
+                ask()
+        (error,) = errors_of(made, pipe, [photo()], 0.7, 0.7, **SMALL)
+        assert error.most <= 255e-6
+        with pytest.raises(ModelError, match="in one UNet already"):
+            baked(made, 1.0, 1.0)
+    assert pipe.config.get("baked") is None and pipe.identity != made.identity
 
 
 def test_other_strengths_are_near_to_first_order(base_folder, tmp_path):

@@ -93,7 +93,9 @@ def usage_error(capsys, *words) -> str:
     with pytest.raises(SystemExit) as caught:
         infer(*words)
     assert caught.value.code == errors.WRONG_USAGE
-    return capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
@@ -181,7 +183,8 @@ def test_default_is_one_one(here, stub):
 )
 def test_wrong_usage_names_the_option(here, stub, capsys, words):
     draw("in/a.png")
-    assert words[0] in usage_error(capsys, "-i", "in", "-o", "out", *words)
+    said = usage_error(capsys, "-i", "in", "-o", "out", *words)
+    assert words[0] in said and ("megapixels" in said) == (words[0] == "--working_size")
     assert not stub.calls and not Path("out").exists()
 
 

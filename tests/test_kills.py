@@ -70,7 +70,7 @@ def handles() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells")
-@pytest.mark.parametrize("count", [32, pytest.param(500, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.soak)])
 def test_many_pictures_take_the_memory_of_a_few(pipe, tmp_path, monkeypatch, count, did):
     """In one process, after the first twenty: five per cent more at the end, on average, and no file left open.
 
@@ -97,6 +97,6 @@ def test_many_pictures_take_the_memory_of_a_few(pipe, tmp_path, monkeypatch, cou
     assert main(["infer", "-i", "in", "-o", "out", *words]) == errors.OK
     assert len(seen) == count
     memory, files = (np.array(column) for column in zip(*seen, strict=True))
-    first, last = memory[20:30].mean(), memory[-10:].mean()
-    assert last < 1.05 * first and files[-10:].min() <= files[20:30].max()  # some are being read and written
+    first, last = memory[20:25].mean(), memory[-5:].mean()
+    assert last < 1.05 * first and files[-5:].min() <= files[20:25].max()  # some are being read and written
     did(f"{count} pictures in one process: {last / first - 1:+.1%} memory after the first twenty, no file left open")

@@ -53,7 +53,7 @@ def test_the_pins_fit_the_ranges():
     lines = (ROOT / "configs/constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if not line.startswith("#")}
     optional = PROJECT["project"]["optional-dependencies"]
-    pinned = ("app", "browser", "train", "eval", "peers", "dev")
+    pinned = ("app", "browser", "train", "eval", "onnx", "peers", "dev")
     wanted = PROJECT["project"]["dependencies"] + sum((optional[extra] for extra in pinned), [])
     for requirement in map(Requirement, wanted):
         if requirement.name != "pisasr":

@@ -13,7 +13,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +25,7 @@ from pisasr.errors import PisasrError
 from pisasr.evaluation.rules import EXAMPLE, Choice, parse_rule, pick
 from pisasr.evaluation.scoring import load_scorers, score_each
 from pisasr.pictures.images import Picture, eight_bits, join, open_image, open_picture, plan_frame
+from pisasr.pictures.maps import check_proportions
 from pisasr.pictures.saving import Metadata, made_with
 from pisasr.pipeline import Looked, PiSASRPipeline
 
@@ -48,11 +49,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Wish:
-    """What is settled before a picture is looked at. long_side, in pixels of the result, rules over upscale."""
+    """What is settled before a picture is looked at. long_side, in pixels of the result, rules over upscale.
+
+    working_size: the most that the model works on, in megapixels of the result, as for the pipeline; None is no limit.
+    """
 
     upscale: float = 4
     long_side: int | None = None
     prompt: str = ""
+    working_size: float | None = None
 
     def factor(self, size: tuple[int, int]) -> float:
         """By how much a picture of this (width, height) is enlarged; PisasrError where that would be a reduction."""
@@ -61,6 +66,14 @@ class Wish:
         if self.long_side < max(size):
             raise PisasrError(f"the picture is {max(size)} px long, {self.long_side} px are asked for; ask for more")
         return self.long_side / max(size)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What happens behind the decoder, as for the pipeline: which colours, and whether the photo is held to."""
+
+    color_fix: Any = None
+    consistent: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,7 @@ class Opened:
     folder: TemporaryDirectory
     result: Image.Image | None = None
     strengths: Strengths = field(default_factory=Strengths)
-    color_fix: Any = None
+    finish: Finish = Finish()
 
     def save(self, image: Image.Image, name: str, **options: Any) -> Path:
         """A picture for the browser, in its folder: PNG unless the options say otherwise."""
@@ -232,8 +245,8 @@ class Desk:
     def forecast(self, size: tuple[int, int], wish: Wish) -> str:
         """One line, before any work: what comes out, in how many tiles, and how much memory that takes."""
         options = self._options(wish, self._factor(size, wish))
-        frame, forecast = plan_frame(*size, options["upscale"], self.process_size), self.pipe.plan(size, **options)
-        result = f"{frame.output[0]} × {frame.output[1]} px"
+        forecast, output = self.pipe.plan(size, **options), plan_frame(*size, options["upscale"]).output
+        result = f"{output[0]} × {output[1]} px"
         return f"{size[0]} × {size[1]} → {result}; the model sees {forecast} of memory"
 
     def open(self, path: str | Path, wish: Wish, step: Step | None = None, former: Opened | None = None) -> Opened:
@@ -257,20 +270,26 @@ class Desk:
         self.store.put(opened)
         return opened
 
-    def show(self, opened: Opened, strengths: Strengths, color_fix: Any = None) -> Image.Image:
-        """The exact picture at these strengths: mixed and decoded, no UNet. It is what `save` will write."""
-        result = self._mix(opened, strengths.lambdas(opened.size[0]), color_fix)
-        opened.result, opened.strengths, opened.color_fix = result, strengths, color_fix
+    def show(self, opened: Opened, strengths: Strengths, finish: Finish = Finish()) -> Image.Image:
+        """The exact picture at these strengths: mixed and decoded, no UNet. It is what a download holds."""
+        result = self._mix(opened, strengths.lambdas(opened.size[0]), finish)
+        opened.result, opened.strengths, opened.finish = result, strengths, finish
         return result
 
-    def corners(self, opened: Opened, color_fix: Any = None) -> Iterator[Image.Image]:
+    def deep(self, opened: Opened) -> np.ndarray:
+        """What was shown last, in sixteen bits: uint16 [H, W, C]. One decode more."""
+        return self._mix(opened, opened.strengths.lambdas(opened.size[0]), opened.finish, "uint16")
+
+    def corners(self, opened: Opened, finish: Finish = Finish()) -> Iterator[Image.Image]:
         """The results at CORNERS, no larger than a preview."""
         for pair in CORNERS:
-            result = self._mix(opened, pair, color_fix).convert("RGB")
+            result = self._mix(opened, pair, finish).convert("RGB")
             result.thumbnail((PREVIEW_PX, PREVIEW_PX), Image.Resampling.BOX)
             yield result
 
-    def choose(self, opened: Opened, color_fix: Any = None, rule: str = EXAMPLE, step: Step | None = None) -> Choice:
+    def choose(
+        self, opened: Opened, finish: Finish = Finish(), rule: str = EXAMPLE, step: Step | None = None
+    ) -> Choice:
         """The pair of GRID that a rule calls best for this picture; PisasrError where its metrics can't be had."""
         wanted = parse_rule(rule)
         scorers, missing = load_scorers(wanted.metrics, weights=self.weights)
@@ -282,16 +301,19 @@ class Desk:
             for done, pair in enumerate(pairs):
                 if step is not None:
                     step(done, len(pairs))
-                yield self._mix(opened, pair, color_fix)
+                yield self._mix(opened, pair, finish)
 
         return pick(wanted, score_each(pairs, results(), opened.picture, scorers))[0]
 
-    def repair(self, picture: Picture, strengths: Strengths, wish: Wish, color_fix: Any = None) -> Image.Image:
-        """One picture from end to end, nothing of it kept."""
+    def repair(
+        self, picture: Picture, strengths: Strengths, wish: Wish, finish: Finish = Finish(), bits: int = 8
+    ) -> Image.Image | np.ndarray:
+        """One picture from end to end, nothing of it kept; of 16 bits as uint16 [H, W, C]."""
         factor = self._factor(picture.size, wish)
         pix, sem = strengths.lambdas(round(factor * picture.size[0]))
+        options = self._options(wish, factor) | asdict(finish)
         with self._device:
-            return self.pipe(picture, pix, sem, color_fix=color_fix, **self._options(wish, factor)).images[0]
+            return self.pipe(picture, pix, sem, output_type="uint16" if bits == 16 else "pil", **options).images[0]
 
     @contextmanager
     def _watched(self, step: Step | None) -> Iterator[None]:
@@ -305,20 +327,20 @@ class Desk:
                 del self.pipe.progress_bar
 
     def metadata(
-        self, picture: Picture, strengths: Strengths, wish: Wish, color_fix: Any = None, keep: bool = False
+        self, picture: Picture, strengths: Strengths, wish: Wish, finish: Finish = Finish(), keep: bool = False
     ) -> Metadata:
         """What a result's file tells: model, strengths and settings; keep: and what the input's file told."""
         factor = wish.factor(picture.size)
-        told = strengths.told | {"upscale": factor, "prompt": wish.prompt, "color_fix": color_fix}
-        return Metadata(made_with(self.pipe.identity, told), picture.exif if keep else None)
+        told = strengths.told | {"upscale": factor, "prompt": wish.prompt, "working_size": wish.working_size}
+        return Metadata(made_with(self.pipe.identity, told | asdict(finish)), picture.exif if keep else None)
 
-    def _mix(self, opened: Opened, lambdas: tuple[Any, Any], color_fix: Any) -> Image.Image:
+    def _mix(self, opened: Opened, lambdas: tuple[Any, Any], finish: Finish, output_type: Any = "pil") -> Any:
         with self._device:
-            result: Any = self.pipe.mix(opened.looked, *lambdas, color_fix=color_fix)
-        return result
+            return self.pipe.mix(opened.looked, *lambdas, output_type=output_type, **asdict(finish))
 
     def _options(self, wish: Wish, factor: float) -> dict[str, Any]:
-        return {"upscale": factor, "process_size": self.process_size, "prompt": wish.prompt}
+        settings = {"process_size": self.process_size, "working_size": wish.working_size, "prompt": wish.prompt}
+        return {"upscale": factor, **settings}
 
     def _factor(self, size: tuple[int, int], wish: Wish) -> float:
         factor = wish.factor(size)
@@ -355,9 +377,12 @@ def read_mask(text: str) -> np.ndarray | None:
         raise PisasrError("the painted place arrived broken; clear it and paint again") from None
 
 
-def mask_image(path: str | Path, limits: Limits) -> Image.Image:
-    """A mask from a file, grey, no larger than a preview; white is the place. ImageError as for any picture."""
+def mask_image(path: str | Path, limits: Limits, picture: Picture) -> Image.Image:
+    """A mask from a file, grey, no larger than a preview; white is the place. ImageError as for any picture,
+    ValueError where it is of other proportions than the picture whose mask it is.
+    """
     image = open_image(path, limits.input_pixels).convert("L")
+    check_proportions("mask", np.asarray(image), picture.size)
     image.thumbnail((PREVIEW_PX, PREVIEW_PX), Image.Resampling.BOX)
     return image
 

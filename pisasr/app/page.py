@@ -12,11 +12,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from gradio.data_classes import FileData
 
 from pisasr import __version__
 from pisasr.app.desk import (
+    CORNERS,
     Desk,
+    Finish,
     Opened,
     Strengths,
     Wish,
@@ -35,7 +38,7 @@ HERE = Path(__file__).parent
 EXAMPLES = sorted((HERE.parent / "demo" / "examples").glob("*.png"))
 PRESETS = {"Faithful": (1.0, 0.0), "Balanced": (1.0, 0.5), "Sharp": (1.0, 1.0)}
 FACTORS = ["2 times", "3 times", "4 times", "6 times", "8 times", "to a long side of"]
-FORMATS = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif"}
+FORMATS = {"PNG": ".png", "PNG16": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif"}
 COLORS = {"as the model likes it": None, "adain": "adain", "wavelet": "wavelet", "leave them": "none"}
 MAX_UPLOAD_MB = 32
 MAX_BATCH = 200  # files
@@ -77,13 +80,19 @@ def told() -> Iterator[None]:
         raise gr.Error(html.escape(explain(error)), print_exception=False) from None
 
 
-def read_wish(enlarge: str, long_side: float | None, prompt: str) -> Wish:
-    """The page's words for a size as what the desk takes."""
+def read_wish(enlarge: str, long_side: float | None, prompt: str, working_size: float | None = None) -> Wish:
+    """The page's words for a size as what the desk takes; an empty working_size comes as 0 or None from browsers."""
+    working_size = working_size or None
     if enlarge == FACTORS[-1]:
         if not long_side or long_side != long_side or not 1 <= long_side <= 100_000:
             raise PisasrError(f"a long side of {long_side} px is asked for; give a whole number of pixels")
-        return Wish(long_side=round(long_side), prompt=prompt)
-    return Wish(float(enlarge.split()[0]), prompt=prompt)
+        return Wish(long_side=round(long_side), prompt=prompt, working_size=working_size)
+    return Wish(float(enlarge.split()[0]), prompt=prompt, working_size=working_size)
+
+
+def bits_of(kind: str) -> int:
+    """Of each channel of a file of this format."""
+    return 16 if kind == "PNG16" else 8
 
 
 def to_browser(path: Path) -> dict[str, Any]:
@@ -100,52 +109,65 @@ class Listener:
 
     # --- one picture ---
 
-    def forecast(self, photo: str | None, enlarge: str, long_side: float, prompt: str) -> str:
+    def forecast(
+        self, photo: str | None, enlarge: str, long_side: float, prompt: str, working_size: float | None = None
+    ) -> str:
         """What will happen, in a line, before it happens."""
         if photo is None:
             return ""
         try:
             picture = self.desk.read(photo)
             notices = "".join(f" ({notice})" for notice in picture.notices)
-            return self.desk.forecast(picture.size, read_wish(enlarge, long_side, prompt)) + notices
+            return self.desk.forecast(picture.size, read_wish(enlarge, long_side, prompt, working_size)) + notices
         except Exception as error:  # `open` tells it aloud
             return html.escape(explain(error))
 
     def open(
         self, photo: str | None, key: str | None, pix: float, sem: float, enlarge: str, long_side: float,
-        prompt: str, colors: str, progress: gr.Progress = PROGRESS,
+        prompt: str, working_size: float | None, colors: str, consistent: bool, progress: gr.Progress = PROGRESS,
     ) -> Iterator[tuple[str | None, Any]]:  # fmt: skip
         """Look at a picture once; show it at the current strengths, then make the knobs' preview ready."""
         if photo is None:
             yield key, gr.skip()
             return
         with told():
+            former, finish = self.desk.store.find(key), Finish(COLORS[colors], consistent)
+            wish = read_wish(enlarge, long_side, prompt, working_size)
+            if former and self._is_ready(former, photo, wish, finish):  # browsers tell of one photo twice
+                yield key, gr.skip()
+                return
             progress(0.05, desc="Looking at the picture")
 
             def step(done: int, count: int) -> None:
                 progress(0.1 + 0.5 * done / count, desc=f"Looking at the picture, tile {done} of {count}")
 
-            former = self.desk.store.find(key)
-            opened = self.desk.open(photo, read_wish(enlarge, long_side, prompt), step, former)
-            self.desk.store.drop(key)
+            opened = self.desk.open(photo, wish, step, former)
             progress(0.6, desc="Drawing the result")
-            self.desk.show(opened, Strengths(pix, sem), COLORS[colors])
+            self.desk.show(opened, Strengths(pix, sem), finish)
             yield opened.key, self._view(opened) | {"at": [pix, sem]}
-            for number, corner in enumerate(self.desk.corners(opened, COLORS[colors])):
+            self.desk.store.drop(key)  # not before the page has the new one: it may be asked for meanwhile
+            for number, corner in enumerate(self.desk.corners(opened, finish)):
                 progress(0.7 + 0.07 * number, desc="Making the knobs ready")
                 opened.save(corner, f"corner{number}.jpg", format="JPEG", quality=92, subsampling=0)
             yield opened.key, self._view(opened) | {"at": [pix, sem]}
 
+    @staticmethod
+    def _is_ready(opened: Opened, photo: str, wish: Wish, finish: Finish) -> bool:
+        """Whether this lies open already, corners and all."""
+        corners = list(Path(opened.folder.name).glob("corner*.jpg"))
+        same = (opened.path, opened.wish, opened.finish) == (Path(photo), wish, finish)
+        return same and len(corners) == len(CORNERS)
+
     def settle(
         self, key: str | None, pix: float, sem: float, inside_pix: float, inside_sem: float, feather: float,
-        colors: str, event: gr.EventData,
+        colors: str, consistent: bool, event: gr.EventData,
     ) -> dict[str, Any]:  # fmt: skip
         """The exact picture, once the knobs rest: no UNet. The browser's turn comes back, so that the last one wins."""
         with told():
             opened = self.desk.store.get(key)
             mask = read_mask(str(getattr(event, "mask", "") or ""))
             strengths = Strengths(pix, sem, inside_pix, inside_sem, feather, mask)
-            self.desk.show(opened, strengths, COLORS[colors])
+            self.desk.show(opened, strengths, Finish(COLORS[colors], consistent))
             return self._view(opened) | {"turn": int(event.turn)}
 
     def _view(self, opened: Opened) -> dict[str, Any]:
@@ -160,7 +182,9 @@ class Listener:
         named = {"id": opened.key[:8], "size": list(opened.size), "corners": corners, "turn": -1}
         return named | {"before": to_browser(folder / "before.png"), "after": to_browser(after)}
 
-    def choose(self, key: str | None, colors: str, progress: gr.Progress = PROGRESS) -> tuple[float, float]:
+    def choose(
+        self, key: str | None, colors: str, consistent: bool, progress: gr.Progress = PROGRESS
+    ) -> tuple[float, float]:
         """Both strengths by the rule that `--lambda_auto` knows."""
         with told():
             opened = self.desk.store.get(key)
@@ -168,8 +192,7 @@ class Listener:
             def step(done: int, count: int) -> None:
                 progress((done, count), desc="Trying strengths", unit="pairs")
 
-            choice = self.desk.choose(opened, COLORS[colors], step=step)
-            return choice.pair
+            return self.desk.choose(opened, Finish(COLORS[colors], consistent), step=step).pair
 
     def lay_mask(self, key: str | None, file: str | None) -> Any:
         """A mask from a file on to the viewer, where it can be painted on."""
@@ -177,7 +200,7 @@ class Listener:
             return gr.skip()
         with told():
             opened = self.desk.store.get(key)
-            path = opened.save(mask_image(file, self.desk.limits), "mask.png")
+            path = opened.save(mask_image(file, self.desk.limits, opened.picture), "mask.png")
             return self._view(opened) | {"mask": to_browser(path)}
 
     def download(self, key: str | None, kind: str, keep: bool) -> str:
@@ -186,16 +209,18 @@ class Listener:
             opened = self.desk.store.get(key)
             if opened.result is None:
                 raise PisasrError("nothing is shown yet; wait for the picture")
-            path = Path(opened.folder.name, f"{opened.path.stem}_{opened.strengths.words}{FORMATS[kind]}")
-            how = opened.picture, opened.strengths, opened.wish, opened.color_fix
-            save_image(opened.result, path, self.desk.metadata(*how, keep))
+            is_deep = bits_of(kind) == 16
+            name = f"{opened.path.stem}_{opened.strengths.words}{'_16bit' if is_deep else ''}{FORMATS[kind]}"
+            path, result = Path(opened.folder.name, name), self.desk.deep(opened) if is_deep else opened.result
+            how = opened.picture, opened.strengths, opened.wish, opened.finish
+            save_image(result, path, self.desk.metadata(*how, keep))
             return str(path)
 
     # --- many pictures ---
 
     def batch(
-        self, files: list[str] | None, pix: float, sem: float, enlarge: str, long_side: float, colors: str, kind: str,
-        keep: bool, made: dict[str, Any],
+        self, files: list[str] | None, pix: float, sem: float, enlarge: str, long_side: float,
+        working_size: float | None, colors: str, consistent: bool, kind: str, keep: bool, made: dict[str, Any],
     ) -> Iterator[tuple[str, Any]]:  # fmt: skip
         """Repair one file after another; another user's picture may come between two. At the end, a zip of all."""
         with told():
@@ -203,18 +228,19 @@ class Listener:
                 raise PisasrError("no pictures yet; drop some first")
             if len(files) > MAX_BATCH:
                 raise PisasrError(f"{len(files)} files came, {MAX_BATCH} at a time are the most")
-            wish = read_wish(enlarge, long_side, "")
+            wish = read_wish(enlarge, long_side, "", working_size)
         folder = made["folder"] = TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True)
         rows: list[str] = []
         taken: set[str] = set()
         for number, file in enumerate(files):
             yield _table(rows, f"{number + 1} of {len(files)}: {_cell(file)}"), None
             try:
-                how = self.desk.read(file), Strengths(pix, sem), wish, COLORS[colors]
-                result = self.desk.repair(*how)
+                how = self.desk.read(file), Strengths(pix, sem), wish, Finish(COLORS[colors], consistent)
+                result = self.desk.repair(*how, bits_of(kind))
                 name = free_name(Path(Path(file).stem), taken, FORMATS[kind])
                 save_image(result, Path(folder.name, name), self.desk.metadata(*how, keep))
-                rows.append(f"| {_cell(file)} | {result.width} × {result.height} |")
+                width, height = result.shape[1::-1] if isinstance(result, np.ndarray) else result.size
+                rows.append(f"| {_cell(file)} | {width} × {height} |")
             except Exception as error:
                 rows.append(f"| {_cell(file)} | failed: {html.escape(explain(error))} |")
         yield _table(rows, "Done."), self.gather(made)[1]
@@ -232,21 +258,30 @@ class Listener:
 
     def repair(
         self, image: str | None, lambda_pix: float = 1, lambda_sem: float = 1, upscale: float = 4,
-        color_fix: str | None = None, format: str = "PNG",
+        color_fix: str | None = None, format: str = "PNG", mask: str | None = None, inside_pix: float = 1,
+        inside_sem: float = 0, feather: float = 8, consistent: bool = False, working_size: float | None = None,
+        prompt: str = "",
     ) -> str:  # fmt: skip
         """Repair one picture and give back the file, of the asked format: what the page does, for a script.
 
         lambda_pix: how much of noise, blur and blocks is taken away, 0 to 1.5. lambda_sem: how much detail is added,
-        0 to 1.5. color_fix: adain, wavelet, none, or None for the model's own way. format: PNG, JPEG, WebP or TIFF.
+        0 to 1.5. color_fix: adain, wavelet, none, or None for the model's own way. format: PNG, PNG16 (sixteen bits a
+        channel), JPEG, WebP or TIFF. mask: a grey picture in the image's proportions; where it is white, the strengths
+        are inside_pix and inside_sem, feather px of the result soft at the rim. consistent: whether the result, shrunk
+        to the image's size, is the image again, but for its noise. working_size: the most megapixels of the result that
+        the model works on. prompt: what the image shows.
         """
         with told():
             if image is None:
                 raise PisasrError("image is missing; give a picture, handle_file(PATH) in gradio's client")
             if format not in FORMATS:
                 raise PisasrError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-            strengths = Strengths(lambda_pix, lambda_sem)
-            how = self.desk.read(image), strengths, Wish(upscale), color_fix
-            result = self.desk.repair(*how)
+            picture, limits = self.desk.read(image), self.desk.limits
+            place = None if mask is None else np.asarray(mask_image(mask, limits, picture), np.float32) / 255
+            strengths = Strengths(lambda_pix, lambda_sem, inside_pix, inside_sem, feather, place)
+            wish = Wish(upscale, prompt=prompt, working_size=working_size)
+            how = picture, strengths, wish, Finish(color_fix, consistent)
+            result = self.desk.repair(*how, bits_of(format))
             self._forget()
             folder = Path(self.scratch.name, secrets.token_hex(8))
             folder.mkdir()
@@ -282,11 +317,12 @@ def build(desk: Desk) -> gr.Blocks:
                 )
                 info = gr.Markdown("", elem_id="info")
                 with gr.Row(elem_id="save"):
+                    names = [("PNG, 16 bit" if kind == "PNG16" else kind, kind) for kind in FORMATS]
                     kind = gr.Radio(
-                        list(FORMATS), value="PNG", label="File format", show_label=False, container=False, scale=3
+                        names, value="PNG", label="File format", show_label=False, container=False, elem_id="kind"
                     )
-                    keep = gr.Checkbox(False, label="Keep the photo's EXIF", scale=2, container=False, elem_id="keep")
-                    download = gr.Button("Download", variant="primary", scale=1, elem_id="download")
+                    keep = gr.Checkbox(False, label="Keep the photo's EXIF", container=False, elem_id="keep")
+                    download = gr.Button("Download", variant="primary", elem_id="download")
                     ready = gr.DownloadButton(visible="hidden", elem_id="ready")
             with gr.Column(scale=1, min_width=280):
                 photo = _photo("Drop, paste or choose a photo", "photo")
@@ -301,7 +337,10 @@ def build(desk: Desk) -> gr.Blocks:
                     pix = _knob("Repair", "takes away noise, blur and blocks", 1.0, "pix")
                     sem = _knob("Detail", "adds texture; some of it is invented", 1.0, "sem")
                 with gr.Row(elem_id="presets"):
-                    presets = {name: gr.Button(name, size="sm", min_width=60) for name in PRESETS}
+                    presets = {
+                        pair: gr.Button(name, size="sm", min_width=60, elem_id="at-{:g}-{:g}".format(*pair))
+                        for name, pair in PRESETS.items()
+                    }
                     choose = gr.Button("Choose for me", size="sm", min_width=60, elem_id="choose")
                 with gr.Accordion("A place of its own", open=False):
                     gr.Markdown(
@@ -317,48 +356,64 @@ def build(desk: Desk) -> gr.Blocks:
                     colors = gr.Dropdown(list(COLORS), value=next(iter(COLORS)), label="Colours from the photo")
                     hint = "What the photo shows (press Enter)"
                     prompt = gr.Textbox("", label=hint, max_length=500, visible=desk.takes_prompts)
+                with gr.Accordion("Advanced", open=False):
+                    again = "Shrunk to the photo's size, the result is the photo again, but for its noise."
+                    consistent = gr.Checkbox(False, label="Consistent with the photo", info=again, elem_id="consistent")
+                    most = (
+                        "For photos that are large and soft: more of the result than this is enlarged behind the model."
+                    )
+                    working_size = gr.Number(
+                        None,
+                        label="Megapixels the model works on, at most (press Enter)",
+                        info=most,
+                        placeholder="all",
+                        elem_id="working_size",
+                    )
         with gr.Tab("Many pictures"):
-            gr.Markdown(
-                f"Up to {MAX_BATCH} files, at the strengths, size and colours of the first tab; a zip at the end."
-            )
+            gr.Markdown(f"Up to {MAX_BATCH} photos, repaired and saved as the first tab says; a zip at the end.")
             files = gr.File(label="Photos", file_count="multiple", file_types=["image"], elem_id="files")
+            folder = gr.Button("Add a folder", size="sm", elem_id="folder")
             with gr.Row():
                 start = gr.Button("Repair them all", variant="primary", elem_id="start")
                 stop = gr.Button("Stop", variant="stop", elem_id="stop")
             status = gr.Markdown("", elem_id="status")
-            archive = gr.File(label="Repaired", interactive=False, elem_id="archive")
+            archive = gr.File(label="Repaired", interactive=False, height=120, elem_id="archive")
         with gr.Tab("Help"):
-            gr.Markdown(ABOUT)
+            gr.Markdown(ABOUT, elem_id="about")
 
-        size = [enlarge, long_side, prompt]
+        size, finish = [enlarge, long_side, prompt, working_size], [colors, consistent]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
 
         photo.change(listen.forecast, [photo, *size], info, **quiet)
         opening: dict[str, Any] = {
             "fn": listen.open,
-            "inputs": [photo, key, pix, sem, *size, colors],
+            "inputs": [photo, key, pix, sem, *size, *finish],
             "outputs": [key, viewer],
         }
-        gr.on([photo.change, enlarge.input, long_side.submit, prompt.submit, colors.input], **opening, **device)
-        gr.on([enlarge.input, long_side.submit], listen.forecast, [photo, *size], info, **quiet)
+        resized = [enlarge.input, long_side.submit, working_size.submit]
+        gr.on([photo.change, *resized, prompt.submit, colors.input, consistent.input], **opening, **device)
+        gr.on(resized, listen.forecast, [photo, *size], info, **quiet)
         enlarge.input(lambda name: gr.update(visible=name == FACTORS[-1]), enlarge, long_side, **quiet)
 
         knobs = [pix, sem, inside_pix, inside_sem, feather]
-        gr.on([knob.change for knob in knobs], None, knobs, None, js="(...all) => window.pisasr?.turned(...all) ?? []")
+        hear = f"(...all) => window.pisasr?.turned({[knob.maximum for knob in knobs]}, ...all) ?? []"
+        gr.on([page.load, *(knob.change for knob in knobs)], None, knobs, None, js=hear)
         settling = viewer.settle(
-            listen.settle, [key, *knobs, colors], viewer, trigger_mode="multiple", show_progress="hidden", **device
+            listen.settle, [key, *knobs, *finish], viewer, trigger_mode="multiple", show_progress="hidden", **device
         )
         settling.failure(None, js="() => window.pisasr.failed()")
         viewer.choose(None, viewer, [pix, sem], js="(value) => value.chosen")
-        for name, button in presets.items():
-            button.click(None, None, [pix, sem], js=f"() => {list(PRESETS[name])}")
-        choose.click(listen.choose, [key, colors], [pix, sem], show_progress_on=info, **device)
+        for pair, button in presets.items():
+            button.click(None, None, [pix, sem], js=f"() => {list(pair)}")
+        choose.click(listen.choose, [key, *finish], [pix, sem], show_progress_on=info, **device)
+        photo.change(None, None, mask, js="() => null")  # it was the former photo's
         mask.upload(listen.lay_mask, [key, mask], viewer, **quiet)
         saving = download.click(listen.download, [key, kind, keep], ready, **quiet)
         saving.success(None, js="() => document.querySelector('#ready').click()")
 
-        inputs = [files, pix, sem, enlarge, long_side, colors, kind, keep, made]
+        folder.click(None, js=(HERE / "folder.js").read_text(encoding="utf-8"))
+        inputs = [files, pix, sem, enlarge, long_side, working_size, *finish, kind, keep, made]
         run = start.click(listen.batch, inputs, [status, archive], concurrency_id="batch", api_visibility="private")
         stop.click(listen.gather, made, [status, archive], cancels=run, **quiet)
 
@@ -370,6 +425,13 @@ def build(desk: Desk) -> gr.Blocks:
                 gr.Number(4.0),
                 gr.Textbox(None),
                 gr.Textbox("PNG"),
+                _photo("mask", "mask_image"),
+                gr.Number(1.0),
+                gr.Number(0.0),
+                gr.Number(8.0),
+                gr.Checkbox(False),
+                gr.Number(None),
+                gr.Textbox(""),
             ]
             gr.Button().click(
                 listen.repair, given, gr.File(), api_name="repair", concurrency_id="device", concurrency_limit=1
@@ -389,13 +451,13 @@ def _knob(label: str, info: str | None, value: float, name: str) -> gr.Slider:
 
 
 def _turned(slider: gr.Slider) -> gr.Slider:
-    """A slider whose emptied number is its least, as its handle then shows. (Gradio writes a file beside whoever
-    inherits from its components.)
+    """A slider whose number is where its handle stands: its least when emptied, its end when beyond. (Gradio writes a
+    file beside whoever inherits from its components.)
     """
     usual = slider.preprocess
 
     def preprocess(payload: float | None) -> float:
-        return usual(slider.minimum if payload is None else payload)
+        return usual(min(max(payload or slider.minimum, slider.minimum), slider.maximum))
 
     slider.preprocess = preprocess  # type: ignore[method-assign]  # of this one alone
     return slider
@@ -440,6 +502,8 @@ def theme() -> gr.themes.Base:
     return paper.set(
         body_background_fill="#faf8f5",
         body_background_fill_dark="#191614",
+        body_text_color_subdued="#6f6862",
+        block_info_text_color="#6f6862",
         button_primary_background_fill="#b4531d",
         button_primary_background_fill_hover="#96431a",
         button_primary_background_fill_dark="#b4531d",

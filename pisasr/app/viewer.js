@@ -118,6 +118,7 @@ function draw() {
     pen.fillRect(cut - ratio, Math.max(top, 0), 2 * ratio, Math.min(h, canvas.height));
   }
   find("before").hidden = divider.value < 12; find("after").hidden = divider.value > 88;
+  find("brush").hidden = !tool && !painted;
   const hint = tool && !painted ? "paint where other strengths hold; set them under “A place of its own”" : "";
   state.textContent = exact === turn ? hint : timer ? "preview" : "computing the exact picture";
 }
@@ -159,11 +160,17 @@ function levels() { // the mask as a grey picture
 }
 
 window.pisasr = { // called whenever a knob of the page has moved
-  turned(...values) { // an emptied number is none
-    const [pix, sem, insidePix, insideSem, feather] = values.map((value) => value ?? 0);
+  turned(ends, ...values) { // an emptied number is none, one beyond its knob the knob's end
+    const [pix, sem, insidePix, insideSem, feather] = values.map((value, i) => Math.min(Math.max(value, 0), ends[i]));
     const now = { pix, sem, insidePix, insideSem, feather };
+    for (const preset of document.querySelectorAll("#presets [id^=at-]")) {
+      preset.setAttribute("aria-pressed", preset.id === `at-${pix}-${sem}`);
+    }
     if (Object.keys(now).every((name) => now[name] === knobs[name])) return [];
     knobs = now;
+    for (const block of document.querySelectorAll("[data-beyond]")) { // its number was another hand's, which has gone on
+      if (!block.contains(document.activeElement)) delete block.dataset.beyond;
+    }
     touched();
     window.pisasr.drawnAt = performance.now(); // for those who measure
     return [];
@@ -264,7 +271,7 @@ function fillSheet() {
     cell.setAttribute("aria-label", `repair ${pix}, detail ${sem}`);
     cell.setAttribute("aria-pressed", pix === knobs.pix && sem === knobs.sem);
     const words = document.createElement("span");
-    words.textContent = `repair ${pix} · detail ${sem}`;
+    words.textContent = sheet.clientWidth > 480 ? `repair ${pix} · detail ${sem}` : `${pix} · ${sem}`;
     cell.append(thumb, words);
     cell.onclick = () => {
       openSheet(false);
@@ -365,6 +372,7 @@ for (const button of element.querySelectorAll("[data-tool]")) {
   button.onclick = () => use(tool === button.dataset.tool ? "" : button.dataset.tool);
 }
 find("compare").onclick = () => openSheet(sheet.hidden);
+element.addEventListener("keydown", (event) => { if (event.key === "Escape") openSheet(false); });
 find("clear").onclick = () => {
   mask.getContext("2d").clearRect(0, 0, mask.width, mask.height);
   if (painted) { painted = false; touched(); }
@@ -379,6 +387,16 @@ stage.addEventListener("drop", (event) => {
   entrance().files = event.dataTransfer.files;
   entrance().dispatchEvent(new Event("change", { bubbles: true }));
 });
+document.addEventListener("input", ({ target }) => { // gradio puts a number beyond its knob right without a word
+  const { validity, min, max, value } = target, block = target.closest(".block");
+  if (!validity || !block) return;
+  delete block.dataset.beyond;
+  const taken = validity.rangeOverflow ? max : validity.rangeUnderflow ? min : null;
+  if (taken !== null) block.dataset.beyond = `from ${min} to ${max}: ${value} is taken as ${taken}`;
+});
+document.addEventListener("error", ({ target }) => { // what this browser can't show, TIFF mostly, lies open all the same
+  if (target.matches?.("#photo img")) target.alt = "no preview of such a file here; it is opened all the same";
+}, true);
 new ResizeObserver(draw).observe(stage);
 watch("value", takeOver);
 takeOver();

@@ -8,6 +8,7 @@ import sys
 from importlib import import_module
 
 from pisasr import __version__
+from pisasr.commands.options import Parser
 
 COMMANDS = {  # each is a function of pisasr.commands.NAME, which is imported when it is asked for
     "infer": "Restore pictures: `pisasr infer --help`.",
@@ -16,7 +17,7 @@ COMMANDS = {  # each is a function of pisasr.commands.NAME, which is imported wh
     "evaluate": "Score folders of results: `pisasr evaluate --help`.",
     "convert": "Turn the published checkpoint into safetensors: `pisasr convert --help`.",
     "publish": "Write adapters as a folder for the hub: `pisasr publish --help`.",
-    "export": "Put two strengths into one UNet: `pisasr export --help`.",
+    "export": "Put two strengths into one UNet, or write ONNX files: `pisasr export --help`.",
 }
 
 
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show must not end a batch
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pisasr",
         description="PiSA-SR: sharp photos from poor ones in one step.",
         epilog="\n".join(["commands:", *(f"  {name:10}{what}" for name, what in COMMANDS.items())]),

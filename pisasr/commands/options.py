@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
-from pisasr.errors import UsageError
+from pisasr.errors import WRONG_USAGE, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -27,16 +27,24 @@ if TYPE_CHECKING:
 WEIGHTS = "PISASR_WEIGHTS"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake in one line, where argparse puts every option before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and leave with the exit code for it."""
+        self.exit(WRONG_USAGE, f"{self.prog}: {message} (see --help)\n")
+
+
 def command_parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
     """What every command's parser has in common: examples as they are written, whole names of options, --debug."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog, None, description, epilog, formatter_class=form, allow_abbrev=False)
+    parser = Parser(prog, None, description, epilog, formatter_class=form, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
-def finite(text: str, least: float = -math.inf) -> float:
-    """A number, and none that is infinite."""
+def finite(text: str, least: float = -math.inf, unit: str = "") -> float:
+    """A number, and none that is infinite. unit: for the line that refuses one."""
     try:
         value = float(text)
     except ValueError:
@@ -44,7 +52,7 @@ def finite(text: str, least: float = -math.inf) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a finite number such as 0.5")
     if value < least:
-        raise argparse.ArgumentTypeError(f"{text.strip()} is below {least}; take more")
+        raise argparse.ArgumentTypeError(f"{text.strip()} is below {least:g}{unit}; take more")
     return value
 
 
@@ -89,7 +97,7 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     least = "smaller pictures are first enlarged to give the model this many pixels (default: 512)"
     add("--process_size", type=positive_int, default=512, help=least)
     most = "larger ones are shrunk for the model, to no more megapixels of the result (default: none are)"
-    add("--working_size", type=partial(finite, least=1e-3), metavar="MP", help=most)
+    add("--working_size", type=partial(finite, least=1e-3, unit=" megapixels"), metavar="MP", help=most)
     colours = "how the result gets the input's colours (default: the model's own way, adain if it names none)"
     add("--color_fix", "--align_method", choices=("adain", "wavelet", "none", "nofix"), help=colours)
     agreed = "see to it that the result, reduced to the input's size, is the input within the input's noise"

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pisasr.errors import ModelError
 from pisasr.method.baking import bake
 from pisasr.pipeline import Given, PiSASRPipeline
 
@@ -18,11 +19,14 @@ class Error(NamedTuple):
 
 def baked(pipe: PiSASRPipeline, lambda_pix: float, lambda_sem: float) -> PiSASRPipeline:
     """A pipeline with one UNet, whose picture at (1, 1) is that of `pipe` at these strengths, to rounding where
-    `is_exact`. Its own strengths are then one: (a, b) takes a times what was baked.
+    `is_exact`. Its own strengths are then one: (a, 1) takes a times what was baked. ModelError where some are in it.
     """
+    if pipe.config.get("baked") is not None:
+        raise ModelError("this model's strengths are in one UNet already; give the model that it was made from.")
     unet = bake(pipe.unet_pix, pipe.unet, lambda_pix, lambda_sem)
     others = {name: part for name, part in pipe.components.items() if not name.startswith("unet")}
-    return PiSASRPipeline(unet=unet, color_fix=pipe.config.color_fix, **others)
+    told = {"lambda_pix": lambda_pix, "lambda_sem": lambda_sem}
+    return PiSASRPipeline(unet=unet, color_fix=pipe.config.color_fix, baked=told, **others)
 
 
 def errors_of(

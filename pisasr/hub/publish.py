@@ -3,6 +3,7 @@
 README.md          the model card                     adapters/            pix.safetensors, sem.safetensors
 model_index.json   the base's name                    pipeline.py          what custom_pipeline loads
 block.py, modular_config.json                         what ModularPipelineBlocks loads
+modular_model_index.json                              what ModularPipeline loads: the blocks, and where the adapters are
 """
 
 import json
@@ -90,7 +91,8 @@ def publish(
     index = json.loads(index_file.read_text())
     if base is None and index["base"] is not None and Path(index["base"]).expanduser().exists():
         raise ModelError(f"the base is a folder here, {index['base']}, which others haven't; say its hub id as `base`.")
-    index |= {"base": base or index["base"], "adapters": [AdaptersOnBase.__module__, AdaptersOnBase.__name__]}
+    kind, name = [AdaptersOnBase.__module__, AdaptersOnBase.__name__], name or f"OWNER/{folder.resolve().name}"
+    index |= {"base": base or index["base"], "adapters": kind}
     write_whole(index_file, json.dumps(index, indent=2) + "\n")
     write_whole(folder / "pipeline.py", _door(PublishedPipeline, PiSASRPipeline.__name__))
     write_whole(folder / "block.py", _door(PiSASRBlocks))
@@ -100,7 +102,15 @@ def publish(
         "auto_map": {"ModularPipelineBlocks": f"block.{PiSASRBlocks.__name__}"},
     }
     write_whole(folder / "modular_config.json", json.dumps(config, indent=2) + "\n")
-    card = _card(folder, licence, name or f"OWNER/{folder.resolve().name}", index["base"])
+    place = {"pretrained_model_name_or_path": name, "subfolder": "adapters", "type_hint": kind}
+    modular = {
+        "_class_name": "ModularPipeline",
+        "_blocks_class_name": PiSASRBlocks.__name__,
+        "_diffusers_version": diffusers.__version__,
+        "adapters": [*kind, place],  # in a copy on this disk, diffusers takes the copy's
+    }
+    write_whole(folder / "modular_model_index.json", json.dumps(modular, indent=2) + "\n")
+    card = _card(folder, licence, name, index["base"])
     write_whole(folder / "README.md", card + (f"\n{as_part(about).strip()}\n" if about else ""))
 
 

@@ -190,6 +190,12 @@ def own_color_fix(folder: Path, known: Collection[str]) -> str:
     return name
 
 
+def baked_strengths(folder: Path) -> dict[str, float] | None:
+    """The strengths that were put into this folder's one UNet, "baked" in its model_index.json; of others None."""
+    has_index = (folder / "model_index.json").is_file()
+    return _config(folder, ".", "model_index.json").get("baked") if has_index else None
+
+
 def _described(part: Any) -> dict[str, Any]:
     """The config of a loaded part, as its file would have it."""
     config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
