@@ -91,7 +91,7 @@ def main(base: str, place: str, kills: int, seed: int) -> None:
     for number in range(kills):
         output = Path(place) / str(number)
         by_clock = chance.random() < 0.7
-        cut = {"seconds": chance.uniform(0, took)} if by_clock else {"in_the_write": chance.randrange(PICTURES)}
+        cut = {"seconds": chance.uniform(0, 0.7 * took)} if by_clock else {"in_the_write": chance.randrange(PICTURES)}
         ended = start(given, output, **cut)
         there = contents(output) if output.is_dir() else {}
         finished = {name: content for name, content in there.items() if not name.startswith(".")}
