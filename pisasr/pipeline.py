@@ -822,7 +822,7 @@ def _check_not_flat(x_H: Tensor, looked: Looked) -> None:
     """PisasrError where a picture of many tones came out as one: a decoder that is out of its range answers so."""
     for x, given in zip(x_H, looked.given, strict=True):
         least, most = x.aminmax()
-        if least.clamp(-1, 1) == most.clamp(-1, 1) and from_levels(given).flatten(1).std(1).max() > FLAT:
+        if not least.clamp(-1, 1) < most.clamp(-1, 1) and from_levels(given).flatten(1).std(1).max() > FLAT:
             raise PisasrError("the model answered with one colour alone; try float32, or strengths nearer to 1.")
 
 

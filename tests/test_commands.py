@@ -186,7 +186,11 @@ def test_a_signal_is_one_word_and_130(run, monkeypatch, number):
     for module in (infer_module, compare, degrade, prepare_data, sys.modules["pisasr.commands.evaluate"]):
         monkeypatch.setattr(module, "check_output", told)
     before = signal.getsignal(signal.SIGTERM)
-    code, said = run()
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs in the background hears none
+    try:
+        code, said = run()
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
     assert code == errors.INTERRUPTED and "interrupted" in said and signal.getsignal(signal.SIGTERM) == before
 
 
