@@ -39,7 +39,7 @@ def photo(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def onnx_files(base_folder, tmp_path_factory) -> Path:
-    """The tiny model's, as the command writes them; exporting takes half a minute."""
+    """The tiny model's, as the command writes them; exporting takes a minute, so these tests are long ones."""
     pytest.importorskip("onnxscript", reason="no onnxscript here: pip install 'pisasr[onnx]'")
     pytest.importorskip("onnxruntime", reason="no onnxruntime here: pip install 'pisasr[onnx]'")
     folder = tmp_path_factory.mktemp("onnx")
@@ -108,7 +108,13 @@ SAME, OTHER_SUMS, FLOATS = (0, 0.0), (1, 0.01), (8, 1.0)
 
 @pytest.mark.parametrize(
     ("door", "bounds"),
-    [(by_command_line, SAME), (by_page, SAME), (by_diffusers, SAME), (by_onnx, OTHER_SUMS), (by_comfyui, FLOATS)],
+    [
+        (by_command_line, SAME),
+        (by_page, SAME),
+        (by_diffusers, SAME),
+        (by_comfyui, FLOATS),
+        pytest.param(by_onnx, OTHER_SUMS, marks=pytest.mark.slow),
+    ],  # fmt: skip
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_the_same_picture_comes_out(door: Callable, bounds: tuple[int, float], photo, base_folder, request):
@@ -123,6 +129,7 @@ def test_the_same_picture_comes_out(door: Callable, bounds: tuple[int, float], p
     assert far.max() > FLOATS[0] and far.mean() > FLOATS[1]  # other strengths would have been noticed
 
 
+@pytest.mark.slow
 def test_onnx_files_take_any_strengths_sizes_and_numbers(onnx_files, pipe):
     from pisasr.hub.repair import restore
 

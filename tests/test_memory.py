@@ -84,8 +84,9 @@ print(json.dumps([told.bytes, 1024 * int(peak), str(told)]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems don't tell a process' memory so")
-@pytest.mark.parametrize(("px", "tiles"), [(512, ""), pytest.param(1024, " in 4 tiles", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("px", "tiles"), [(512, ""), (1024, " in 4 tiles")])
 def test_the_estimate_is_near_what_the_embedded_model_takes(px, tiles):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     result = subprocess.run(
