@@ -114,7 +114,7 @@ SAME, OTHER_SUMS, FLOATS = (0, 0.0), (1, 0.01), (8, 1.0)
         (by_diffusers, SAME),
         (by_comfyui, FLOATS),
         pytest.param(by_onnx, OTHER_SUMS, marks=pytest.mark.slow),
-    ],  # fmt: skip
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_the_same_picture_comes_out(door: Callable, bounds: tuple[int, float], photo, base_folder, request):
