@@ -128,6 +128,13 @@ class Hand:
             }"""
         self.browser.execute_script(code, f"#{knob}", value)
 
+    def write(self, css: str, *keys: str):
+        """In place of what a field held."""
+        field = self.one(css)
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(*keys)
+        return field
+
     def settled(self) -> None:
         self.until(lambda: self.js("window.pisasr.isExact()"))
 
@@ -196,9 +203,7 @@ def test_an_emptied_number_is_none(hand, desk, photos):
     user = hand()
     user.open(photos[0])
     user.settled()
-    number = user.one("#pix input[type=number]")
-    number.send_keys(Keys.CONTROL, "a")
-    number.send_keys(Keys.DELETE, Keys.TAB)
+    user.write("#pix input[type=number]", Keys.DELETE, Keys.TAB)
     user.until(lambda: not user.js("window.pisasr.isExact()"))
     assert np.array_equal(user.picture(), expected(desk, photos[0], 0, 1))
     assert not user.errors()
@@ -208,9 +213,7 @@ def test_a_number_beyond_its_knob_is_the_knob_s_end_and_that_is_said(hand, desk,
     user = hand()
     user.open(photos[0])
     user.settled()
-    number = user.one("#sem input[type=number]")
-    number.send_keys(Keys.CONTROL, "a")
-    number.send_keys("7")
+    number = user.write("#sem input[type=number]", "7")
     user.until(lambda: not user.js("window.pisasr.isExact()"))
     assert np.array_equal(user.picture(), expected(desk, photos[0], 1, 1.5))
     number.send_keys(Keys.TAB)
