@@ -8,7 +8,11 @@ import argparse
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
 
 from pisasr.signals import ended_by_sigterm
 
@@ -57,6 +61,10 @@ class UnusualStrength(Told):
     """A strength is far from those that the model was trained with."""
 
 
+class PassedOver(Told):
+    """Pictures in a folder are of a kind that is not read."""
+
+
 def guarded(
     run: Callable[[], int | None], debug: bool = False, quiet: bool = False, stopped: str = "interrupted"
 ) -> int:
@@ -69,7 +77,7 @@ def guarded(
     # Of damaged tags, which pictures are noted for anyway. Not where a picture is read: threads do, and share filters.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with ended_by_sigterm():
+        with ended_by_sigterm(), _plainly(quiet):
             return run() or OK
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
@@ -80,6 +88,22 @@ def guarded(
         if not quiet:
             print(f"pisasr: {shown(explain(error))}", file=sys.stderr)
         return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
+
+
+@contextmanager
+def _plainly(quiet: bool) -> Iterator[None]:
+    """What is Told as a line on stderr, once each; Python's own way names files and numbers of lines."""
+    with warnings.catch_warnings():
+        usual: Any = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, Told):
+                usual(message, category, *place, **more)
+            elif not quiet:
+                tqdm.write(shown(message), file=sys.stderr)
+
+        warnings.showwarning = show
+        yield
 
 
 def is_out_of_memory(error: BaseException) -> bool:

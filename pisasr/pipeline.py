@@ -1,6 +1,5 @@
 """Infer, the whole journey in one hand: PiSASRPipeline, from a picture to its repaired picture."""
 
-import math
 import os
 import platform
 import warnings
@@ -28,7 +27,6 @@ from pisasr.method.memory import GIB, Forecast, free_bytes, held_bytes, resident
 from pisasr.method.model import PiSASR, Plan, Predicted, Predictors, Restored, draw_noise, look, mix, predict
 from pisasr.method.residual import Strength, needed_by
 from pisasr.method.text import PromptEncoder
-from pisasr.method.tiling import check_plan
 from pisasr.models.bases import (
     BASES,
     HUB_OPTIONS,
@@ -45,6 +43,18 @@ from pisasr.models.bases import (
     write_reference,
 )
 from pisasr.models.weights import Adapter, fingerprint, load_adapters, save_adapter
+from pisasr.options import (
+    COLOR_FIXES,
+    SAME_SIZE,
+    VAE_TILE_PX,
+    ColorFix,
+    Generators,
+    Options,
+    OutputType,
+    Tiling,
+    check_choice,
+    generators_for,
+)
 from pisasr.pictures.images import (
     Frame,
     Picture,
@@ -65,25 +75,11 @@ from pisasr.pictures.images import (
 )
 from pisasr.pictures.maps import Map, check_proportions, check_strength, to_latent
 
-COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
-    "adain": color.adain,
-    "wavelet": color.wavelet,
-    "none": None,
-}
-TILE_PX = 768  # latent tiles in image pixels: the published 96 latent pixels of an eightfold VAE
-VAE_TILE_PX = 512
 SMALLEST_TILE = 16  # latent pixels; below, out of memory is told and not tried again
 FLAT = 8 / 255  # standard deviation, of each colour, of a picture that may come out as one
 NOT_FINITE = "the model answered with nan or inf"
-SAME_SIZE = "a result of the input's size agrees with the input when it is the input; leave `consistent` out."
-OUTPUT_TYPES = ("pil", "np", "pt", "latent", "uint16")
-
-ColorFix = Literal["adain", "wavelet", "none"]
-OutputType = Literal["pil", "np", "pt", "latent", "uint16"]
-Tiling = Literal["even", "published"]
 Given = Image.Image | np.ndarray | Tensor | Picture
 Result = Image.Image | np.ndarray | Tensor
-Generators = torch.Generator | int | Sequence[torch.Generator | int] | None
 Strengths = tuple[float | Map, float | Map]
 CheckedPair = tuple[float | np.ndarray, float | np.ndarray]
 Shape = tuple[int, int, int, int]  # of a latent, [B, c, h, w]
@@ -96,68 +92,6 @@ CUSTOM_PIPELINE = '''"""The pipeline of this folder, for diffusers; it wants the
 
 from pisasr.pipeline import PiSASRPipeline  # noqa: F401
 '''
-
-
-@dataclass(frozen=True)
-class Options:
-    """How pictures are repaired, checked: what `PiSASRPipeline.__call__` explains, beside pictures and strengths."""
-
-    upscale: float = 4
-    process_size: int = 512
-    working_size: float | None = None
-    color_fix: ColorFix | None = None
-    consistent: bool = False
-    tile_size: int | None = None
-    tile_overlap: int | None = None
-    tiling: Tiling | None = None
-    vae_tile_size: int | None = None
-    batch_size: int = 1
-    low_memory: bool = False
-    prompt: str | Sequence[str] = ""
-    posterior: Literal["mean", "sample"] = "mean"
-    generator: Generators = None
-    output_type: OutputType = "pil"
-
-    def __post_init__(self) -> None:
-        for name in ("process_size", "tile_size", "tile_overlap", "vae_tile_size", "batch_size"):
-            if not isinstance(size := getattr(self, name), int | None) or isinstance(size, bool):
-                raise TypeError(f"{name} is {size!r}; it must be a whole number.")
-        for name in ("upscale", "working_size"):
-            number: Any = getattr(self, name)
-            optional = name == "working_size" and number is None
-            if isinstance(number, bool) or not (optional or isinstance(number, int | float | np.number)):
-                raise TypeError(f"{name} is {number!r}; it must be a number.")
-        words: Any = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
-            raise TypeError(f"prompt is {self.prompt!r}; it must be a text, or one for each picture.")
-        if not (math.isfinite(self.upscale) and self.upscale >= 1):
-            raise ValueError(f"upscale is {self.upscale}; it must be a finite number from 1 up.")
-        if self.working_size is not None and not (math.isfinite(self.working_size) and self.working_size > 0):
-            raise ValueError(f"working_size is {self.working_size}; it must be a positive number of megapixels.")
-        if self.consistent and self.upscale == 1:
-            raise ValueError(SAME_SIZE)
-        for name in ("process_size", "vae_tile_size", "batch_size"):
-            if (size := getattr(self, name)) is not None and size < 1:
-                raise ValueError(f"{name} is {size}; it must be a positive whole number.")
-        if self.color_fix is not None:
-            _check_choice("color_fix", self.color_fix, COLOR_FIXES)
-        if self.tiling is not None:
-            _check_choice("tiling", self.tiling, ("even", "published"))
-        _check_choice("posterior", self.posterior, ("mean", "sample"))
-        _check_choice("output_type", self.output_type, OUTPUT_TYPES)
-
-    @property
-    def evenly(self) -> bool:
-        """Whether tiles are of an even grid; where a plan is not named, an overlap asks for the published one."""
-        return (self.tiling or ("published" if self.tile_overlap is not None else "even")) == "even"
-
-    def tile_plan(self, factor: int) -> tuple[int, int]:
-        """(tile, overlap) in latent pixels of a VAE of this factor."""
-        tile = TILE_PX // factor if self.tile_size is None else self.tile_size
-        usual = tile // 12 if self.evenly else tile // 3
-        overlap = usual if self.tile_overlap is None else self.tile_overlap
-        check_plan(tile, overlap)
-        return tile, overlap
 
 
 @dataclass(frozen=True)
@@ -227,7 +161,7 @@ class PiSASRPipeline(DiffusionPipeline):
     ):
         super().__init__()
         unet_pix = unet if unet_pix is None else unet_pix
-        _check_choice("color_fix", color_fix, COLOR_FIXES)
+        check_choice("color_fix", color_fix, COLOR_FIXES)
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, unet_pix=unet_pix, scheduler=scheduler
         )
@@ -351,6 +285,11 @@ class PiSASRPipeline(DiffusionPipeline):
         finally:
             if is_one:
                 self.register_modules(unet_pix=self.unet)
+
+    def _upload_folder(self, working_dir: str | os.PathLike, *place: Any, **more: Any) -> Any:
+        """diffusers', which is called by save_pretrained(push_to_hub=True) before our hashes would be there."""
+        write_hashes(Path(working_dir))
+        return super()._upload_folder(working_dir, *place, **more)
 
     def load_lora_weights(self, adapters: str | os.PathLike) -> None:
         """Give this pipeline other adapters: a folder, a hub id or the published .pkl, as for `from_pretrained`.
@@ -599,7 +538,7 @@ class PiSASRPipeline(DiffusionPipeline):
         factor = self.model.factor
         frames = [_frame(picture.size, options, factor) for picture in pictures]
         prompts = [options.prompt] * len(pictures) if isinstance(options.prompt, str) else list(options.prompt)
-        generators = _fresh(options.generator, len(pictures))
+        generators = generators_for(options.generator, len(pictures))
         if len(prompts) != len(pictures):
             raise ValueError(f"{len(pictures)} pictures came with {len(prompts)} prompts; give one, or one for each.")
         return [Job(*each) for each in zip(pictures, frames, prompts, generators, strict=True)]
@@ -616,7 +555,15 @@ class PiSASRPipeline(DiffusionPipeline):
 
     def _check_pairs(self, lambdas: Iterable[Strengths], jobs: Iterable[Job]) -> list[CheckedPair]:
         """Strengths for these pictures: numbers, and maps in their proportions; such as this model can give."""
-        pairs, baked = _check_pairs(lambdas, jobs), self.config.get("baked")
+        try:
+            given = [(lambda_pix, lambda_sem) for lambda_pix, lambda_sem in lambdas]
+        except (TypeError, ValueError):
+            raise TypeError("strengths must be pairs of numbers or maps, (lambda_pix, lambda_sem).") from None
+        pairs = [(check_strength("lambda_pix", pix), check_strength("lambda_sem", sem)) for pix, sem in given]
+        for (pix, sem), job in product(given, jobs):
+            check_proportions("lambda_pix", pix, job.picture.size)
+            check_proportions("lambda_sem", sem, job.picture.size)
+        baked = self.config.get("baked")
         if baked is not None and any(np.any(lambda_sem != 1.0) for _, lambda_sem in pairs):
             raise ValueError(
                 f"this model has {_told(baked)} in its one UNet, so lambda_sem must stay 1; lambda_pix takes that much "
@@ -907,41 +854,8 @@ def _each(made: np.ndarray, jobs: Sequence[Job]) -> Iterator[tuple[np.ndarray, J
     return zip(made, jobs, strict=True)
 
 
-def _fresh(generator: Any, count: int) -> list[torch.Generator | None]:
-    """One generator for each of `count` pictures: a seed anew each time, a torch.Generator as it is, a list in turn."""
-    if isinstance(generator, list | tuple):
-        if len(generator) != count:
-            raise ValueError(f"{count} pictures came with {len(generator)} generators; give one, or one for each.")
-        return [fresh for one in generator for fresh in _fresh(one, 1)]
-    if generator is None or isinstance(generator, torch.Generator):
-        return [generator] * count
-    if isinstance(generator, bool | np.bool_) or not isinstance(generator, int | np.integer):
-        raise TypeError(f"generator is {generator!r}; it must be a seed, a torch.Generator, or a list of these.")
-    if not 0 <= generator < 2**63:
-        raise ValueError(f"generator is {generator}; a seed is a whole number from 0 to 2^63 - 1.")
-    return [torch.Generator().manual_seed(int(generator)) for _ in range(count)]
-
-
-def _check_pairs(lambdas: Iterable[Strengths], jobs: Iterable[Job]) -> list[CheckedPair]:
-    """Strengths for these pictures: numbers, and maps in their proportions."""
-    try:
-        pairs = [(lambda_pix, lambda_sem) for lambda_pix, lambda_sem in lambdas]
-    except (TypeError, ValueError):
-        raise TypeError("strengths must be pairs of numbers or maps, (lambda_pix, lambda_sem).") from None
-    checked = [(check_strength("lambda_pix", pix), check_strength("lambda_sem", sem)) for pix, sem in pairs]
-    for (pix, sem), job in product(pairs, jobs):
-        check_proportions("lambda_pix", pix, job.picture.size)
-        check_proportions("lambda_sem", sem, job.picture.size)
-    return checked
-
-
 def _told(strengths: dict[str, float]) -> str:
     return ", ".join(f"{name}={value:g}" for name, value in strengths.items())
-
-
-def _check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    if value not in list(choices):
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
 
 
 # --- bringing base and adapters together -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pisasr.benchmark.report import as_json, as_markdown, exponent
 from pisasr.benchmark.subjects import write_model
 from pisasr.errors import OK, MemoryShort, UsageError
 from pisasr.method.model import Plan
-from pisasr.pipeline import Options
+from pisasr.options import Options
 
 F = torch.nn.functional
 

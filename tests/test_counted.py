@@ -13,7 +13,7 @@ from pisasr.benchmark.report import exponent
 from pisasr.benchmark.subjects import FULL, without_data
 from pisasr.method.memory import GIB, held_bytes
 from pisasr.method.model import PiSASR, Plan, Predictors, predict, restore
-from pisasr.pipeline import Options
+from pisasr.options import Options
 
 WEIGHTS = 2 * (2 * 865.9e6 + 83.7e6 + 340.4e6)  # bytes in half precision: two UNets, VAE, text encoder
 DEFAULT, ADJUSTED, NOTHING = (1.0, 1.0), (0.7, 1.2), (0.0, 0.0)

@@ -18,13 +18,19 @@ MAY_KNOW = {
     "data": {"pictures"},
     "evaluation": {"pictures"},
     "config": {"data"},
-    "pipeline": {"method", "models", "pictures"},
+    "options": {"method"},
+    "pipeline": {"method", "models", "pictures", "options"},
     "comfyui": {"method", "models", "pipeline"},
-    "hub": {"method", "models", "pictures", "pipeline"},
+    "hub": {"method", "models", "pictures", "options", "pipeline"},
     "app": {"method", "models", "pictures", "evaluation", "pipeline"},
     "training": {"method", "models", "pictures", "data", "evaluation", "config"},
-    "commands": {"method", "models", "pictures", "data", "evaluation", "config", "pipeline", "hub", "app", "training"},
-    "benchmark": {"method", "models", "evaluation", "config", "pipeline", "training", "commands"},  # measures them all
+    "commands": {
+        *("method", "models", "pictures", "data", "evaluation", "config", "options", "pipeline", "hub", "app"),
+        "training",
+    },
+    "benchmark": {  # measures them all
+        *("method", "models", "evaluation", "config", "options", "pipeline", "training", "commands"),
+    },
 }
 
 

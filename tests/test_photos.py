@@ -21,7 +21,7 @@ from pisasr.data.photos import (
     share_out,
 )
 from pisasr.data.sources import Photo
-from pisasr.errors import PisasrError
+from pisasr.errors import PassedOver, PisasrError
 
 
 @pytest.fixture
@@ -120,6 +120,13 @@ def test_hq_fraction_takes_the_best_and_keeps_their_order(tmp_path):
 def test_hq_fraction_without_scores_says_what_to_do(folder):
     with pytest.raises(PisasrError, match="0.png has none; make a manifest"):
         choose_photos([str(folder)], hq_fraction=0.5)
+
+
+def test_photos_of_a_kind_that_is_not_read_are_told(folder):
+    (folder / "deep").mkdir()
+    (folder / "deep" / "b.HEIC").touch()
+    with pytest.warns(PassedOver, match="holds 1 files: HEIC is not read here; convert it"):
+        assert all(photo.path.suffix == ".png" for photo in choose_photos([str(folder)]))
 
 
 def test_a_mix_names_every_source(folder):

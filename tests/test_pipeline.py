@@ -24,7 +24,8 @@ from pisasr.method.model import PiSASR
 from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.models.bases import SD21_MIRRORS, load_base
 from pisasr.models.weights import fingerprint, load_adapter, save_adapter
-from pisasr.pipeline import Options, usual_dtype
+from pisasr.options import Options
+from pisasr.pipeline import usual_dtype
 
 SMALL = {"upscale": 2, "process_size": 16}
 
@@ -556,16 +557,22 @@ def test_a_bar_counts_the_tiles_of_both_predictions_and_can_be_switched_off(pipe
     assert capsys.readouterr().err == ""
 
 
-def test_a_pipeline_is_pushed_whole(pipe, monkeypatch):
+def test_a_pipeline_is_pushed_whole(pipe, tmp_path, monkeypatch):
     pushed = {}
 
-    def upload(folder, repo_id, **_):
-        pushed[repo_id] = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+    def upload(folder_path, repo_id, **_):
+        files = [path for path in Path(folder_path).rglob("*") if path.is_file()]
+        pushed[repo_id] = {path.relative_to(folder_path).as_posix() for path in files}
 
-    monkeypatch.setattr("diffusers.utils.hub_utils.create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
-    monkeypatch.setattr(pipe, "_upload_folder", upload)
+    for module in ("utils.hub_utils", "pipelines.pipeline_utils"):
+        monkeypatch.setattr(f"diffusers.{module}.create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr("diffusers.utils.hub_utils.upload_folder", upload)
+    card = huggingface_hub.ModelCard("")
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.load_or_create_model_card", lambda *_, **__: card)
     pipe.push_to_hub("me/pisa")
-    assert {"pipeline.py", "model_index.json", "unet/config.json", "unet_pix/config.json"} <= pushed["me/pisa"]
+    pipe.save_pretrained(tmp_path / "pisa", push_to_hub=True)
+    whole = {"pipeline.py", "model_index.json", "unet/config.json", "unet_pix/config.json", "hashes.json"}
+    assert pushed.keys() == {"me/pisa", "pisa"} and all(whole <= files for files in pushed.values())
 
 
 @pytest.mark.parametrize("place", ["encode", "unet_pix", "unet", "decode", "colours"])

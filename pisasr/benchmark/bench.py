@@ -20,7 +20,8 @@ from pisasr.benchmark.subjects import Change, load, picture
 from pisasr.errors import MemoryShort, NotFinite, explain, is_out_of_memory
 from pisasr.evaluation.rules import Pair
 from pisasr.method.compiling import CompilingFailed
-from pisasr.pipeline import Options, PiSASRPipeline
+from pisasr.options import Options
+from pisasr.pipeline import PiSASRPipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TILE_PX = {

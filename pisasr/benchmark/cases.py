@@ -24,7 +24,8 @@ from pisasr.evaluation.realesrgan import RRDBNet, load_x4plus
 from pisasr.evaluation.rules import Pair
 from pisasr.method.model import Plan, Predictors, predict, restore
 from pisasr.method.residual import mix_residuals
-from pisasr.pipeline import VAE_TILE_PX, PiSASRPipeline, usual_dtype
+from pisasr.options import VAE_TILE_PX
+from pisasr.pipeline import PiSASRPipeline, usual_dtype
 
 Group = list[Variant]
 

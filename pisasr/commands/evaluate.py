@@ -18,10 +18,9 @@ from pisasr.commands.options import (
     load_pipeline,
     normalise,
     pipeline_settings,
-    plainly,
     whole,
 )
-from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, Told, UsageError, guarded
+from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, UsageError, guarded
 from pisasr.evaluation.evaluate import JOURNALS, evaluate_set, write_overview
 from pisasr.evaluation.metrics import ALIASES, METRICS, PROTOCOLS
 from pisasr.evaluation.pairs import Pairing
@@ -117,8 +116,7 @@ def evaluate(argv: list[str] | None = None) -> int:
         methods = _name_methods(args.sr, parser)
         _check_usage(args, parser)
         sets = load_sets(args.sets) if args.sets else [TestSet(args.set, methods, args.hr, args.lr)]
-        with plainly(Told):
-            return score(sets, args, processes)
+        return score(sets, args, processes)
 
     try:
         return guarded(run, args.debug, not processes.is_first, stopped)

@@ -32,10 +32,9 @@ from pisasr.commands.options import (
     load_pipeline,
     normalise,
     pipeline_settings,
-    plainly,
     positive_int,
 )
-from pisasr.errors import OK, SOME_FAILED, PisasrError, Told, UsageError, guarded, shown
+from pisasr.errors import OK, SOME_FAILED, PisasrError, UsageError, guarded, shown
 from pisasr.evaluation.rules import Pair, describe, parse_lambdas, parse_rule, pick
 from pisasr.pictures.folders import Found, find_inputs
 from pisasr.signals import ENDING, StopRequests
@@ -162,7 +161,7 @@ def _infer(args: argparse.Namespace) -> int:
             restore = _restorer(pipe, args, pairs, scorers)
             how = args.existing, args.seed, args.max_input_pixels, args.debug
             once = "stopping after the picture in hand; once more stops at once"
-            with plainly(Told), StopRequests(ENDING, patient=False, advice=once) as asked:
+            with StopRequests(ENDING, patient=False, advice=once) as asked:
                 restore_files(jobs, restore, report, *how, *batch, stopping=lambda: asked.number != 0)
     if process.count > 1:
         _wait_for_the_others()
@@ -171,7 +170,7 @@ def _infer(args: argparse.Namespace) -> int:
 
 def _small_pixels(pipe: "PiSASRPipeline", args: argparse.Namespace) -> int:
     """Pixels of the largest input that shares a batch: one whose result is no more than one tile of the UNet."""
-    from pisasr.pipeline import TILE_PX
+    from pisasr.options import TILE_PX
 
     side = args.tile_size * pipe.model.factor if args.tile_size else TILE_PX
     return int((side / args.upscale) ** 2)

@@ -8,14 +8,10 @@ import math
 import os
 import re
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-
-from tqdm import tqdm
 
 from pisasr.errors import WRONG_USAGE, UsageError
 
@@ -167,7 +163,6 @@ def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
     """The model that the options name, on the device and in the dtype that they and the machine allow."""
     import torch
 
-    from pisasr.method.compiling import CompilingFailed
     from pisasr.pipeline import PiSASRPipeline
 
     device = choose_device(args.device)
@@ -178,8 +173,7 @@ def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
     pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, adapters=args.adapters, torch_dtype=dtype).to(device)
     pipe.set_progress_bar_config(desc="tiles", leave=False, disable=None)  # on a terminal alone
     if args.compile:
-        with plainly(CompilingFailed):
-            pipe.compile(mode=args.compile)
+        pipe.compile(mode=args.compile)
     return pipe
 
 
@@ -194,25 +188,9 @@ def choose_arithmetic(fast: bool) -> None:
     cudnn.deterministic = not fast
 
 
-@contextmanager
-def plainly(kind: type[Warning]) -> Iterator[None]:
-    """Warnings of this kind as a line on stderr, once each; Python's own way names files and numbers of lines."""
-    with warnings.catch_warnings():
-        usual: Any = warnings.showwarning
-
-        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-            if issubclass(category, kind):
-                tqdm.write(str(message), file=sys.stderr)
-            else:
-                usual(message, category, *place, **more)
-
-        warnings.showwarning = show
-        yield
-
-
 def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
     """load_model; then what could not be judged before the VAE's factor was known: the tiles."""
-    from pisasr.pipeline import Options
+    from pisasr.options import Options
 
     pipe = load_model(args)
     if args.vae_decoder_tiled_size:

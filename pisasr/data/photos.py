@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
 from pisasr.data.sources import Photo, PhotoPair, read_list, read_manifest, read_sidecar
 from pisasr.errors import PisasrError, UsageError
-from pisasr.pictures.folders import EXTENSIONS
+from pisasr.pictures.folders import EXTENSIONS, tell_foreign
 from pisasr.pictures.images import open_image, split
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,9 @@ def choose_photos(
         if (source / "hq").is_dir() and (source / "lq").is_dir():
             photos += _pairs_in(source, name)
         elif source.is_dir():
-            photos += [Photo(p, name) for p in sorted(source.rglob("*")) if p.suffix.lower() in EXTENSIONS]
+            there = sorted(source.rglob("*"))
+            tell_foreign(source, there)
+            photos += [Photo(path, name) for path in there if path.suffix.lower() in EXTENSIONS]
         elif source.is_file() and source.suffix == ".jsonl":
             photos += [_from_row(row, source) for row in read_manifest(source)]
         elif source.is_file():
@@ -66,10 +68,10 @@ def choose_photos(
 
 
 def _pairs_in(folder: Path, name: str) -> list[Photo]:
-    sides = {
-        side: {p.stem: p for p in sorted((folder / side).glob("*")) if p.suffix.lower() in EXTENSIONS}
-        for side in ("hq", "lq", "teacher")
-    }
+    there = {side: sorted((folder / side).glob("*")) for side in ("hq", "lq", "teacher")}
+    for side, files in there.items():
+        tell_foreign(folder / side, files)
+    sides = {side: {p.stem: p for p in files if p.suffix.lower() in EXTENSIONS} for side, files in there.items()}
     needed = ("lq", "teacher") if (folder / "teacher").is_dir() else ("lq",)
     for side in needed:
         if without := sorted(sides["hq"].keys() ^ sides[side].keys()):

@@ -13,7 +13,6 @@ import csv
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from pisasr.errors import PisasrError
 from pisasr.files import parse_json, write_whole
-from pisasr.pictures.folders import EXTENSIONS, FOREIGN, STRANGERS
+from pisasr.pictures.folders import EXTENSIONS, count_foreign
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description")
 LICENCE_COLUMNS = ("licence", "license")
@@ -123,10 +122,7 @@ def _walk(root: Path, name: str, output: Path, left_out: list[LeftOut]) -> Itera
                     told |= _read_metadata(here / file)
                 except PisasrError as error:  # it is told, and the photos are taken all the same
                     left_out.append(LeftOut(here / file, str(error)))
-        kinds = Counter(FOREIGN.get(Path(file).suffix.lower()) for file in files if not file.startswith("."))
-        left_out += [
-            LeftOut(here, f"{kinds[kind]} files: {STRANGERS.format(kind)}") for kind in sorted(filter(None, kinds))
-        ]
+        left_out += [LeftOut(here, reason) for reason in count_foreign(map(Path, files))]
         for file in sorted(files):
             path = here / file
             if file.lower().endswith(EXTENSIONS) and not file.startswith("."):

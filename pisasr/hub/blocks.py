@@ -17,7 +17,8 @@ from diffusers.modular_pipelines import (
 )
 
 from pisasr.hub.loading import AdaptersOnBase
-from pisasr.pipeline import Looked, Options
+from pisasr.options import Options
+from pisasr.pipeline import Looked
 
 MIXED = ("output_type", "color_fix")  # options of the second half
 

@@ -29,8 +29,9 @@ from pisasr.errors import ModelError
 from pisasr.files import write_whole
 from pisasr.method.model import ONE_STEP
 from pisasr.models.bases import EMBEDDED
+from pisasr.options import COLOR_FIXES, Options
 from pisasr.pictures.images import to_unit
-from pisasr.pipeline import COLOR_FIXES, Options, PiSASRPipeline
+from pisasr.pipeline import PiSASRPipeline
 
 FORMULA = "z_H = z_L - [lambda_pix * eps_pix + lambda_sem * (eps_pisa - eps_pix)]"
 MOST_OFF = 0.5  # levels of 255, for which something must be wrong; rounding is a hundredth of that

