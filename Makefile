@@ -47,7 +47,7 @@ soak: $(VENV)/.dev
 audit:
 	$(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
-	$(VENV)-audit/bin/pip-audit --no-deps --disable-pip -r configs/constraints.txt
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip -r configs/constraints.txt
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
