@@ -13,7 +13,18 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
 from pisasr.data.degradation import DegradationRecipe
@@ -49,6 +60,13 @@ class Section(BaseModel):
     """What holds for every section: unknown keys, nan and inf are refused, nobody changes it afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise PydanticCustomError("number", "Input should be a number")
+        return value
 
 
 class ModelConfig(Section):
@@ -184,7 +202,7 @@ class RunConfig(Section):
     """Where, how often, how precise. With the defaults the same run gives the same bytes: `setup.apply_precision`."""
 
     output: str
-    seed: int = 123
+    seed: int = Field(default=123, ge=0, lt=2**63)
     mixed_precision: Precision = None  # null: what `accelerate launch --mixed_precision` says, else "no"
     tf32: bool = False  # float32 products rounded to ten bits of mantissa: faster on CUDA, other bytes
     deterministic: bool = True  # algorithms that give the same bytes again; false: cuDNN may try for the fastest
@@ -293,6 +311,9 @@ def _in_one_line(error: ValidationError, known: list[str]) -> str:
     first = min(error.errors(), key=lambda each: each["type"] not in NO_SUCH_NAME)
     key, message, came = ".".join(map(str, first["loc"])), first["msg"], _shortened(repr(first["input"]))
     if first["type"] in NO_SUCH_NAME:
+        if key in known:  # as one word of the file
+            section, _, name = key.rpartition(".")
+            return f"{key!r} is written as one word; wanted {name!r} in a section, {section}: {{{name}: VALUE}}."
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         return f"no setting {key!r}; " + (
             f"did you mean {close[0]!r}?" if close else "see pisasr/config.py for all of them."

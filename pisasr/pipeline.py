@@ -17,7 +17,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from pisasr.errors import CheckpointError, MemoryShort, ModelError, NotFinite, PisasrError, is_out_of_memory
+from pisasr.errors import CheckpointError, MemoryShort, ModelError, NotFinite, PisasrError, Told, is_out_of_memory
 from pisasr.files import write_whole
 from pisasr.method import color, consistent
 from pisasr.method.adapters import merge_in_place, merged
@@ -866,7 +866,10 @@ def _find_adapters(
 ) -> tuple[Adapter, Adapter | None]:
     if adapters is None and not (folder / "adapters").is_dir():
         raise CheckpointError(f"{folder} comes without adapters; give `adapters`: a folder, a hub id or pisa_sr.pkl.")
-    return load_adapters(folder / "adapters" if adapters is None else adapters, **hub)
+    pix, sem = load_adapters(place := folder / "adapters" if adapters is None else adapters, **hub)
+    if sem is None:
+        warnings.warn(f"{place} has no semantic adapter; lambda_sem changes nothing", Told, stacklevel=3)
+    return pix, sem
 
 
 def _check_trained_on(adapters: Iterable[Adapter | None], unet_config: dict[str, Any]) -> None:

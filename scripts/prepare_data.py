@@ -107,12 +107,12 @@ def search(args: argparse.Namespace) -> tuple[list, list, dict[str, str]]:
 
 def keep_captions(rows: list[dict], before: Path) -> None:
     """What --caption wrote into an earlier manifest stays, where nothing beside the photo says otherwise."""
-    from pisasr.data.sources import read_manifest
+    from pisasr.files import Journal
 
-    if before.is_file():
-        captions = {row.get("sha256"): row.get("caption") for row in read_manifest(before)}
-        for row in rows:
-            row["caption"] = row["caption"] or captions.get(row["sha256"])
+    texts = [(str(row.get("sha256")), row.get("caption")) for row in Journal(before).rows()]
+    captions = {digest: text for digest, text in texts if isinstance(text, str)}
+    for row in rows:
+        row["caption"] = row["caption"] or captions.get(row["sha256"])
 
 
 def summarise(args: argparse.Namespace, found: list, kept: list[dict], reasons: dict, left_out: list) -> dict:

@@ -33,6 +33,12 @@ def test_the_papers_recipe_is_what_the_defaults_say():
     assert config.pix.losses == {"l2": 1} and config.sem.losses == {"l2": 1, "lpips": 2, "csd": 1}
 
 
+def test_a_key_of_two_names_in_one_word_is_told_from_a_section(tmp_path):
+    (tmp_path / "a.yaml").write_text("pix.steps: 3\n")
+    with pytest.raises(ConfigError, match="wanted 'steps' in a section, pix: {steps: VALUE}"):
+        load_config(tmp_path / "a.yaml", NEEDED)
+
+
 def test_the_command_line_has_the_last_word():
     assert load_config(CONFIGS / "pisasr.yaml", [*NEEDED, "sem.lr=1e-5"]).sem.lr == 1e-5
 
@@ -66,6 +72,9 @@ def test_the_command_line_has_the_last_word():
         ("data.mix={a: 0}", "a weight above 0"),
         ("run.seed=many", "run.seed is 'many'; wanted a valid integer"),
         ("run.output=${nothing}", "run.output"),
+        ("pix.steps=yes", "pix.steps is True; wanted a number"),
+        ("pix.lr=true", "pix.lr is True; wanted a number"),
+        ("run.seed=99999999999999999999", "run.seed is 99999999999999999999; wanted less than 9223372036854775808"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(override, message):

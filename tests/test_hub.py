@@ -1,6 +1,7 @@
 """What leaves the house: published folders that diffusers loads back, and two strengths in one UNet."""
 
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -146,6 +147,23 @@ def test_publishing_refuses_what_others_could_not_use(base_folder, pipe, tmp_pat
     with pytest.raises(SystemExit) as caught:
         main(["publish", str(tmp_path / "c"), "--pretrained_model", str(base_folder)])
     assert caught.value.code == WRONG_USAGE and "give --licence" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("my own words\n")
+    with pytest.raises(ModelError, match="README.md is none of our cards, and would be lost"):
+        publish(pipe, tmp_path / "mine", "cc0-1.0", base="a/b")
+
+
+@pytest.mark.parametrize("command", ["export", "publish"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_a_model_is_made_of_is_not_written_over(base_folder, tmp_path, capsys, command, whole):
+    shutil.copytree(base_folder, folder := tmp_path / "mine")
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    given = [] if whole else ["--adapters", str(folder / "adapters")]
+    given += ["--pretrained_model", str(folder if whole else base_folder)]
+    words = ["--output", str(folder)] if command == "export" else [str(folder), "--licence", "mit", "--base", "a/b"]
+    assert main([command, *words, *given]) == WRONG_USAGE
+    assert "holds what this is made of" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in folder.rglob("*.*")}
 
 
 def test_a_card_becomes_a_part_of_another():

@@ -14,11 +14,11 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import pisasr
 from pisasr import PiSASRPipeline
-from pisasr.errors import CheckpointError, ModelError, PisasrError
+from pisasr.errors import CheckpointError, ModelError, PisasrError, Told
 from pisasr.method import color
 from pisasr.method.model import PiSASR
 from pisasr.models.autoencoder import LappedAutoencoder
@@ -285,6 +285,66 @@ def test_one_flipped_bit_in_what_was_saved_is_noticed_and_a_cut_save_too(pipe, t
             PiSASRPipeline.from_pretrained(tmp_path / "saved")
         file.write_bytes(whole)
     PiSASRPipeline.from_pretrained(tmp_path / "saved")
+    index = tmp_path / "saved" / "model_index.json"
+    index.write_text(index.read_text().replace('"color_fix"', '"bolor_fix"'))
+    with pytest.raises(ModelError, match="model_index.json is damaged"):
+        PiSASRPipeline.from_pretrained(tmp_path / "saved")
+    for lost in (index, tmp_path / "saved" / "tokenizer" / "tokenizer_config.json"):
+        lost.unlink()
+        with pytest.raises(ModelError, match=f"{lost.name} is missing"):
+            PiSASRPipeline.from_pretrained(tmp_path / "saved")
+        pipe.save_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("unet", "conv_in.bias"),
+        ("vae", "decoder.conv_in.bias"),
+        ("text_encoder", "text_model.embeddings.position_embedding.weight"),
+    ],
+)
+def test_a_weight_that_is_missing_is_not_made_up(base_folder, tmp_path, part, name):
+    shutil.copytree(base_folder, tmp_path / "base")
+    (file,) = (tmp_path / "base" / part).glob("*.safetensors")
+    tensors = load_file(file)
+    (key,) = [key for key in tensors if key.endswith(name.removeprefix("text_model."))]
+    del tensors[key]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=f"{part} has no .*{name.split('.')[-2]}.* among its weights"):
+        PiSASRPipeline.from_pretrained(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("file", "wrong", "reason"),
+    [
+        ("unet/config.json", {"cross_attention_dim": [1, 2]}, "has cross_attention_dim .*, wanted a number"),
+        ("vae/config.json", {"scaling_factor": "x"}, "has scaling_factor 'x', wanted a number"),
+        ("model_index.json", {"unet_pix": None, "baked": "x"}, "has baked 'x', wanted lambda_pix and lambda_sem"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_one_line(base_folder, tmp_path, file, wrong, reason):
+    shutil.copytree(base_folder, tmp_path / "base")
+    shutil.rmtree(tmp_path / "base" / "adapters")
+    path = tmp_path / "base" / file
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **wrong}))
+    with pytest.raises(ModelError, match=reason):
+        PiSASRPipeline.from_pretrained(tmp_path / "base", adapters=base_folder / "adapters" if "/" in file else None)
+
+
+@pytest.mark.parametrize("wrong", [{"base": 5}, {"base": "a/b", "revision": []}])
+def test_a_base_that_is_no_name_is_one_line(base_folder, tmp_path, wrong):
+    shutil.copytree(base_folder / "adapters", tmp_path / "adapters")
+    (tmp_path / "model_index.json").write_text(json.dumps(wrong))
+    with pytest.raises(ModelError, match="names its base by .*, wanted texts"):
+        PiSASRPipeline.from_pretrained(tmp_path)
+
+
+def test_a_semantic_adapter_that_is_missing_is_told(base_folder, tmp_path):
+    shutil.copytree(base_folder, tmp_path / "base")
+    (tmp_path / "base" / "adapters" / "sem.safetensors").unlink()
+    with pytest.warns(Told, match="has no semantic adapter; lambda_sem changes nothing"):
+        PiSASRPipeline.from_pretrained(tmp_path / "base")
 
 
 def test_pickled_weights_are_not_read(base_folder, tmp_path):
@@ -436,9 +496,11 @@ def test_unknown_options_of_loading_are_refused(base_folder):
 def test_a_local_path_never_asks_the_network(monkeypatch, base_folder):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
     PiSASRPipeline.from_pretrained(str(base_folder))
-    for path in ("./no/model", "/no/model", "no-model", "../sd21"):
+    for path in ("./no/model", "/no/model", "no-model", "../sd21", Path("nope/nope")):
         with pytest.raises(ModelError, match="no model folder at"):
             PiSASRPipeline.from_pretrained(path)
+    with pytest.raises(CheckpointError, match="no adapters at"):
+        PiSASRPipeline.from_pretrained(base_folder, adapters=Path("nope/nope"))
 
 
 def test_sd21_is_looked_for_in_the_cache_then_at_its_mirrors_in_order(monkeypatch, base_folder):

@@ -307,6 +307,21 @@ def test_the_licence_given_comes_first_and_captions_stay(main, tmp_path):
     (tmp_path / "b" / "1.txt").write_text("by hand")
     assert main(arguments) == 0
     assert [row["caption"] for row in rows_of(manifest)] == ["seen in a", "by hand"]
+    first, second = manifest.read_text().splitlines()
+    manifest.write_text(f'{first}\n{second[:20]}\n{{"path": "x", "sha256": [1], "caption": 5}}\n')
+    assert main(arguments) == 0
+    assert [row["caption"] for row in rows_of(manifest)] == ["seen in a", "by hand"]
+
+
+@pytest.mark.parametrize("wrong", [{"bytes": None}, {"width": "x"}, {"hash": "zz"}, {"sha256": 3}, {"blur": []}])
+def test_a_damaged_row_is_measured_again(main, photos, tmp_path, wrong):
+    run(main, photos, tmp_path / "set")
+    before, journal = files_of(tmp_path / "set"), tmp_path / "set" / "measured.jsonl"
+    rows = rows_of(journal)
+    assert any(wrong.keys() <= row.keys() for row in rows)
+    journal.write_text("".join(json.dumps({**row, **wrong}) + "\n" for row in rows))
+    run(main, photos, tmp_path / "set")
+    assert files_of(tmp_path / "set") == before
 
 
 def test_sources_of_one_name_are_told_apart(main, tmp_path):

@@ -477,6 +477,12 @@ def test_two_runs_do_not_share_a_folder(run, monkeypatch, tmp_path):
     run("a", "pix.steps=1", "sem.steps=0")
 
 
+def test_an_output_that_is_a_file_is_one_line(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="run.output=.*file can't be written into .*; choose another"):
+        run("file")
+
+
 def test_a_changed_caption_is_another_data_set(run, done, tmp_path):
     (tmp_path / "photos" / "0.txt").write_text("a field")
     with pytest.raises(ConfigError, match="photos: 3 photos"):

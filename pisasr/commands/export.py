@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pisasr.commands.batch import check_output
-from pisasr.commands.options import command_parser, finite, normalise
+from pisasr.commands.options import check_apart, command_parser, finite, normalise
 from pisasr.errors import OK, PisasrError, UsageError, guarded, shown
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def _export(args: argparse.Namespace) -> int:
             f"one UNet is exact for equal strengths or --lambda_sem 0, not for ({pair[0]:g}, {pair[1]:g}); "
             "--approximate makes one that is near, and says how near"
         )
+    check_apart(args.output, args.pretrained_model, args.adapters)
     pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, args.adapters)
     made = baked(pipe, *pair) if bakes else pipe
     check_output(args.output)

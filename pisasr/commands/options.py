@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pisasr.errors import WRONG_USAGE, UsageError
+from pisasr.errors import WRONG_USAGE, OverlapError, UsageError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -186,6 +186,17 @@ def choose_arithmetic(fast: bool) -> None:
     cudnn = torch.backends.cudnn
     cudnn.benchmark = cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = fast
     cudnn.deterministic = not fast
+
+
+def check_apart(output: Path, pretrained_model: str | None, adapters: str | None) -> None:
+    """OverlapError where what is written would take the place of the model or the adapters that it is made of."""
+    from pisasr.models.bases import EMBEDDED
+
+    output = output.resolve()
+    for given in (pretrained_model or EMBEDDED, adapters):
+        place = Path(given or os.devnull).expanduser().resolve()
+        if place.is_dir() and output in (place, *place.parents):
+            raise OverlapError(f"{shown(output)} holds what this is made of, {shown(place)}; choose another folder")
 
 
 def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from pisasr.commands.batch import check_output
-from pisasr.commands.options import command_parser, normalise
+from pisasr.commands.options import check_apart, command_parser, normalise
 from pisasr.errors import OK, guarded, shown
 
 EXAMPLES = """examples:
@@ -46,6 +46,7 @@ def _publish(args: argparse.Namespace) -> int:
     own_card = EMBEDDED / "README.md" if args.pretrained_model is None and args.adapters is None else None
     about = args.about or own_card
     text = "" if about is None else about.read_text(encoding="utf-8")
+    check_apart(args.folder, args.pretrained_model, args.adapters)
     pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, args.adapters)
     check_output(args.folder)
     publish(pipe, args.folder, args.licence or "apache-2.0", args.name, args.base, text)

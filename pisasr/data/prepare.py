@@ -1,10 +1,11 @@
 """Before training, from found photos to a set: measure each, drop what is broken, small or a copy, rank the rest."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from hashlib import sha256
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
@@ -69,7 +70,7 @@ def measure_photos(photos: Iterable[Path], journal: Journal, workers: int) -> It
 
     What could not be read is tried again.
     """
-    known = {row["path"]: row for row in journal.rows() if "path" in row and row.get("version") == quality.VERSION}
+    known = {row["path"]: row for row in journal.rows() if _is_whole(row)}
     photos = [path.absolute() for path in photos]
     fresh = [path for path in photos if not _is_current(known.get(str(path)), path)]
     measured = map_photos([(path, known.get(str(path))) for path in fresh], workers)
@@ -83,8 +84,21 @@ def measure_photos(photos: Iterable[Path], journal: Journal, workers: int) -> It
         yield row
 
 
+def _is_whole(row: dict[str, Any]) -> bool:
+    """Whether a row of the journal is what `measure_photo` answers, of a photo that it could read."""
+    numbers = ["bytes", "mtime_ns", "width", "height"]
+    if all(isinstance(row.get(side), int) for side in numbers) and min(row["width"], row["height"]) >= quality.MIN_SIDE:
+        numbers += [field.name for field in fields(quality.Quality)]
+    texts = {"path": r".+", "sha256": r"[0-9a-f]{64}", "hash": r"[0-9a-f]{64}"}
+    return (
+        row.get("version") == quality.VERSION
+        and all(isinstance(row.get(name), int | float) for name in numbers)
+        and all(re.fullmatch(form, str(row.get(name)), re.DOTALL) for name, form in texts.items())
+    )
+
+
 def _is_current(row: dict | None, path: Path) -> bool:
-    return row is not None and "error" not in row and {key: row[key] for key in ("bytes", "mtime_ns")} == stamp(path)
+    return row is not None and {key: row[key] for key in ("bytes", "mtime_ns")} == stamp(path)
 
 
 def map_photos(

@@ -84,8 +84,12 @@ def publish(
     licence: of the adapters, as the hub spells it. name: the id that it will have there, for the card's examples; None
     is OWNER and the folder's name. base: by which name others find the base; None is the name that it was loaded by.
     about: Markdown for the card's end.
-    ModelError where this name is a folder of this disk, or where nobody knows it.
+    ModelError where this name is a folder of this disk, or where nobody knows it, and where README.md is no card of
+    ours.
     """
+    card_file = folder / "README.md"
+    if card_file.is_file() and f"- {TAGS[2]}\n" not in card_file.read_text(encoding="utf-8", errors="replace"):
+        raise ModelError(f"{card_file} is none of our cards, and would be lost; move it, or choose another folder.")
     pipe.save_pretrained(folder, adapters_only=True)
     index_file = folder / "model_index.json"
     index = json.loads(index_file.read_text())
@@ -111,7 +115,7 @@ def publish(
     }
     write_whole(folder / "modular_model_index.json", json.dumps(modular, indent=2) + "\n")
     card = _card(folder, licence, name, index["base"])
-    write_whole(folder / "README.md", card + (f"\n{as_part(about).strip()}\n" if about else ""))
+    write_whole(card_file, card + (f"\n{as_part(about).strip()}\n" if about else ""))
 
 
 def _door(kind: type, name: str | None = None) -> str:

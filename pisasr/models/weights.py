@@ -120,7 +120,7 @@ def load_adapters(source: str | os.PathLike, **hub: Any) -> tuple[Adapter, Adapt
     if path.is_file():
         raise CheckpointError(f"{path} is a file; give the folder with pix.safetensors and sem.safetensors, or a .pkl.")
     if not path.is_dir():
-        path = _fetch_adapters(str(source), hub)
+        path = _fetch_adapters(source, hub)
     if (path / "adapters").is_dir() and not (path / "pix.safetensors").exists():
         path = path / "adapters"  # of a model, or of what save_pretrained wrote
     adapters = [_load_kind(path, kind) for kind in KINDS if kind == "pix" or (path / f"{kind}.safetensors").exists()]
@@ -156,8 +156,10 @@ def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
     return pix, sem
 
 
-def looks_like_hub_id(name: str) -> bool:
-    """OWNER/NAME, where nothing of the kind lies on this disk. Everything else is a path and never asked for online."""
+def looks_like_hub_id(name: str | os.PathLike) -> bool:
+    """OWNER/NAME as a text, where nothing of the kind lies here. All else is a path and never asked for online."""
+    if not isinstance(name, str):
+        return False
     return _HUB_ID.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.exists()
 
 
@@ -263,14 +265,14 @@ def _load_kind(folder: Path, kind: str) -> Adapter:
     return adapter
 
 
-def _fetch_adapters(name: str, hub: dict[str, Any]) -> Path:
+def _fetch_adapters(name: str | os.PathLike, hub: dict[str, Any]) -> Path:
     if not looks_like_hub_id(name):
         raise CheckpointError(f"no adapters at {name}; give a folder with pix.safetensors, a .pkl, or OWNER/NAME.")
     from huggingface_hub import snapshot_download
 
     wanted = [f"{place}{kind}.safetensors" for place in ("", "adapters/") for kind in KINDS]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, **hub))
+        return Path(snapshot_download(str(name), allow_patterns=wanted, **hub))
     except Exception as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
         reason = _one_line(error)
         raise CheckpointError(f"no adapters from hub id {name} ({reason}); download them, give the folder.") from error

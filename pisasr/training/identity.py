@@ -68,8 +68,11 @@ def lock(output: Path) -> IO:
 
     One that was just asked to stop may still be saving, so it is waited for a while.
     """
-    (output / "adapters").mkdir(parents=True, exist_ok=True)
-    file = (output / LOCK).open("w")
+    try:
+        (output / "adapters").mkdir(parents=True, exist_ok=True)
+        file = (output / LOCK).open("w")
+    except OSError as error:
+        raise ConfigError(f"run.output={output} can't be written into ({error.strerror}); choose another.") from None
     end = time.monotonic() + PATIENCE_S
     while not is_locked(file):
         if time.monotonic() > end:
