@@ -377,7 +377,9 @@ class PiSASRPipeline(DiffusionPipeline):
         """Repair pictures: `.images` has one for each, exactly round(upscale * side) large.
 
         Args:
-            image: PIL pictures of any mode and size; arrays [H, W, C] or [B, H, W, C] and tensors [C, H, W] or
+            image: PIL pictures of any mode and size, brought to sRGB by the profile or gamma that they carry, and
+                turned upright by their EXIF where they are as PIL.Image.open gave them (a copy is taken as it lies:
+                PIL.ImageOps.exif_transpose turns it); arrays [H, W, C] or [B, H, W, C] and tensors [C, H, W] or
                 [B, C, H, W], of uint8, uint16, or floats in [0, 1], which are not rounded; or a list of such. Grey
                 stays grey, alpha is enlarged and kept.
             lambda_pix: how much of noise, blur and blocks is taken away; 0 none, 1 as trained. A number, or a map with
@@ -478,7 +480,9 @@ class PiSASRPipeline(DiffusionPipeline):
 
         lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix, consistent: None is what `look` was told.
         """
-        options = Options(output_type=output_type, color_fix=color_fix)
+        if not isinstance(looked, Looked):
+            raise TypeError(f"mix came with {looked!r}; it takes what `look` gave.")
+        options = Options(output_type=output_type, color_fix=color_fix, consistent=consistent or False)
         (pair,) = self._check_pairs([(lambda_pix, lambda_sem)], looked.jobs)
         if options.color_fix is not None:
             looked = replace(looked, color_fix=options.color_fix)

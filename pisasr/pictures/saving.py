@@ -26,6 +26,7 @@ SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".bmp": ("BMP", {}),
 }
 LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
+MOST_EXIF = 65_533  # bytes of a JPEG's segment
 SRGB_DATE = (1999, 1, 1, 0, 0, 0)  # of the standard, IEC 61966-2-1
 
 
@@ -101,7 +102,9 @@ def _options_for(image: Image.Image, path: Path) -> tuple[str, dict]:
 
 def _told(metadata: Metadata, image: Image.Image, format_name: str) -> dict[str, Any]:
     """What Pillow's `save` is told beside the format's own options."""
-    options: dict[str, Any] = {"exif": _exif(metadata, image.size)}
+    options: dict[str, Any] = {"exif": (exif := _exif(metadata, image.size))}
+    if format_name == "JPEG" and len(exif) > MOST_EXIF:
+        raise ImageError(f"EXIF data of {len(exif)} bytes is more than a JPEG holds ({MOST_EXIF}); write .png")
     if "R" in image.getbands():  # grey wants a profile of greys
         options["icc_profile"] = _srgb_profile()
     if format_name == "TIFF":
@@ -122,6 +125,25 @@ def _exif(metadata: Metadata, size: tuple[int, int]) -> bytes:
     exif[ExifTags.IFD.Exif] = {**exif.get_ifd(ExifTags.IFD.Exif), **measures}
     exif[base.Orientation] = 1
     exif[base.Software] = metadata.software
+    return exif_bytes(exif)
+
+
+class _Latin(str):
+    """Words of EXIF, which Pillow reads as Latin-1 whatever they are, and writes as ASCII: here their own bytes."""
+
+    def encode(self, *_: str) -> bytes:
+        return super().encode("latin-1", "replace")
+
+
+def exif_bytes(exif: Image.Exif) -> bytes:
+    """EXIF as a block of bytes; of what Pillow read from a file, each word has the bytes that it had there."""
+
+    def latin(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {tag: latin(each) for tag, each in value.items()}
+        return _Latin(value) if isinstance(value, str) else value
+
+    exif.update({tag: latin(value) for tag, value in exif.items()})
     return exif.tobytes()
 
 
