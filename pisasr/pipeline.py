@@ -501,6 +501,8 @@ class PiSASRPipeline(DiffusionPipeline):
         is the plan that the picture will be repaired by.
         """
         settings, factor = self._check_options("plan", options), self.model.factor
+        if isinstance(image, tuple) and [isinstance(side, int | np.integer) for side in image] != [True, True]:
+            raise TypeError(f"{image!r} came; wanted a picture, or its (width, height).")
         sizes = [image] if isinstance(image, tuple) else [picture.size for picture in pictures_of(image)]
         if len(sizes) != 1:
             raise ValueError(f"a plan is of one picture, {len(sizes)} came; call it once for each.")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pisasr.errors import ImageError
 from pisasr.pictures.opening import MAX_OUTPUT_PIXELS, check_kind, is_deep, load, opened
-from pisasr.pictures.saving import SAVE_OPTIONS, exif_bytes
+from pisasr.pictures.saving import PARTS, SAVE_OPTIONS, exif_bytes
 
 MAX_PIXELS = 64_000_000  # of an input, before it is decoded
 MAX_SIDE = 4096  # of a small picture once it is enlarged for the model
@@ -231,12 +231,11 @@ def _read_exif(image: Any, notices: list[str]) -> bytes | None:
     except Exception:
         return None  # `_orient` will tell
     try:
-        kept = Image.Exif()
-        kept.update({tag: value for tag, value in found.items() if tag in EXIF_KEPT})
-        for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        kept: dict[int, Any] = {tag: value for tag, value in found.items() if tag in EXIF_KEPT}
+        for part in PARTS:
             if told := {tag: value for tag, value in found.get_ifd(part).items() if tag not in EXIF_LEFT}:
                 kept[part] = told
-        return exif_bytes(kept) if len(kept) else None
+        return exif_bytes(kept) if kept else None
     except Exception:
         notices.append("EXIF data is damaged and can't be kept")
         return None
@@ -385,7 +384,8 @@ def pictures_of(given: Any) -> list[Picture]:
     if isinstance(given, Picture):
         return [given]
     if isinstance(given, Image.Image):
-        return [_from_image(*_seen(given, notices := []), notices)]
+        notices: list[str] = []
+        return [_from_image(*_seen(given, notices), notices)]
     if isinstance(given, str | os.PathLike):
         raise TypeError(f"{str(given)!r} is a path; open it first: PIL.Image.open({str(given)!r}).")
     if isinstance(given, Tensor):
