@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pisasr.method import color
 from pisasr.method.tiling import check_plan
-from pisasr.pictures.maps import as_float
 
 COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
     "adain": color.adain,
@@ -106,6 +105,14 @@ def generators_for(generator: Any, count: int) -> list[torch.Generator | None]:
     if not 0 <= generator < 2**63:
         raise ValueError(f"generator is {generator}; a seed is a whole number from 0 to 2^63 - 1.")
     return [torch.Generator().manual_seed(int(generator)) for _ in range(count)]
+
+
+def as_float(number: Any) -> float:
+    """float(number); of a whole number beyond all floats, infinity."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def check_prompt(prompt: Any) -> None:

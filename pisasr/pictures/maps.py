@@ -51,20 +51,14 @@ def _read_strength(name: str, given: Any) -> float | np.ndarray:
 
 def _check_number(name: str, given: Any) -> float:
     try:
-        number = as_float(given)
+        number = float(given)
+    except OverflowError:  # a whole number beyond all floats
+        number = math.inf if given > 0 else -math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {given!r}; it must be a number, or a map of floats [H, W].") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}; it must be a finite number, usually from 0 to 1.5.")
     return number
-
-
-def as_float(number: Any) -> float:
-    """float(number); of a whole number beyond all floats, infinity."""
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf if number > 0 else -math.inf
 
 
 def check_proportions(name: str, given: Any, size: tuple[int, int]) -> None:
