@@ -49,26 +49,28 @@ class Options:
     output_type: OutputType = "pil"
 
     def __post_init__(self) -> None:
-        for name in ("process_size", "tile_size", "tile_overlap", "vae_tile_size", "batch_size"):
-            if not isinstance(size := getattr(self, name), int | None) or isinstance(size, bool):
+        for name in ("process_size", "batch_size", "tile_size", "tile_overlap", "vae_tile_size"):
+            wanted: Any = int if name in ("process_size", "batch_size") else int | None
+            if not isinstance(size := getattr(self, name), wanted) or isinstance(size, bool):
                 raise TypeError(f"{name} is {size!r}; it must be a whole number.")
+        for name in ("consistent", "low_memory"):
+            if not isinstance(switch := getattr(self, name), bool | np.bool_):
+                raise TypeError(f"{name} is {switch!r}; it must be True or False.")
         for name in ("upscale", "working_size"):
             number: Any = getattr(self, name)
             optional = name == "working_size" and number is None
             if isinstance(number, bool) or not (optional or isinstance(number, int | float | np.number)):
                 raise TypeError(f"{name} is {number!r}; it must be a number.")
-        words: Any = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
-            raise TypeError(f"prompt is {self.prompt!r}; it must be a text, or one for each picture.")
-        if not (math.isfinite(self.upscale) and self.upscale >= 1):
-            raise ValueError(f"upscale is {self.upscale}; it must be a finite number from 1 up.")
-        if self.working_size is not None and not (math.isfinite(self.working_size) and self.working_size > 0):
-            raise ValueError(f"working_size is {self.working_size}; it must be a positive number of megapixels.")
+        check_prompt(self.prompt)
+        if not 1 <= (upscale := as_float(self.upscale)) < math.inf:
+            raise ValueError(f"upscale is {upscale:g}; it must be a finite number from 1 up.")
+        if self.working_size is not None and not 0 < (megapixels := as_float(self.working_size)) < math.inf:
+            raise ValueError(f"working_size is {megapixels:g}; it must be a positive number of megapixels.")
         if self.consistent and self.upscale == 1:
             raise ValueError(SAME_SIZE)
         for name in ("process_size", "vae_tile_size", "batch_size"):
-            if (size := getattr(self, name)) is not None and size < 1:
-                raise ValueError(f"{name} is {size}; it must be a positive whole number.")
+            if (size := getattr(self, name)) is not None and not 1 <= size < 2**31:
+                raise ValueError(f"{name} is {as_float(size):g}; it must be a whole number from 1 to 2^31 - 1.")
         if self.color_fix is not None:
             check_choice("color_fix", self.color_fix, COLOR_FIXES)
         if self.tiling is not None:
@@ -103,6 +105,23 @@ def generators_for(generator: Any, count: int) -> list[torch.Generator | None]:
     if not 0 <= generator < 2**63:
         raise ValueError(f"generator is {generator}; a seed is a whole number from 0 to 2^63 - 1.")
     return [torch.Generator().manual_seed(int(generator)) for _ in range(count)]
+
+
+def as_float(number: Any) -> float:
+    """float(number); of a whole number beyond all floats, infinity."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+def check_prompt(prompt: Any) -> None:
+    """TypeError where it is neither a text nor one for each picture, ValueError where a text holds broken bytes."""
+    words: Any = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise TypeError(f"prompt is {prompt!r}; it must be a text, or one for each picture.")
+    if any("\ud800" <= letter <= "\udfff" for word in words for letter in word):  # what stands for such a byte
+        raise ValueError(f"prompt is {prompt!r}; it must be text in UTF-8.")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

@@ -377,7 +377,9 @@ class PiSASRPipeline(DiffusionPipeline):
         """Repair pictures: `.images` has one for each, exactly round(upscale * side) large.
 
         Args:
-            image: PIL pictures of any mode and size; arrays [H, W, C] or [B, H, W, C] and tensors [C, H, W] or
+            image: PIL pictures of any mode and size, brought to sRGB by the profile or gamma that they carry, and
+                turned upright by their EXIF where they are as PIL.Image.open gave them (a copy is taken as it lies:
+                PIL.ImageOps.exif_transpose turns it); arrays [H, W, C] or [B, H, W, C] and tensors [C, H, W] or
                 [B, C, H, W], of uint8, uint16, or floats in [0, 1], which are not rounded; or a list of such. Grey
                 stays grey, alpha is enlarged and kept.
             lambda_pix: how much of noise, blur and blocks is taken away; 0 none, 1 as trained. A number, or a map with
@@ -478,7 +480,9 @@ class PiSASRPipeline(DiffusionPipeline):
 
         lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix, consistent: None is what `look` was told.
         """
-        options = Options(output_type=output_type, color_fix=color_fix)
+        if not isinstance(looked, Looked):
+            raise TypeError(f"mix came with {looked!r}; it takes what `look` gave.")
+        options = Options(output_type=output_type, color_fix=color_fix, consistent=consistent or False)
         (pair,) = self._check_pairs([(lambda_pix, lambda_sem)], looked.jobs)
         if options.color_fix is not None:
             looked = replace(looked, color_fix=options.color_fix)
@@ -497,6 +501,8 @@ class PiSASRPipeline(DiffusionPipeline):
         is the plan that the picture will be repaired by.
         """
         settings, factor = self._check_options("plan", options), self.model.factor
+        if isinstance(image, tuple) and [isinstance(side, int | np.integer) for side in image] != [True, True]:
+            raise TypeError(f"{image!r} came; wanted a picture, or its (width, height).")
         sizes = [image] if isinstance(image, tuple) else [picture.size for picture in pictures_of(image)]
         if len(sizes) != 1:
             raise ValueError(f"a plan is of one picture, {len(sizes)} came; call it once for each.")

@@ -19,6 +19,7 @@ from PIL import Image, ImageCms
 
 from pisasr.errors import ImageError
 from pisasr.pictures import images, saving
+from pisasr.pictures.opening import read_picture
 
 
 def photo(width: int = 24, height: int = 20, mode: str = "RGB") -> Image.Image:
@@ -97,6 +98,28 @@ def test_colour_key_becomes_alpha(tmp_path):
     grey = images.open_image(save(photo(mode="L"), tmp_path / "b.png", transparency=photo(mode="L").getpixel((0, 0))))
     assert (rgb.mode, grey.mode) == ("RGBA", "LA")
     assert rgb.getchannel("A").getpixel((0, 0)) == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_says_which_level_is_clear(tmp_path, depth, channels):
+    if channels == 3 and depth < 8:
+        return  # there are none
+    white = 2**depth - 1
+    levels = np.zeros((2, 8, channels), np.uint16)
+    levels[0], levels[1, 3] = white, white - 1 if depth > 8 else 0  # a neighbour in the last bit is not clear
+    bits = (levels[..., None] >> np.arange(depth - 1, -1, -1)) & 1
+    rows = b"".join(b"\0" + np.packbits(row.astype(np.uint8)).tobytes() for row in bits)
+    key = chunk(b"tRNS", struct.pack(">H", white) * channels)
+    head = png_header(8, 2, depth=depth, kind=0 if channels == 1 else 2) + key
+    path = tmp_path / "a.png"
+    path.write_bytes(head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    for picture in (images.open_picture(path), *images.pictures_of(images.open_image(path))):
+        opaque = (picture.alpha > 0).tolist()
+        assert opaque[0] == [False] * 8 and picture.is_grey == (channels == 1)
+        assert opaque[1] == [True] * 8 or (depth == 16 and channels == 3 and picture.alpha.dtype == np.uint8)
+    deep = images.open_picture(path)
+    assert deep.notices == [] and deep.pixels.dtype == (np.float32 if depth == 16 else np.uint8)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
@@ -209,6 +232,42 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     assert 0x0112 not in image.getexif()
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "RGB", "I;16"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_on_its_side_is_turned(tmp_path, mode, compression):
+    stored = (
+        Image.fromarray(np.asarray(photo(mode="L")).astype(np.uint16) * 257) if mode == "I;16" else photo(mode=mode)
+    )
+    upright = images.open_picture(save(stored, tmp_path / "a.tif")).pixels
+    path = save(stored, tmp_path / "b.tif", compression=compression, tiffinfo={274: 6})
+    for came in (images.open_picture(path), *images.pictures_of(Image.open(path))):
+        assert np.array_equal(came.pixels, np.rot90(upright, -1))
+    if mode != "I;16":
+        assert np.array_equal(read_picture(path), np.rot90(read_picture(tmp_path / "a.tif"), -1))
+
+
+def linear() -> bytes:
+    """A profile of light itself that bears sRGB's name, as GIMP's and others do."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = [struct.unpack(">4s2I", profile[132 + 12 * i : 144 + 12 * i]) for i in range(profile[131])]
+    for place in {place for name, place, _ in tags if name.endswith(b"TRC")}:
+        profile[place : place + 16] = b"para" + struct.pack(">IHHI", 0, 0, 0, 65_536)  # gamma 1
+    return bytes(profile)
+
+
+def test_a_profile_is_judged_by_what_it_does_and_not_by_its_name(tmp_path):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    renamed = srgb.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
+    assert renamed != srgb
+    same, bright = (
+        images.open_image(save(photo(), tmp_path / "a.png", icc_profile=icc)) for icc in (renamed, linear())
+    )
+    assert mean_difference(same, photo()) == 0
+    light = np.asarray(photo()) / 255
+    wanted = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    assert np.abs(np.asarray(bright) - 255 * wanted).max() < 3
+
+
 def swapped_primaries() -> bytes:
     """A profile far from sRGB: its red is sRGB's green, and the other way round."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -265,6 +324,19 @@ def test_nobody_counts_the_frames_of_a_tiff(tmp_path):
 def test_content_decides_and_a_wrong_extension_is_noted(tmp_path):
     path = save(photo(), tmp_path / "a.jpg").rename(tmp_path / "a.png")
     assert "JPEG" in images.open_image(path).info["notices"][0]
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_a_text_longer_than_pillow_unpacks_is_passed_over(tmp_path, place):
+    long = zlib.compress(bytes(2_000_000))
+    texts = chunk(b"zTXt", b"c\0\0" + long) + chunk(b"iTXt", b"c\0\1\0\0\0" + long)
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in np.asarray(photo()))))
+    body = texts + pixels if place == "before" else pixels + texts
+    (tmp_path / "a.png").write_bytes(png_header(24, 20) + body + chunk(b"IEND", b""))
+    assert mean_difference(images.open_image(tmp_path / "a.png"), photo()) == 0
+    bomb = chunk(b"zTXt", b"c\0\0" + zlib.compress(bytes(1_000_000))) * 70
+    (tmp_path / "a.png").write_bytes(png_header(24, 20) + bomb + pixels + chunk(b"IEND", b""))
+    assert "Too much memory" in refusal(tmp_path / "a.png")
 
 
 # --- refusing --------------------------------------------------------------------------------------------------------
@@ -369,6 +441,29 @@ def test_split_and_join_are_inverse(mode):
     assert back.mode == mode and mean_difference(back, original) == 0
 
 
+def test_a_picture_of_pils_is_read_as_its_file(tmp_path):
+    """By its orientation, profile, gamma and key; a copy says nothing of how it lies, and still of its colours."""
+    exif = Image.Exif()
+    exif[274] = 6
+    jpeg = save(photo(), tmp_path / "a.jpg", exif=exif, icc_profile=swapped_primaries())
+    deep = tmp_path / "deep.png"
+    rows = (b"\0" + struct.pack(">2H", 32_768, 256) * 5) * 4
+    deep.write_bytes(png_header(5, 4, depth=16, kind=4) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    gamma = [png_with_gamma(tmp_path / f"{depth}.png", 1.0, depth) for depth in (8, 16)]
+    clear = save(photo(mode="P"), tmp_path / "p.png", transparency=3, icc_profile=linear())
+    for path in (jpeg, deep, *gamma, clear):
+        wanted, given = images.open_picture(path), Image.open(path)
+        for _ in range(2):  # not loaded, and loaded
+            (came,) = images.pictures_of(given)
+            assert np.array_equal(came.pixels, wanted.pixels) and came.pixels.dtype == wanted.pixels.dtype
+            assert path == deep or (np.array_equal(came.alpha, wanted.alpha) and came.is_grey == wanted.is_grey)
+    wanted = images.open_picture(jpeg).pixels
+    (copy,) = images.pictures_of(Image.open(jpeg).convert("RGB"))
+    assert np.array_equal(np.rot90(copy.pixels, -1), wanted)
+    (turned,) = images.pictures_of(images.ImageOps.exif_transpose(Image.open(jpeg)))
+    assert np.array_equal(turned.pixels, wanted)
+
+
 def test_alpha_is_enlarged_with_the_picture():
     original = photo(mode="RGBA")
     (picture,) = images.pictures_of(original)
@@ -468,6 +563,9 @@ def test_a_frame_for_another_picture_and_shrinking_are_refused():
         images.prepare(np.asarray(photo()), images.plan_frame(10, 10))
     with pytest.raises(ValueError, match="1 or more"):
         images.plan_frame(10, 10, 0.5)
+    with pytest.raises(ValueError, match="a picture of 0x5 pixels came"):
+        images.plan_frame(0, 5)
+    assert images.plan_frame(10, 10, working_size=1e308) == images.plan_frame(10, 10)
 
 
 def test_preparation_is_the_published_one(parity):
@@ -581,6 +679,43 @@ def test_a_tiff_whose_zero_is_white_is_turned(tmp_path):
     picture = images.open_picture(tmp_path / "a.tif")
     assert np.array_equal(images.to_levels(picture.pixels[..., 0], 16), 65_535 - pixels)
     assert np.abs(np.asarray(images.open_image(tmp_path / "a.tif")) - (65_535.0 - pixels) / 257).max() <= 0.51
+
+
+def grey_tiff(path, levels, bits, photometric=1, kind=1, samples=1):
+    """A TIFF of 2 x 8 pixels of these bytes, whose numbers are unsigned (1), signed (2) or floats (3)."""
+    depths = bits | bits << 16 if samples == 2 else bits
+    entries = [(256, 3, 1, 8), (257, 3, 1, 2), (258, 3, samples, depths), (259, 3, 1, 1), (262, 3, 1, photometric)]
+    entries += [(273, 4, 1, (0,)), (277, 3, 1, samples), (278, 3, 1, 2), (279, 4, 1, len(levels)), (339, 3, 1, kind)]
+    write_tiff(path, [*entries, (338, 3, 1, 2)] if samples == 2 else entries, levels)
+    return path
+
+
+@pytest.mark.parametrize("brightest", [4095, 65_535, 2**32 - 1])
+def test_twelve_bits_and_thirty_two_unsigned_ones_are_scaled(tmp_path, brightest):
+    levels = np.linspace(0, brightest, 16).round().astype(np.uint32)
+    if brightest == 4095:
+        pairs = (int(a) << 12 | int(b) for a, b in levels.reshape(-1, 2))
+        grey_tiff(tmp_path / "a.tif", b"".join(pair.to_bytes(3, "big") for pair in pairs), 12)
+    else:
+        grey_tiff(tmp_path / "a.tif", levels.astype("<u4").tobytes(), 32)
+    wanted = (levels / brightest).reshape(2, 8)
+    assert np.abs(images.open_picture(tmp_path / "a.tif").pixels[..., 0] - wanted).max() < 2e-5
+    assert np.abs(np.asarray(images.open_image(tmp_path / "a.tif")) / 255 - wanted).max() < 0.51 / 255
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "kind", "samples", "reason"),
+    [
+        (8, 1, 2, 1, "signed 8-bit levels is not read; save it unsigned"),
+        (32, 0, 3, 1, "floats whose zero is white is not read; save it with black at zero"),
+        (16, 1, 1, 2, "of a kind that is not read .*; save it as PNG"),
+    ],
+)
+def test_a_tiff_that_would_be_read_wrong_is_refused(tmp_path, bits, photometric, kind, samples, reason):
+    path = grey_tiff(tmp_path / "a.tif", bytes(bits // 8 * 16 * samples), bits, photometric, kind, samples)
+    for read in (images.open_image, images.open_picture, read_picture):
+        with pytest.raises(ImageError, match=reason):
+            read(path)
 
 
 def test_sixteen_bits_of_colour_come_from_a_tiff_of_either_byte_order(tmp_path):

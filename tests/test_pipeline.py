@@ -226,11 +226,38 @@ def test_tiles_and_color_and_prompt_reach_the_result(pipe):
         ({"lambda_pix": None}, "lambda_pix is None; it must be a number, or a map"),
         ({"color_fix": []}, "adain, wavelet, none"),
         ({"tile_size": 8, "tile_overlap": 8}, "overlap must be below"),
+        ({"process_size": None}, "process_size is None; it must be a whole number"),
+        ({"batch_size": None}, "batch_size is None; it must be a whole number"),
+        ({"batch_size": 10**400}, "batch_size is inf; it must be a whole number from 1 to"),
+        ({"consistent": "no"}, "consistent is 'no'; it must be True or False"),
+        ({"low_memory": "no"}, "low_memory is 'no'; it must be True or False"),
+        ({"upscale": 10**400}, "upscale is inf; it must be a finite number"),
+        ({"working_size": 10**400}, "working_size is inf; it must be a positive number"),
+        ({"lambda_sem": -(10**400)}, "lambda_sem is -inf; it must be a finite number"),
+        ({"prompt": "caf\udce9"}, r"prompt is 'caf\\udce9'; it must be text in UTF-8"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_in_one_line(pipe, options, reason):
     with pytest.raises((ValueError, TypeError), match=reason) as caught:
         pipe(photo(), **{"process_size": 16, **options})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda pipe: pipe(None), "None came; wanted a PIL picture"),
+        (lambda pipe: pipe([3]), "3 came; wanted a PIL picture"),
+        (lambda pipe: pipe(Image.new("RGB", (0, 5))), "a picture of 0x5 pixels came"),
+        (lambda pipe: pipe.plan((-3, 5)), "a picture of -3x5 pixels came"),
+        (lambda pipe: pipe.plan((2.5, 3)), "wanted a picture, or its .width, height."),
+        (lambda pipe: pipe.mix(None, 1, 1), "mix came with None; it takes what `look` gave"),
+        (lambda pipe: pipe.mix(pipe.look(photo(), **SMALL), consistent="no"), "consistent is 'no'"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_one_line(pipe, call, reason):
+    with pytest.raises((ValueError, TypeError), match=reason) as caught:
+        call(pipe)
     assert "\n" not in str(caught.value)
 
 

@@ -8,8 +8,9 @@ import pytest
 from PIL import ExifTags, Image, ImageCms
 
 import pisasr
+from pisasr.errors import ImageError
 from pisasr.pictures.images import open_image, open_picture
-from pisasr.pictures.saving import Metadata, made_with, save_image
+from pisasr.pictures.saving import Metadata, _latin, exif_bytes, made_with, save_image
 
 BASE, IFD = ExifTags.Base, ExifTags.IFD
 MADE = made_with("embedded, adapters=0123456789ab", {"lambda_pix": 1.0, "lambda_sem": 0.7, "prompt": ""})
@@ -21,10 +22,12 @@ def camera() -> Image.Exif:
     exif = Image.Exif()
     exif[BASE.Orientation], exif[BASE.Make], exif[BASE.Copyright] = 6, "Maker", "someone"
     exif[BASE.ImageDescription], exif[BASE.Software] = "a caption", "a phone 1.0"
+    exif[BASE.Artist] = "© Zoë".encode()
     exif[IFD.Exif] = {
         BASE.DateTimeOriginal: "2024:05:06 07:08:09",
         BASE.ExposureTime: 0.008,
         BASE.MakerNote: b"secret of the maker",
+        BASE.LensModel: "Zoë 35",
         BASE.ExifImageWidth: 7,
         BASE.ExifImageHeight: 5,
     }
@@ -39,7 +42,8 @@ def drawn(mode: str = "RGB", size: tuple[int, int] = (9, 6)) -> Image.Image:
 
 
 def input_with(exif: Image.Exif, path):
-    drawn(size=(7, 5)).save(path, exif=exif.tobytes())
+    told = {"tiffinfo": _latin(dict(exif))} if path.suffix == ".tif" else {"exif": exif_bytes(dict(exif))}
+    drawn(size=(7, 5)).save(path, **told)
     return path
 
 
@@ -56,6 +60,7 @@ def test_the_inputs_exif_is_kept_where_it_is_still_true(tmp_path, came, made):
             "sRGB built-in"
         )
     assert (told[BASE.Make], told[BASE.Copyright], told[BASE.ImageDescription]) == ("Maker", "someone", "a caption")
+    assert told[BASE.Artist].encode("latin-1").decode() == "© Zoë" and details[BASE.LensModel] == "Zoë 35"
     assert told[BASE.Orientation] == 1 and told[BASE.Software] == MADE
     assert details[BASE.DateTimeOriginal] == "2024:05:06 07:08:09" and float(details[BASE.ExposureTime]) == 0.008
     assert (details[BASE.ExifImageWidth], details[BASE.ExifImageHeight], details[BASE.ColorSpace]) == (9, 6, 1)
@@ -141,3 +146,13 @@ def test_exif_that_cannot_be_kept_costs_a_notice_not_the_picture(tmp_path, monke
     picture = open_picture(path)
     assert picture.exif is None and picture.notices == ["EXIF data is damaged and can't be kept"]
     assert picture.size == (7, 5)
+
+
+def test_exif_that_a_jpeg_cannot_hold_is_refused(tmp_path):
+    exif = Image.Exif()
+    exif[BASE.ImageDescription] = "x" * 65_400
+    metadata = Metadata(MADE, exif.tobytes())
+    with pytest.raises(ImageError, match=r"EXIF data of \d+ bytes is more than a JPEG holds .*; write .png"):
+        save_image(drawn(), tmp_path / "out.jpg", metadata)
+    save_image(drawn(), tmp_path / "out.png", metadata)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]

@@ -9,21 +9,22 @@ as published; deeper ones are floats throughout and are rounded once, where they
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 from torch import Tensor
 
 from pisasr.errors import ImageError
-from pisasr.pictures.opening import MAX_OUTPUT_PIXELS, opened
-from pisasr.pictures.saving import SAVE_OPTIONS
+from pisasr.pictures.opening import MAX_OUTPUT_PIXELS, check_kind, is_deep, load, opened
+from pisasr.pictures.saving import PARTS, SAVE_OPTIONS, exif_bytes
 
 MAX_PIXELS = 64_000_000  # of an input, before it is decoded
 MAX_SIDE = 4096  # of a small picture once it is enlarged for the model
@@ -38,6 +39,7 @@ EXIF_KEPT = {
     *(ExifTags.Base.XPAuthor, ExifTags.Base.XPKeywords, ExifTags.Base.XPSubject),
 }
 EXIF_LEFT = {ExifTags.Base.MakerNote, ExifTags.IFD.Interop}
+UNUSABLE = "its colour profile cannot be used, colours taken as sRGB"
 
 
 # --- from a file -----------------------------------------------------------------------------------------------------
@@ -79,28 +81,11 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
 
     Raises ImageError, one line, for whatever is wrong with the file.
     """
-    image, notices, _ = _open_eight_bits(Path(path), max_pixels)
+    with _reading(Path(path), max_pixels) as (image, notices):
+        image, power, _ = _seen(image, notices)
+        image = _bent(_to_eight_bits(image, notices), power)
     image.info = {"notices": notices}
     return image
-
-
-def _open_eight_bits(path: Path, max_pixels: int) -> tuple[Image.Image, list[str], bytes | None]:
-    """The picture of `open_image`, its notices, and its EXIF."""
-    with _reading(path, max_pixels) as (image, notices):
-        # Pillow gives 16-bit grey with alpha as RGBA.
-        is_grey = image.mode == "RGBA" and any(str(tile.args).startswith("LA") for tile in image.tile)
-        if image.mode in ("RGB", "RGBA", "LA", "CMYK") and _is_deep(image):
-            notices.append("16 bits a channel, read at 8")
-        exif = _read_exif(image, notices)
-        image.load()
-        is_png, icc = image.format == "PNG", image.info.get("icc_profile")
-        power = _power_to_srgb(image, notices)
-        image = _orient(_dark_at_zero(image), notices)
-        image = _to_srgb(image, icc, notices)
-        image = _to_eight_bits(image, notices, is_png)
-        image = image if power == 1 else _bent(image, power)
-        image = image.convert("LA") if is_grey else image
-    return image, notices, exif
 
 
 def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -110,28 +95,18 @@ def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictu
     with alpha.
     """
     path = Path(path)
-    with _reading(path, max_pixels) as (image, _):
-        colour = image.mode in ("RGB", "RGBA") and not any(str(tile.args).startswith("LA") for tile in image.tile)
-        keep = (_is_deep(image) and colour) or image.mode.startswith(("I", "F"))
-        keep = keep and "transparency" not in image.info and not _needs_conversion(image, [])
-    if not keep:
-        image, notices, exif = _open_eight_bits(path, max_pixels)
-        return replace(_from_image(image), notices=notices, exif=exif)
     with _reading(path, max_pixels) as (image, notices):
-        is_png, exif = image.format == "PNG", _read_exif(image, notices)
-        power = _power_to_srgb(image, notices)
-        if not colour:
-            image.load()
-            picture = _from_image(_orient(_dark_at_zero(image), notices), notices, is_png)
-            return replace(picture, pixels=picture.pixels**power, notices=notices, exif=exif)
-        _needs_conversion(image, notices)
+        colour = image.mode in ("RGB", "RGBA") and not _holds_grey(image)
+        if not (colour and is_deep(image)) or _needs_conversion(image, notices):
+            return _from_image(*_seen(image, notices), notices)
+        power, key, exif = _power_to_srgb(image, notices), image.info.get("transparency"), _read_exif(image, notices)
         image.load()
         high = np.asarray(_orient(image, notices))
     with _reading(path, max_pixels) as (image, _):
         image.tile = [_other_byte(tile) for tile in image.tile]
         image.load()
         low = np.asarray(_orient(image, []))
-    picture = _from_array(high.astype(np.uint16) << 8 | low, notices)
+    picture = _from_array(_with_key(high.astype(np.uint16) << 8 | low, key), notices)
     return replace(picture, pixels=picture.pixels**power, exif=exif)
 
 
@@ -139,34 +114,72 @@ def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictu
 def _reading(path: Path, max_pixels: int) -> Iterator[tuple[Any, list[str]]]:
     """A file as `opened` gives it, and the notices so far. A fault in the block becomes ImageError."""
     with opened(path, max_pixels) as image:
-        _check_planes(image)
-        _as_stored(image)
         yield image, _oddities(path, image)
 
 
-def _check_planes(image: Any) -> None:
-    """Refuse what Pillow reads as noise: more than eight bits a channel, each channel in a plane of its own."""
-    depths = image.tag_v2.get(258, ()) if image.format == "TIFF" else ()
-    if len(depths) > 1 and max(depths) > 8 and not _is_deep(image):
-        raise ImageError(f"a TIFF of {max(depths)} bits in separate planes is not read; save it interleaved, or as PNG")
+def _seen(image: Any, notices: list[str]) -> tuple[Any, float, bytes | None]:
+    """A picture of Pillow's in sRGB but for a power of its levels (`_power_to_srgb`), that power, and its EXIF.
+
+    It is as deep as Pillow has it. One that comes from a file is upright, too; of a copy nobody knows whether it was
+    turned since, or cut out.
+    """
+    if not isinstance(image, ImageFile.ImageFile):
+        return _to_srgb(image, notices), _power_to_srgb(image, notices), None
+    is_grey = _holds_grey(image)
+    if image.tile:
+        check_kind(image)
+        _as_stored(image, notices)
+    exif = _read_exif(image, notices)
+    load(image)
+    power = _power_to_srgb(image, notices)
+    image = _to_srgb(_orient(_in_full_range(image), notices), notices)
+    return image.convert("LA") if is_grey else image, power, exif
 
 
-def _as_stored(image: Any) -> None:
-    """Pillow 12 takes each TIFF in YCbCr for one that libtiff turns into RGB; without compression nobody does."""
+def _holds_grey(image: Any) -> bool:
+    """Whether it is 16-bit grey with alpha, which Pillow gives as RGBA; of a picture that is not loaded."""
+    return image.mode == "RGBA" and any(str(tile.args).startswith("LA") for tile in image.tile)
+
+
+def _as_stored(image: Any, notices: list[str]) -> None:
+    """Put right, before it is loaded, what Pillow takes for something else, and note what it leaves out.
+
+    Pillow 12 takes each TIFF in YCbCr for one that libtiff turns into RGB; without compression nobody does. The key of
+    a PNG's transparency comes in the file's own levels, and the picture in eight bits.
+    """
     if image.format == "TIFF" and image.tag_v2.get(262) == 6 and all(tile.codec_name == "raw" for tile in image.tile):
         image._mode = "YCbCr"
         image.tile = [tile._replace(args=("YCbCr", *tile.args[1:])) for tile in image.tile]
+    key = image.info.get("transparency")
+    if image.mode in ("RGB", "RGBA", "LA", "CMYK") and is_deep(image):
+        notices.append("16 bits a channel, read at 8")
+        if key is not None:
+            image.info["transparency"] = tuple(level >> 8 for level in key)
+    elif key is not None and (step := {"L;2": 85, "L;4": 17}.get(image.tile[0].args)):
+        image.info["transparency"] = step * key
 
 
-def _dark_at_zero(image: Any) -> Any:
-    """A TIFF whose zero is white, as others are; of sixteen bits, Pillow leaves that to its caller."""
-    if image.format != "TIFF" or image.tag_v2.get(262) != 0 or not image.mode.startswith("I;16"):
+def _in_full_range(image: Any) -> Any:
+    """A TIFF's grey of more than eight bits from black at 0 to white at its most, which Pillow leaves to its caller."""
+    if image.format != "TIFF":
         return image
-    return Image.fromarray(65_535 - np.asarray(image).astype(np.uint16))
+    bits, zero_is_white = image.tag_v2.get(258), image.tag_v2.get(262) == 0
+    if image.mode.startswith("I;16") and (zero_is_white or bits == (12,)):
+        levels: Any = np.asarray(image).astype(np.uint16)
+        levels = levels << 4 | levels >> 8 if bits == (12,) else levels
+        return Image.fromarray(65_535 - levels if zero_is_white else levels)
+    if image.mode == "I" and bits == (32,) and image.tag_v2.get(339, (1,)) == (1,):
+        levels = np.asarray(image).view(np.uint32)
+        return Image.fromarray((levels >> 16).astype(np.uint16)) if levels.max() >= 2**31 else image
+    return image
 
 
-def _is_deep(image: Any) -> bool:
-    return any(";16" in str(tile.args) for tile in image.tile)
+def _with_key(levels: np.ndarray, key: Any) -> np.ndarray:
+    """Sixteen bits [H, W, C], and alpha where a PNG names one level, or colour, that is clear."""
+    if key is None:
+        return levels
+    opaque = (levels != np.array(key)).any(axis=-1, keepdims=True)
+    return np.concatenate([levels, 65_535 * opaque.astype(np.uint16)], axis=-1)
 
 
 def _other_byte(tile: Any) -> Any:
@@ -218,30 +231,26 @@ def _read_exif(image: Any, notices: list[str]) -> bytes | None:
     except Exception:
         return None  # `_orient` will tell
     try:
-        kept = Image.Exif()
-        kept.update({tag: value for tag, value in found.items() if tag in EXIF_KEPT})
-        for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        kept: dict[int, Any] = {tag: value for tag, value in found.items() if tag in EXIF_KEPT}
+        for part in PARTS:
             if told := {tag: value for tag, value in found.get_ifd(part).items() if tag not in EXIF_LEFT}:
                 kept[part] = told
-        return kept.tobytes() if len(kept) else None
+        return exif_bytes(kept) if kept else None
     except Exception:
         notices.append("EXIF data is damaged and can't be kept")
         return None
 
 
-def _to_srgb(image: Any, icc: bytes | None, notices: list[str]) -> Image.Image:
+def _to_srgb(image: Any, notices: list[str]) -> Image.Image:
     if image.mode == "LAB":
         lab = ImageCms.createProfile("LAB")
         return _through(image, lab)
-    if not icc:
+    if not _needs_conversion(image, notices):
         return image
     try:
-        profile = ImageCms.ImageCmsProfile(BytesIO(icc))
-        if "srgb" in ImageCms.getProfileDescription(profile).lower():
-            return image
-        return _convert_colors(image, profile)
+        return _convert_colors(image, ImageCms.ImageCmsProfile(BytesIO(image.info["icc_profile"])))
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        notices.append("its colour profile cannot be used, colours taken as sRGB")
+        notices.append(UNUSABLE)
         return image
 
 
@@ -251,7 +260,7 @@ def _power_to_srgb(image: Any, notices: list[str]) -> float:
     The inverse of sRGB's curve is taken for a power of 2.2, as the PNG specification has it.
     """
     gamma = image.info.get("gamma")
-    if image.format != "PNG" or gamma is None or {"srgb", "icc_profile"} & image.info.keys():
+    if gamma is None or {"srgb", "icc_profile"} & image.info.keys():
         return 1.0
     if not 0.1 <= gamma <= 10:
         notices.append(f"its gamma of {gamma:g} cannot be used, colours taken as sRGB")
@@ -265,6 +274,8 @@ def _power_to_srgb(image: Any, notices: list[str]) -> float:
 
 def _bent(image: Image.Image, power: float) -> Image.Image:
     """Eight-bit levels of colour, or grey, to a power; alpha stays."""
+    if power == 1:
+        return image
     curve = [round(255 * (level / 255) ** power) for level in range(256)]
     table = [level for band in image.getbands() for level in (range(256) if band == "A" else curve)]
     return image.point(table)
@@ -275,10 +286,23 @@ def _needs_conversion(image: Any, notices: list[str]) -> bool:
     if image.mode.startswith(("I", "F")) or not (icc := image.info.get("icc_profile")):
         return False  # more than eight bits of grey are left alone
     try:
-        return "srgb" not in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(icc))).lower()
+        return not _is_srgb(icc)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        notices.append("its colour profile cannot be used, colours taken as sRGB")
+        notices.append(UNUSABLE)
         return False
+
+
+@lru_cache(maxsize=16)
+def _is_srgb(icc: bytes) -> bool:
+    """Whether a profile's colours are sRGB's, within two levels; a linear one may bear the same name."""
+    profile = ImageCms.ImageCmsProfile(BytesIO(icc))
+    mode = {"RGB ": "RGB", "GRAY": "L"}.get(profile.profile.xcolor_space)
+    if mode is None:
+        return False
+    levels = np.stack(np.meshgrid(*[np.arange(0, 256, 17, dtype=np.uint8)] * 3), axis=-1)
+    colours = Image.fromarray(levels.reshape(1, -1, 3)).convert(mode)
+    given, seen = (np.asarray(each).astype(int) for each in (colours.convert("RGB"), _through(colours, profile)))
+    return bool(np.abs(seen - given).max() <= 2)
 
 
 def _through(image: Any, profile: Any) -> Any:
@@ -286,9 +310,7 @@ def _through(image: Any, profile: Any) -> Any:
 
 
 def _convert_colors(image: Any, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    """Take colours through `profile` to sRGB; alpha and greyness stay. More than 8 bits of grey are left alone."""
-    if image.mode.startswith(("I", "F")):
-        return image
+    """Take colours through `profile` to sRGB; alpha and greyness stay."""
     image = _from_palette(image)
     alpha = image.getchannel("A") if "A" in image.getbands() else None
     grey = image.mode in ("1", "L", "LA")
@@ -300,12 +322,10 @@ def _convert_colors(image: Any, profile: ImageCms.ImageCmsProfile) -> Image.Imag
     return colors
 
 
-def _to_eight_bits(image: Image.Image, notices: list[str], is_png: bool = False) -> Image.Image:
-    # Older Pillows open a 16-bit grey PNG as mode I.
-    if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
-        return _scale_levels(image, 65_535)
-    if image.mode in ("I", "F"):
-        return _scale_levels(image, _guess_white(image, notices))
+def _to_eight_bits(image: Image.Image, notices: list[str]) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        picture = _from_image(image, 1.0, None, notices)
+        return eight_bits(join(picture.pixels, picture))
     image = _from_palette(image)
     if image.mode in ("L", "LA", "RGB", "RGBA"):
         return image
@@ -324,8 +344,8 @@ def _from_palette(image: Image.Image) -> Image.Image:
         grey = bool((palette == palette[:, :1]).all())
         image = image.convert("RGBA" if transparent or image.mode == "PA" else "RGB")
         return image.convert("LA" if image.mode == "RGBA" else "L") if grey else image
-    if transparent and image.mode in ("L", "RGB"):
-        return image.convert("LA" if image.mode == "L" else "RGBA")
+    if transparent and image.mode in ("1", "L", "RGB"):
+        return image.convert("RGBA" if image.mode == "RGB" else "LA")
     return image
 
 
@@ -350,24 +370,22 @@ def _guess_white(image: Image.Image, notices: list[str]) -> float:
     return white
 
 
-def _scale_levels(image: Image.Image, white: float) -> Image.Image:
-    levels = np.asarray(image).astype(np.float64) * (255.0 / white)
-    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
-
-
 # --- in memory -------------------------------------------------------------------------------------------------------
 
 
 def pictures_of(given: Any) -> list[Picture]:
     """What people hand over, as pictures: PIL images of any mode, arrays, tensors, `Picture`s, and lists of these.
 
-    Arrays are [H, W], [H, W, C] or [B, H, W, C], tensors [C, H, W] or [B, C, H, W], of 1 (grey), 3, or with alpha 2 or
-    4 channels: uint8, uint16, or floats in [0, 1], which are taken as they are. TypeError or ValueError for others.
+    PIL's are brought to sRGB by the profile or the gamma that they carry; one that is as PIL.Image.open gave it is
+    turned upright, too, as `open_picture` has it. Arrays are [H, W], [H, W, C] or [B, H, W, C], tensors [C, H, W] or
+    [B, C, H, W], of 1 (grey), 3, or with alpha 2 or 4 channels: uint8, uint16, or floats in [0, 1], which are taken as
+    they are. TypeError or ValueError for others.
     """
     if isinstance(given, Picture):
         return [given]
     if isinstance(given, Image.Image):
-        return [_from_image(given)]
+        notices: list[str] = []
+        return [_from_image(*_seen(given, notices), notices)]
     if isinstance(given, str | os.PathLike):
         raise TypeError(f"{str(given)!r} is a path; open it first: PIL.Image.open({str(given)!r}).")
     if isinstance(given, Tensor):
@@ -376,18 +394,24 @@ def pictures_of(given: Any) -> list[Picture]:
         given = np.moveaxis(given, -3, -1) if given.ndim > 2 else given
     if isinstance(given, np.ndarray):
         return [_from_array(one) for one in (given if given.ndim == 4 else [given])]
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{given!r} came; wanted a PIL picture, an array, a tensor, or a list of such.")
     return [picture for item in given for picture in pictures_of(item)]
 
 
-def _from_image(image: Image.Image, notices: list[str] | None = None, is_png: bool = False) -> Picture:
-    """A PIL picture; modes of more than eight bits keep them."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
-        return _from_array(np.asarray(image).astype(np.uint16))
-    if image.mode in ("I", "F"):
-        values, white = np.asarray(image), _guess_white(image, [] if notices is None else notices)
-        return _from_array((values / white).clip(0, 1).astype(np.float32))
+def _from_image(image: Image.Image, power: float, exif: bytes | None, notices: list[str]) -> Picture:
+    """What `_seen` gave; modes of more than eight bits keep them."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        if image.mode.startswith("I;16"):
+            values = _with_key(values.astype(np.uint16)[..., None], image.info.get("transparency"))
+        else:
+            values = (values / _guess_white(image, notices)).clip(0, 1).astype(np.float32)
+        picture = _from_array(values, notices)
+        return replace(picture, pixels=picture.pixels**power, exif=exif)
+    image = _bent(_to_eight_bits(image, notices), power)
     rgb, alpha, is_grey = split(image)
-    return Picture(np.asarray(rgb), None if alpha is None else np.asarray(alpha), is_grey)
+    return Picture(np.asarray(rgb), None if alpha is None else np.asarray(alpha), is_grey, notices, exif)
 
 
 def _from_array(array: np.ndarray, notices: list[str] | None = None) -> Picture:
@@ -505,6 +529,8 @@ def plan_frame(
     `multiple`, where the published code squeezes them down to one. `working_size` is the most that the content may
     hold, in megapixels: what would hold more is shrunk, and enlarged again behind the model.
     """
+    if width < 1 or height < 1:
+        raise ValueError(f"a picture of {width}x{height} pixels came; it must have one at least")
     if upscale < 1:
         raise ValueError(f"upscale is {upscale}; it must be 1 or more")
     if (width * upscale) * (height * upscale) > MAX_OUTPUT_PIXELS:
@@ -514,7 +540,9 @@ def plan_frame(
         )
     enlarged = _enlarge(width, height, upscale, process_size, max_side)
     content = _scale(enlarged, upscale)
-    if working_size is not None and content[0] * content[1] > (pixels := int(working_size * 1e6)):
+    if working_size is not None and content[0] * content[1] > (
+        pixels := int(min(working_size * 1e6, MAX_OUTPUT_PIXELS))
+    ):
         content = _shrink(content, pixels)
         enlarged = max(round(content[0] / upscale), 1), max(round(content[1] / upscale), 1)
     least = min(process_size, MIN_SIDE)

@@ -52,6 +52,8 @@ def _read_strength(name: str, given: Any) -> float | np.ndarray:
 def _check_number(name: str, given: Any) -> float:
     try:
         number = float(given)
+    except OverflowError:  # a whole number beyond all floats
+        number = math.inf if given > 0 else -math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {given!r}; it must be a number, or a map of floats [H, W].") from None
     if not math.isfinite(number):

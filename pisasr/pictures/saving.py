@@ -26,6 +26,8 @@ SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".bmp": ("BMP", {}),
 }
 LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
+PARTS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)  # of EXIF: the camera's settings, the place
+MOST_EXIF = 65_533  # bytes of a JPEG's segment
 SRGB_DATE = (1999, 1, 1, 0, 0, 0)  # of the standard, IEC 61966-2-1
 
 
@@ -101,7 +103,10 @@ def _options_for(image: Image.Image, path: Path) -> tuple[str, dict]:
 
 def _told(metadata: Metadata, image: Image.Image, format_name: str) -> dict[str, Any]:
     """What Pillow's `save` is told beside the format's own options."""
-    options: dict[str, Any] = {"exif": _exif(metadata, image.size)}
+    exif = _exif(metadata, image.size)
+    options: dict[str, Any] = {"tiffinfo": exif} if format_name == "TIFF" else {"exif": exif_bytes(exif)}
+    if format_name == "JPEG" and (length := len(options["exif"])) > MOST_EXIF:
+        raise ImageError(f"EXIF data of {length} bytes is more than a JPEG holds ({MOST_EXIF}); write .png")
     if "R" in image.getbands():  # grey wants a profile of greys
         options["icc_profile"] = _srgb_profile()
     if format_name == "TIFF":
@@ -112,16 +117,37 @@ def _told(metadata: Metadata, image: Image.Image, format_name: str) -> dict[str,
     return options
 
 
-def _exif(metadata: Metadata, size: tuple[int, int]) -> bytes:
+def _exif(metadata: Metadata, size: tuple[int, int]) -> dict[int, Any]:
     """EXIF of an upright sRGB picture of this (width, height), with what the input told."""
-    exif = Image.Exif()
+    came = Image.Exif()
     if metadata.exif:
-        exif.load(metadata.exif)
+        came.load(metadata.exif)
+    exif: dict[int, Any] = {**dict(came), **{part: told for part in PARTS if (told := came.get_ifd(part))}}
     base = ExifTags.Base
     measures = {base.ColorSpace: 1, base.ExifImageWidth: size[0], base.ExifImageHeight: size[1]}
-    exif[ExifTags.IFD.Exif] = {**exif.get_ifd(ExifTags.IFD.Exif), **measures}
+    exif[ExifTags.IFD.Exif] = {**came.get_ifd(ExifTags.IFD.Exif), **measures}
     exif[base.Orientation] = 1
     exif[base.Software] = metadata.software
+    return _latin(exif)
+
+
+class _Latin(str):
+    """Words of EXIF, which Pillow reads as Latin-1 whatever they are, and writes as ASCII: here as they were."""
+
+    def encode(self, *_: str) -> bytes:
+        return super().encode("latin-1", "replace")
+
+
+def _latin(told: Any) -> Any:
+    if isinstance(told, dict):
+        return {tag: _latin(value) for tag, value in told.items()}
+    return _Latin(told) if isinstance(told, str) else told
+
+
+def exif_bytes(told: dict[int, Any]) -> bytes:
+    """EXIF as a block of bytes: values by their tags, of a part of it (PARTS) a dictionary of such."""
+    exif = Image.Exif()
+    exif.update(_latin(told))
     return exif.tobytes()
 
 
@@ -159,5 +185,5 @@ def _png_16(pixels: np.ndarray, metadata: Metadata | None = None) -> bytes:
 def _png_told(metadata: Metadata | None, size: tuple[int, int]) -> list[tuple[bytes, bytes]]:
     if metadata is None:
         return []
-    exif = _exif(metadata, size).removeprefix(b"Exif\0\0")
+    exif = exif_bytes(_exif(metadata, size)).removeprefix(b"Exif\0\0")
     return [(b"tEXt", b"Software\0" + metadata.software.encode()), (b"eXIf", exif)]
