@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import shutil
 import signal
 import tempfile
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,6 +23,9 @@ from pisasr.commands.options import (
     whole,
 )
 from pisasr.errors import OK, PisasrError, UsageError, guarded
+from pisasr.files import is_locked
+
+LOCK = "lock"  # in a page's folder
 
 EXAMPLES = """examples:
   pisasr app                                     the small model, at a free port from http://127.0.0.1:7860
@@ -75,12 +80,22 @@ def _app(args: argparse.Namespace) -> int:
     if find_spec("gradio") is None:
         raise PisasrError("the page needs gradio, which is not here: pip install 'pisasr[app]'")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with TemporaryDirectory(prefix="pisasr-") as folder:
+    remove_dead_pages()
+    with TemporaryDirectory(prefix="pisasr-") as folder, Path(folder, LOCK).open("wb") as lock:
+        is_locked(lock)  # while the page lives
         write_below(folder)
         try:
             _serve(args)
         except KeyboardInterrupt:
             return OK
+
+
+def remove_dead_pages() -> None:
+    """Delete what pages left here that were killed, people's photos among it; those of a living page stay."""
+    for lock in Path(tempfile.gettempdir()).glob(f"pisasr-*/{LOCK}") if os.name != "nt" else ():  # no locks there
+        with suppress(OSError), lock.open("r+b") as file:
+            if is_locked(file):
+                shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def write_below(folder: str) -> None:
