@@ -396,13 +396,14 @@ def test_a_model_that_does_not_load_is_one_line(here, monkeypatch, capsys):
     assert capsys.readouterr().err == "pisasr: no model folder at x\n"
 
 
-def test_a_full_disk_ends_the_batch(here, stub, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_ends_the_batch(here, stub, monkeypatch, number):
     count = 3 * batch.HANDS
     for number in range(count):
         draw(f"in/{number:02}.png")
 
     def save(image, path, metadata):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, "No space left on device")
 
     monkeypatch.setattr(saving, "save_image", save)
     assert infer("-i", "in", "-o", "out") == errors.SOME_FAILED

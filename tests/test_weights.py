@@ -69,7 +69,9 @@ def test_a_signal_while_a_file_is_read_is_no_fault_of_the_file(tmp_path, pix, mo
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.01)
             except KeyboardInterrupt:
-                raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'") from None
+                raise ValueError(
+                    "could not determine the shape of object type 'torch.storage.UntypedStorage'"
+                ) from None
             if damaged:
                 raise ValueError("header too large")
             self.file = safe_open(*args)
