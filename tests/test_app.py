@@ -8,6 +8,8 @@ import html
 import io
 import math
 import os
+import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -363,6 +365,23 @@ def test_half_a_password_is_none(auth, capsys):
     with pytest.raises(SystemExit):
         main(["app", "--auth", auth])
     assert "USER:PASSWORD" in capsys.readouterr().err
+
+
+def test_a_port_that_cannot_be_is_a_line(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["app", "--port", "99999"])
+    assert stopped.value.code == 2 and "99999 is no port" in capsys.readouterr().err
+    monkeypatch.setattr("pisasr.commands.app.load_model", lambda args: None)
+    monkeypatch.setattr(page_module, "build", lambda desk: gr.Blocks())
+    before = signal.getsignal(signal.SIGTERM)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["app", "--port", str(port)]) == 1
+    signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    assert f"port {port}; choose another --port" in said and "launch()" not in said
 
 
 def test_the_command_ends_well_and_leaves_nothing_behind(base_folder, photo, tmp_path):

@@ -667,6 +667,19 @@ def test_lambda_grid_writes_every_picture_and_a_sheet(here, stub):
     assert [row["output"] for row in rows()] == [str(Path("out/a/grid.png")), str(Path("out/b/grid.png"))]
 
 
+def test_a_picture_called_like_a_file_of_another_s_grid_has_a_place_of_its_own(here, stub):
+    (
+        draw("in/x.png"),
+        draw("in/x/grid.png.jpg"),
+        draw("in/x/pix0_sem0.png.jpg"),
+        draw("in/grid.png"),
+        draw("in/grid.jpg"),
+    )
+    assert infer("-i", "in", "-o", "out", "--recursive", "--lambda_grid", "0", "0") == 0
+    places = ["grid.jpg", "grid.png", "x", "x/grid.png-2", "x/pix0_sem0.png-2"]
+    assert outputs() == sorted(f"{place}/{name}.png" for place in places for name in ("grid", "pix0_sem0"))
+
+
 def test_the_sheet_has_rows_for_pix_and_columns_for_sem():
     from pisasr.pictures.sheets import INK, draw_sheet
 

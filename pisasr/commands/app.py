@@ -50,7 +50,7 @@ def app_parser() -> argparse.ArgumentParser:
     parser = command_parser("pisasr app", "Repair photos on a local page, with two knobs.", EXAMPLES)
     add = parser.add_argument_group("page").add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="where it listens (default: %(default)s, this machine)")
-    add("--port", type=whole, metavar="N", help="default: the first free one from 7860")
+    add("--port", type=port_number, metavar="N", help="default: the first free one from 7860")
     add("--auth", type=parse_auth, metavar="USER:PASSWORD", help="who may see it; anything but this machine needs it")
     add("--open", action="store_true", help="open it in the browser")
     pixels = "refuse larger photos (default: %(default)s)"
@@ -58,6 +58,13 @@ def app_parser() -> argparse.ArgumentParser:
     add_weights_option(add)
     add_model_options(parser)
     return parser
+
+
+def port_number(text: str) -> int:
+    """A whole number that a port can have."""
+    if (number := whole(text)) > 65_535:
+        raise UsageError(f"{number} is no port; they end at 65535")
+    return number
 
 
 def parse_auth(text: str) -> tuple[str, str]:
@@ -114,7 +121,11 @@ def _serve(args: argparse.Namespace) -> NoReturn:
 
     limits = Limits(input_pixels=args.max_input_pixels)
     desk = Desk(pipe, limits, args.weights, takes_prompts=args.pretrained_model is not None)
-    page = serve(desk, args.host, args.port, args.auth, browser=args.open)
+    try:
+        page = serve(desk, args.host, args.port, args.auth, browser=args.open)
+    except OSError:
+        port = "any port from 7860" if args.port is None else f"port {args.port}"
+        raise PisasrError(f"no page can be at {args.host}, {port}; choose another --port, or --host") from None
     try:
         print(f"The page is at {page.local_url} until Ctrl-C.", flush=True)
         while True:

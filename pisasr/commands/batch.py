@@ -84,8 +84,12 @@ def plan_jobs(
     ready = [found for found in inputs if found.status == "ready"]
     stems = Counter(folded(found.name.with_suffix("")) for found in ready)
     names = Counter(folded(found.name) for found in ready)
-    # A file can't have the name of a folder.
+    # A file can't have the name of a folder, nor the folder of x/grid.png.jpg that of a file in the folder of x.jpg.
     taken = set() if variants else {folded(place) for found in ready for place in found.name.parents}
+    files = {folded(f"{variant}{end}") for variant in variants for end in KEPT_SUFFIXES}
+    for place in (place for found in ready for place in (found.name, found.name.with_suffix(""))):
+        if folded(place.name) in files and (folded(place.parent) in stems or folded(place.parent) in names):
+            taken.add(folded(place))
     jobs = []
     for found in inputs:
         if found.status != "ready":

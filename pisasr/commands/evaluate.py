@@ -30,7 +30,7 @@ from pisasr.evaluation.report import Settings
 from pisasr.evaluation.rules import Pair, parse_lambdas, parse_rule
 from pisasr.evaluation.scoring import load_scorers, usual_metrics
 from pisasr.evaluation.surface import Grid, check_rule, name_pairs
-from pisasr.evaluation.tables import build_table, to_text
+from pisasr.evaluation.tables import build_table, remarks, to_text
 from pisasr.evaluation.testsets import TestSet, check_set, load_sets
 from pisasr.files import write_whole
 from pisasr.pictures.folders import SUFFIX
@@ -248,7 +248,7 @@ def _tell(summary: dict[str, Any], output: Path, args: argparse.Namespace) -> No
     about = f"{summary['set']}: " if summary["set"] else ""
     print(f"{about}{summary['pictures']} pictures, protocol {summary['protocol']['name']}")
     print(to_text(build_table(summary)), end="")
-    for fault in [*summary["left_out"], *summary["faults"]]:
+    for fault in [*summary["left_out"], *summary["faults"], *remarks(summary["methods"], most=3)]:
         print(shown(fault))
     if best := summary.get("surface", {}).get("best"):
         print(f"{best['rule']}: {best['words']}")
