@@ -372,7 +372,9 @@ def test_a_port_that_cannot_be_is_a_line(monkeypatch, capsys):
         main(["app", "--port", "99999"])
     assert stopped.value.code == 2 and "99999 is no port" in capsys.readouterr().err
     monkeypatch.setattr("pisasr.commands.app.load_model", lambda args: None)
-    monkeypatch.setattr(page_module, "build", lambda desk: gr.Blocks())
+    with gr.Blocks() as page:
+        pass
+    monkeypatch.setattr(page_module, "build", lambda desk: page)
     before = signal.getsignal(signal.SIGTERM)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
