@@ -279,7 +279,7 @@ def test_pipes_loops_and_devices_are_skipped(here, stub):
     Path("in/again").symlink_to("..")
     assert infer("-i", "in", "-o", "out", "--recursive") == 0
     assert outputs() == ["a.png"]
-    assert sorted(row["status"] for row in rows()) == ["ok"] + ["skipped"] * 4
+    assert sorted(row["status"] for row in rows()) == ["ok"] + ["skipped"] * 5  # the link to a folder is told, too
     assert all(row["reason"] and row["output"] is None for row in rows() if row["status"] == "skipped")
 
 
@@ -396,14 +396,14 @@ def test_a_model_that_does_not_load_is_one_line(here, monkeypatch, capsys):
     assert capsys.readouterr().err == "pisasr: no model folder at x\n"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_ends_the_batch(here, stub, monkeypatch, number):
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_ends_the_batch(here, stub, monkeypatch, reason):
     count = 3 * batch.HANDS
     for number in range(count):
         draw(f"in/{number:02}.png")
 
     def save(image, path, metadata):
-        raise OSError(number, "No space left on device")
+        raise OSError(reason, "No space left on device")
 
     monkeypatch.setattr(saving, "save_image", save)
     assert infer("-i", "in", "-o", "out") == errors.SOME_FAILED

@@ -96,7 +96,7 @@ class Strengths:
         numbers = {"lambda_pix": self.pix, "lambda_sem": self.sem, "inside_pix": self.inside_pix}
         for name, given in (numbers | {"inside_sem": self.inside_sem, "feather": self.feather}).items():
             number: Any = given  # a script may send anything
-            if not isinstance(number, int | float | np.number) or not abs(number) <= sys.float_info.max:
+            if not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
                 raise PisasrError(f"{name} is {number!r}; it must be a finite number")
 
     def lambdas(self, width: int) -> tuple[Any, Any]:
