@@ -5,11 +5,13 @@ failed and the others are there, 130 interrupted, 128 + N stopped by signal N an
 """
 
 import argparse
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -76,18 +78,65 @@ def guarded(
     """
     # Of damaged tags, which pictures are noted for anyway. Not where a picture is read: threads do, and share filters.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    with _printing_or_not():
+        try:
+            with ended_by_sigterm(), _plainly(quiet):
+                return run() or OK
+        except KeyboardInterrupt:
+            print(stopped, file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            if not quiet:
+                print(f"pisasr: {shown(explain(error))}", file=sys.stderr)
+            return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
+
+
+class _Stream:
+    """stdout or stderr, None where it is closed: what can't be printed is lost, and ends nobody's work.
+
+    After a reader that left or a full disk, all goes to nowhere: Python itself would try again at the end, and fail.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = Path(os.devnull).open("w") if stream is None else stream
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal can't show
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._lost():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lost():
+            self._stream.flush()
+
+    @contextmanager
+    def _lost(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # ValueError: it was closed
+            with suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+@contextmanager
+def _printing_or_not() -> Iterator[None]:
+    """Let nothing in the block fail because it can't be printed."""
+    usual: Any = sys.stdout, sys.stderr
+    streams: Any = tuple(map(_Stream, usual))
+    sys.stdout, sys.stderr = streams
     try:
-        with ended_by_sigterm(), _plainly(quiet):
-            return run() or OK
-    except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        if not quiet:
-            print(f"pisasr: {shown(explain(error))}", file=sys.stderr)
-        return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
+        yield
+    finally:
+        for stream in streams:
+            stream.flush()
+        sys.stdout, sys.stderr = usual
 
 
 @contextmanager
@@ -118,7 +167,8 @@ def explain(error: BaseException) -> str:
     if is_out_of_memory(error):
         return "out of memory; try a smaller --tile_size and --vae_tile_size"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        name = error.filename2 or error.filename  # the second is what a file was to be called
+        return f"{error.strerror}: {name}" if name else error.strerror
     if isinstance(error, (PisasrError, ValueError)) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

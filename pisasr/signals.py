@@ -40,6 +40,20 @@ class StopRequests:
 
 
 @contextmanager
+def heard_afterwards() -> Iterator[None]:
+    """Let a signal that asks to stop wait until the block is over: compiled code may take the KeyboardInterrupt that is
+    raised in it for an error of its own.
+    """
+    asked = StopRequests(ENDING)
+    try:
+        with asked:
+            yield
+    finally:
+        if asked.number:
+            signal.raise_signal(asked.number)
+
+
+@contextmanager
 def ended_by_sigterm() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does, so that what is half written is taken away; others' handlers stay."""
     is_ours = (

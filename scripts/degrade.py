@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.commands.batch import check_output
-from pisasr.commands.options import positive_int
-from pisasr.errors import OK, SOME_FAILED, ImageError, PisasrError, guarded, shown
-from pisasr.pictures.folders import Found, find_inputs
+from pisasr.commands.batch import check_output, remove_leftovers
+from pisasr.commands.options import command_parser, positive_int
+from pisasr.errors import OK, SOME_FAILED, ImageError, OverlapError, PisasrError, UsageError, explain, guarded, shown
+from pisasr.pictures.folders import Found, find_inputs, resolved
 from pisasr.pictures.manifest import find_differences, read_entries
 
 if TYPE_CHECKING:
@@ -37,10 +37,12 @@ if TYPE_CHECKING:
 
     from pisasr.data.degradation import DegradationRecipe
 
+MANIFEST = "manifest.json"
+
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return guarded(lambda: verify(args) if args.verify else degrade(args))
+    return guarded(lambda: verify(args) if args.verify else degrade(args), args.debug)
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -53,8 +55,11 @@ def degrade(args: argparse.Namespace) -> int:
     recipe = read_recipe(args.recipe, args.scale)
     entries, failed = [], 0
     photos = find_photos(args)
-    for folder in filter(None, (args.output, args.hq_output)):
-        check_output(folder)
+    folders = list(filter(None, (args.output, args.hq_output)))
+    for folder in folders:
+        check_output(folder, *[MANIFEST] * (folder == args.output))
+    pictures = (folder / f"{stem(photo)}.png" for photo in photos for folder in folders)
+    remove_leftovers([args.output / MANIFEST, *pictures])
     for photo in photos:
         if photo.status == "skipped":
             print(f"{shown(photo.path)}: skipped ({shown(photo.reason)})")
@@ -64,15 +69,13 @@ def degrade(args: argparse.Namespace) -> int:
             print(f"{shown(photo.path)}: {entries[-1]['lq']['size']}")
         except (ImageError, OSError) as error:
             failed += 1
-            print(f"{shown(photo.path)}: {shown(error)}", file=sys.stderr)
+            print(f"{shown(photo.path)}: {shown(explain(error))}", file=sys.stderr)
     write_manifest(args, recipe, entries)
     return SOME_FAILED if failed else OK
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser("degrade.py", __doc__)
     parser.add_argument("--input", help="folder of photos, searched recursively, or one photo")
     parser.add_argument("--output", type=Path, help="folder for the low-quality PNGs")
     parser.add_argument("--hq_output", type=Path, help="folder for the photos as degraded: cut, upright, sRGB")
@@ -103,23 +106,23 @@ def read_recipe(path: Path | None, scale: int | None) -> "DegradationRecipe":
 
 def find_photos(args: argparse.Namespace) -> list[Found]:
     """The photos that --input means; refused where two would be written to one name, or one over another's file."""
-    folders = [folder.resolve() for folder in (args.output, args.hq_output) if folder]
+    folders = [resolved(folder) for folder in (args.output, args.hq_output) if folder]
     if len(set(folders)) < len(folders):
-        raise PisasrError("--output and --hq_output are the same folder; wanted two")
+        raise UsageError("--output and --hq_output are the same folder; wanted two")
     photos = find_inputs([args.input], args.output, recursive=True)
-    if args.hq_output and Path(args.input).resolve() in folders[1].parents:  # what an earlier run wrote is no photo
-        photos = [photo for photo in photos if folders[1] not in photo.path.resolve().parents]
+    if args.hq_output and resolved(Path(args.input)) in folders[1].parents:  # what an earlier run wrote is no photo
+        photos = [photo for photo in photos if folders[1] not in resolved(photo.path).parents]
     ready = [photo for photo in photos if photo.status == "ready"]
     if not ready:
         raise PisasrError(f"--input {args.input}: {photos[0].reason if photos else 'no photos there'}")
-    inputs = {photo.path.resolve() for photo in ready}
+    inputs = {resolved(photo.path) for photo in ready}
     owners: dict[str, Path] = {}
     for photo in ready:
         name = stem(photo)
         if name in owners:
             raise PisasrError(f"{owners[name]} and {photo.path} would both be written to {name}.png; rename one")
-        if taken := [folder for folder in folders if (folder / f"{name}.png").resolve() in inputs]:
-            raise PisasrError(f"{taken[0] / name}.png is one of the photos; write to another folder")
+        if taken := [folder for folder in folders if resolved(folder / f"{name}.png") in inputs]:
+            raise OverlapError(f"{taken[0] / name}.png is one of the photos; write to another folder")
         owners[name] = photo.path
     return photos
 
@@ -178,7 +181,7 @@ def write_manifest(args: argparse.Namespace, recipe: "DegradationRecipe", entrie
         "versions": versions,
         "pictures": entries,
     }
-    write_whole(args.output / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    write_whole(args.output / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 def report_differences(args: argparse.Namespace) -> int:
@@ -192,9 +195,9 @@ def report_differences(args: argparse.Namespace) -> int:
         wanted = {entry["name"]: entry[kind]["sha256"] for entry in entries if kind in entry}
         inside = [other.resolve() for other in folders.values() if folder.resolve() in other.resolve().parents]
         for line in find_differences(folder, wanted, inside):
-            print(line, file=sys.stderr)
+            print(shown(line), file=sys.stderr)
             count += 1
-        print(f"{folder}: {len(wanted)} pictures in the manifest")
+        print(f"{shown(folder)}: {len(wanted)} pictures in the manifest")
     return count
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
 from pisasr.commands.batch import check_output
-from pisasr.commands.options import positive_int
+from pisasr.commands.options import command_parser, positive_int
 from pisasr.errors import PisasrError, guarded, shown
 
 MANIFEST = "manifest.jsonl"
@@ -31,13 +31,11 @@ MANIFEST = "manifest.jsonl"
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    return guarded(lambda: caption(args) if args.caption else prepare(args))
+    return guarded(lambda: caption(args) if args.caption else prepare(args), args.debug)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = command_parser("prepare_data.py", __doc__)
     parser.add_argument("--input", nargs="+", metavar="SOURCE", help="folders of photos, and lists with a path a line")
     parser.add_argument("--output", required=True, type=Path, help="folder for the manifest")
     parser.add_argument("--licence", nargs="+", default=[], metavar="SOURCE=TEXT", help="overrides what lies beside it")
@@ -65,7 +63,7 @@ def prepare(args: argparse.Namespace) -> int:
     from pisasr.files import Journal, write_whole
 
     found, left_out, licences = search(args)
-    check_output(args.output)
+    check_output(args.output, "measured.jsonl", "dropped.jsonl", MANIFEST, "summary.json")
     journal = Journal(args.output / "measured.jsonl")
     measured = measure_photos([photo.path for photo in found], journal, args.workers)
     rows = list(tqdm(measured, total=len(found), unit="photo", desc="measured", delay=2))

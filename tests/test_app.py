@@ -6,7 +6,10 @@ The desk is tested on the tiny model, the page over a real server by gradio's ow
 import base64
 import html
 import io
+import math
 import os
+import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -32,6 +35,7 @@ from pisasr.app.page import COLORS, MAX_UPLOAD_MB, Listener, read_wish, serve
 from pisasr.commands.app import is_loopback
 from pisasr.commands.main import main
 from pisasr.errors import ImageError, PisasrError
+from pisasr.files import is_locked
 from pisasr.pictures.images import open_picture, to_levels
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +116,12 @@ def test_a_feather_softens_the_rim_and_keeps_what_is_far(desk):
     assert pix[0, 0] == 0 and pix[0, -1] == 1 and sem[0, 0] == 0.5
     assert 0.2 < pix[0, 32] < 0.8
     assert (np.diff(pix[0]) >= 0).all()
+
+
+@pytest.mark.parametrize("feather", [1e308, 1e10, 129, -1, math.inf, math.nan, 10**400, "8", None])
+def test_a_feather_that_would_end_the_page_is_refused_in_a_line(feather):
+    with pytest.raises(PisasrError, match="^feather is"):
+        Strengths(1, 1, 0, 0.5, feather, np.eye(64, dtype=np.float32)).lambdas(128)
 
 
 def test_the_last_result_is_what_is_saved(desk, photo):
@@ -357,9 +367,33 @@ def test_half_a_password_is_none(auth, capsys):
     assert "USER:PASSWORD" in capsys.readouterr().err
 
 
+def test_a_port_that_cannot_be_is_a_line(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["app", "--port", "99999"])
+    assert stopped.value.code == 2 and "99999 is no port" in capsys.readouterr().err
+    monkeypatch.setattr("pisasr.commands.app.load_model", lambda args: None)
+    with gr.Blocks() as page:
+        pass
+    monkeypatch.setattr(page_module, "build", lambda desk: page)
+    before = signal.getsignal(signal.SIGTERM)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["app", "--port", str(port)]) == 1
+    signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr().err
+    assert f"port {port}; choose another --port" in said and "launch()" not in said
+
+
 def test_the_command_ends_well_and_leaves_nothing_behind(base_folder, photo, tmp_path):
     scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    for name in ("pisasr-dead", "pisasr-alive"):
+        (scratch / name / "gradio").mkdir(parents=True)
+        write(scratch / name / "gradio" / "old.png")
+        (scratch / name / "lock").touch()
+    alive = (scratch / "pisasr-alive" / "lock").open("r+b")
+    assert is_locked(alive)
     words = [sys.executable, "-m", "pisasr.commands.main", "app", "--pretrained_model", base_folder, "--device", "cpu"]
     started = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)})
     try:
@@ -371,7 +405,8 @@ def test_the_command_ends_well_and_leaves_nothing_behind(base_folder, photo, tmp
         assert started.wait(timeout=60) == 0
     finally:
         started.kill()
-    assert not list(scratch.iterdir())
+    alive.close()
+    assert [path.name for path in scratch.iterdir()] == ["pisasr-alive"] and list(scratch.rglob("old.png"))
 
 
 # --- over a real server ----------------------------------------------------------------------------------------------
@@ -424,6 +459,11 @@ def test_one_thing_can_be_asked_by_a_script(client):
     [
         ({"upscale": 0.5}, "upscale is 0.5"),
         ({"upscale": 1000}, "million pixels"),
+        ({"upscale": 1e308}, "million pixels"),
+        ({"upscale": None}, "upscale is None"),
+        ({"upscale": "4"}, "upscale is '4'"),
+        ({"inside_pix": "x"}, "inside_pix is 'x'"),
+        ({"feather": None}, "feather is None"),
         ({"lambda_pix": None}, "lambda_pix is None"),
         ({"color_fix": "violet"}, "color_fix is 'violet'"),
         ({"format": "GIF"}, "format is 'GIF'"),

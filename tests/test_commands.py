@@ -94,21 +94,52 @@ def test_odd_names_are_served_and_shown_on_one_line(run, name):
     assert code in (1, 3) and "not an image" in said and (name.isprintable() or name not in said)
 
 
+@pytest.mark.parametrize("given", ["in", "in/*"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "loop", "dead link"])
-def test_what_is_no_file_is_told_and_nobody_waits(run, kind):
+def test_what_is_no_file_is_told_and_nobody_waits(run, kind, given):
+    if given == "in/*" and run.name not in ("infer", "degrade"):
+        pytest.skip("takes no globs")
     if kind == "pipe":
         os.mkfifo("in/b.png")
         os.mkfifo("in/a.txt")  # a caption's place
     else:
         Path("in/b.png").symlink_to({"device": "/dev/zero", "loop": "b.png", "dead link": "nowhere.png"}[kind])
-    code, said = run()
-    assert code in (0, 1, 3) and "b.png" in said
+    code, said = run(given)
+    assert code in (0, 1, 3) and "b.png" in said and (given == "in" or "a.png" in said)
     assert any(word in said for word in ("regular", "link", "no such file", "symbolic"))
 
 
 def test_links_in_circles_end(run):
     Path("in/up").symlink_to("..")
     assert run()[0] in (0, 3)
+
+
+@pytest.mark.parametrize("link", ["", "in/up"])
+def test_folders_that_are_not_gone_into_are_told(tmp_path, monkeypatch, capsys, link):
+    monkeypatch.chdir(tmp_path)
+    Path("in/closed").mkdir(parents=True)
+    draw("in/a.png"), draw("in/closed/b.png")
+    Path("other").mkdir()
+    Path("in/link").symlink_to("../other")
+
+    def closed(place, look=os.scandir):  # whoever may do everything can't be told by permissions
+        if str(place) == "in/closed":
+            raise PermissionError(13, "Permission denied", place)
+        return look(place)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = {str(one.name): (one.status, one.reason) for one in find_inputs(["in"], Path("out"), recursive=True)}
+    assert found == {
+        "a.png": ("ready", ""),
+        "link": ("skipped", "a link to a folder, which is not followed"),
+        "closed": ("skipped", "a folder that may not be read"),
+    }
+    assert len(find_inputs(["in"], Path("out"))) == 1
+
+
+def test_a_folder_that_is_called_like_a_picture_is_none(run):
+    Path("in/b.png").mkdir()
+    assert run()[0] == 0
 
 
 @pytest.mark.parametrize("given", ["nowhere", "empty", "a\0b", "x" * 300])
@@ -142,6 +173,60 @@ def test_an_output_that_can_not_be_is_one_line(run, output):
     code, said = run(output=output)
     assert code in (errors.NOTHING_STARTED, errors.WRONG_USAGE) and said.count("\n") == 1
     assert Path("afile").read_text() == "precious"
+
+
+LAST = {
+    "infer": "a.png", "evaluate": "summary.json", "compare": "table.md", "degrade": "manifest.json",
+    "prepare_data": "manifest.jsonl",
+}  # fmt: skip
+
+
+def test_a_folder_where_a_file_is_to_be_written_is_named_before_the_work(run, monkeypatch):
+    Path("out", LAST[run.name], "in the way").mkdir(parents=True)
+    monkeypatch.setattr(Enlarges, "__call__", lambda *_, **__: pytest.fail("it was computed"))
+    code, said = run()
+    assert code == (errors.SOME_FAILED if run.name == "infer" else errors.NOTHING_STARTED)
+    assert f"out/{LAST[run.name]} is a folder" in said and ".tmp" not in said
+
+
+class Full:
+    """A stream that nobody can write to."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+    def fileno(self):
+        raise ValueError
+
+    def flush(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    "error", [None, OSError(28, "No space left on device"), BrokenPipeError(), ValueError("closed")]
+)
+def test_what_can_not_be_printed_ends_nothing(run, monkeypatch, stream, error):
+    Path("in/b.png").write_text("no picture")
+    expected = run(output="told")[0]
+    monkeypatch.setattr(sys, stream, error and Full(error))
+    assert run()[0] == expected
+    assert {path.name for path in Path("out").rglob("*")} == {path.name for path in Path("told").rglob("*")}
+
+
+@pytest.mark.parametrize("shell", ["| head -1 >/dev/null; exit ${PIPESTATUS[0]}", "> /dev/full", ">&- 2>&-"])
+def test_a_reader_that_leaves_costs_nothing(tmp_path, shell):
+    code = (
+        "import sys; from pisasr.errors import guarded\n"
+        "def run():\n    print('a\\n' * 100_000)\n    open(sys.argv[1], 'w').write('done')\n    return 3\n"
+        "sys.exit(guarded(run))"
+    )
+    words = ["bash", "-c", f'"{sys.executable}" -c "$0" "$1" {shell}', code, tmp_path / "made"]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, (tmp_path / "made").read_text()) == (3, "", "done")
 
 
 def test_inputs_are_never_written_over(run):
@@ -241,7 +326,8 @@ def test_two_runs_into_one_folder_do_not_destroy_each_others_work(tmp_path):
     holder = (
         "import sys, pathlib; from pisasr.commands.batch import Report\n"
         "report = Report(pathlib.Path(sys.argv[1]), 1)\n"
-        "report._file.write('theirs\\n'); report._file.flush(); print(report.path.name, flush=True); input()"
+        'report._file.write(\'{"input": "theirs"}\\n\'); report._file.flush()\n'
+        "print(report.path.name, flush=True); input()"
     )
     command = [sys.executable, "-c", holder, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -249,14 +335,53 @@ def test_two_runs_into_one_folder_do_not_destroy_each_others_work(tmp_path):
     try:
         assert other.stdout.readline() == "report.jsonl\n"
         with batch.Report(tmp_path, 1, quiet=True) as ours:
-            ours._file.write("ours\n")
+            ours._file.write('{"input": "ours"}\n')
             assert ours.path.name == "report-2.jsonl"
         other.communicate("\n", timeout=60)
     finally:
         other.kill()
-    assert (tmp_path / "report.jsonl").read_text().splitlines()[0] == "theirs" and precious.read_text() == "precious"
+    assert (tmp_path / "report.jsonl").read_text().splitlines()[
+        0
+    ] == '{"input": "theirs"}' and precious.read_text() == "precious"
     with batch.Report(tmp_path, 1, quiet=True) as again:
         assert again.path.name == "report.jsonl" and again.path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("there", ["pipe", "folder", "notes", "read-only"])
+def test_a_report_is_written_over_no_stranger(tmp_path, monkeypatch, there):
+    path, content = tmp_path / "report.jsonl", "my notes\n" if there == "notes" else '{"input": "theirs"}\n'
+    if there == "pipe":
+        os.mkfifo(path)
+    elif there == "folder":
+        path.mkdir()
+    else:
+        path.write_text(content)
+    monkeypatch.setattr(os, "access", lambda *_: there != "read-only")  # whoever may do everything sees no difference
+    with batch.Report(tmp_path, 1, quiet=True) as ours:
+        assert ours.path.name == "report-2.jsonl"
+    assert not path.is_file() or path.read_text() == content
+
+
+def test_a_report_s_other_name_keeps_what_it_holds(tmp_path):
+    (tmp_path / "kept.jsonl").write_text('{"input": "theirs"}\n')
+    os.link(tmp_path / "kept.jsonl", tmp_path / "report.jsonl")
+    with batch.Report(tmp_path, 1, quiet=True) as ours:
+        assert ours.path.name == "report.jsonl"
+    assert (tmp_path / "kept.jsonl").read_text() == '{"input": "theirs"}\n' and not ours.path.read_text()
+
+
+# --- launchers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [None, "", "abc", "2", "-1"])
+def test_half_a_launcher_is_usage(run, monkeypatch, rank):
+    if run.name in ("degrade", "prepare_data"):
+        pytest.skip("knows no processes")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    code, said = run()
+    assert code == errors.WRONG_USAGE and "RANK is" in said and said.count("\n") == 1
 
 
 # --- vanishing files, and names ---------------------------------------------------------------------------------------

@@ -93,13 +93,13 @@ def test_verify_lists_what_is_missing_changed_or_added(pairs, capsys):
     changed = bytearray((lq / "a.png").read_bytes())
     changed[-1] ^= 1
     (lq / "a.png").write_bytes(changed)
-    (lq / "c.png").write_bytes(b"new")
+    (lq / "c\x1b.png").write_bytes(b"new")
     (hq / "a.png").unlink()
     capsys.readouterr()
     assert run("--verify", lq / "manifest.json", "--hq_output", hq) == 3
     assert capsys.readouterr().err.splitlines() == [
         f"{lq / 'a.png'}: not the picture of the manifest",
-        f"{lq / 'c.png'}: not in the manifest",
+        f"{lq / 'c'}\\x1b.png: not in the manifest",
         f"{lq / 'more' / 'b.png'}: missing",
         f"{hq / 'a.png'}: missing",
     ]
@@ -125,14 +125,24 @@ def test_verify_wants_a_manifest(tmp_path, content, capsys):
     assert "manifest.json" in error and len(error.splitlines()) == 1
 
 
+def test_leftovers_of_dead_runs_are_removed(photos, tmp_path):
+    for folder in ("lq", "lq/more", "hq"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f".pisasr-{2**30}-0badcafe.tmp").touch()
+    assert run("--input", photos / "more", "--output", tmp_path / "lq" / "more", "--hq_output", tmp_path / "hq") == 0
+    assert len(list(tmp_path.rglob("*.tmp"))) == 1  # lq/ is not written to
+    assert run("--input", photos, "--output", tmp_path / "lq") == 0
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 @pytest.mark.parametrize("arguments", [(), ("--input", "a"), ("--output", "b"), ("--verify", "m", "--input", "a")])
-def test_usage(arguments):
+def test_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
-    assert caught.value.code == 2
+    assert caught.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_photo_is_never_written_over(tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert run("--input", tmp_path, "--output", tmp_path / "lq", "--hq_output", tmp_path) == 1
+    assert run("--input", tmp_path, "--output", tmp_path / "lq", "--hq_output", tmp_path) == 2
     assert "a.png is one of the photos" in capsys.readouterr().err

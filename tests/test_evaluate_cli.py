@@ -78,6 +78,16 @@ def test_equal_pictures_are_said_to_be_equal(folders):
     assert "same: equal to the true picture: a.png, b.png, c.png" in table
 
 
+@pytest.mark.parametrize("border", [[], ["--border", "99999999999"]])
+def test_what_is_equal_or_has_no_number_is_told_on_the_terminal(folders, capsys, border):
+    assert run(folders, *border, sr=("same", "brighter")) == 0
+    said = capsys.readouterr().out
+    if border:
+        assert "same, PSNR (dB): no number for a.png, b.png, c.png (it wants pixels inside the border)." in said
+    else:
+        assert "same: equal to the true picture: a.png, b.png, c.png." in said and "brighter:" not in said
+
+
 def test_an_infinite_psnr_is_shown_and_never_averaged(folders):
     run(folders, "--protocol", "basicsr", sr=("same",))
     _, summary, table = read_out(folders)

@@ -22,7 +22,7 @@ MAY_KNOW = {
     "pipeline": {"method", "models", "pictures", "options"},
     "comfyui": {"method", "models", "pipeline"},
     "hub": {"method", "models", "pictures", "options", "pipeline"},
-    "app": {"method", "models", "pictures", "evaluation", "pipeline"},
+    "app": {"method", "models", "pictures", "evaluation", "options", "pipeline"},
     "training": {"method", "models", "pictures", "data", "evaluation", "config"},
     "commands": {
         *("method", "models", "pictures", "data", "evaluation", "config", "options", "pipeline", "hub", "app"),

@@ -279,7 +279,7 @@ def test_pipes_loops_and_devices_are_skipped(here, stub):
     Path("in/again").symlink_to("..")
     assert infer("-i", "in", "-o", "out", "--recursive") == 0
     assert outputs() == ["a.png"]
-    assert sorted(row["status"] for row in rows()) == ["ok"] + ["skipped"] * 4
+    assert sorted(row["status"] for row in rows()) == ["ok"] + ["skipped"] * 5  # the link to a folder is told, too
     assert all(row["reason"] and row["output"] is None for row in rows() if row["status"] == "skipped")
 
 
@@ -396,13 +396,14 @@ def test_a_model_that_does_not_load_is_one_line(here, monkeypatch, capsys):
     assert capsys.readouterr().err == "pisasr: no model folder at x\n"
 
 
-def test_a_full_disk_ends_the_batch(here, stub, monkeypatch):
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_ends_the_batch(here, stub, monkeypatch, reason):
     count = 3 * batch.HANDS
     for number in range(count):
         draw(f"in/{number:02}.png")
 
     def save(image, path, metadata):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(reason, "No space left on device")
 
     monkeypatch.setattr(saving, "save_image", save)
     assert infer("-i", "in", "-o", "out") == errors.SOME_FAILED
@@ -664,6 +665,19 @@ def test_lambda_grid_writes_every_picture_and_a_sheet(here, stub):
     assert outputs() == sorted(f"{stem}/{name}" for stem in "ab" for name in [*names, "grid.png"])
     assert [call.pair for call in stub.calls[:6]] == [(p, s) for p in (0.0, 0.5, 1.0) for s in (0.0, 1.5)]
     assert [row["output"] for row in rows()] == [str(Path("out/a/grid.png")), str(Path("out/b/grid.png"))]
+
+
+def test_a_picture_called_like_a_file_of_another_s_grid_has_a_place_of_its_own(here, stub):
+    (
+        draw("in/x.png"),
+        draw("in/x/grid.png.jpg"),
+        draw("in/x/pix0_sem0.png.jpg"),
+        draw("in/grid.png"),
+        draw("in/grid.jpg"),
+    )
+    assert infer("-i", "in", "-o", "out", "--recursive", "--lambda_grid", "0", "0") == 0
+    places = ["grid.jpg", "grid.png", "x", "x/grid.png-2", "x/pix0_sem0.png-2"]
+    assert outputs() == sorted(f"{place}/{name}.png" for place in places for name in ("grid", "pix0_sem0"))
 
 
 def test_the_sheet_has_rows_for_pix_and_columns_for_sem():

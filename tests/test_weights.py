@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from pisasr.commands.main import main
 from pisasr.errors import CheckpointError
+from pisasr.models import weights
 from pisasr.models.weights import (
     base_facts,
     convert_release,
@@ -53,6 +56,40 @@ def assert_same(a, b):
     assert (a.name, a.rank, a.alpha, a.timestep, a.targets) == (b.name, b.rank, b.alpha, b.timestep, b.targets)
     assert a.tensors.keys() == b.tensors.keys()
     assert all(torch.equal(a.tensors[key], b.tensors[key]) for key in a.tensors)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_signal_while_a_file_is_read_is_no_fault_of_the_file(tmp_path, pix, monkeypatch, damaged):
+    """safetensors makes an error of its own of whatever is raised in it."""
+    save_adapter(tmp_path / "pix.safetensors", pix)
+
+    class Swallowing:
+        def __init__(self, *args):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+            except KeyboardInterrupt:
+                raise ValueError(
+                    "could not determine the shape of object type 'torch.storage.UntypedStorage'"
+                ) from None
+            if damaged:
+                raise ValueError("header too large")
+            self.file = safe_open(*args)
+
+        def __enter__(self):
+            return self.file.__enter__()
+
+        def __exit__(self, *reason):
+            return self.file.__exit__(*reason)
+
+    monkeypatch.setattr(weights, "safe_open", Swallowing)
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs in the background hears none
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            load_adapter(tmp_path / "pix.safetensors")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
 
 
 def test_a_saved_adapter_comes_back_to_the_bit(tmp_path, pix):

@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 import secrets
+import sys
 import threading
 import time
 import zipfile
@@ -24,6 +25,7 @@ from PIL import Image, ImageFilter
 from pisasr.errors import PisasrError
 from pisasr.evaluation.rules import EXAMPLE, Choice, parse_rule, pick
 from pisasr.evaluation.scoring import load_scorers, score_each
+from pisasr.options import Options
 from pisasr.pictures.images import Picture, eight_bits, join, open_image, open_picture, plan_frame
 from pisasr.pictures.maps import check_proportions
 from pisasr.pictures.saving import Metadata, made_with
@@ -90,15 +92,27 @@ class Strengths:
     feather: float = 0.0
     mask: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        numbers = {"lambda_pix": self.pix, "lambda_sem": self.sem, "inside_pix": self.inside_pix}
+        for name, given in (numbers | {"inside_sem": self.inside_sem, "feather": self.feather}).items():
+            number: Any = given  # a script may send anything
+            if not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
+                raise PisasrError(f"{name} is {number!r}; it must be a finite number")
+
     def lambdas(self, width: int) -> tuple[Any, Any]:
-        """(lambda_pix, lambda_sem) as the pipeline takes them: numbers, or maps [h, w]. width: of the result."""
+        """(lambda_pix, lambda_sem) as the pipeline takes them: numbers, or maps [h, w]. width: of the result.
+
+        PisasrError where the edge is softer than the picture is long: far beyond, Pillow's blur ends the process.
+        """
         if self.mask is None or not self.mask.any() or (self.pix, self.sem) == (self.inside_pix, self.inside_sem):
             return self.pix, self.sem
         place = self.mask
-        if self.feather > 0:
+        radius = self.feather * place.shape[1] / width
+        if not 0 <= radius <= max(place.shape):
+            raise PisasrError(f"feather is {self.feather}; it must be from 0 to the result's longer side, in pixels")
+        if radius > 0:
             levels = Image.fromarray(np.rint(place * 255).astype(np.uint8))
-            blur = ImageFilter.GaussianBlur(self.feather * place.shape[1] / width)
-            place = np.asarray(levels.filter(blur), np.float32) / 255
+            place = np.asarray(levels.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
         outside = 1 - place
         return outside * self.pix + place * self.inside_pix, outside * self.sem + place * self.inside_sem
 
@@ -344,7 +358,8 @@ class Desk:
 
     def _factor(self, size: tuple[int, int], wish: Wish) -> float:
         factor = wish.factor(size)
-        pixels, most = factor**2 * size[0] * size[1], self.limits.output_pixels
+        Options(upscale=factor)  # a script may ask for anything
+        pixels, most = factor * size[0] * (factor * size[1]), self.limits.output_pixels
         if pixels > most:
             raise PisasrError(
                 f"the result would have {pixels / 1e6:.0f} million pixels, this page makes up to {most / 1e6:.0f}; "

@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import shutil
 import signal
 import tempfile
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,6 +23,9 @@ from pisasr.commands.options import (
     whole,
 )
 from pisasr.errors import OK, PisasrError, UsageError, guarded
+from pisasr.files import is_locked
+
+LOCK = "lock"  # in a page's folder
 
 EXAMPLES = """examples:
   pisasr app                                     the small model, at a free port from http://127.0.0.1:7860
@@ -45,7 +50,7 @@ def app_parser() -> argparse.ArgumentParser:
     parser = command_parser("pisasr app", "Repair photos on a local page, with two knobs.", EXAMPLES)
     add = parser.add_argument_group("page").add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS", help="where it listens (default: %(default)s, this machine)")
-    add("--port", type=whole, metavar="N", help="default: the first free one from 7860")
+    add("--port", type=port_number, metavar="N", help="default: the first free one from 7860")
     add("--auth", type=parse_auth, metavar="USER:PASSWORD", help="who may see it; anything but this machine needs it")
     add("--open", action="store_true", help="open it in the browser")
     pixels = "refuse larger photos (default: %(default)s)"
@@ -53,6 +58,13 @@ def app_parser() -> argparse.ArgumentParser:
     add_weights_option(add)
     add_model_options(parser)
     return parser
+
+
+def port_number(text: str) -> int:
+    """A whole number that a port can have."""
+    if (number := whole(text)) > 65_535:
+        raise UsageError(f"{number} is no port; they end at 65535")
+    return number
 
 
 def parse_auth(text: str) -> tuple[str, str]:
@@ -75,12 +87,22 @@ def _app(args: argparse.Namespace) -> int:
     if find_spec("gradio") is None:
         raise PisasrError("the page needs gradio, which is not here: pip install 'pisasr[app]'")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with TemporaryDirectory(prefix="pisasr-") as folder:
+    remove_dead_pages()
+    with TemporaryDirectory(prefix="pisasr-") as folder, Path(folder, LOCK).open("wb") as lock:
+        is_locked(lock)  # while the page lives
         write_below(folder)
         try:
             _serve(args)
         except KeyboardInterrupt:
             return OK
+
+
+def remove_dead_pages() -> None:
+    """Delete what pages left here that were killed, people's photos among it; those of a living page stay."""
+    for lock in Path(tempfile.gettempdir()).glob(f"pisasr-*/{LOCK}") if os.name != "nt" else ():  # no locks there
+        with suppress(OSError), lock.open("r+b") as file:
+            if is_locked(file):
+                shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def write_below(folder: str) -> None:
@@ -99,7 +121,11 @@ def _serve(args: argparse.Namespace) -> NoReturn:
 
     limits = Limits(input_pixels=args.max_input_pixels)
     desk = Desk(pipe, limits, args.weights, takes_prompts=args.pretrained_model is not None)
-    page = serve(desk, args.host, args.port, args.auth, browser=args.open)
+    try:
+        page = serve(desk, args.host, args.port, args.auth, browser=args.open)
+    except OSError:
+        port = "any port from 7860" if args.port is None else f"port {args.port}"
+        raise PisasrError(f"no page can be at {args.host}, {port}; choose another --port, or --host") from None
     try:
         print(f"The page is at {page.local_url} until Ctrl-C.", flush=True)
         while True:

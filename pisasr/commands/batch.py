@@ -25,14 +25,16 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from pisasr.errors import ImageError, OverlapError, PisasrError, UsageError, explain, shown
+from pisasr.evaluation.processes import place_among_processes
 from pisasr.files import is_locked, temporary_name
-from pisasr.pictures.folders import Found, folded, free_name
+from pisasr.pictures.folders import Found, folded, free_name, resolved
 
 if TYPE_CHECKING:
     from pisasr.pictures.images import Picture
     from pisasr.pictures.saving import Metadata
 
 REPORT_NAME = "report.jsonl"
+ROW_START = '{"input": '  # of every row, by which a report is known
 TEMPORARY_PREFIX = ".pisasr-"
 HANDS = 4  # threads that write: of small pictures a GPU makes more than one PNG encoder can take
 KEPT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")  # bmp can tell nothing beside its picture
@@ -82,8 +84,12 @@ def plan_jobs(
     ready = [found for found in inputs if found.status == "ready"]
     stems = Counter(folded(found.name.with_suffix("")) for found in ready)
     names = Counter(folded(found.name) for found in ready)
-    # A file can't have the name of a folder.
+    # A file can't have the name of a folder, nor the folder of x/grid.png.jpg that of a file in the folder of x.jpg.
     taken = set() if variants else {folded(place) for found in ready for place in found.name.parents}
+    files = {folded(f"{variant}{end}") for variant in variants for end in KEPT_SUFFIXES}
+    for place in (place for found in ready for place in (found.name, found.name.with_suffix(""))):
+        if folded(place.name) in files and (folded(place.parent) in stems or folded(place.parent) in names):
+            taken.add(folded(place))
     jobs = []
     for found in inputs:
         if found.status != "ready":
@@ -99,14 +105,14 @@ def plan_jobs(
 
 
 def _check_apart(jobs: Sequence[Job]) -> None:
-    inputs = {job.found.path.resolve() for job in jobs if job.found.status == "ready"}
+    inputs = {resolved(job.found.path) for job in jobs if job.found.status == "ready"}
     for target in (target for job in jobs for target in job.targets):
-        if target.resolve() in inputs:
+        if resolved(target) in inputs:
             raise OverlapError(f"{shown(target)} is an input and would be written over; choose another --output")
 
 
-def check_output(folder: Path) -> None:
-    """Make the output folder and be sure that files can be made in it. PisasrError if not."""
+def check_output(folder: Path, *files: str) -> None:
+    """Make the output folder and be sure that files can be made in it, these among them. PisasrError if not."""
     probe = folder / f"{TEMPORARY_PREFIX}{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,15 +121,17 @@ def check_output(folder: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = "it is a file" if isinstance(error, FileExistsError) else getattr(error, "strerror", None) or error
         raise PisasrError(f"cannot write to {shown(folder)}: {reason}; choose another --output") from None
+    if taken := next((folder / file for file in files if (folder / file).is_dir()), None):
+        raise PisasrError(f"{shown(taken)} is a folder, where a file is to be written; choose another --output")
 
 
-def remove_leftovers(jobs: Iterable[Job], is_alone: bool = True) -> None:
-    """Delete the temporary files that a killed run left where this one will write; those of a living run stay.
+def remove_leftovers(targets: Iterable[Path], is_alone: bool = True) -> None:
+    """Delete the temporary files that a killed run left beside what this one will write; those of a living run stay.
 
     is_alone: whether all of them may go. If not, other machines may be writing there, whose processes look dead from
-    here: only what would become one of these jobs' own targets goes.
+    here: only what would become one of the targets goes.
     """
-    targets = {target for job in jobs for target in job.targets}
+    targets = set(targets)
     own = {(target.parent, _without_owner(temporary_name(target))) for target in targets}
     for folder in {target.parent for target in targets}:
         for file in folder.glob(f"{TEMPORARY_PREFIX}*.tmp"):
@@ -182,7 +190,8 @@ def parse_shard(text: str) -> Shard:
 
 def launched() -> Shard:
     """This process' place among those that accelerate or torchrun started; the only one if neither did."""
-    return Shard(int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1)))
+    rank, count = place_among_processes()
+    return Shard(rank + 1, count)
 
 
 def share_of(shard: Shard, process: Shard) -> Shard:
@@ -283,7 +292,7 @@ class Course:
             if debug:
                 traceback.print_exc()
             self.status, self.reason, self.fields = "failed", explain(error), NONE
-            self.is_disk_full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            self.is_disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         self.seconds += time.perf_counter() - start
 
 
@@ -334,6 +343,8 @@ def _read(course: Course, existing: Existing, max_pixels: int | None) -> None:
     found, targets = course.job.found, course.job.targets
     if found.status != "ready":
         course.status, course.reason = found.status, found.reason
+    elif folder := next((target for target in targets if target.is_dir()), None):
+        course.status, course.reason = "failed", f"{folder} is a folder; move it away, or choose another --output"
     elif existing == "skip" and all(_is_picture(target) for target in targets):
         course.status, course.reason = "skipped", "the output exists"
     elif existing == "error" and any(target.exists() for target in targets):
@@ -400,19 +411,25 @@ def picture_seed(seed: int, name: Path) -> int:
 
 
 def _own_report(folder: Path, name: str) -> tuple[Path, IO[str]]:
-    """An empty report of this run's own: NAME, or where a run that is not over writes there, NAME-2, NAME-3, ...
+    """An empty report of this run's own: NAME, or where that is no old report to write over, NAME-2, NAME-3, ...
 
-    A link of that name makes way: what it leads to is not ours to write.
+    So a run that is not over keeps its own, and so do a folder, a pipe, and what somebody else wrote or made read-only.
+    A link of that name, of either kind, makes way: what it leads to is not ours to write.
     """
     for number in count(1):
         path = folder / (name if number == 1 else name.replace(".", f"-{number}.", 1))
-        if path.is_symlink():
-            path.unlink()
-        file = path.open("a", encoding="utf-8")
-        if is_locked(file):
-            file.truncate(0)
-            return path, file
-        file.close()
+        with suppress(PermissionError):  # in a shared folder it may be somebody's
+            if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
+                path.unlink()
+        if not os.path.lexists(path) or (
+            path.is_file() and not path.is_symlink() and os.access(path, os.R_OK | os.W_OK)
+        ):
+            file = path.open("a+", encoding="utf-8", errors="replace")
+            file.seek(0)
+            if is_locked(file) and file.read(len(ROW_START)) in ("", ROW_START):
+                file.truncate(0)
+                return path, file
+            file.close()
     raise AssertionError("unreachable")
 
 

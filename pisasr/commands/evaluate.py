@@ -20,7 +20,7 @@ from pisasr.commands.options import (
     pipeline_settings,
     whole,
 )
-from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, UsageError, guarded
+from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, UsageError, guarded, shown
 from pisasr.evaluation.evaluate import JOURNALS, evaluate_set, write_overview
 from pisasr.evaluation.metrics import ALIASES, METRICS, PROTOCOLS
 from pisasr.evaluation.pairs import Pairing
@@ -30,7 +30,7 @@ from pisasr.evaluation.report import Settings
 from pisasr.evaluation.rules import Pair, parse_lambdas, parse_rule
 from pisasr.evaluation.scoring import load_scorers, usual_metrics
 from pisasr.evaluation.surface import Grid, check_rule, name_pairs
-from pisasr.evaluation.tables import build_table, to_text
+from pisasr.evaluation.tables import build_table, remarks, to_text
 from pisasr.evaluation.testsets import TestSet, check_set, load_sets
 from pisasr.files import write_whole
 from pisasr.pictures.folders import SUFFIX
@@ -109,7 +109,10 @@ def evaluate(argv: list[str] | None = None) -> int:
     """Score folders of results; returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(normalise(sys.argv[1:] if argv is None else argv))
-    processes = Processes()
+    try:
+        processes = Processes()
+    except UsageError as error:
+        parser.error(str(error))
     stopped = "pisasr: interrupted; the same command goes on from here"
 
     def run() -> int:
@@ -131,7 +134,8 @@ def score(sets: list[TestSet], args: argparse.Namespace, processes: Processes, *
     pairings = processes.once(lambda: _pair(sets, args))
     if pairings is None:
         return SOME_FAILED
-    check_output(args.output)
+    for folder in (args.output, *outputs.values()):
+        check_output(folder, "per_image.csv", "summary.json", "table.md", "table.tex")
     settings = replace(_settle(args, any(one.hr for one in sets), processes), **notes)
     if not settings.scorers:
         return NOTHING_STARTED
@@ -186,7 +190,7 @@ def _pair(sets: list[TestSet], args: argparse.Namespace) -> list[Pairing] | None
     pairings = {one.name: check_set(one, args.suffix) for one in sets}
     for name, pairing in pairings.items():
         for problem in pairing.problems:
-            print(f"{name}: {problem}" if args.sets else problem, file=sys.stderr)
+            print(shown(f"{name}: {problem}" if args.sets else problem), file=sys.stderr)
     if any(pairing.problems for pairing in pairings.values()) and not args.allow_missing:
         print("Nothing was scored; evaluate --allow_missing scores what every folder has.", file=sys.stderr)
         return None
@@ -244,8 +248,8 @@ def _tell(summary: dict[str, Any], output: Path, args: argparse.Namespace) -> No
     about = f"{summary['set']}: " if summary["set"] else ""
     print(f"{about}{summary['pictures']} pictures, protocol {summary['protocol']['name']}")
     print(to_text(build_table(summary)), end="")
-    for fault in [*summary["left_out"], *summary["faults"]]:
-        print(fault)
+    for fault in [*summary["left_out"], *summary["faults"], *remarks(summary["methods"], most=3)]:
+        print(shown(fault))
     if best := summary.get("surface", {}).get("best"):
         print(f"{best['rule']}: {best['words']}")
     print(f"Written to {output}: table.md (with intervals and protocol), table.tex, per_image.csv, summary.json")

@@ -149,7 +149,7 @@ def _infer(args: argparse.Namespace) -> int:
     jobs = share.of(plan_jobs(inputs, args.output, [] if args.lambda_auto else variants, suffix))
     scorers = _find_scorers(args)
     check_output(args.output)
-    remove_leftovers(jobs, is_alone=share.count == 1)
+    remove_leftovers((target for job in jobs for target in job.targets), is_alone=share.count == 1)
     with _unseen(*UNUSED if not args.lambda_auto else ()):
         pipe = load_pipeline(args) if jobs else None
     with Report(args.output, len(jobs), args.quiet, share.report_name) as report:

@@ -24,9 +24,6 @@ COMMANDS = {  # each is a function of pisasr.commands.NAME, which is imported wh
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code. Wrong usage leaves through SystemExit(2), as argparse has it."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show must not end a batch
     parser = Parser(
         prog="pisasr",
         description="PiSA-SR: sharp photos from poor ones in one step.",

@@ -2,11 +2,11 @@
 
 import argparse
 import logging
-import os
 import sys
 
 from pisasr.commands.options import command_parser
 from pisasr.errors import OK, guarded
+from pisasr.evaluation.processes import place_among_processes
 
 EXAMPLES = """examples:
   pisasr train --config configs/small.yaml "data.photos=[photos]" run.output=runs/small
@@ -38,8 +38,9 @@ def _train(args: argparse.Namespace) -> int:
         from pisasr.training.estimate import print_plan
         from pisasr.training.setup import open_photos
 
-        if os.environ.get("RANK", "0") == "0":  # of several processes the first alone
-            print_plan(config, int(os.environ.get("WORLD_SIZE", "1")))
+        rank, count = place_among_processes()
+        if rank == 0:
+            print_plan(config, count)
             print(f"{len(open_photos(config)[0])} photos in {', '.join(config.data.photos)}")
         return OK
     from pisasr.training.guard import Interrupted

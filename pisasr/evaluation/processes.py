@@ -8,14 +8,27 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from pisasr.errors import UsageError
+
 T = TypeVar("T")
+
+
+def place_among_processes() -> tuple[int, int]:
+    """(rank, count) as accelerate and torchrun tell it, (0, 1) where neither did. UsageError for anything else."""
+    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None and count is None:
+        return 0, 1
+    if rank and count and rank.isdecimal() and count.isdecimal() and int(rank) < int(count):
+        return int(rank), int(count)
+    given = f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment"
+    raise UsageError(f"{given}; a launcher sets both, such as 0 and 2: start with accelerate launch, or unset both")
 
 
 class Processes:
     """The processes of this run. There is no exchange while pictures are scored: a slow one holds nobody up."""
 
     def __init__(self) -> None:
-        self.count, self.rank = int(os.environ.get("WORLD_SIZE", 1)), 0
+        self.rank, self.count = 0, place_among_processes()[1]
         self._state: Any = None
         if self.count > 1:
             import torch

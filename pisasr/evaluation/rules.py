@@ -156,14 +156,15 @@ def describe(rule: Rule, choice: Choice) -> str:
 def parse_lambdas(text: str) -> list[float]:
     """The strengths that a list, "0,0.5,1", a range start:stop:step, "0:1.5:0.25", or a mixture names.
 
-    Each once, in the order they come. The stop belongs to a range if a step hits it; the arithmetic is decimal, so that
-    steps of 0.1 pass through 0.3. UsageError, one line, for anything else and for more than 200.
+    Each once, in the order they come, to fifteen digits, by which files are called. The stop belongs to a range if a
+    step hits it; the arithmetic is decimal, so that steps of 0.1 pass through 0.3. UsageError, one line, for anything
+    else and for more than 200.
     """
     named = (value for part in text.split(",") for value in _spread(part))
     values = list(islice(named, MAX_LAMBDAS + 1))
     if len(values) > MAX_LAMBDAS:
         raise UsageError(f"'{text.strip()}' has more than {MAX_LAMBDAS} values; make the step larger")
-    return list(dict.fromkeys(values))
+    return list(dict.fromkeys(float(f"{value:.15g}") for value in values))
 
 
 def _spread(part: str) -> Iterator[float]:

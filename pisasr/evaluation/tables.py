@@ -108,16 +108,25 @@ def _notes(summary: Summary, methods: Summary) -> Iterator[str]:
     yield from (f"{what}: {words}." for what, words in summary["made_by"].items())
     if "fid" in protocol["metrics"] and "fid" not in summary["not_available"] and count < 2048:
         yield f"FID of {count} pictures is biased upwards; only tables with the same {count} compare."
+    yield from remarks(methods)
+    yield from (f"{METRICS[name].label}: n/a. {reason}." for name, reason in summary["not_available"].items())
+    yield from (f"Failed: {fault}." for fault in summary["faults"])
+    yield from (f"Left out: {problem}." for problem in summary["left_out"])
+
+
+def remarks(methods: Summary, most: int | None = None) -> Iterator[str]:
+    """Which pictures have no number, and which are the true ones, so that a mean says less. most: names of a line."""
+
+    def listed(names: Sequence[str]) -> str:
+        return ", ".join(names[:most]) + (f" and {len(names) - most} more" if most and len(names) > most else "")
+
     for method, columns in methods.items():
         for name, column in columns.items():
             if isinstance(column, dict) and "not_a_number" in column:
                 wants = f" (it wants {METRICS[name].wants})" if METRICS[name].wants else ""
-                yield f"{method}, {METRICS[name].label}: no number for {', '.join(column['not_a_number'])}{wants}."
+                yield f"{method}, {METRICS[name].label}: no number for {listed(column['not_a_number'])}{wants}."
             if isinstance(column, dict) and "identical" in column:
-                yield f"{method}: equal to the true picture: {', '.join(column['identical'])}."
-    yield from (f"{METRICS[name].label}: n/a. {reason}." for name, reason in summary["not_available"].items())
-    yield from (f"Failed: {fault}." for fault in summary["faults"])
-    yield from (f"Left out: {problem}." for problem in summary["left_out"])
+                yield f"{method}: equal to the true picture: {listed(column['identical'])}."
 
 
 # --- forms -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pisasr.errors import CheckpointError
 from pisasr.files import parse_json, write_whole
+from pisasr.signals import heard_afterwards
 
 Kind = Literal["pix", "sem"]
 
@@ -94,7 +95,7 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
     if not path.is_file():
         raise CheckpointError(f"no adapter at {path}; give the folder that holds pix.safetensors and sem.safetensors.")
     try:
-        with safe_open(path, "pt") as file:
+        with heard_afterwards(), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except Exception as error:  # a crafted header makes the library raise more than its own errors

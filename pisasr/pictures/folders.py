@@ -38,7 +38,7 @@ def list_pictures(folder: Path) -> dict[str, Path]:
         raise PisasrError(f"{folder} is not a folder")
     there = [path for path in folder.iterdir() if not path.name.startswith(".")]
     tell_foreign(folder, there)
-    paths = sorted(path for path in there if path.suffix.lower() in EXTENSIONS)
+    paths = sorted(path for path in there if path.suffix.lower() in EXTENSIONS and not path.is_dir())
     if not paths:
         raise PisasrError(f"{folder} holds no picture ({' '.join(EXTENSIONS)})")
     if twice := _repeated(path.stem for path in paths):
@@ -94,6 +94,11 @@ def folded(path: Path | str) -> str:
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
+def resolved(path: Path) -> Path:
+    """Where a path leads, links followed. Path.resolve raises for links in a circle (before Python 3.13)."""
+    return Path(os.path.realpath(path))
+
+
 def _repeated(items: Iterable[str]) -> list[str]:
     return [item for item, count in Counter(items).items() if count > 1]
 
@@ -123,10 +128,11 @@ def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) 
 
     Of a folder, names ending like a picture are taken, hidden ones are not, its sub-folders only if `recursive`; links
     to folders are not followed, so there are no loops. What lies in the output folder is never an input unless it is
-    named itself. Pipes, devices, dead links and pictures of a kind that is not read come as "skipped"; named files that
-    don't exist, and folders and globs that hold no picture, as "failed".
+    named itself. Pipes, devices, dead links, pictures of a kind that is not read, and folders that are not gone into
+    though `recursive`, come as "skipped"; named files that don't exist, and folders and globs that hold no picture, as
+    "failed".
     """
-    output = output.resolve()
+    output = resolved(output)
     found: dict[str, Found] = {}
     for pattern in map(os.path.expanduser, patterns):
         path = Path(pattern)
@@ -145,23 +151,26 @@ def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) 
 
 
 def _list_folder(folder: Path, output: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
-    if folder.resolve() == output:
+    if resolved(folder) == output:
         raise OverlapError(f"{shown(folder)} is the input and the output; choose another --output")
-    for place, folders, files in os.walk(folder):
+    closed: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
         here = Path(place)
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
-        folders[:] = [name for name in folders if (here / name).resolve() != output]
-        pictures = (here / name for name in sorted(files) if _is_named_like_a_picture(name))
+        folders[:] = [name for name in folders if resolved(here / name) != output]
+        pictures = [here / name for name in sorted(files) if _is_named_like_a_picture(name)]
+        pictures += [here / name for name in folders if (here / name).is_symlink()]
         yield from ((file, file.relative_to(folder)) for file in pictures)
+    yield from ((place, place.relative_to(folder)) for place in closed)
 
 
 def _match(pattern: str, output: Path) -> Iterator[tuple[Path, Path]]:
     fixed = Path(pattern)
     while glob.has_magic(str(fixed)):
         fixed = fixed.parent
-    outputs_below = fixed.resolve() in output.parents
+    outputs_below = resolved(fixed) in output.parents
     for file in map(Path, sorted(glob.glob(pattern, recursive=True))):
-        ours = outputs_below and output in file.resolve().parents
+        ours = outputs_below and output in resolved(file).parents
         if not ours and not file.is_dir() and _is_named_like_a_picture(file.name):
             yield file, file.relative_to(fixed)
 
@@ -174,6 +183,8 @@ def _examine(file: Path, name: Path, named: bool) -> Found:
     if not named and (kind := FOREIGN.get(file.suffix.lower())):
         return Found(file, name, "skipped", STRANGERS.format(kind))
     reason = cannot_open(file)
+    if not named and file.is_dir():
+        reason = "a link to a folder, which is not followed" if file.is_symlink() else "a folder that may not be read"
     if reason == EMPTY:
         reason = ""  # it is a picture's file, if a broken one: whoever reads it says so
     return Found(file, name, ("failed" if named else "skipped") if reason else "ready", reason)
