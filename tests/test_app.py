@@ -212,7 +212,7 @@ def test_a_forecast_is_what_then_happens(desk, photo):
 
 
 def test_tiles_are_told_as_they_are_done(desk, photo, monkeypatch):
-    monkeypatch.setattr("pisasr.pipeline.TILE_PX", 32)
+    monkeypatch.setattr("pisasr.options.TILE_PX", 32)
     steps: list[tuple[int, int]] = []
     desk.open(photo, Wish(upscale=3), lambda *step: steps.append(step))
     count = steps[0][1]

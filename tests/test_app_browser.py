@@ -5,7 +5,6 @@ Wants selenium ('pisasr[browser]') and the system's Chromium with its driver (De
 
 import itertools
 import shutil
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from selenium.webdriver.common.keys import Keys
 from pisasr import PiSASRPipeline
 from pisasr.app.desk import Desk, Finish, Strengths, Wish
 from pisasr.app.page import serve
-from pisasr.commands.app import write_below
+from pisasr.commands.app import writing_below
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -48,10 +47,7 @@ def desk(base_folder) -> Desk:
 
 @pytest.fixture(scope="module")
 def page(desk, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", None)  # both as they were, afterwards
-        patch.setenv("GRADIO_TEMP_DIR", "")
-        write_below(str(tmp_path_factory.mktemp("page")))  # as the command does
+    with writing_below(str(tmp_path_factory.mktemp("page"))):  # as the command does
         page = serve(desk)
         yield page
         page.close(verbose=False)

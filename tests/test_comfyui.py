@@ -233,7 +233,7 @@ def test_without_a_semantic_adapter_one_unet_is_held_once(comfy, tmp_path):
 def test_progress_counts_pictures_and_their_tiles_and_a_stop_is_heard_between_tiles(
     nodes, model, comfy, passes, monkeypatch
 ):
-    monkeypatch.setattr("pisasr.pipeline.TILE_PX", 16)
+    monkeypatch.setattr("pisasr.options.TILE_PX", 16)
     look(nodes, model, images())
     assert comfy.progress == sorted(comfy.progress) and comfy.progress[0] == 0 and comfy.progress[-1] == 1
     tiles = len(passes) // 2

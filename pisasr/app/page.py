@@ -415,7 +415,8 @@ def build(desk: Desk) -> gr.Blocks:
         folder.click(None, js=(HERE / "folder.js").read_text(encoding="utf-8"))
         inputs = [files, pix, sem, enlarge, long_side, working_size, *finish, kind, keep, made]
         run = start.click(listen.batch, inputs, [status, archive], concurrency_id="batch", api_visibility="private")
-        stop.click(listen.gather, made, [status, archive], cancels=run, **quiet)
+        halt = stop.click(None, cancels=run)  # first, lest a picture's line that is under way comes after "Stopped"
+        halt.then(listen.gather, made, [status, archive], **quiet)
 
         with gr.Row(visible=False):  # the same from a script
             given = [

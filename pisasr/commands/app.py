@@ -6,7 +6,8 @@ import shutil
 import signal
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -90,9 +91,9 @@ def _app(args: argparse.Namespace) -> int:
     remove_dead_pages()
     with TemporaryDirectory(prefix="pisasr-") as folder, Path(folder, LOCK).open("wb") as lock:
         is_locked(lock)  # while the page lives
-        write_below(folder)
         try:
-            _serve(args)
+            with writing_below(folder):
+                _serve(args)
         except KeyboardInterrupt:
             return OK
 
@@ -105,13 +106,20 @@ def remove_dead_pages() -> None:
                 shutil.rmtree(lock.parent, ignore_errors=True)
 
 
-def write_below(folder: str) -> None:
+@contextmanager
+def writing_below(folder: str) -> Iterator[None]:
     """Have everything that the page writes lie in a folder, which goes when the page does.
 
     Gradio's copies lie beside what is handed to it: a file inside its own folder keeps its address whatever it holds,
     and a browser goes on showing what it has seen there first.
     """
+    usual = tempfile.tempdir
     tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, str(Path(folder, "gradio"))
+    try:
+        yield
+    finally:
+        tempfile.tempdir = usual
+        del os.environ["GRADIO_TEMP_DIR"]
 
 
 def _serve(args: argparse.Namespace) -> NoReturn:
