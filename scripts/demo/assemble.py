@@ -1,4 +1,4 @@
-"""Step 8 of the embedded default: its base and its two adapters in one folder, float16, with their hashes.
+"""Step 9 of the embedded default: its base and its two adapters in one folder, float16, with their hashes.
 
 python scripts/demo/assemble.py --base runs/base --adapters runs/sem/adapters --output pisasr/demo
 """
