@@ -94,11 +94,12 @@ def test_odd_names_are_served_and_shown_on_one_line(run, name):
     assert code in (1, 3) and "not an image" in said and (name.isprintable() or name not in said)
 
 
-@pytest.mark.parametrize("given", ["in", "in/*"])
+GLOBS = [("infer", "in/*"), ("degrade", "in/*")]
+
+
+@pytest.mark.parametrize(("run", "given"), [*((name, "in") for name in COMMANDS), *GLOBS], indirect=["run"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "loop", "dead link"])
 def test_what_is_no_file_is_told_and_nobody_waits(run, kind, given):
-    if given == "in/*" and run.name not in ("infer", "degrade"):
-        pytest.skip("takes no globs")
     if kind == "pipe":
         os.mkfifo("in/b.png")
         os.mkfifo("in/a.txt")  # a caption's place
@@ -373,10 +374,9 @@ def test_a_report_s_other_name_keeps_what_it_holds(tmp_path):
 # --- launchers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("run", ["infer", "evaluate", "compare"], indirect=True)
 @pytest.mark.parametrize("rank", [None, "", "abc", "2", "-1"])
 def test_half_a_launcher_is_usage(run, monkeypatch, rank):
-    if run.name in ("degrade", "prepare_data"):
-        pytest.skip("knows no processes")
     monkeypatch.setenv("WORLD_SIZE", "2")
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
