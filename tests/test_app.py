@@ -32,7 +32,7 @@ from pisasr.app import desk as desk_module
 from pisasr.app import page as page_module
 from pisasr.app.desk import CORNERS, Desk, Finish, Limits, Store, Strengths, Wish, mask_image, read_mask
 from pisasr.app.page import COLORS, MAX_UPLOAD_MB, Listener, read_wish, serve
-from pisasr.commands.app import is_loopback
+from pisasr.commands.app import LOCK, is_loopback
 from pisasr.commands.main import main
 from pisasr.errors import ImageError, PisasrError
 from pisasr.files import is_locked
@@ -388,11 +388,11 @@ def test_a_port_that_cannot_be_is_a_line(monkeypatch, capsys):
 
 def test_the_command_ends_well_and_leaves_nothing_behind(base_folder, photo, tmp_path):
     scratch = tmp_path / "scratch"
-    for name in ("pisasr-dead", "pisasr-alive"):
+    for name, mark in {"pisasr-dead": LOCK, "pisasr-alive": LOCK, "pisasr-mine": "lock"}.items():
         (scratch / name / "gradio").mkdir(parents=True)
         write(scratch / name / "gradio" / "old.png")
-        (scratch / name / "lock").touch()
-    alive = (scratch / "pisasr-alive" / "lock").open("r+b")
+        (scratch / name / mark).touch()
+    alive = (scratch / "pisasr-alive" / LOCK).open("r+b")
     assert is_locked(alive)
     words = [sys.executable, "-m", "pisasr.commands.main", "app", "--pretrained_model", base_folder, "--device", "cpu"]
     started = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)})
@@ -406,7 +406,8 @@ def test_the_command_ends_well_and_leaves_nothing_behind(base_folder, photo, tmp
     finally:
         started.kill()
     alive.close()
-    assert [path.name for path in scratch.iterdir()] == ["pisasr-alive"] and list(scratch.rglob("old.png"))
+    assert sorted(path.parts[-3] for path in scratch.rglob("old.png")) == ["pisasr-alive", "pisasr-mine"]
+    assert len(list(scratch.iterdir())) == 2
 
 
 # --- over a real server ----------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pisasr.commands.options import (
 from pisasr.errors import OK, PisasrError, UsageError, guarded
 from pisasr.files import is_locked
 
-LOCK = "lock"  # in a page's folder
+LOCK = ".pisasr-page"  # in a page's folder, which none but a page has: the folder may be deleted
 
 EXAMPLES = """examples:
   pisasr app                                     the small model, at a free port from http://127.0.0.1:7860
