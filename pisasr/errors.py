@@ -171,6 +171,8 @@ def explain(error: BaseException) -> str:
         return f"{error.strerror}: {name}" if name else error.strerror
     if isinstance(error, (PisasrError, ValueError)) and text:
         return text
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop from "):  # Path.resolve before Python 3.13
+        return f"{text.split(' from ', 1)[1]} is a link that leads back to itself; wanted a folder or a file"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,13 @@ def test_a_row_per_method_and_picture_and_means_with_their_protocol(folders):
     assert "BT.601" in summary["protocol"]["metrics"]["psnr"]
     assert "BT.601 Y unrounded, border 2 px" in table and "| brighter | " in table and "; 3 pictures." in table
     assert "border 2 px" in (folders / "out" / "table.tex").read_text()
+
+
+def test_a_folder_that_is_a_link_to_itself_is_one_line(folders, capsys):
+    (folders / "loop").symlink_to("loop")
+    assert run(folders, sr=("loop",)) == 1
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"pisasr: .*loop'? is (a link that leads back to itself|not a folder).*\n", told)
 
 
 def test_equal_pictures_are_said_to_be_equal(folders):
