@@ -20,10 +20,12 @@ from pisasr.evaluation.scoring import usual_metrics
 REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).resolve().parents[2] / "shared" / "realsr"))
 
 
-@pytest.mark.slow
 @pytest.mark.weights
-@pytest.mark.parametrize("metric", ["lpips", "dists"])
-def test_scores_are_those_of_the_published_log(metric):
+@pytest.mark.parametrize(
+    ("metric", "every"),
+    [("lpips", 20), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("lpips", "dists"))],
+)
+def test_scores_are_those_of_the_published_log(metric, every):
     """OSEDiff's log of the 100 RealSR pairs, made on a GPU: single pictures differ by a few 1e-4, means do not."""
     if not REALSR.is_dir():
         pytest.skip(f"no RealSR pairs at {REALSR} (set PISASR_REALSR)")
@@ -31,11 +33,12 @@ def test_scores_are_those_of_the_published_log(metric):
         pytest.skip(f"{metric}'s trunk is not in torch's folder; scripts/fetch_perceptual.py makes it")
     score = load_scorer(metric)
     rows = list(csv.DictReader((REALSR / "osediff_scores.csv").open()))
+    assert len(rows) == 100
+    rows = rows[::every]
     published = np.array([float(row[metric]) for row in rows])
     ours = np.array([score(*(read(row["name"], side) for side in ("osediff", "hr")), None) for row in rows])
     print(f"{metric}: mean {ours.mean():.6f}, {ours.mean() - published.mean():+.1e}; {abs(ours - published).max():.1e}")
-    assert len(rows) == 100
-    assert abs(ours.mean() - published.mean()) < 1e-4
+    assert abs(ours.mean() - published.mean()) < 1e-4 * every**0.5
     assert abs(ours - published).max() < 1e-3
 
 
