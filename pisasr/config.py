@@ -246,6 +246,8 @@ class TrainConfig(Section):
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
     """Read a YAML file over the defaults, then `section.key=value` strings over that; types and names are checked.
 
+    degradation may be a recipe's file, from the YAML file's folder; in a string, from where the command runs.
+
     Raises ConfigError in one line: a key that doesn't exist (with the nearest one that does), a value that can't be, a
     required key that nobody gave.
     """
@@ -283,9 +285,13 @@ def _read(path: str | Path, overrides: list[str], defaults: dict[str, Any], vali
         given = OmegaConf.load(path)
         if not OmegaConf.is_dict(given):
             raise ConfigError(f"{path} holds no sections; wanted YAML like configs/pisasr.yaml.")
-        if isinstance(degradation := OmegaConf.select(given, "degradation"), str):
-            OmegaConf.update(given, "degradation", OmegaConf.load(Path(path).parent / degradation), merge=False)
-        merged = reduce(_over, map(OmegaConf.to_container, (given, OmegaConf.from_dotlist(overrides))), defaults)
+        words = OmegaConf.from_dotlist(overrides)
+        if isinstance(words.get("degradation"), str):
+            given.pop("degradation", None)  # a recipe takes the place of the file's, whole
+        for part, folder in ((given, Path(path).parent), (words, Path())):
+            if isinstance(recipe := part.get("degradation"), str):
+                part["degradation"] = OmegaConf.load(folder / recipe)
+        merged = reduce(_over, map(OmegaConf.to_container, (given, words)), defaults)
         return validate(OmegaConf.to_container(OmegaConf.create(merged), resolve=True, throw_on_missing=True))
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is not set; give it in {path} or as {error.full_key}=VALUE.") from error

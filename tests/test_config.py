@@ -1,6 +1,6 @@
 """Configurations: every file loads, every typo is named, the command line has the last word."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,16 @@ def test_a_key_of_two_names_in_one_word_is_told_from_a_section(tmp_path):
 
 def test_the_command_line_has_the_last_word():
     assert load_config(CONFIGS / "pisasr.yaml", [*NEEDED, "sem.lr=1e-5"]).sem.lr == 1e-5
+
+
+def test_a_recipe_may_be_named_on_the_command_line(tmp_path, monkeypatch):
+    """From where the command runs, and in place of the file's own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("prob_first: 0.25\n")
+    config = load_config(CONFIGS / "small.yaml", [*NEEDED, "degradation=mine.yaml"])
+    assert config.degradation == replace(DegradationRecipe(), prob_first=0.25)
+    with pytest.raises(ConfigError, match="absent.yaml"):
+        load_config(CONFIGS / "small.yaml", [*NEEDED, "degradation=absent.yaml"])
 
 
 @pytest.mark.parametrize(
