@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pisasr.models.autoencoder import LappedAutoencoder
+from pisasr.pipeline import usual_dtype
 
 # The first of each kind is what the shipped configuration distils with.
 GOOD = ("a sharp, clean photo", "a sharp, detailed photo", "clean, high quality photo", "sharp photo", "clean")
@@ -117,6 +118,7 @@ def prior_loss(
     distillation asks below t = 500.
     """
     device = vae.device
+    native = device.type != "cpu" or usual_dtype("cpu") == torch.bfloat16  # elsewhere it takes several times as long
     alphas = scheduler.alphas_cumprod.to(device)
 
     def loss(batch: dict[str, Any]) -> Tensor:
@@ -127,7 +129,7 @@ def prior_loss(
         t = (1000 * torch.rand(len(z)) ** 1.5).long().to(device)
         noise = torch.randn(z.shape).to(device)
         alpha = alphas[t].view(-1, 1, 1, 1)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=native):
             guess = parts["unet"](alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, encoder_hidden_states=embeds).sample
         return nn.functional.mse_loss(guess.float(), noise)
 
