@@ -118,7 +118,7 @@ def prior_loss(
     distillation asks below t = 500.
     """
     device = vae.device
-    native = device.type != "cpu" or usual_dtype("cpu") == torch.bfloat16  # bfloat16 takes several times as long elsewhere
+    native = device.type != "cpu" or usual_dtype("cpu") == torch.bfloat16  # slow on other processors
     alphas = scheduler.alphas_cumprod.to(device)
 
     def loss(batch: dict[str, Any]) -> Tensor:
