@@ -105,8 +105,6 @@ class BeyondConfig(Section):
     """What the paper's stages have not: for a base too small to know detail, and all off by default."""
 
     weight_lattice: Weight = 0.0  # against what repeats in every latent cell: `losses.lattice`
-    weight_critic: Weight = 0.0  # for what a critic takes for a photo: `training.critic`, on the features of LPIPS
-    critic_wait: Count = 300  # batches for which it learns alone; it has all of its weight after as many more
     weight_teacher: Weight = 0.0  # L1 to what another method made of x_L (pairs with teacher/)
     lpips_to: Literal["photo", "teacher"] = "photo"  # the teacher's picture follows from x_L as the photo does not
     # px by which the window moves that perception and distillation look through
@@ -137,10 +135,6 @@ class StageConfig(Section):
         return bool(self.beyond.weight_teacher or (self.weight_lpips and self.beyond.lpips_to == "teacher"))
 
     @property
-    def perceives(self) -> bool:
-        return bool(self.weight_lpips or self.beyond.weight_critic)
-
-    @property
     def losses(self) -> dict[str, float]:
         """The weight of each loss that is computed, by name."""
         all_of_them = {
@@ -149,7 +143,6 @@ class StageConfig(Section):
             "lpips": self.weight_lpips,
             "csd": self.weight_csd,
             "lattice": self.beyond.weight_lattice,
-            "critic": self.beyond.weight_critic,
         }
         return {name: weight for name, weight in all_of_them.items() if weight}
 
@@ -244,11 +237,6 @@ class TrainConfig(Section):
             if stage.beyond.shift >= self.data.crop_px:
                 raise ValueError(
                     f"{name}.beyond.shift is {stage.beyond.shift}; wanted it below data.crop_px={self.data.crop_px}"
-                )
-            if stage.beyond.weight_critic and self.perceptual.net == "efficientnet-lite1":
-                raise ValueError(
-                    f"{name}.beyond.weight_critic judges what LPIPS' backbone sees; choose perceptual.net=vgg, alex or "
-                    "squeeze"
                 )
             if stage.batch_size % self.run.accumulation:
                 raise ValueError(f"{name}.batch_size must be a multiple of run.accumulation={self.run.accumulation}")

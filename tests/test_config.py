@@ -93,13 +93,6 @@ def test_a_wrong_setting_is_named_in_one_line(override, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_critic_wants_the_eyes_of_lpips():
-    with pytest.raises(ConfigError, match="choose perceptual.net=vgg, alex or squeeze"):
-        load_config(
-            CONFIGS / "pisasr.yaml", [*NEEDED, "sem.beyond.weight_critic=1", "perceptual.net=efficientnet-lite1"]
-        )
-
-
 def leaves(node, path=()):
     for key, value in node.items():
         yield (*path, key)

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,9 +25,8 @@ from pisasr.method.adapters import active, parameters_of, train_only
 from pisasr.method.model import PiSASR
 from pisasr.models.bases import SD21_NAMES, VAES, check_base, find_model
 from pisasr.training import setup
-from pisasr.training.critic import build_critic
 from pisasr.training.loop import restore_batch
-from pisasr.training.losses import LPIPS_NETS, Lpips, Perceptual
+from pisasr.training.losses import LPIPS_NETS, Perceptual
 from pisasr.training.stages import Batch, Stage, build_objective, distillation, stages_of
 
 # Stable Diffusion 2.1-base as published, for whom it is not on this disk: what differs from the classes' defaults.
@@ -106,18 +104,16 @@ def _count(config: TrainConfig, stage: Stage, configs: dict[str, dict[str, Any]]
     train_only(model.unet, stage.learns)
     learning = list(parameters_of(model.unet, stage.learns).values())
     parts, distance = [model.unet, model.vae, text_encoder], None
-    if settings.perceives:
+    if settings.weight_lpips:
         perceptual, distance = build_distance(config.perceptual.net)
         parts.append(perceptual)
-    critic = build_critic(settings, distance, "meta")
 
     def words(prompts: list[str]) -> Tensor:
         tokens = configs["text_encoder"].get("max_position_embeddings", 77)
         return torch.empty(len(prompts), tokens, configs["unet"]["cross_attention_dim"], device="meta")
 
     alphas_cumprod = torch.empty(1000, device="meta")
-    csd = partial(distillation, model, words, alphas_cumprod, config.csd)
-    objective = build_objective(settings, distance, csd, critic)
+    objective = build_objective(settings, distance, lambda: distillation(model, words, alphas_cumprod, config.csd))
     x = torch.empty(count, 3, crop_px, crop_px, device="meta")
     batch = Batch(
         x_L=x, x_H=x, x_T=x if settings.asks_teacher else None, captions=[""] * count, seeds=[0] * count,
@@ -176,7 +172,7 @@ def build_distance(net: str) -> tuple[nn.Module, Perceptual]:
 
         metric = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
     metric.to("meta").requires_grad_(False).eval()
-    return metric, Lpips(metric)
+    return metric, lambda x_pred, x_H: metric(x_pred, x_H).mean()
 
 
 @contextmanager

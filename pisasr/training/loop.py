@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from pisasr.method.model import PiSASR, restore
 from pisasr.models.weights import save_adapter
 from pisasr.signals import StopRequests
 from pisasr.training.chance import draw, seed_step, stream
-from pisasr.training.critic import build_critic
 from pisasr.training.ground import adapter_file, adapter_of, digests_of, fill_adapters, on_main
 from pisasr.training.guard import ASKED, Interrupted, NonFiniteGuard, stop_with_launcher
 from pisasr.training.identity import check_identity, identity_of, lock, write_card, write_identity
@@ -99,7 +97,7 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
 
     # Load. A perceptual backbone that can't be had is told now, and not when PIX is done.
     model, words, alphas_cumprod = load_model(config, accelerator.device)
-    perceives = any(stage.settings.perceives for stage in stages)
+    perceives = any(stage.settings.weight_lpips for stage in stages)
     trackers = Trackers(accelerator, config)
     bench = Bench(
         config,
@@ -155,13 +153,10 @@ def train_stage(stage: Stage, bench: Bench, asked: StopRequests) -> None:
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     guard = NonFiniteGuard(run.max_bad_steps)
     journals = [bench.journal, bench.validator.rows] if bench.validator else [bench.journal]
-    critic = build_critic(settings, bench.perceptual, accelerator.device, partial(accelerator.reduce, reduction="mean"))
-    state = State(
-        stage.name, model.unet, optimizer, accelerator.scaler, guard, bench.bad_photos, ground, journals, critic
-    )
+    state = State(stage.name, model.unet, optimizer, accelerator.scaler, guard, bench.bad_photos, ground, journals)
     first = state.take_up(found)
     network, optimizer = accelerator.prepare(Predictor(model.unet), optimizer)
-    objective = build_objective(settings, bench.perceptual, bench.csd, critic)
+    objective = build_objective(settings, bench.perceptual, bench.csd)
     batches = read_batches(stage, bench, first)
     if main:
         write_identity(output, config, bench.identity)

@@ -1,9 +1,7 @@
 """Photo to adapter: what the restored picture is scored by, tensors in and out. Distillation has a file of its own."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -80,25 +78,8 @@ def build_perceptual(net: str, device: torch.device | str = "cpu") -> Perceptual
             f"LPIPS' {net} backbone could not be downloaded ({error}); put torchvision's file into "
             "$TORCH_HOME/hub/checkpoints, or choose perceptual.net=efficientnet-lite1."
         ) from error
-    return Lpips(metric.requires_grad_(False).eval().to(device))
-
-
-@dataclass(frozen=True)
-class Lpips:
-    """LPIPS' mean over a batch, and what its backbone sees."""
-
-    metric: Any  # an lpips.LPIPS
-
-    def __call__(self, x_pred: Tensor, x_H: Tensor) -> Tensor:
-        return self.metric(x_pred, x_H).mean()
-
-    def features(self, x: Tensor) -> Sequence[Tensor]:
-        """x [B, 3, H, W] in [-1, 1] -> [B, c, h, w] after each of its blocks, c as in `channels`."""
-        return self.metric.net(self.metric.scaling_layer(x))
-
-    @property
-    def channels(self) -> Sequence[int]:
-        return self.metric.chns
+    metric.requires_grad_(False).eval().to(device)
+    return lambda x_pred, x_H: metric(x_pred, x_H).mean()
 
 
 def _build_efficientnet(device: torch.device | str) -> Perceptual:

@@ -17,7 +17,6 @@ from pisasr.config import CsdConfig, StageConfig, TrainConfig
 from pisasr.method.adapters import active
 from pisasr.method.model import PiSASR, Predictors, predict
 from pisasr.training.chance import draw, stream
-from pisasr.training.critic import Critic
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.losses import Perceptual, lattice, pixel_l2
 
@@ -104,10 +103,8 @@ class Objective:
         return total, {name: value.detach() for name, value in {**values, "total": total}.items()}
 
 
-def build_objective(
-    settings: StageConfig, perceptual: Perceptual | None, csd: Callable[[], Loss], critic: Critic | None = None
-) -> Objective:
-    """The losses that have a weight. Distillation is made only where it has one, the others may be None without."""
+def build_objective(settings: StageConfig, perceptual: Perceptual | None, csd: Callable[[], Loss]) -> Objective:
+    """The losses that have a weight; distillation is made only where it has one, `perceptual` may be None without."""
     makers: dict[str, Callable[[], Loss]] = {
         "l2": lambda: lambda batch, x_pred, z_H: pixel_l2(x_pred, batch.x_H),
         "teacher": lambda: lambda batch, x_pred, z_H: nn.functional.l1_loss(x_pred, batch.taught),
@@ -115,8 +112,6 @@ def build_objective(
         # A teacher's calm areas are calm, a photo's have noise that hides the lattice.
         "lattice": lambda: lambda batch, x_pred, z_H: lattice(x_pred, batch.taught, batch.cell_px),
     }
-    if critic is not None:
-        makers["critic"] = lambda: lambda batch, x_pred, z_H: critic(batch.window(x_pred), batch.window(batch.x_H))
     if perceptual is not None:
         makers["lpips"] = partial(_perceived, settings, perceptual)
     return Objective({name: (weight, makers[name]()) for name, weight in settings.losses.items()})

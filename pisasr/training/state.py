@@ -28,7 +28,6 @@ from pisasr.data.photos import BadPhotos
 from pisasr.files import Journal, write_whole
 from pisasr.method.adapters import load_into, parameters_of
 from pisasr.models.weights import KINDS
-from pisasr.training.critic import Critic
 from pisasr.training.guard import NonFiniteGuard
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,7 @@ class State:
     """Where a stage stands. What is drawn at random hangs on the step and the sample, so no generator is among it.
 
     unet: carries the adapter `stage`, which learns. ground: the SHA-256 of each adapter that the stage stands on, as it
-    was loaded. journals: files of rows with "stage" and "step", whose place is the step's. critic: where there is one.
+    was loaded. journals: files of rows with "stage" and "step", whose place is the step's.
     """
 
     stage: str
@@ -52,7 +51,6 @@ class State:
     bad_photos: BadPhotos
     ground: dict[str, str | None]
     journals: Sequence[Journal]
-    critic: Critic | None = None
 
     def save(self, checkpoints: "Checkpoints", step: int) -> None:
         """Write it. A full disk is told, and training goes on from what memory has."""
@@ -66,8 +64,6 @@ class State:
         tensors = {f"adapter.{key}": parameter.detach().cpu() for key, parameter in parameters.items()}
         for number, key in enumerate(parameters):
             tensors |= {f"optimizer.{name}.{key}": t.detach().cpu() for name, t in moments.get(number, {}).items()}
-        if self.critic:
-            tensors |= {f"critic.{name}": tensor.detach().cpu() for name, tensor in self.critic.tensors().items()}
         try:
             for journal in self.journals:  # a checkpoint that is ahead of its journal would leave a gap there
                 journal.sync()
@@ -80,21 +76,16 @@ class State:
         if found is None:
             return 0
         adapter: dict[str, Tensor] = {}
-        critic: dict[str, Tensor] = {}
         numbers = {key: number for number, key in enumerate(parameters_of(self.unet, self.stage))}
         moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in found.tensors.items():
             kind, rest = name.split(".", 1)
             if kind == "adapter":
                 adapter[rest] = tensor
-            elif kind == "critic":
-                critic[rest] = tensor
             else:
                 moment, key = rest.split(".", 1)
                 moments[numbers[key]][moment] = tensor
         load_into(self.unet, self.stage, adapter)
-        if self.critic and critic:
-            self.critic.load(critic)
         rates = self.optimizer.state_dict()["param_groups"]  # learning rates and the like stay the optimizer's own
         self.optimizer.load_state_dict({"state": dict(moments), "param_groups": rates})
         self.guard.load(found.state["guard"])
