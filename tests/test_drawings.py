@@ -1,6 +1,9 @@
 """The scripts that draw the README's figures: the right pixels in the right place."""
 
+import json
+
 import draw_before_after
+import draw_blind
 import draw_strengths
 import numpy as np
 import pytest
@@ -73,3 +76,28 @@ def test_the_picture_that_can_not_be_read_is_named(tmp_path, capsys):
     assert draw_before_after.main(["--input", str(tmp_path / "gone.png"), "--output", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "gone.png: no such file" in line
+
+
+def test_a_blind_sheet_hides_who_is_who_and_the_key_tells(tmp_path, capsys):
+    levels = {"dark": 10, "grey": 120, "bright": 240}
+    for name, level in levels.items():
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("RGB", (40, 30), (level,) * 3).save(tmp_path / name / f"{number}.png")
+    drawing = ["--methods", *(str(tmp_path / name) for name in levels), "--panel", "20", "--rows", "3"]
+    blind = ["--output", str(tmp_path / "blind")]
+    assert draw_blind.main([*drawing, *blind]) == 0
+    order = json.loads((tmp_path / "blind" / "key.json").read_text())["order"]
+    assert len({tuple(row) for row in order}) > 1 and len(list((tmp_path / "blind").glob("sheet_*.png"))) == 2
+    first = np.asarray(Image.open(tmp_path / "blind" / "sheet_01.png"))
+    shown = [first[draw_blind.HEAD + 10, column * (20 + draw_blind.GAP) + 10, 0] for column in range(3)]
+    assert shown == [levels[name] for name in order[0]]
+    answers = tmp_path / "answers.txt"
+    answers.write_text(
+        "".join(f"{n} {''.join('ABC'[row.index(m)] for m in levels)}\n" for n, row in enumerate(order, 1))
+    )
+    assert draw_blind.main([*blind, "--answers", str(answers)]) == 0
+    told = capsys.readouterr().out
+    assert "dark: first 4 times of 4, last 0, mean place 1.00" in told and "bright: first 0 times of 4, last 4" in told
+    answers.write_text("9 ABC\n")
+    assert draw_blind.main([*blind, "--answers", str(answers)]) == 1
