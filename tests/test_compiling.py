@@ -45,7 +45,8 @@ def test_a_vae_is_one_graph(half):
     assert (told.graph_count, told.graph_break_count) == (1, 0), told.break_reasons
 
 
-@pytest.mark.parametrize("mode", [None, pytest.param("max-autotune", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [None, "max-autotune"])
 def test_a_compiled_pipeline_gives_the_same_picture(pipe, monkeypatch, mode):
     picture = torch.rand(3, 12, 9, generator=torch.Generator().manual_seed(0))
     (wanted,) = pipe(picture, **SMALL).images

@@ -50,6 +50,7 @@ def test_one_pass_and_two_at_512_px(costs):
     assert two.peak_bytes < 0.5 * GIB
 
 
+@pytest.mark.slow
 def test_the_vae_is_linear_and_bounded_at_1024_px(costs):
     small, large, lean = costs(512, NOTHING), costs(1024, NOTHING), costs(1024, NOTHING, lean=True)
     assert exponent([512**2, 1024**2], [small.flops, large.flops]) < 1.06  # its attention is still whole

@@ -78,26 +78,63 @@ def test_the_picture_that_can_not_be_read_is_named(tmp_path, capsys):
     assert "gone.png: no such file" in line
 
 
-def test_a_blind_sheet_hides_who_is_who_and_the_key_tells(tmp_path, capsys):
+@pytest.fixture
+def blind(tmp_path):
+    """Three methods' pictures of four scenes, each of one level, and the words that draw them."""
     levels = {"dark": 10, "grey": 120, "bright": 240}
     for name, level in levels.items():
         (tmp_path / name).mkdir()
         for number in range(4):
-            Image.new("RGB", (40, 30), (level,) * 3).save(tmp_path / name / f"{number}.png")
-    drawing = ["--methods", *(str(tmp_path / name) for name in levels), "--panel", "20", "--rows", "3"]
-    blind = ["--output", str(tmp_path / "blind")]
-    assert draw_blind.main([*drawing, *blind]) == 0
-    order = json.loads((tmp_path / "blind" / "key.json").read_text())["order"]
-    assert len({tuple(row) for row in order}) > 1 and len(list((tmp_path / "blind").glob("sheet_*.png"))) == 2
-    first = np.asarray(Image.open(tmp_path / "blind" / "sheet_01.png"))
+            flat(level).save(tmp_path / name / f"{number}.png")
+    key = ["--key", str(tmp_path / "key.json")]
+    methods = ["--methods", *(str(tmp_path / name) for name in levels), "--panel", "20", "--rows", "3"]
+    return levels, key, [*key, *methods, "--output", str(tmp_path / "sheets")]
+
+
+def test_a_blind_sheet_hides_who_is_who_and_the_key_tells(blind, tmp_path, capsys):
+    levels, key, words = blind
+    assert draw_blind.main(words) == 0
+    order = json.loads((tmp_path / "key.json").read_text())["order"]
+    assert len({tuple(row) for row in order}) > 1
+    assert [path.name for path in sorted((tmp_path / "sheets").iterdir())] == ["sheet_01.png", "sheet_02.png"]
+    first = np.asarray(Image.open(tmp_path / "sheets" / "sheet_01.png"))
     shown = [first[draw_blind.HEAD + 10, column * (20 + draw_blind.GAP) + 10, 0] for column in range(3)]
     assert shown == [levels[name] for name in order[0]]
-    answers = tmp_path / "answers.txt"
-    answers.write_text(
-        "".join(f"{n} {''.join('ABC'[row.index(m)] for m in levels)}\n" for n, row in enumerate(order, 1))
-    )
-    assert draw_blind.main([*blind, "--answers", str(answers)]) == 0
+    letters = ["".join("ABC"[row.index(method)] for method in levels) for row in order]
+    (tmp_path / "answers.txt").write_text("".join(f"{n} {answer}\n" for n, answer in enumerate(letters, start=1)))
+    assert draw_blind.main([*key, "--answers", str(tmp_path / "answers.txt")]) == 0
     told = capsys.readouterr().out
-    assert "dark: first 4 times of 4, last 0, mean place 1.00" in told and "bright: first 0 times of 4, last 4" in told
-    answers.write_text("9 ABC\n")
-    assert draw_blind.main([*blind, "--answers", str(answers)]) == 1
+    assert "dark: places 4, 0, 0; mean 1.00" in told and "bright: places 0, 0, 4; mean 3.00" in told
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ("1 ABCA", "each of ABC once"),
+        ("1 ABH", "each of ABC once"),
+        ("one ABC", "no row's number"),
+        ("9 ABC", "not among the 4 drawn"),
+        ("1 ABC\n1 CBA", "row 1 is there twice"),
+        ("", "lacks 4 of 4 rows, like 1"),
+    ],
+)
+def test_answers_that_answer_nothing_are_told(blind, tmp_path, capsys, answers, reason):
+    _, key, words = blind
+    assert draw_blind.main(words) == 0
+    (tmp_path / "answers.txt").write_text(answers)
+    assert draw_blind.main([*key, "--answers", str(tmp_path / "answers.txt")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert reason in line and "answers.txt" in line
+
+
+def test_pictures_that_cannot_be_compared_blind_are_told(blind, tmp_path, capsys):
+    _, key, words = blind
+    flat(1, (41, 10)).save(tmp_path / "grey" / "2.png")
+    assert draw_blind.main(words) == 1 and "2.png is not of one size" in capsys.readouterr().err
+    assert not (tmp_path / "sheets").exists()
+    twice = ["--methods", *[str(tmp_path / "dark")] * 2, "--output", str(tmp_path / "sheets")]
+    assert draw_blind.main([*key, *twice]) == 1 and "different names" in capsys.readouterr().err
+    assert draw_blind.main([*key, *twice[:-1], str(tmp_path)]) == 1
+    (tmp_path / "key.json").write_text("[]")
+    assert draw_blind.main([*key, "--answers", str(tmp_path / "a.txt")]) == 1
+    assert "key.json is no key" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Figures of the README, what the model does: bicubic, (1, 0) and (1, 1) side by side, one JPEG per picture.
 
-    python scripts/demo/draw_before_after.py --input pisasr/demo/examples/*.png --output figs/before_after
+    python scripts/demo/draw_before_after.py --input pisasr/demo/examples/*.png --output results/before_after
 
 Each panel is the middle of the picture after fourfold enlargement, its pixels as they are.
 """

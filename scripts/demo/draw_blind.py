@@ -1,12 +1,12 @@
 """A blind test of methods: the middles of pictures, each method's side by side in an order that nobody is told.
 
     python scripts/demo/draw_blind.py --methods results/more/{bicubic,ours_1_0,ours_1_1,Real-ESRGAN_x4plus} \\
-        --output results/blind
-    python scripts/demo/draw_blind.py --output results/blind --answers answers.txt
+        --output results/blind --key results/key.json
+    python scripts/demo/draw_blind.py --answers answers.txt --key results/key.json
 
-The first writes OUTPUT/sheet_01.png ... with a row per picture, its panels lettered, and OUTPUT/key.json, which the
-judge doesn't see. The judge writes a line per row, like "7 CABD": its number and the letters, the best first. The
-second counts how often each method came first, and its mean place.
+The first writes OUTPUT/sheet_01.png ... with a row per picture, its panels lettered, and the key, which the judge
+doesn't see. The judge writes a line per row, like "7 CABD": its number and the letters, the best first. The second
+counts how often each method came first, second and so on.
 """
 
 import argparse
@@ -28,56 +28,97 @@ GAP, HEAD = 8, 24
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--key", type=Path, required=True, metavar="FILE", help="who is who")
     asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--methods", type=Path, nargs="+", help="folders of pictures with the same names")
+    asked.add_argument("--methods", type=Path, nargs="+", help="folders of pictures (PNG) with the same names")
     asked.add_argument("--answers", type=Path, metavar="FILE", help="what the judge wrote")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where the sheets go: a new folder")
     parser.add_argument("--panel", type=positive_int, default=256, metavar="PX", help="side of a panel (default 256)")
     parser.add_argument("--rows", type=positive_int, default=5, help="pictures on a sheet (default 5)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
+    if args.methods and not args.output:
+        parser.error("--methods wants --output, a new folder for the sheets")
     return guarded(lambda: count(args) if args.answers else draw(args))
 
 
 def draw(args: argparse.Namespace) -> None:
-    names = sorted(set.intersection(*({path.name for path in folder.glob("*.png")} for folder in args.methods)))
-    if not names or len(args.methods) > len(LETTERS):
-        raise PisasrError(f"--methods wants at most {len(LETTERS)} folders with *.png of the same names.")
+    folders = {folder.resolve().name: folder for folder in args.methods}
+    if not 2 <= len(folders) == len(args.methods) <= len(LETTERS):
+        raise PisasrError(f"--methods wants 2 to {len(LETTERS)} folders of different names.")
+    if args.output.exists():
+        raise PisasrError(f"{args.output} exists; name a new folder, so that no sheet of another draw lies in it.")
+    found = [{path.name for path in folder.glob("*.png")} for folder in folders.values()]
+    names = sorted(set.intersection(*found))
+    if not names:
+        raise PisasrError(
+            f"--methods: the folders have no PNG of the same name; the first has {len(found[0])} of them."
+        )
     chance = random.Random(args.seed)
     chance.shuffle(names)
-    key = [chance.sample([folder.name for folder in args.methods], len(args.methods)) for _ in names]
-    folders = {folder.name: folder for folder in args.methods}
-    args.output.mkdir(parents=True, exist_ok=True)
-    pitch, font = args.panel + GAP, ImageFont.load_default(16)
-    for sheet, first in enumerate(range(0, len(names), args.rows), start=1):
-        rows = range(first, min(first + args.rows, len(names)))
-        paper = Image.new("RGB", (len(args.methods) * pitch - GAP, len(rows) * (pitch + HEAD)), "white")
-        for line, row in enumerate(rows):
-            top = line * (pitch + HEAD)
-            for column, (letter, method) in enumerate(zip(LETTERS, key[row], strict=False)):
-                picture = Image.open(folders[method] / names[row]).convert("RGB")
-                left, above = ((side - args.panel) // 2 for side in picture.size)
-                ImageDraw.Draw(paper).text((column * pitch, top + 3), f"{row + 1} {letter}", "black", font)
-                panel = picture.crop((left, above, left + args.panel, above + args.panel))
-                paper.paste(panel, (column * pitch, top + HEAD))
-        paper.save(args.output / f"sheet_{sheet:02d}.png")
-    (args.output / "key.json").write_text(json.dumps({"names": names, "order": key}, indent=1) + "\n")
-    print(f"{len(names)} pictures on {sheet} sheets in {args.output}")
+    order = [chance.sample(list(folders), len(folders)) for _ in names]
+    rows = [
+        panels([folders[method] / name for method in row], args.panel) for name, row in zip(names, order, strict=True)
+    ]
+    args.output.mkdir(parents=True)
+    sheets = [range(first, min(first + args.rows, len(names))) for first in range(0, len(names), args.rows)]
+    for number, sheet in enumerate(sheets, start=1):
+        draw_sheet({row + 1: rows[row] for row in sheet}).save(args.output / f"sheet_{number:02d}.png")
+    args.key.write_text(json.dumps({"names": names, "order": order}, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(names)} pictures on {len(sheets)} sheets in {args.output}")
+
+
+def panels(files: list[Path], side: int) -> list[Image.Image]:
+    """The middle of each picture, at most `side` px wide and high. PisasrError where they are not of one size."""
+    from pisasr.pictures.images import open_image
+
+    pictures = [open_image(file).convert("RGB") for file in files]
+    if len({picture.size for picture in pictures}) > 1:
+        raise PisasrError(f"--methods: {files[0].name} is not of one size in all folders.")
+    width, height = (min(side, length) for length in pictures[0].size)
+    left, top = (pictures[0].width - width) // 2, (pictures[0].height - height) // 2
+    return [picture.crop((left, top, left + width, top + height)) for picture in pictures]
+
+
+def draw_sheet(rows: dict[int, list[Image.Image]]) -> Image.Image:
+    """Rows of panels on white, each panel under its row's number and its letter."""
+    wide, high = (max(row[0].size[axis] for row in rows.values()) for axis in (0, 1))
+    columns = len(next(iter(rows.values())))
+    sheet = Image.new("RGB", (columns * (wide + GAP) - GAP, len(rows) * (high + HEAD)), "white")
+    for line, (number, row) in enumerate(rows.items()):
+        top = line * (high + HEAD)
+        for column, (letter, panel) in enumerate(zip(LETTERS, row, strict=False)):
+            label = f"{number} {letter}"
+            ImageDraw.Draw(sheet).text((column * (wide + GAP), top + 3), label, "black", ImageFont.load_default(16))
+            sheet.paste(panel, (column * (wide + GAP), top + HEAD))
+    return sheet
 
 
 def count(args: argparse.Namespace) -> None:
-    order = json.loads((args.output / "key.json").read_text())["order"]
-    places: dict[str, list[int]] = {}
-    for line in filter(str.strip, args.answers.read_text().splitlines()):
-        number, _, letters = line.strip().partition(" ")
-        if not number.isdigit() or not 0 < int(number) <= len(order) or len(set(letters)) != len(order[0]):
-            raise PisasrError(f"{args.answers}: {line!r} is no row's number and its letters, like 7 CABD.")
-        for place, letter in enumerate(letters, start=1):
-            places.setdefault(order[int(number) - 1][LETTERS.index(letter)], []).append(place)
+    try:
+        order = json.loads(args.key.read_text(encoding="utf-8"))["order"]
+    except (ValueError, KeyError, TypeError):
+        raise PisasrError(f"{args.key} is no key of this script; draw the sheets again.") from None
+    letters = LETTERS[: len(order[0])]
+    places: dict[str, list[int]] = {method: [] for method in order[0]}
+    missing = set(range(1, len(order) + 1))
+    for line in filter(str.strip, args.answers.read_text(encoding="utf-8-sig", errors="replace").splitlines()):
+        number, _, answer = line.strip().partition(" ")
+        answer = answer.replace(" ", "").upper()
+        if not (number.isascii() and number.isdigit()) or sorted(answer) != sorted(letters):
+            raise PisasrError(
+                f"{args.answers}: {line!r} is no row's number and each of {letters} once, like 7 {letters}."
+            )
+        if int(number) not in missing:
+            raise PisasrError(f"{args.answers}: row {number} is there twice, or not among the {len(order)} drawn.")
+        missing.remove(int(number))
+        for place, letter in enumerate(answer):
+            places[order[int(number) - 1][letters.index(letter)]].append(place)
+    if missing:
+        raise PisasrError(f"{args.answers} lacks {len(missing)} of {len(order)} rows, like {min(missing)}.")
     for method, found in sorted(places.items(), key=lambda item: sum(item[1])):
-        mean = sum(found) / len(found)
-        first, last = found.count(1), found.count(len(order[0]))
-        print(f"{method}: first {first} times of {len(found)}, last {last}, mean place {mean:.2f}")
+        counts = ", ".join(str(found.count(place)) for place in range(len(letters)))
+        print(f"{method}: places {counts}; mean {1 + sum(found) / len(found):.2f}")
 
 
 if __name__ == "__main__":
