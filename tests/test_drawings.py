@@ -98,7 +98,7 @@ def test_a_blind_sheet_hides_who_is_who_and_the_key_tells(blind, tmp_path, capsy
     assert len({tuple(row) for row in order}) > 1
     assert [path.name for path in sorted((tmp_path / "sheets").iterdir())] == ["sheet_01.png", "sheet_02.png"]
     first = np.asarray(Image.open(tmp_path / "sheets" / "sheet_01.png"))
-    shown = [first[draw_blind.HEAD + 10, column * (20 + draw_blind.GAP) + 10, 0] for column in range(3)]
+    shown = [first[draw_before_after.HEAD + 10, column * (20 + draw_before_after.GAP) + 10, 0] for column in range(3)]
     assert shown == [levels[name] for name in order[0]]
     letters = ["".join("ABC"[row.index(method)] for method in levels) for row in order]
     (tmp_path / "answers.txt").write_text("".join(f"{n} {answer}\n" for n, answer in enumerate(letters, start=1)))

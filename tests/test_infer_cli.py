@@ -727,7 +727,6 @@ def test_script_from_file_to_file(here, base_folder):
     assert "fp32" in result.stderr and "Traceback" not in result.stderr
 
 
-@pytest.mark.slow
 def test_two_processes_share_a_folder_and_write_the_bytes_of_one(here, base_folder):
     """And a picture that fails ends neither process: launchers stop all when one leaves with another code than 0."""
     for number in range(5):

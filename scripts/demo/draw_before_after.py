@@ -7,6 +7,7 @@ Each panel is the middle of the picture after fourfold enlargement, its pixels a
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
@@ -51,12 +52,12 @@ def draw(args: argparse.Namespace) -> None:
         print(place)
 
 
-def side_by_side(pictures: list[Image.Image], panel: int) -> Image.Image:
+def side_by_side(pictures: list[Image.Image], panel: int, titles: Sequence[str] = TITLES) -> Image.Image:
     """The middle of each picture, at most `panel` px wide and high, in a row on white under its title."""
     width, height = (min(panel, side) for side in pictures[0].size)
     left, top = (pictures[0].width - width) // 2, (pictures[0].height - height) // 2
     sheet = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, HEAD + height), "white")
-    for column, (title, picture) in enumerate(zip(TITLES, pictures, strict=True)):
+    for column, (title, picture) in enumerate(zip(titles, pictures, strict=True)):
         x = column * (width + GAP)
         ImageDraw.Draw(sheet).text((x + width / 2, HEAD / 2), title, "black", ImageFont.load_default(18), anchor="mm")
         sheet.paste(picture.crop((left, top, left + width, top + height)), (x, HEAD))

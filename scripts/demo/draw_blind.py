@@ -17,13 +17,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
-from PIL import Image, ImageDraw, ImageFont
+from draw_before_after import side_by_side
+from PIL import Image
 
 from pisasr.commands.options import positive_int
 from pisasr.errors import PisasrError, guarded
 
 LETTERS = "ABCDEFGH"
-GAP, HEAD = 8, 24
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw(args: argparse.Namespace) -> None:
+    from pisasr.pictures.images import open_image
+
     folders = {folder.resolve().name: folder for folder in args.methods}
     if not 2 <= len(folders) == len(args.methods) <= len(LETTERS):
         raise PisasrError(f"--methods wants 2 to {len(LETTERS)} folders of different names.")
@@ -57,41 +59,22 @@ def draw(args: argparse.Namespace) -> None:
     chance = random.Random(args.seed)
     chance.shuffle(names)
     order = [chance.sample(list(folders), len(folders)) for _ in names]
-    rows = [
-        panels([folders[method] / name for method in row], args.panel) for name, row in zip(names, order, strict=True)
-    ]
+    rows = []
+    for number, (name, row) in enumerate(zip(names, order, strict=True), start=1):
+        pictures = [open_image(folders[method] / name).convert("RGB") for method in row]
+        if len({picture.size for picture in pictures}) > 1:
+            raise PisasrError(f"--methods: {name} is not of one size in all folders.")
+        titles = [f"{number} {letter}" for letter in LETTERS[: len(row)]]
+        rows.append(side_by_side(pictures, args.panel, titles))
     args.output.mkdir(parents=True)
-    sheets = [range(first, min(first + args.rows, len(names))) for first in range(0, len(names), args.rows)]
+    sheets = [rows[first : first + args.rows] for first in range(0, len(rows), args.rows)]
     for number, sheet in enumerate(sheets, start=1):
-        draw_sheet({row + 1: rows[row] for row in sheet}).save(args.output / f"sheet_{number:02d}.png")
+        paper = Image.new("RGB", (max(row.width for row in sheet), sum(row.height for row in sheet)), "white")
+        for line, row in enumerate(sheet):
+            paper.paste(row, (0, sum(above.height for above in sheet[:line])))
+        paper.save(args.output / f"sheet_{number:02d}.png")
     args.key.write_text(json.dumps({"names": names, "order": order}, indent=1) + "\n", encoding="utf-8")
     print(f"{len(names)} pictures on {len(sheets)} sheets in {args.output}")
-
-
-def panels(files: list[Path], side: int) -> list[Image.Image]:
-    """The middle of each picture, at most `side` px wide and high. PisasrError where they are not of one size."""
-    from pisasr.pictures.images import open_image
-
-    pictures = [open_image(file).convert("RGB") for file in files]
-    if len({picture.size for picture in pictures}) > 1:
-        raise PisasrError(f"--methods: {files[0].name} is not of one size in all folders.")
-    width, height = (min(side, length) for length in pictures[0].size)
-    left, top = (pictures[0].width - width) // 2, (pictures[0].height - height) // 2
-    return [picture.crop((left, top, left + width, top + height)) for picture in pictures]
-
-
-def draw_sheet(rows: dict[int, list[Image.Image]]) -> Image.Image:
-    """Rows of panels on white, each panel under its row's number and its letter."""
-    wide, high = (max(row[0].size[axis] for row in rows.values()) for axis in (0, 1))
-    columns = len(next(iter(rows.values())))
-    sheet = Image.new("RGB", (columns * (wide + GAP) - GAP, len(rows) * (high + HEAD)), "white")
-    for line, (number, row) in enumerate(rows.items()):
-        top = line * (high + HEAD)
-        for column, (letter, panel) in enumerate(zip(LETTERS, row, strict=False)):
-            label = f"{number} {letter}"
-            ImageDraw.Draw(sheet).text((column * (wide + GAP), top + 3), label, "black", ImageFont.load_default(16))
-            sheet.paste(panel, (column * (wide + GAP), top + HEAD))
-    return sheet
 
 
 def count(args: argparse.Namespace) -> None:
