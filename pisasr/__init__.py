@@ -1,6 +1,8 @@
-"""PiSA-SR: a sharp photo from a poor one in one step, with one strength for fidelity and one for detail.
+"""PiSA-SR: a sharp photo from a poor one in one step, with one strength for fidelity and one for
+detail.
 
-Names here are looked up when they are first used (PEP 562), so that `import pisasr` doesn't wait for torch.
+Names here are looked up when they are first used (PEP 562), so that `import pisasr` doesn't wait
+for torch.
 """
 
 from importlib import import_module

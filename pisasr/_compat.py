@@ -1,8 +1,8 @@
 """Under every journey: lets torchvision be imported beside a CPU-only torch.
 
-torchvision's wheels from PyPI are linked against CUDA libraries. Beside a CPU-only torch its operators don't load, and
-then `import torchvision` fails on the first operator that its Python code registers. transformers, diffusers and peft
-fail with it, although they can do without torchvision.
+torchvision's wheels from PyPI are linked against CUDA libraries. Beside a CPU-only torch its
+operators don't load, and then `import torchvision` fails on the first operator that its Python code
+registers. transformers, diffusers and peft fail with it, although they can do without torchvision.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ _stubs = None  # torch forgets the operators when their Library is collected
 
 
 def repair_torchvision() -> str:
-    """Make an installed torchvision importable and say what was found: "absent", "native" or "stubbed".
+    """Make an installed torchvision importable and say what was found: "absent", "native" or
+    "stubbed".
 
-    "native": nothing was changed, because its own operators load. "stubbed": they don't, so `nms` and `qnms` were
-    declared without an implementation: its models and transforms work, `torchvision.ops.nms` raises. Asking again
-    costs nothing and gives the same answer. Without a torchvision, torch isn't imported either.
+    "native": nothing was changed, because its own operators load. "stubbed": they don't, so `nms`
+    and `qnms` were declared without an implementation: its models and transforms work,
+    `torchvision.ops.nms` raises. Asking again costs nothing and gives the same answer. Without a
+    torchvision, torch isn't imported either.
     """
     global _report
     if _report is None:
@@ -35,7 +37,8 @@ def repair_torchvision() -> str:
 
 
 def repair_on_first_import() -> None:
-    """Have `repair_torchvision` run just before torchvision is first imported, by whomever; costs nothing until then.
+    """Have `repair_torchvision` run just before torchvision is first imported, by whomever; costs
+    nothing until then.
 
     This is why no module of pisasr has to mind the order of its imports.
     """
@@ -44,7 +47,9 @@ def repair_on_first_import() -> None:
 
 
 class _Repairer:
-    """Stands first in `sys.meta_path` and finds nothing itself: being asked for torchvision is its cue."""
+    """Stands first in `sys.meta_path` and finds nothing itself: being asked for torchvision is its
+    cue.
+    """
 
     called = False  # the repair looks for torchvision too, and so asks here again
 
@@ -65,7 +70,9 @@ def _repair() -> str:
 
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     libraries = [so for folder in folders for so in sorted(folder.glob("_C*.so"))]
-    declared = hasattr(torch.ops.torchvision, "nms")  # torchvision was imported before us, or somebody else repaired it
+    declared = hasattr(
+        torch.ops.torchvision, "nms"
+    )  # torchvision was imported before us, or somebody else repaired it
     if declared or not libraries or any(_loads(torch, so) for so in libraries):
         return "native"
     _stubs = torch.library.Library("torchvision", "DEF")

@@ -1,7 +1,9 @@
-"""Under every journey: what pisasr says when it can't go on, in one line: what was wanted, what came, what to do.
+"""Under every journey: what pisasr says when it can't go on, in one line: what was wanted, what
+came, what to do.
 
-Exit codes of every command and script: 0 all fine, 1 nothing could start, 2 the command line is wrong, 3 some inputs
-failed and the others are there, 130 interrupted, 128 + N stopped by signal N and ready to go on (training).
+Exit codes of every command and script: 0 all fine, 1 nothing could start, 2 the command line is
+wrong, 3 some inputs failed and the others are there, 130 interrupted, 128 + N stopped by signal N
+and ready to go on (training).
 """
 
 import argparse
@@ -38,7 +40,9 @@ class ModelError(PisasrError):
 
 
 class UsageError(PisasrError, argparse.ArgumentTypeError):
-    """The command line asks for something that can't be. argparse prints it as its own line, with the option's name."""
+    """The command line asks for something that can't be. argparse prints it as its own line, with
+    the option's name.
+    """
 
 
 class OverlapError(UsageError):
@@ -46,8 +50,8 @@ class OverlapError(UsageError):
 
 
 class Told(UserWarning):
-    """Something that a person should know while work goes on; a command prints it as a line, without a place in the
-    code.
+    """Something that a person should know while work goes on; a command prints it as a line,
+    without a place in the code.
     """
 
 
@@ -56,7 +60,9 @@ class MemoryShort(Told):
 
 
 class NotFinite(Told):
-    """A picture was made once more in float32, since numbers of half precision ran out of their range."""
+    """A picture was made once more in float32, since numbers of half precision ran out of their
+    range.
+    """
 
 
 class UnusualStrength(Told):
@@ -68,15 +74,19 @@ class PassedOver(Told):
 
 
 def guarded(
-    run: Callable[[], int | None], debug: bool = False, quiet: bool = False, stopped: str = "interrupted"
+    run: Callable[[], int | None],
+    debug: bool = False,
+    quiet: bool = False,
+    stopped: str = "interrupted",
 ) -> int:
-    """Run a command or a script and return its exit code; whatever goes wrong is one line on stderr. SIGTERM is taken
-    as Ctrl-C.
+    """Run a command or a script and return its exit code; whatever goes wrong is one line on
+    stderr. SIGTERM is taken as Ctrl-C.
 
-    debug: a traceback before that line. quiet: no line at all, since another process prints the same. stopped: what
-    Ctrl-C is answered with.
+    debug: a traceback before that line. quiet: no line at all, since another process prints the
+    same. stopped: what Ctrl-C is answered with.
     """
-    # Of damaged tags, which pictures are noted for anyway. Not where a picture is read: threads do, and share filters.
+    # Of damaged tags, which pictures are noted for anyway. Not where a picture is read: threads do,
+    # and share filters.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with _printing_or_not():
         try:
@@ -94,15 +104,19 @@ def guarded(
 
 
 class _Stream:
-    """stdout or stderr, None where it is closed: what can't be printed is lost, and ends nobody's work.
+    """stdout or stderr, None where it is closed: what can't be printed is lost, and ends nobody's
+    work.
 
-    After a reader that left or a full disk, all goes to nowhere: Python itself would try again at the end, and fail.
+    After a reader that left or a full disk, all goes to nowhere: Python itself would try again at
+    the end, and fail.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = Path(os.devnull).open("w") if stream is None else stream
         if hasattr(self._stream, "reconfigure"):
-            self._stream.reconfigure(errors="backslashreplace")  # names may hold what the terminal can't show
+            self._stream.reconfigure(
+                errors="backslashreplace"
+            )  # names may hold what the terminal can't show
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -141,7 +155,9 @@ def _printing_or_not() -> Iterator[None]:
 
 @contextmanager
 def _plainly(quiet: bool) -> Iterator[None]:
-    """What is Told as a line on stderr, once each; Python's own way names files and numbers of lines."""
+    """What is Told as a line on stderr, once each; Python's own way names files and numbers of
+    lines.
+    """
     with warnings.catch_warnings():
         usual: Any = warnings.showwarning
 
@@ -156,7 +172,9 @@ def _plainly(quiet: bool) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was out, of any device: torch has a class for accelerators, and words for the CPU."""
+    """Whether memory was out, of any device: torch has a class for accelerators, and words for the
+    CPU.
+    """
     named = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
     return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
@@ -171,11 +189,15 @@ def explain(error: BaseException) -> str:
         return f"{error.strerror}: {name}" if name else error.strerror
     if isinstance(error, (PisasrError, ValueError)) and text:
         return text
-    if isinstance(error, RuntimeError) and text.startswith("Symlink loop from "):  # Path.resolve before Python 3.13
+    if isinstance(error, RuntimeError) and text.startswith(
+        "Symlink loop from "
+    ):  # Path.resolve before Python 3.13
         return f"{text.split(' from ', 1)[1]} is a link that leads back to itself; wanted a folder or a file"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def shown(text: object) -> str:
-    """A name for one line of a terminal: what can't be printed (newlines, escape codes, broken bytes) is escaped."""
+    """A name for one line of a terminal: what can't be printed (newlines, escape codes, broken
+    bytes) is escaped.
+    """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))

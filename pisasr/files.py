@@ -1,4 +1,6 @@
-"""Under every journey: files that hold all of what was written or what they held before; rows that outlive a kill."""
+"""Under every journey: files that hold all of what was written or what they held before; rows that
+outlive a kill.
+"""
 
 import json
 import logging
@@ -23,7 +25,9 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where `path` is written before it is renamed: beside it, short (a name has 255 bytes at most), with its owner."""
+    """Where `path` is written before it is renamed: beside it, short (a name has 255 bytes at
+    most), with its owner.
+    """
     return path.with_name(f".pisasr-{os.getpid()}-{crc32(os.fsencode(path.name)):08x}.tmp")
 
 
@@ -36,7 +40,9 @@ def write_through(path: Path, content: bytes) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a text in JSON says; ValueError for everything that it can be wrong with, nesting without end included."""
+    """What a text in JSON says; ValueError for everything that it can be wrong with, nesting
+    without end included.
+    """
     try:
         return json.loads(text)
     except RecursionError:
@@ -44,9 +50,11 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def is_locked(file: IO) -> bool:
-    """Lock a file that is open for writing, for this process while it lives or the file is open; False if another did.
+    """Lock a file that is open for writing, for this process while it lives or the file is open;
+    False if another did.
 
-    A record lock, because the processes that load photos would inherit the other kind and outlive a killed run with it.
+    A record lock, because the processes that load photos would inherit the other kind and outlive a
+    killed run with it.
     """
     try:
         import fcntl
@@ -60,44 +68,61 @@ def is_locked(file: IO) -> bool:
 
 
 class Journal:
-    """A file of rows, one JSON object a line, appended one by one: a process killed anywhere has lost no whole one.
+    """A file of rows, one JSON object a line, appended one by one: a process killed anywhere has
+    lost no whole one.
 
-    A half line, which a kill or a power cut may leave, is never read as a row and makes way for the next one. There is
-    no clock in it: who rewinds to a place and appends the same rows again ends with the same bytes.
+    A half line, which a kill or a power cut may leave, is never read as a row and makes way for the
+    next one. There is no clock in it: who rewinds to a place and appends the same rows again ends
+    with the same bytes.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._waiting, self._told = b"", False  # rows that the disk had no room for; whether that was said
+        self._waiting, self._told = (
+            b"",
+            False,
+        )  # rows that the disk had no room for; whether that was said
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every whole row, first to last; what is no JSON object is passed over. A missing file has none."""
+        """Every whole row, first to last; what is no JSON object is passed over. A missing file has
+        none.
+        """
         return [row for line in self._lines() if (row := _row_of(line)) is not None]
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row through to the system. On a full disk it waits for the next call, which is told once.
+        """Write one row through to the system. On a full disk it waits for the next call, which is
+        told once.
 
-        nan and inf are written as Python's json has them; for readers that want JSON alone there is `finite`.
+        nan and inf are written as Python's json has them; for readers that want JSON alone there is
+        `finite`.
         """
         self._waiting += json.dumps(row).encode() + b"\n"
         try:
             self._write()
         except OSError as error:
             if not self._told:
-                log.warning("%s can't be written (%s); its rows wait in memory for the next one", self.path, error)
+                log.warning(
+                    "%s can't be written (%s); its rows wait in memory for the next one",
+                    self.path,
+                    error,
+                )
             self._told = True
 
     def sync(self) -> None:
-        """Make the rows safe against a power cut, too. OSError where that can't be done: some still wait in memory."""
+        """Make the rows safe against a power cut, too. OSError where that can't be done: some still
+        wait in memory.
+        """
         self._write()
         if self.path.is_file():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def rewind(self, belongs: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-        """Keep the rows before the first line that is no row or doesn't belong; cut off all from there, and what waits.
+        """Keep the rows before the first line that is no row or doesn't belong; cut off all from
+        there, and what waits.
 
-        The file is replaced as a whole, so a kill in here costs nothing. Returns the last row kept, None without one.
+        The file is replaced as a whole, so a kill in here costs nothing. Returns the last row kept,
+        None without one.
         """
         self._waiting = b""
         lines, last, kept = self._lines(), None, 0
@@ -130,7 +155,9 @@ class Journal:
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with null for every nan and inf, for which JSON has no word."""
-    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+    return {
+        key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()
+    }
 
 
 def _row_of(line: bytes) -> dict[str, Any] | None:

@@ -30,7 +30,9 @@ Generators = torch.Generator | int | Sequence[torch.Generator | int] | None
 
 @dataclass(frozen=True)
 class Options:
-    """How pictures are repaired, checked: what `PiSASRPipeline.__call__` explains, beside pictures and strengths."""
+    """How pictures are repaired, checked: what `PiSASRPipeline.__call__` explains, beside pictures
+    and strengths.
+    """
 
     upscale: float = 4
     process_size: int = 512
@@ -59,18 +61,27 @@ class Options:
         for name in ("upscale", "working_size"):
             number: Any = getattr(self, name)
             optional = name == "working_size" and number is None
-            if isinstance(number, bool) or not (optional or isinstance(number, int | float | np.number)):
+            if isinstance(number, bool) or not (
+                optional or isinstance(number, int | float | np.number)
+            ):
                 raise TypeError(f"{name} is {number!r}; it must be a number.")
         check_prompt(self.prompt)
         if not 1 <= (upscale := as_float(self.upscale)) < math.inf:
             raise ValueError(f"upscale is {upscale:g}; it must be a finite number from 1 up.")
-        if self.working_size is not None and not 0 < (megapixels := as_float(self.working_size)) < math.inf:
-            raise ValueError(f"working_size is {megapixels:g}; it must be a positive number of megapixels.")
+        if (
+            self.working_size is not None
+            and not 0 < (megapixels := as_float(self.working_size)) < math.inf
+        ):
+            raise ValueError(
+                f"working_size is {megapixels:g}; it must be a positive number of megapixels."
+            )
         if self.consistent and self.upscale == 1:
             raise ValueError(SAME_SIZE)
         for name in ("process_size", "vae_tile_size", "batch_size"):
             if (size := getattr(self, name)) is not None and not 1 <= size < 2**31:
-                raise ValueError(f"{name} is {as_float(size):g}; it must be a whole number from 1 to 2^31 - 1.")
+                raise ValueError(
+                    f"{name} is {as_float(size):g}; it must be a whole number from 1 to 2^31 - 1."
+                )
         if self.color_fix is not None:
             check_choice("color_fix", self.color_fix, COLOR_FIXES)
         if self.tiling is not None:
@@ -80,7 +91,9 @@ class Options:
 
     @property
     def evenly(self) -> bool:
-        """Whether tiles are of an even grid; where a plan is not named, an overlap asks for the published one."""
+        """Whether tiles are of an even grid; where a plan is not named, an overlap asks for the
+        published one.
+        """
         return (self.tiling or ("published" if self.tile_overlap is not None else "even")) == "even"
 
     def tile_plan(self, factor: int) -> tuple[int, int]:
@@ -93,15 +106,21 @@ class Options:
 
 
 def generators_for(generator: Any, count: int) -> list[torch.Generator | None]:
-    """One generator for each of `count` pictures: a seed anew each time, a torch.Generator as it is, a list in turn."""
+    """One generator for each of `count` pictures: a seed anew each time, a torch.Generator as it
+    is, a list in turn.
+    """
     if isinstance(generator, list | tuple):
         if len(generator) != count:
-            raise ValueError(f"{count} pictures came with {len(generator)} generators; give one, or one for each.")
+            raise ValueError(
+                f"{count} pictures came with {len(generator)} generators; give one, or one for each."
+            )
         return [fresh for one in generator for fresh in generators_for(one, 1)]
     if generator is None or isinstance(generator, torch.Generator):
         return [generator] * count
     if isinstance(generator, bool | np.bool_) or not isinstance(generator, int | np.integer):
-        raise TypeError(f"generator is {generator!r}; it must be a seed, a torch.Generator, or a list of these.")
+        raise TypeError(
+            f"generator is {generator!r}; it must be a seed, a torch.Generator, or a list of these."
+        )
     if not 0 <= generator < 2**63:
         raise ValueError(f"generator is {generator}; a seed is a whole number from 0 to 2^63 - 1.")
     return [torch.Generator().manual_seed(int(generator)) for _ in range(count)]
@@ -116,11 +135,15 @@ def as_float(number: Any) -> float:
 
 
 def check_prompt(prompt: Any) -> None:
-    """TypeError where it is neither a text nor one for each picture, ValueError where a text holds broken bytes."""
+    """TypeError where it is neither a text nor one for each picture, ValueError where a text holds
+    broken bytes.
+    """
     words: Any = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
         raise TypeError(f"prompt is {prompt!r}; it must be a text, or one for each picture.")
-    if any("\ud800" <= letter <= "\udfff" for word in words for letter in word):  # what stands for such a byte
+    if any(
+        "\ud800" <= letter <= "\udfff" for word in words for letter in word
+    ):  # what stands for such a byte
         raise ValueError(f"prompt is {prompt!r}; it must be text in UTF-8.")
 
 

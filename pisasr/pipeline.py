@@ -17,14 +17,32 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from pisasr.errors import CheckpointError, MemoryShort, ModelError, NotFinite, PisasrError, Told, is_out_of_memory
+from pisasr.errors import (
+    CheckpointError,
+    MemoryShort,
+    ModelError,
+    NotFinite,
+    PisasrError,
+    Told,
+    is_out_of_memory,
+)
 from pisasr.files import write_whole
 from pisasr.method import color, consistent
 from pisasr.method.adapters import merge_in_place, merged
 from pisasr.method.compiling import CompilingFailed, compile_checked
 from pisasr.method.layers import forget, has_hooks, lay_out, use_fast_layers
 from pisasr.method.memory import GIB, Forecast, free_bytes, held_bytes, resident_bytes, tiles_of
-from pisasr.method.model import PiSASR, Plan, Predicted, Predictors, Restored, draw_noise, look, mix, predict
+from pisasr.method.model import (
+    PiSASR,
+    Plan,
+    Predicted,
+    Predictors,
+    Restored,
+    draw_noise,
+    look,
+    mix,
+    predict,
+)
 from pisasr.method.residual import Strength, needed_by
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import (
@@ -86,8 +104,8 @@ Shape = tuple[int, int, int, int]  # of a latent, [B, c, h, w]
 T = TypeVar("T")
 Answer = TypeVar("Answer", Predicted, Restored)
 
-# Lies beside what `save_pretrained` writes: DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER,
-# trust_remote_code=True) takes the pipeline from it.
+# Lies beside what `save_pretrained` writes: DiffusionPipeline.from_pretrained(FOLDER,
+# custom_pipeline=FOLDER, trust_remote_code=True) takes the pipeline from it.
 CUSTOM_PIPELINE = '''"""The pipeline of this folder, for diffusers; it wants the package pisasr."""
 
 from pisasr.pipeline import PiSASRPipeline  # noqa: F401
@@ -96,7 +114,9 @@ from pisasr.pipeline import PiSASRPipeline  # noqa: F401
 
 @dataclass(frozen=True)
 class Job:
-    """A picture on its way: what came, the sizes it passes through, its words and its own chance."""
+    """A picture on its way: what came, the sizes it passes through, its words and its own
+    chance.
+    """
 
     picture: Picture
     frame: Frame
@@ -106,11 +126,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Looked:
-    """Pictures of one frame as the model saw them, and all that strengths choose from; usually one picture.
+    """Pictures of one frame as the model saw them, and all that strengths choose from; usually one
+    picture.
 
-    `PiSASRPipeline.look` gives it and `mix` takes it. z_L, eps_pix and eps_pisa [B, c, h, w] are its own (an eps is
-    None where nobody needed it); given [B, 3, H, W], at frame.padded, is what colours are matched to; plan is how big
-    things were cut when memory sufficed. `mix` changes nothing here, so threads may share it, and it can be pickled.
+    `PiSASRPipeline.look` gives it and `mix` takes it. z_L, eps_pix and eps_pisa [B, c, h, w] are
+    its own (an eps is None where nobody needed it); given [B, 3, H, W], at frame.padded, is what
+    colours are matched to; plan is how big things were cut when memory sufficed. `mix` changes
+    nothing here, so threads may share it, and it can be pickled.
     """
 
     z_L: Tensor
@@ -131,15 +153,16 @@ class Looked:
 class PiSASRPipeline(DiffusionPipeline):
     """Repair and enlarge photos in one step, with one strength for fidelity and one for detail.
 
-    unet carries both adapters in its weights and gives eps_pisa; unet_pix carries the pixel adapter and gives eps_pix,
-    or is None where unet makes both predictions.
-    The scheduler takes no part: its config says how the base was trained. color_fix is what this model's pictures get
-    where no other is asked for. baked: lambda_pix and lambda_sem that `pisasr export` put into unet; at (1, 1) it then
-    gives these, lambda_pix takes that much of both, and another lambda_sem is refused.
+    unet carries both adapters in its weights and gives eps_pisa; unet_pix carries the pixel adapter
+    and gives eps_pix, or is None where unet makes both predictions. The scheduler takes no part:
+    its config says how the base was trained. color_fix is what this model's pictures get where no
+    other is asked for. baked: lambda_pix and lambda_sem that `pisasr export` put into unet; at (1,
+    1) it then gives these, lambda_pix takes that much of both, and another lambda_sem is refused.
 
-    diffusers' ways of saving memory work: `enable_model_cpu_offload` moves each part once a picture, however many tiles
-    it has; sequential and group offload move layers. The VAE works in pieces beyond 512 px (`method.vae_tiling`);
-    `vae.enable_tiling()` has it do so in the pieces that the VAE names, `disable_vae_tiling` whole.
+    diffusers' ways of saving memory work: `enable_model_cpu_offload` moves each part once a
+    picture, however many tiles it has; sequential and group offload move layers. The VAE works in
+    pieces beyond 512 px (`method.vae_tiling`); `vae.enable_tiling()` has it do so in the pieces
+    that the VAE names, `disable_vae_tiling` whole.
     """
 
     model_cpu_offload_seq = "text_encoder->unet_pix->unet->vae"
@@ -163,21 +186,34 @@ class PiSASRPipeline(DiffusionPipeline):
         unet_pix = unet if unet_pix is None else unet_pix
         check_choice("color_fix", color_fix, COLOR_FIXES)
         self.register_modules(
-            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, unet_pix=unet_pix, scheduler=scheduler
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            unet_pix=unet_pix,
+            scheduler=scheduler,
         )
         self.register_to_config(color_fix=color_fix, **({} if baked is None else {"baked": baked}))
         for network in (vae, unet, unet_pix):
             use_fast_layers(network)
             lay_out(network)
         self._words: PromptEncoder | None = None
-        self._reference: Reference | None = None  # the base that the UNets were made from, where it is known
+        self._reference: Reference | None = (
+            None  # the base that the UNets were made from, where it is known
+        )
         self._adapters: tuple[Adapter, Adapter | None] | None = None
         self._vae_tiling = True
-        self._graphs = False  # whether the networks give their results in memory that they use again
-        self._too_much: dict[tuple[Shape, Plan], Plan] = {}  # what ran out of memory, and what was tried next
+        self._graphs = (
+            False  # whether the networks give their results in memory that they use again
+        )
+        self._too_much: dict[
+            tuple[Shape, Plan], Plan
+        ] = {}  # what ran out of memory, and what was tried next
 
     def maybe_free_model_hooks(self) -> None:
-        """As diffusers has it; weights that leave the device take along what layers remember of them."""
+        """As diffusers has it; weights that leave the device take along what layers remember of
+        them.
+        """
         if getattr(self, "_all_hooks", None):
             for unet in (self.unet_pix, self.unet):
                 forget(unet)
@@ -189,13 +225,15 @@ class PiSASRPipeline(DiffusionPipeline):
         return self.unet.device
 
     def to(self, *args: Any, **kwargs: Any) -> "PiSASRPipeline":
-        """To a device or a dtype, as diffusers has it; weights lie as that device reads them fastest."""
+        """To a device or a dtype, as diffusers has it; weights lie as that device reads them
+        fastest.
+        """
         super().to(*args, **kwargs)
         for network in (self.vae, self.unet, self.unet_pix):
             lay_out(network)
         return self
 
-    # --- loading and saving ------------------------------------------------------------------------------------------
+    # --- loading and saving -----------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -213,14 +251,14 @@ class PiSASRPipeline(DiffusionPipeline):
     ) -> "PiSASRPipeline":
         """Load a base and merge its adapters, or load what `save_pretrained` wrote.
 
-        model: a folder in diffusers' layout, a hub id, "SD-2.1-base" (found at one of its mirrors), or None for the
-        small model inside the package. adapters: a folder, a hub id or the published .pkl; None is MODEL/adapters.
-        torch_dtype: "auto" is `usual_dtype`. dtype is diffusers' newer name of it. variant: which of the base's files
-        ("fp16"), as diffusers has it.
-        vae, text_encoder, tokenizer, scheduler: take the place of the base's own.
-        hub: revision (of the model), cache_dir, token, local_files_only, force_download. A local path never touches the
-        network.
-        The adapters are merged once, in float32, and cast afterwards. ModelError or CheckpointError, one line each.
+        model: a folder in diffusers' layout, a hub id, "SD-2.1-base" (found at one of its mirrors),
+        or None for the small model inside the package. adapters: a folder, a hub id or the
+        published .pkl; None is MODEL/adapters. torch_dtype: "auto" is `usual_dtype`. dtype is
+        diffusers' newer name of it. variant: which of the base's files ("fp16"), as diffusers has
+        it. vae, text_encoder, tokenizer, scheduler: take the place of the base's own. hub: revision
+        (of the model), cache_dir, token, local_files_only, force_download. A local path never
+        touches the network. The adapters are merged once, in float32, and cast afterwards.
+        ModelError or CheckpointError, one line each.
         """
         if unknown := sorted(hub.keys() - HUB_OPTIONS):
             raise TypeError(
@@ -228,8 +266,17 @@ class PiSASRPipeline(DiffusionPipeline):
                 f"text_encoder, tokenizer, scheduler, and for the hub {', '.join(HUB_OPTIONS)}."
             )
         wanted = dtype or torch_dtype
-        torch_dtype = usual_dtype("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-        given = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "scheduler": scheduler}
+        torch_dtype = (
+            usual_dtype("cuda" if torch.cuda.is_available() else "cpu")
+            if wanted == "auto"
+            else wanted
+        )
+        given = {
+            "vae": vae,
+            "text_encoder": text_encoder,
+            "tokenizer": tokenizer,
+            "scheduler": scheduler,
+        }
         given = {name: part for name, part in given.items() if part is not None}
         named = folder = find_model(model, variant=variant, **hub)
         color_fix = own_color_fix(folder, COLOR_FIXES)
@@ -240,7 +287,9 @@ class PiSASRPipeline(DiffusionPipeline):
         unet_config = check_base(folder, given)
         if is_merged(folder):
             if adapters is not None:
-                raise ModelError(f"{folder} has its adapters merged already; drop `adapters`, or give a bare base.")
+                raise ModelError(
+                    f"{folder} has its adapters merged already; drop `adapters`, or give a bare base."
+                )
             parts = ("unet", "unet_pix") if (folder / "unet_pix").is_dir() else ("unet",)
             unets = {part: load_unet(folder, part, torch_dtype, variant) for part in parts}
             others = load_others(folder, torch_dtype, variant, given)
@@ -248,26 +297,36 @@ class PiSASRPipeline(DiffusionPipeline):
         own_hub = {name: value for name, value in hub.items() if name != "revision"}
         pix, sem = _find_adapters(folder, adapters, own_hub)
         _check_trained_on((pix, sem), unet_config)
-        unet, unet_pix = _merge_both(load_unet(folder, "unet", variant=variant), pix, sem, torch_dtype)
+        unet, unet_pix = _merge_both(
+            load_unet(folder, "unet", variant=variant), pix, sem, torch_dtype
+        )
         others = load_others(folder, torch_dtype, variant, given)
         pipe = cls(unet=unet, unet_pix=unet_pix, color_fix=color_fix, **others)
-        pipe._reference = reference or Reference(None if model is None else str(model), variant, hub.get("revision"))
+        pipe._reference = reference or Reference(
+            None if model is None else str(model), variant, hub.get("revision")
+        )
         pipe._adapters = pix, sem
         return pipe
 
-    def save_pretrained(self, save_directory: str | os.PathLike, adapters_only: bool = False, **options: Any) -> None:
-        """Write a folder that `from_pretrained` loads: every part whole, the adapters merged into two UNets, or one
-        where it makes both predictions.
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, adapters_only: bool = False, **options: Any
+    ) -> None:
+        """Write a folder that `from_pretrained` loads: every part whole, the adapters merged into
+        two UNets, or one where it makes both predictions.
 
-        adapters_only: the two adapters instead, and by which name the base was loaded (30 MB for SD-2.1 at rank 4).
-        options: diffusers' (variant, safe_serialization, max_shard_size, push_to_hub, ...). A folder written whole is
-        also loaded by `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)` where
-        pisasr is installed. Its hashes.json says what each file was, and `from_pretrained` holds them against it.
+        adapters_only: the two adapters instead, and by which name the base was loaded (30 MB for
+        SD-2.1 at rank 4). options: diffusers' (variant, safe_serialization, max_shard_size,
+        push_to_hub, ...). A folder written whole is also loaded by
+        `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)`
+        where pisasr is installed. Its hashes.json says what each file was, and `from_pretrained`
+        holds them against it.
         """
         folder = Path(save_directory)
         if adapters_only:
             if self._reference is None or self._adapters is None:
-                raise ModelError("nobody knows the base and the adapters of this pipeline; save it whole.")
+                raise ModelError(
+                    "nobody knows the base and the adapters of this pipeline; save it whole."
+                )
             if unknown := sorted(options):
                 raise TypeError(f"with adapters_only, save_pretrained doesn't know {unknown[0]!r}.")
             for adapter in filter(None, self._adapters):
@@ -287,14 +346,18 @@ class PiSASRPipeline(DiffusionPipeline):
                 self.register_modules(unet_pix=self.unet)
 
     def _upload_folder(self, working_dir: str | os.PathLike, *place: Any, **more: Any) -> Any:
-        """diffusers', which is called by save_pretrained(push_to_hub=True) before our hashes would be there."""
+        """diffusers', which is called by save_pretrained(push_to_hub=True) before our hashes would
+        be there.
+        """
         write_hashes(Path(working_dir))
         return super()._upload_folder(working_dir, *place, **more)
 
     def load_lora_weights(self, adapters: str | os.PathLike) -> None:
-        """Give this pipeline other adapters: a folder, a hub id or the published .pkl, as for `from_pretrained`.
+        """Give this pipeline other adapters: a folder, a hub id or the published .pkl, as for
+        `from_pretrained`.
 
-        The base's UNet is read again, so that nothing of the former adapters stays. ModelError where it is not known.
+        The base's UNet is read again, so that nothing of the former adapters stays. ModelError
+        where it is not known.
         """
         self._replace_unets(*load_adapters(adapters))
 
@@ -308,7 +371,9 @@ class PiSASRPipeline(DiffusionPipeline):
                 "this pipeline was not loaded as a base with adapters, so its base is unknown; "
                 "load it by from_pretrained(BASE, adapters=...)."
             )
-        folder = find_model(self._reference.base, variant=self._reference.variant, **self._reference.hub)
+        folder = find_model(
+            self._reference.base, variant=self._reference.variant, **self._reference.hub
+        )
         base = load_unet(folder, "unet", variant=self._reference.variant)
         dtype, device = self.unet.dtype, self.unet.device
         if pix is None:
@@ -318,18 +383,23 @@ class PiSASRPipeline(DiffusionPipeline):
             unet, unet_pix = _merge_both(base, pix, sem, dtype)
         if getattr(self.unet, "_hf_hook", None) is None:
             unet, unet_pix = unet.to(device), unet_pix.to(device)
-        self.unet, self.unet_pix, self._adapters = unet, unet_pix, None if pix is None else (pix, sem)
+        self.unet, self.unet_pix, self._adapters = (
+            unet,
+            unet_pix,
+            None if pix is None else (pix, sem),
+        )
         self.maybe_free_model_hooks()  # an offloaded pipeline hooks on to its new parts
 
     @torch.no_grad()
     def compile(self, mode: str | None = None, **options: Any) -> bool:
         """Have torch.compile fuse what the networks do; whether all of them compile here.
 
-        Each is compared with itself on a small latent (`method.compiling` states the bounds), and where it fails or
-        differs it stays as it was, with a warning in one line. Other adapters want another call.
+        Each is compared with itself on a small latent (`method.compiling` states the bounds), and
+        where it fails or differs it stays as it was, with a warning in one line. Other adapters
+        want another call.
 
-        mode, options: torch.compile's. "reduce-overhead" and "max-autotune" make CUDA graphs, one for each shape, of
-        whole networks; any other compiles their repeated blocks alone.
+        mode, options: torch.compile's. "reduce-overhead" and "max-autotune" make CUDA graphs, one
+        for each shape, of whole networks; any other compiles their repeated blocks alone.
         """
         device, channels = self._execution_device, self.vae.config.latent_channels
         whole = self._graphs = mode in ("reduce-overhead", "max-autotune")
@@ -349,7 +419,7 @@ class PiSASRPipeline(DiffusionPipeline):
             warnings.warn(reason, CompilingFailed, stacklevel=3)
         return not any(reasons)
 
-    # --- repairing ---------------------------------------------------------------------------------------------------
+    # --- repairing --------------------------------------------------------------------------------
 
     def __call__(
         self,
@@ -424,24 +494,35 @@ class PiSASRPipeline(DiffusionPipeline):
         )  # fmt: skip
         jobs = self._plan(pictures_of(image), options)
         pairs = self._check_pairs([(lambda_pix, lambda_sem)], jobs)
-        kinds = groupby(jobs, key=lambda job: (job.frame, job.picture.pixels.dtype))  # levels and floats don't mix
+        kinds = groupby(
+            jobs, key=lambda job: (job.frame, job.picture.pixels.dtype)
+        )  # levels and floats don't mix
         same = (list(group) for _, group in kinds)
-        batches = [group[i : i + batch_size] for group in same for i in range(0, len(group), batch_size)]
-        results = [one for batch in batches for made in self._repair(batch, pairs, options) for one in made]
+        batches = [
+            group[i : i + batch_size] for group in same for i in range(0, len(group), batch_size)
+        ]
+        results = [
+            one for batch in batches for made in self._repair(batch, pairs, options) for one in made
+        ]
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=results) if return_dict else (results,)
 
     def sweep(self, image: Given, lambdas: Iterable[Strengths], **options: Any) -> list[Result]:
-        """One picture at several (lambda_pix, lambda_sem): one encode and at most two UNet passes for all of them.
+        """One picture at several (lambda_pix, lambda_sem): one encode and at most two UNet passes
+        for all of them.
 
         Strengths are numbers or maps; options: those of `__call__`.
         """
         return list(self.sweep_lazily(image, lambdas, **options))
 
-    def sweep_lazily(self, image: Given, lambdas: Iterable[Strengths], **options: Any) -> Iterator[Result]:
-        """The pictures of `sweep` one after another, each decoded when it is asked for: many need no more memory.
+    def sweep_lazily(
+        self, image: Given, lambdas: Iterable[Strengths], **options: Any
+    ) -> Iterator[Result]:
+        """The pictures of `sweep` one after another, each decoded when it is asked for: many need
+        no more memory.
 
-        Wrong options are refused at the call; the encode and the UNet passes come with the first picture.
+        Wrong options are refused at the call; the encode and the UNet passes come with the first
+        picture.
         """
         job, settings = self._plan_one("sweep", image, options)
         pairs = self._check_pairs(lambdas, [job])
@@ -455,10 +536,11 @@ class PiSASRPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def look(self, image: Given, **options: Any) -> Looked:
-        """The half of `__call__` that no strength changes, of one picture: the encode and both predictions.
+        """The half of `__call__` that no strength changes, of one picture: the encode and both
+        predictions.
 
-        What comes of it at any strengths is then `mix`'s, which asks no UNet. options: those of `__call__` but
-        output_type.
+        What comes of it at any strengths is then `mix`'s, which asks no UNet. options: those of
+        `__call__` but output_type.
         """
         job, settings = self._plan_one("look", image, options, without=("output_type",))
         looked = self._look([job], (True, True), settings)
@@ -476,13 +558,17 @@ class PiSASRPipeline(DiffusionPipeline):
         color_fix: ColorFix | None = None,
         consistent: bool | None = None,
     ) -> Result:
-        """The picture that `look` saw, at these strengths: the bytes of `__call__`, for a decode and no UNet pass.
+        """The picture that `look` saw, at these strengths: the bytes of `__call__`, for a decode
+        and no UNet pass.
 
-        lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix, consistent: None is what `look` was told.
+        lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix, consistent: None is what
+        `look` was told.
         """
         if not isinstance(looked, Looked):
             raise TypeError(f"mix came with {looked!r}; it takes what `look` gave.")
-        options = Options(output_type=output_type, color_fix=color_fix, consistent=consistent or False)
+        options = Options(
+            output_type=output_type, color_fix=color_fix, consistent=consistent or False
+        )
         (pair,) = self._check_pairs([(lambda_pix, lambda_sem)], looked.jobs)
         if options.color_fix is not None:
             looked = replace(looked, color_fix=options.color_fix)
@@ -497,13 +583,20 @@ class PiSASRPipeline(DiffusionPipeline):
     def plan(self, image: Given | tuple[int, int], **options: Any) -> Forecast:
         """What repairing a picture will take, in megapixels, tiles and bytes; nothing is computed.
 
-        image: a picture, or its (width, height). options: those of `__call__`. Where memory is too short for these, it
-        is the plan that the picture will be repaired by.
+        image: a picture, or its (width, height). options: those of `__call__`. Where memory is too
+        short for these, it is the plan that the picture will be repaired by.
         """
         settings, factor = self._check_options("plan", options), self.model.factor
-        if isinstance(image, tuple) and [isinstance(side, int | np.integer) for side in image] != [True, True]:
+        if isinstance(image, tuple) and [isinstance(side, int | np.integer) for side in image] != [
+            True,
+            True,
+        ]:
             raise TypeError(f"{image!r} came; wanted a picture, or its (width, height).")
-        sizes = [image] if isinstance(image, tuple) else [picture.size for picture in pictures_of(image)]
+        sizes = (
+            [image]
+            if isinstance(image, tuple)
+            else [picture.size for picture in pictures_of(image)]
+        )
         if len(sizes) != 1:
             raise ValueError(f"a plan is of one picture, {len(sizes)} came; call it once for each.")
         frame = _frame(sizes[0], settings, factor)
@@ -513,8 +606,9 @@ class PiSASRPipeline(DiffusionPipeline):
 
     @property
     def identity(self) -> str:
-        """Which model made a picture, for its file to tell: the base's name, of a folder the last part, and the
-        `fingerprint` of the adapters; "merged", with neither, where a pipeline was saved whole, and what was baked.
+        """Which model made a picture, for its file to tell: the base's name, of a folder the last
+        part, and the `fingerprint` of the adapters; "merged", with neither, where a pipeline was
+        saved whole, and what was baked.
         """
         if (baked := self.config.get("baked")) is not None:
             return f"merged, {_told(baked)}"
@@ -522,7 +616,9 @@ class PiSASRPipeline(DiffusionPipeline):
             return "merged"
         base = "embedded" if self._reference.base is None else self._reference.base
         name = Path(base).name if Path(base).expanduser().exists() else base
-        return name if self._adapters is None else f"{name}, adapters={fingerprint(*self._adapters)}"
+        return (
+            name if self._adapters is None else f"{name}, adapters={fingerprint(*self._adapters)}"
+        )
 
     @property
     def model(self) -> PiSASR:
@@ -543,29 +639,46 @@ class PiSASRPipeline(DiffusionPipeline):
         """Every picture's sizes, words and chance, before anything is computed."""
         factor = self.model.factor
         frames = [_frame(picture.size, options, factor) for picture in pictures]
-        prompts = [options.prompt] * len(pictures) if isinstance(options.prompt, str) else list(options.prompt)
+        prompts = (
+            [options.prompt] * len(pictures)
+            if isinstance(options.prompt, str)
+            else list(options.prompt)
+        )
         generators = generators_for(options.generator, len(pictures))
         if len(prompts) != len(pictures):
-            raise ValueError(f"{len(pictures)} pictures came with {len(prompts)} prompts; give one, or one for each.")
+            raise ValueError(
+                f"{len(pictures)} pictures came with {len(prompts)} prompts; give one, or one for each."
+            )
         return [Job(*each) for each in zip(pictures, frames, prompts, generators, strict=True)]
 
     def _plan_one(
         self, who: str, image: Given, options: dict[str, Any], without: tuple[str, ...] = ()
     ) -> tuple[Job, Options]:
-        """One picture and its checked options; TypeError or ValueError where `who` was given others."""
+        """One picture and its checked options; TypeError or ValueError where `who` was given
+        others.
+        """
         settings, pictures = self._check_options(who, options, without), pictures_of(image)
         if len(pictures) != 1:
-            raise ValueError(f"a {who} is of one picture, {len(pictures)} came; call it once for each.")
+            raise ValueError(
+                f"a {who} is of one picture, {len(pictures)} came; call it once for each."
+            )
         (job,) = self._plan(pictures, settings)
         return job, settings
 
     def _check_pairs(self, lambdas: Iterable[Strengths], jobs: Iterable[Job]) -> list[CheckedPair]:
-        """Strengths for these pictures: numbers, and maps in their proportions; such as this model can give."""
+        """Strengths for these pictures: numbers, and maps in their proportions; such as this model
+        can give.
+        """
         try:
             given = [(lambda_pix, lambda_sem) for lambda_pix, lambda_sem in lambdas]
         except (TypeError, ValueError):
-            raise TypeError("strengths must be pairs of numbers or maps, (lambda_pix, lambda_sem).") from None
-        pairs = [(check_strength("lambda_pix", pix), check_strength("lambda_sem", sem)) for pix, sem in given]
+            raise TypeError(
+                "strengths must be pairs of numbers or maps, (lambda_pix, lambda_sem)."
+            ) from None
+        pairs = [
+            (check_strength("lambda_pix", pix), check_strength("lambda_sem", sem))
+            for pix, sem in given
+        ]
         for (pix, sem), job in product(given, jobs):
             check_proportions("lambda_pix", pix, job.picture.size)
             check_proportions("lambda_sem", sem, job.picture.size)
@@ -579,7 +692,9 @@ class PiSASRPipeline(DiffusionPipeline):
 
     @staticmethod
     def _check_options(who: str, options: dict[str, Any], without: tuple[str, ...] = ()) -> Options:
-        if unknown := sorted(options.keys() - {field.name for field in fields(Options) if field.name not in without}):
+        if unknown := sorted(
+            options.keys() - {field.name for field in fields(Options) if field.name not in without}
+        ):
             known = " but " + ", ".join(without) if without else ""
             raise TypeError(
                 f"{who} doesn't know {unknown[0]!r}; it takes the options of __call__ beside the strengths{known}."
@@ -587,8 +702,12 @@ class PiSASRPipeline(DiffusionPipeline):
         return Options(**options)
 
     @torch.no_grad()  # of a generator, torch switches gradients off while it works and not while its caller does
-    def _repair(self, jobs: list[Job], pairs: list[CheckedPair], options: Options) -> Iterator[list[Result]]:
-        """Pictures of one frame, looked at once: for each pair a list of results, made when they are asked for."""
+    def _repair(
+        self, jobs: list[Job], pairs: list[CheckedPair], options: Options
+    ) -> Iterator[list[Result]]:
+        """Pictures of one frame, looked at once: for each pair a list of results, made when they
+        are asked for.
+        """
         placed = [self._at(jobs[0].frame, pair) for pair in pairs]
         looked = self._look(jobs, needed_by(placed), options)
         for pair in placed:
@@ -601,7 +720,11 @@ class PiSASRPipeline(DiffusionPipeline):
         factor, device = self.model.factor, self._execution_device
 
         def at(strength: float | np.ndarray) -> Strength:
-            return strength if isinstance(strength, float) else to_latent(strength, frame, factor).to(device)
+            return (
+                strength
+                if isinstance(strength, float)
+                else to_latent(strength, frame, factor).to(device)
+            )
 
         return at(pair[0]), at(pair[1])
 
@@ -620,7 +743,10 @@ class PiSASRPipeline(DiffusionPipeline):
             return self._finite(in_own_dtype)
 
         asked = self._cut(options, model.factor)
-        if (first := self._first_plan(asked, shape)) != asked and (shape, asked) not in self._too_much:
+        if (first := self._first_plan(asked, shape)) != asked and (
+            shape,
+            asked,
+        ) not in self._too_much:
             free = (free_bytes(device) or 0) / GIB
             _tell_less(f"{self._forecast(shape, asked)}, and {free:.1f} GiB are free", first)
         predicted, plan = self._in_less(first, shape, attempt)
@@ -631,12 +757,16 @@ class PiSASRPipeline(DiffusionPipeline):
     def _mix(
         self, looked: Looked, pair: tuple[Strength, Strength], output_type: OutputType
     ) -> tuple[list[Result], Plan]:
-        """The method's second half, and colours, ranges and sizes behind it; and the plan that memory sufficed for."""
+        """The method's second half, and colours, ranges and sizes behind it; and the plan that
+        memory sufficed for.
+        """
         model, frame = self.model, looked.frame
         predicted = Predicted(looked.z_L, looked.eps_pix, looked.eps_pisa)
 
         def attempt(plan: Plan) -> list[Result]:
-            x_H, z_H = self._finite(lambda: mix(model, predicted, pair, plan, decode=output_type != "latent"))
+            x_H, z_H = self._finite(
+                lambda: mix(model, predicted, pair, plan, decode=output_type != "latent")
+            )
             if x_H is None:
                 return list(z_H)
             _check_not_flat(x_H, looked)
@@ -653,13 +783,16 @@ class PiSASRPipeline(DiffusionPipeline):
             x_L = from_levels(to_batch([job.picture.pixels for job in looked.jobs], made.device))
             size = frame.output[::-1]
             at_output = bands if frame.output == frame.content else consistent.resized(bands, size)
-            return _results(consistent.agree(at_output, x_L, size), size[0], looked.jobs, output_type)
+            return _results(
+                consistent.agree(at_output, x_L, size), size[0], looked.jobs, output_type
+            )
 
         return self._in_less(looked.plan, model.latent_shape(looked.given), attempt)
 
     def _finite(self, attempt: Callable[[], Answer]) -> Answer:
-        """attempt(), whose tensors are finite; where they are not, once more with all networks in float32, for which
-        half precision is wide enough no longer. PisasrError where that doesn't help, or can't be done.
+        """attempt(), whose tensors are finite; where they are not, once more with all networks in
+        float32, for which half precision is wide enough no longer. PisasrError where that doesn't
+        help, or can't be done.
         """
         if all(map(_is_finite, made := attempt())):
             return made
@@ -668,10 +801,14 @@ class PiSASRPipeline(DiffusionPipeline):
         low = [(network, network.dtype) for network in networks if network.dtype != torch.float32]
         # Weights that sequential or group offload keeps elsewhere can't be cast here.
         if low and not any(p.is_meta for network in networks for p in network.parameters()):
-            warnings.warn(NOT_FINITE + f" in {low[0][1]}; once more in float32", NotFinite, stacklevel=2)
+            warnings.warn(
+                NOT_FINITE + f" in {low[0][1]}; once more in float32", NotFinite, stacklevel=2
+            )
             try:
                 for network, _ in low:
-                    torch.nn.Module.to(network, torch.float32)  # diffusers' own advises against casting, at length
+                    torch.nn.Module.to(
+                        network, torch.float32
+                    )  # diffusers' own advises against casting, at length
                 if all(map(_is_finite, made := attempt())):
                     return made
             finally:
@@ -680,8 +817,9 @@ class PiSASRPipeline(DiffusionPipeline):
         raise PisasrError(NOT_FINITE + "; try float32 (--dtype fp32), or strengths nearer to 1.")
 
     def _first_plan(self, asked: Plan, shape: Shape) -> Plan:
-        """How a latent of this shape is cut at first: as asked, or the next `smaller` plan that was not too much before
-        and takes no more than is free. Where none does, one step smaller: an estimate may be wrong.
+        """How a latent of this shape is cut at first: as asked, or the next `smaller` plan that was
+        not too much before and takes no more than is free. Where none does, one step smaller: an
+        estimate may be wrong.
         """
         while (shape, asked) in self._too_much:
             asked = self._too_much[shape, asked]
@@ -695,24 +833,37 @@ class PiSASRPipeline(DiffusionPipeline):
         return next(fitting, plans[min(1, len(plans) - 1)])
 
     def _needed(self, shape: Shape, plan: Plan) -> int:
-        """Bytes beside what the device holds already: tensors, and the largest part that offloading keeps elsewhere."""
-        device, parts = self._execution_device.type, (self.text_encoder, self.unet_pix, self.unet, self.vae)
-        away = (sum(p.nbytes for p in part.parameters() if p.device.type != device) for part in parts)
+        """Bytes beside what the device holds already: tensors, and the largest part that offloading
+        keeps elsewhere.
+        """
+        device, parts = (
+            self._execution_device.type,
+            (self.text_encoder, self.unet_pix, self.unet, self.vae),
+        )
+        away = (
+            sum(p.nbytes for p in part.parameters() if p.device.type != device) for part in parts
+        )
         return max(away) + held_bytes(self.unet, self.vae, shape, plan)
 
     def _forecast(self, shape: Shape, plan: Plan) -> Forecast:
-        held = resident_bytes(self._execution_device, self.text_encoder, self.unet_pix, self.unet, self.vae)
+        held = resident_bytes(
+            self._execution_device, self.text_encoder, self.unet_pix, self.unet, self.vae
+        )
         megapixels = shape[0] * shape[2] * shape[3] * self.model.factor**2 / 1e6
-        return Forecast(megapixels, tiles_of(shape, plan), held + self._needed(shape, plan), plan.lean)
+        return Forecast(
+            megapixels, tiles_of(shape, plan), held + self._needed(shape, plan), plan.lean
+        )
 
     def _in_less(self, plan: Plan, shape: Shape, attempt: Callable[[Plan], T]) -> tuple[T, Plan]:
-        """attempt(plan) of a latent of this shape, or where memory was out, by the next `smaller` plan, and so on; with
-        the plan that sufficed.
+        """attempt(plan) of a latent of this shape, or where memory was out, by the next `smaller`
+        plan, and so on; with the plan that sufficed.
         """
         while True:
             try:
                 return attempt(plan), plan
-            except Exception as error:  # leaves this block before the next attempt, and what it holds is free then
+            except (
+                Exception
+            ) as error:  # leaves this block before the next attempt, and what it holds is free then
                 less = smaller(plan, max(shape[2:])) if is_out_of_memory(error) else None
                 if less is None:
                     raise
@@ -722,11 +873,20 @@ class PiSASRPipeline(DiffusionPipeline):
             _tell_less("out of memory", plan)
 
     def _predictors(
-        self, model: PiSASR, jobs: list[Job], needs: tuple[bool, bool], tiles: int, device: torch.device
+        self,
+        model: PiSASR,
+        jobs: list[Job],
+        needs: tuple[bool, bool],
+        tiles: int,
+        device: torch.device,
     ) -> Predictors:
-        """The merged UNets that are needed, under one progress bar over the tiles of both where there are several."""
+        """The merged UNets that are needed, under one progress bar over the tiles of both where
+        there are several.
+        """
         prompts = [job.prompt for job in jobs]
-        model.prompt_encoder.rests = not any(map(has_hooks, self.text_encoder.modules()))  # hooks move it themselves
+        model.prompt_encoder.rests = not any(
+            map(has_hooks, self.text_encoder.modules())
+        )  # hooks move it themselves
         embeds = model.prompt_encoder(prompts if len(set(prompts)) > 1 else prompts[0], device)
         passes = sum(needs)
         bar = self.progress_bar(total=tiles * passes) if tiles > 1 and passes else None
@@ -748,9 +908,12 @@ class PiSASRPipeline(DiffusionPipeline):
     def _cut(self, options: Options, factor: int) -> Plan:
         tile, overlap = options.tile_plan(factor)
         vae_tile = VAE_TILE_PX if options.vae_tile_size is None else options.vae_tile_size
-        if options.vae_tile_size is None and getattr(self.vae, "use_tiling", False):  # by vae.enable_tiling()
+        if options.vae_tile_size is None and getattr(
+            self.vae, "use_tiling", False
+        ):  # by vae.enable_tiling()
             vae_tile = self.vae.tile_sample_min_size
-        # Sides that the UNet halves without a remainder, but for its lowest level: a coarser step would waste more.
+        # Sides that the UNet halves without a remainder, but for its lowest level: a coarser step
+        # would waste more.
         even = 2 ** max(len(self.unet.config.block_out_channels) - 2, 0) if options.evenly else None
         pieces = vae_tile if self._vae_tiling else None
         return Plan(tile, overlap, even, options.batch_size, pieces, options.low_memory)
@@ -763,7 +926,13 @@ class PiSASRPipeline(DiffusionPipeline):
 
 
 def _frame(size: tuple[int, int], options: Options, factor: int) -> Frame:
-    return plan_frame(*size, options.upscale, options.process_size, multiple=factor, working_size=options.working_size)
+    return plan_frame(
+        *size,
+        options.upscale,
+        options.process_size,
+        multiple=factor,
+        working_size=options.working_size,
+    )
 
 
 def _is_finite(tensor: Tensor | None) -> bool:
@@ -772,15 +941,23 @@ def _is_finite(tensor: Tensor | None) -> bool:
 
 
 def _check_not_flat(x_H: Tensor, looked: Looked) -> None:
-    """PisasrError where a picture of many tones came out as one: a decoder that is out of its range answers so."""
+    """PisasrError where a picture of many tones came out as one: a decoder that is out of its range
+    answers so.
+    """
     for x, given in zip(x_H, looked.given, strict=True):
         least, most = x.aminmax()
-        if not least.clamp(-1, 1) < most.clamp(-1, 1) and from_levels(given).flatten(1).std(1).max() > FLAT:
-            raise PisasrError("the model answered with one colour alone; try float32, or strengths nearer to 1.")
+        if (
+            not least.clamp(-1, 1) < most.clamp(-1, 1)
+            and from_levels(given).flatten(1).std(1).max() > FLAT
+        ):
+            raise PisasrError(
+                "the model answered with one colour alone; try float32, or strengths nearer to 1."
+            )
 
 
 def smaller(plan: Plan, side: int) -> Plan | None:
-    """The next plan to try when memory was out, for a latent of this longer side; None where nothing is left to try.
+    """The next plan to try when memory was out, for a latent of this longer side; None where
+    nothing is left to try.
 
     Tiles and pieces of half the length, one at a time, the VAE holding half of its maps.
     """
@@ -788,7 +965,14 @@ def smaller(plan: Plan, side: int) -> Plan | None:
     if tile < SMALLEST_TILE:
         return None
     pieces = (plan.vae_tile_px or VAE_TILE_PX) // 2
-    return replace(plan, tile=tile, overlap=min(plan.overlap, tile // 3), batch_size=1, vae_tile_px=pieces, lean=True)
+    return replace(
+        plan,
+        tile=tile,
+        overlap=min(plan.overlap, tile // 3),
+        batch_size=1,
+        vae_tile_px=pieces,
+        lean=True,
+    )
 
 
 def _tell_less(why: str, plan: Plan) -> None:
@@ -806,11 +990,12 @@ def _empty_cache(device: torch.device) -> None:
 
 
 def usual_dtype(device: str) -> torch.dtype:
-    """What a device computes fastest in: float16 on CUDA, bfloat16 on a CPU that multiplies it natively (AVX-512 with
-    bf16, AMX, Arm with bf16), where float32 takes twice the time; float32 elsewhere.
+    """What a device computes fastest in: float16 on CUDA, bfloat16 on a CPU that multiplies it
+    natively (AVX-512 with bf16, AMX, Arm with bf16), where float32 takes twice the time; float32
+    elsewhere.
 
-    In bfloat16 the embedded model's pictures differ from float32's by a quarter of a grey level on average, three at
-    most (a corner of each of its four example photos, to 256 px).
+    In bfloat16 the embedded model's pictures differ from float32's by a quarter of a grey level on
+    average, three at most (a corner of each of its four example photos, to 256 px).
     """
     if device.startswith("cuda"):
         return torch.float16
@@ -825,15 +1010,23 @@ def _multiplies_bf16() -> bool:
     return platform.machine() == "aarch64" and told.is_file() and " bf16 " in told.read_text()
 
 
-def _results(bands: Iterable[Tensor], height: int, jobs: Sequence[Job], output_type: OutputType) -> list[Result]:
-    """Bands [B, 3, h, W] in [0, 1], `height` rows in all, of frame.content, or at frame.output already, as what was
-    asked for, at frame.output; grey, alpha as before.
+def _results(
+    bands: Iterable[Tensor], height: int, jobs: Sequence[Job], output_type: OutputType
+) -> list[Result]:
+    """Bands [B, 3, h, W] in [0, 1], `height` rows in all, of frame.content, or at frame.output
+    already, as what was asked for, at frame.output; grey, alpha as before.
     """
     frame = jobs[0].frame
     if output_type == "pil":
         made = _gather(bands, height, 8)
-        return [as_image(join(finish(levels, frame), job.picture)) for levels, job in _each(made, jobs)]
-    if output_type == "uint16" and frame.output == frame.content and not any(job.picture.is_special for job in jobs):
+        return [
+            as_image(join(finish(levels, frame), job.picture)) for levels, job in _each(made, jobs)
+        ]
+    if (
+        output_type == "uint16"
+        and frame.output == frame.content
+        and not any(job.picture.is_special for job in jobs)
+    ):
         return [*_gather(bands, height, 16)]
     results: list[Result] = []
     for values, job in _each(_gather(bands, height), jobs):
@@ -841,7 +1034,11 @@ def _results(bands: Iterable[Tensor], height: int, jobs: Sequence[Job], output_t
         if output_type == "uint16":
             results.append(to_levels(floats, 16))
         else:
-            results.append(floats if output_type == "np" else torch.from_numpy(floats).movedim(-1, 0).contiguous())
+            results.append(
+                floats
+                if output_type == "np"
+                else torch.from_numpy(floats).movedim(-1, 0).contiguous()
+            )
     return results
 
 
@@ -864,17 +1061,21 @@ def _told(strengths: dict[str, float]) -> str:
     return ", ".join(f"{name}={value:g}" for name, value in strengths.items())
 
 
-# --- bringing base and adapters together -----------------------------------------------------------------------------
+# --- bringing base and adapters together ----------------------------------------------------------
 
 
 def _find_adapters(
     folder: Path, adapters: str | os.PathLike | None, hub: dict[str, Any]
 ) -> tuple[Adapter, Adapter | None]:
     if adapters is None and not (folder / "adapters").is_dir():
-        raise CheckpointError(f"{folder} comes without adapters; give `adapters`: a folder, a hub id or pisa_sr.pkl.")
+        raise CheckpointError(
+            f"{folder} comes without adapters; give `adapters`: a folder, a hub id or pisa_sr.pkl."
+        )
     pix, sem = load_adapters(place := folder / "adapters" if adapters is None else adapters, **hub)
     if sem is None:
-        warnings.warn(f"{place} has no semantic adapter; lambda_sem changes nothing", Told, stacklevel=3)
+        warnings.warn(
+            f"{place} has no semantic adapter; lambda_sem changes nothing", Told, stacklevel=3
+        )
     return pix, sem
 
 
@@ -884,7 +1085,9 @@ def _check_trained_on(adapters: Iterable[Adapter | None], unet_config: dict[str,
     for adapter, (key, what) in product(filter(None, adapters), sizes.items()):
         trained, came = adapter.base.get(key), unet_config.get(key)
         if trained is not None and trained != came:
-            known = f", this is {BASES[came]}" if key == "cross_attention_dim" and came in BASES else ""
+            known = (
+                f", this is {BASES[came]}" if key == "cross_attention_dim" and came in BASES else ""
+            )
             raise ModelError(
                 f"the {adapter.name} adapter was trained on a base of {what} {trained}, this base has {came}{known}; "
                 "give the base it was trained on (the published adapters': SD-2.1-base)."
@@ -894,7 +1097,9 @@ def _check_trained_on(adapters: Iterable[Adapter | None], unet_config: dict[str,
 def _merge_both(
     unet: UNet2DConditionModel, pix: Adapter, sem: Adapter | None, dtype: torch.dtype
 ) -> tuple[UNet2DConditionModel, UNet2DConditionModel]:
-    """(unet with both, unet with pix). The float32 base is used up; without a semantic adapter both are one module."""
+    """(unet with both, unet with pix). The float32 base is used up; without a semantic adapter both
+    are one module.
+    """
     if sem is None:
         unet = merge_in_place(unet, [pix], dtype)
         return unet, unet

@@ -1,4 +1,6 @@
-"""Under every journey: who may be asked to stop, by Ctrl-C or by a signal, and what becomes of the work in hand."""
+"""Under every journey: who may be asked to stop, by Ctrl-C or by a signal, and what becomes of the
+work in hand.
+"""
 
 import os
 import signal
@@ -13,10 +15,11 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 class StopRequests:
     """Remembers that a signal asked to stop, so that what is in hand can be finished first.
 
-    A context: outside of it the signals do what they did before. `number` is the first signal's, 0 if there was none.
-    patient: a second one changes nothing, since schedulers tell every process, and launchers pass on what they are
-    told. Otherwise it is a KeyboardInterrupt, and the first is answered with `advice`. In any thread but the main one,
-    where Python hears no signals, it does nothing.
+    A context: outside of it the signals do what they did before. `number` is the first signal's, 0
+    if there was none. patient: a second one changes nothing, since schedulers tell every process,
+    and launchers pass on what they are told. Otherwise it is a KeyboardInterrupt, and the first is
+    answered with `advice`. In any thread but the main one, where Python hears no signals, it does
+    nothing.
     """
 
     def __init__(self, numbers: Iterable[int], patient: bool = True, advice: str = "") -> None:
@@ -41,8 +44,8 @@ class StopRequests:
 
 @contextmanager
 def heard_afterwards() -> Iterator[None]:
-    """Let a signal that asks to stop wait until the block is over: compiled code may take the KeyboardInterrupt that is
-    raised in it for an error of its own.
+    """Let a signal that asks to stop wait until the block is over: compiled code may take the
+    KeyboardInterrupt that is raised in it for an error of its own.
     """
     asked = StopRequests(ENDING)
     try:
@@ -55,9 +58,12 @@ def heard_afterwards() -> Iterator[None]:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does, so that what is half written is taken away; others' handlers stay."""
+    """Let SIGTERM end the block as Ctrl-C does, so that what is half written is taken away; others'
+    handlers stay.
+    """
     is_ours = (
-        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     )
     if is_ours:
         signal.signal(signal.SIGTERM, signal.default_int_handler)

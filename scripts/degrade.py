@@ -1,18 +1,21 @@
 """Make low-quality pictures of good photos, the way training does.
 
-python scripts/degrade.py --input photos --output results/lq --seed 7
-python scripts/degrade.py --input photos --output results/lq --hq_output results/hq --crop 512 --recipe camera.yaml
-python scripts/degrade.py --verify results/lq/manifest.json
+python scripts/degrade.py --input photos --output results/lq --seed 7 python scripts/degrade.py
+--input photos --output results/lq --hq_output results/hq --crop 512 --recipe camera.yaml python
+scripts/degrade.py --verify results/lq/manifest.json
 
-Every photo's chance comes from --seed and from its name below --input, without extension: adding photos changes none of
-the others, and the same command writes the same pixels. Photos are cut to a multiple of the scale first; --hq_output
-keeps what the low-quality picture was made of. OUTPUT/manifest.json holds the recipe, the versions that pixels depend
-on, and the size and SHA-256 of every file read and written; it is there once everything else is.
+Every photo's chance comes from --seed and from its name below --input, without extension: adding
+photos changes none of the others, and the same command writes the same pixels. Photos are cut to a
+multiple of the scale first; --hq_output keeps what the low-quality picture was made of.
+OUTPUT/manifest.json holds the recipe, the versions that pixels depend on, and the size and SHA-256
+of every file read and written; it is there once everything else is.
 
---verify tells whether a folder still is what its manifest says: the manifest's own folder, or --output where it lies
-elsewhere, and --hq_output too if given. Pictures that are missing, differ or were added are listed.
+--verify tells whether a folder still is what its manifest says: the manifest's own folder, or
+--output where it lies elsewhere, and --hq_output too if given. Pictures that are missing, differ or
+were added are listed.
 
-Exit code: 0 all fine, 1 nothing could start, 2 usage, 3 some photos failed or a folder differs from its manifest.
+Exit code: 0 all fine, 1 nothing could start, 2 usage, 3 some photos failed or a folder differs from
+its manifest.
 """
 
 import argparse
@@ -28,7 +31,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works be
 
 from pisasr.commands.batch import check_output, remove_leftovers
 from pisasr.commands.options import command_parser, positive_int
-from pisasr.errors import OK, SOME_FAILED, ImageError, OverlapError, PisasrError, UsageError, explain, guarded, shown
+from pisasr.errors import (
+    OK,
+    SOME_FAILED,
+    ImageError,
+    OverlapError,
+    PisasrError,
+    UsageError,
+    explain,
+    guarded,
+    shown,
+)
 from pisasr.pictures.folders import Found, find_inputs, resolved
 from pisasr.pictures.manifest import find_differences, read_entries
 
@@ -78,13 +91,24 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("degrade.py", __doc__)
     parser.add_argument("--input", help="folder of photos, searched recursively, or one photo")
     parser.add_argument("--output", type=Path, help="folder for the low-quality PNGs")
-    parser.add_argument("--hq_output", type=Path, help="folder for the photos as degraded: cut, upright, sRGB")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=positive_int, help="reduction; the recipe's own (published: 4) if not given")
-    parser.add_argument("--recipe", type=Path, help="YAML over the published recipe; see configs/degradation")
-    parser.add_argument("--crop", type=positive_int, metavar="N", help="take the N x N middle of each photo")
     parser.add_argument(
-        "--verify", type=Path, metavar="MANIFEST", help="write nothing; compare folders with a manifest"
+        "--hq_output", type=Path, help="folder for the photos as degraded: cut, upright, sRGB"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--scale", type=positive_int, help="reduction; the recipe's own (published: 4) if not given"
+    )
+    parser.add_argument(
+        "--recipe", type=Path, help="YAML over the published recipe; see configs/degradation"
+    )
+    parser.add_argument(
+        "--crop", type=positive_int, metavar="N", help="take the N x N middle of each photo"
+    )
+    parser.add_argument(
+        "--verify",
+        type=Path,
+        metavar="MANIFEST",
+        help="write nothing; compare folders with a manifest",
     )
     args = parser.parse_args(argv)
     if args.verify and args.input:
@@ -105,24 +129,34 @@ def read_recipe(path: Path | None, scale: int | None) -> "DegradationRecipe":
 
 
 def find_photos(args: argparse.Namespace) -> list[Found]:
-    """The photos that --input means; refused where two would be written to one name, or one over another's file."""
+    """The photos that --input means; refused where two would be written to one name, or one over
+    another's file.
+    """
     folders = [resolved(folder) for folder in (args.output, args.hq_output) if folder]
     if len(set(folders)) < len(folders):
         raise UsageError("--output and --hq_output are the same folder; wanted two")
     photos = find_inputs([args.input], args.output, recursive=True)
-    if args.hq_output and resolved(Path(args.input)) in folders[1].parents:  # what an earlier run wrote is no photo
+    if (
+        args.hq_output and resolved(Path(args.input)) in folders[1].parents
+    ):  # what an earlier run wrote is no photo
         photos = [photo for photo in photos if folders[1] not in resolved(photo.path).parents]
     ready = [photo for photo in photos if photo.status == "ready"]
     if not ready:
-        raise PisasrError(f"--input {args.input}: {photos[0].reason if photos else 'no photos there'}")
+        raise PisasrError(
+            f"--input {args.input}: {photos[0].reason if photos else 'no photos there'}"
+        )
     inputs = {resolved(photo.path) for photo in ready}
     owners: dict[str, Path] = {}
     for photo in ready:
         name = stem(photo)
         if name in owners:
-            raise PisasrError(f"{owners[name]} and {photo.path} would both be written to {name}.png; rename one")
+            raise PisasrError(
+                f"{owners[name]} and {photo.path} would both be written to {name}.png; rename one"
+            )
         if taken := [folder for folder in folders if resolved(folder / f"{name}.png") in inputs]:
-            raise OverlapError(f"{taken[0] / name}.png is one of the photos; write to another folder")
+            raise OverlapError(
+                f"{taken[0] / name}.png is one of the photos; write to another folder"
+            )
         owners[name] = photo.path
     return photos
 
@@ -153,7 +187,9 @@ def degrade_photo(photo: Found, recipe: "DegradationRecipe", args: argparse.Name
 
 
 def cut_middle(photo: "Image.Image", side: int | None, scale: int) -> "Image.Image":
-    """The middle: at most side x side, each a multiple of scale, so that x_L and x_H cover the same scene."""
+    """The middle: at most side x side, each a multiple of scale, so that x_L and x_H cover the same
+    scene.
+    """
     width, height = (min(length, side or length) // scale * scale for length in photo.size)
     if min(width, height) == 0:
         raise ImageError(f"{photo.width}x{photo.height} leaves nothing at 1/{scale} of its size")
@@ -166,10 +202,15 @@ def write_png(picture: "Image.Image", path: Path) -> dict:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(picture, path)
-    return {"size": f"{picture.width}x{picture.height}", "sha256": sha256(path.read_bytes()).hexdigest()}
+    return {
+        "size": f"{picture.width}x{picture.height}",
+        "sha256": sha256(path.read_bytes()).hexdigest(),
+    }
 
 
-def write_manifest(args: argparse.Namespace, recipe: "DegradationRecipe", entries: list[dict]) -> None:
+def write_manifest(
+    args: argparse.Namespace, recipe: "DegradationRecipe", entries: list[dict]
+) -> None:
     from pisasr.files import write_whole
 
     args.output.mkdir(parents=True, exist_ok=True)
@@ -193,7 +234,11 @@ def report_differences(args: argparse.Namespace) -> int:
     count = 0
     for kind, folder in folders.items():
         wanted = {entry["name"]: entry[kind]["sha256"] for entry in entries if kind in entry}
-        inside = [other.resolve() for other in folders.values() if folder.resolve() in other.resolve().parents]
+        inside = [
+            other.resolve()
+            for other in folders.values()
+            if folder.resolve() in other.resolve().parents
+        ]
         for line in find_differences(folder, wanted, inside):
             print(shown(line), file=sys.stderr)
             count += 1

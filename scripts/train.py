@@ -1,6 +1,7 @@
 """Train the two adapters; the same as `pisasr train`, as a file that accelerate can launch.
 
-accelerate launch scripts/train.py --config configs/pisasr.yaml "data.photos=[photos]" run.output=runs/pisasr
+accelerate launch scripts/train.py --config configs/pisasr.yaml "data.photos=[photos]"
+run.output=runs/pisasr
 """
 
 import sys

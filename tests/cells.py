@@ -1,11 +1,13 @@
-"""Trainings that are cut short and started again, each in processes of its own; run by test_resume.py.
+"""Trainings that are cut short and started again, each in processes of its own; run by
+test_resume.py.
 
     python tests/cells.py CONFIG OUTPUT CELLS.json
 
-A cell is {"name", "processes", "starts": [{"cut", "at": [stage, step], "number", "workers"}, ...]}: the same training,
-started as often as it is cut, and once more. For every number of processes there is one training that nobody cuts;
-every cell must end with its bytes. Processes are forked here and meet over gloo, as torchrun's do, so that torch is
-imported once. Prints a line of JSON per cell: differences found, how each start ended, how many processes took part.
+A cell is {"name", "processes", "starts": [{"cut", "at": [stage, step], "number", "workers"}, ...]}:
+the same training, started as often as it is cut, and once more. For every number of processes there
+is one training that nobody cuts; every cell must end with its bytes. Processes are forked here and
+meet over gloo, as torchrun's do, so that torch is imported once. Prints a line of JSON per cell:
+differences found, how each start ended, how many processes took part.
 """
 
 import gc
@@ -28,7 +30,9 @@ from pisasr.training import loop, state  # noqa: E402
 LIMIT_S = 120
 
 
-def start(config: str, output: Path, overrides: list[str], processes: int, cut: dict | None = None) -> list[int]:
+def start(
+    config: str, output: Path, overrides: list[str], processes: int, cut: dict | None = None
+) -> list[int]:
     """One start of the command. Returns each process's exit code, negative for a signal."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -49,7 +53,12 @@ def run_one(config, output, overrides, rank, processes, port, cut) -> None:
         torch.set_num_threads(1)
         os.environ["ACCELERATE_USE_CPU"] = "true"
         if processes > 1:
-            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            world = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": processes,
+                "LOCAL_WORLD_SIZE": processes,
+            }
             os.environ |= {key: str(value) for key, value in world.items()}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         log = (output.parent / f"{output.name}.{rank}.txt").open("a")
@@ -57,7 +66,9 @@ def run_one(config, output, overrides, rank, processes, port, cut) -> None:
         count_processes(output.parent / f"{output.name}.world")
         if cut:
             CUTS[cut["cut"]](*cut["at"], cut.get("number", 0))
-        code = pisasr_main(["train", "--debug", "--config", config, f"run.output={output}", *overrides])
+        code = pisasr_main(
+            ["train", "--debug", "--config", config, f"run.output={output}", *overrides]
+        )
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 98
     finally:
@@ -94,7 +105,7 @@ def wait_for(children: list[int]) -> list[int]:
     return [codes[child] for child in children]
 
 
-# --- ways to be cut short: every process of the run dies there, without a word ----------------------------------------
+# --- ways to be cut short: every process of the run dies there, without a word --------------------
 
 
 def die() -> None:
@@ -144,8 +155,8 @@ def at_the_switch(stage: str, step: int, _: int) -> None:
 
 
 def in_the_write(stage: str, step: int, number: int) -> None:
-    """In the middle of writing the checkpoint: half of its bytes are there (0), all but its name (1), it is there and
-    the ones that it makes superfluous are, too (2)."""
+    """In the middle of writing the checkpoint: half of its bytes are there (0), all but its name
+    (1), it is there and the ones that it makes superfluous are, too (2)."""
     write = state.write_whole
 
     def torn(path, content):
@@ -161,7 +172,9 @@ def in_the_write(stage: str, step: int, number: int) -> None:
 
 
 def after_seconds(_: str, seconds: float, __: int) -> None:
-    """Wherever the clock says: no place in the code is safe. The alarm's default ends the process at once."""
+    """Wherever the clock says: no place in the code is safe. The alarm's default ends the process
+    at once.
+    """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -173,7 +186,9 @@ def asked(stage: str, step: int, number: int) -> None:
     def seed(value, at, now, process):
         original(value, at, now, process)
         if (at, now) == (stage, step) and process == 0:
-            for _ in range(2):  # schedulers tell every process, and launchers pass on what they are told
+            for _ in range(
+                2
+            ):  # schedulers tell every process, and launchers pass on what they are told
                 os.kill(os.getpid(), number)
 
     loop.seed_step = seed
@@ -183,7 +198,7 @@ CUTS = {each.__name__: each for each in (
     after_step, between_accumulation, at_the_switch, in_the_write, after_seconds, asked)}  # fmt: skip
 
 
-# --- comparing --------------------------------------------------------------------------------------------------------
+# --- comparing ------------------------------------------------------------------------------------
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -212,10 +227,17 @@ def main(config: str, output: str, cells: str) -> None:
         for cut in cell["starts"]:
             if cut["cut"] == "after_seconds":  # given as a share of what the uncut training took
                 cut["at"][1] *= seconds[processes]
-            ends.append(start(config, folder, [f"data.workers={cut.get('workers', 0)}"], processes, cut))
+            ends.append(
+                start(config, folder, [f"data.workers={cut.get('workers', 0)}"], processes, cut)
+            )
         again = start(config, folder, ["data.workers=0"], processes)
         world = int((folder.parent / f"{folder.name}.world").read_text())
-        found = {"ends": ends, "again": again, "processes": world, "differ": differences(references[processes], folder)}
+        found = {
+            "ends": ends,
+            "again": again,
+            "processes": world,
+            "differ": differences(references[processes], folder),
+        }
         print(json.dumps({**cell, **found}), flush=True)
 
 

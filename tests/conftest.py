@@ -13,7 +13,9 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: the collector, which a training calls after every stage, needn't look through it."""
+    """What was imported stays: the collector, which a training calls after every stage, needn't
+    look through it.
+    """
     gc.collect()
     gc.freeze()
 
@@ -28,7 +30,9 @@ def is_local(host: object) -> bool:
 
 
 def pytest_configure() -> None:
-    """No test reaches beyond this machine; what it starts is told so by huggingface_hub's own switch."""
+    """No test reaches beyond this machine; what it starts is told so by huggingface_hub's own
+    switch.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 
@@ -66,12 +70,16 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.write_line("\n".join(lines))
 
 
-PARITY = Path(os.environ.get("PISASR_PARITY", Path(__file__).resolve().parents[2] / "shared" / "parity"))
+PARITY = Path(
+    os.environ.get("PISASR_PARITY", Path(__file__).resolve().parents[2] / "shared" / "parity")
+)
 
 
 @pytest.fixture(scope="session")
 def parity() -> Path:
-    """The folder of outputs of the published implementation, which is not part of this repository."""
+    """The folder of outputs of the published implementation, which is not part of this
+    repository.
+    """
     if not (PARITY / "index.json").is_file():
         pytest.skip(f"no parity data at {PARITY} (set PISASR_PARITY)")
     return PARITY
@@ -102,7 +110,10 @@ def base_folder(tmp_path_factory) -> Path:
     """A tiny base with its adapters beside it, as the embedded default has them."""
     folder = tiny.write_base(tmp_path_factory.mktemp("base"))
     for name, rank in (("pix", 4), ("sem", 2)):
-        save_adapter(folder / "adapters" / f"{name}.safetensors", tiny.make_adapter(tiny.make_unet(), name, rank))
+        save_adapter(
+            folder / "adapters" / f"{name}.safetensors",
+            tiny.make_adapter(tiny.make_unet(), name, rank),
+        )
     return folder
 
 

@@ -1,9 +1,11 @@
-"""Makes golden.safetensors: the method on the tiny base, computed the long way, without any code of pisasr.
+"""Makes golden.safetensors: the method on the tiny base, computed the long way, without any code of
+pisasr.
 
     python tests/golden.py
 
-Adapters are merged by the published formula, the steps are diffusers' own modules called by hand. The tests hold the
-package against the numbers stored here, so a change of theirs is a change of results.
+Adapters are merged by the published formula, the steps are diffusers' own modules called by hand.
+The tests hold the package against the numbers stored here, so a change of theirs is a change of
+results.
 """
 
 from pathlib import Path
@@ -32,7 +34,9 @@ def compute() -> dict[str, Tensor]:
     unet, vae, text_encoder = tiny.make_unet(), tiny.make_vae(), tiny.make_text_encoder()
     pix, sem = tiny.make_adapter(unet, "pix", 4), tiny.make_adapter(unet, "sem", 2)
 
-    ids = torch.tensor([[512, 513] + [0] * 75])  # the empty prompt: start, end, and "!" (id 0) as padding
+    ids = torch.tensor(
+        [[512, 513] + [0] * 75]
+    )  # the empty prompt: start, end, and "!" (id 0) as padding
     embeds = text_encoder(ids).last_hidden_state
     x_L = tiny.wave((1, 3, 24, 32), 7.0, 0.9)
     posterior = vae.encode(x_L).latent_dist

@@ -2,9 +2,10 @@
 
     python tests/killed.py BASE FOLDER KILLS SEED
 
-The model is loaded once; each run is a process forked from here. Most die by the clock, at any moment; the others in
-the middle of a picture's file, half of it written. Prints a line of JSON a kill: how many pictures were there, which of
-them were not those of a run that nobody killed, and what differed once the same command had gone on.
+The model is loaded once; each run is a process forked from here. Most die by the clock, at any
+moment; the others in the middle of a picture's file, half of it written. Prints a line of JSON a
+kill: how many pictures were there, which of them were not those of a run that nobody killed, and
+what differed once the same command had gone on.
 """
 
 import gc
@@ -37,7 +38,9 @@ def draw(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
-def start(given: Path, output: Path, *words: str, seconds: float = 0, in_the_write: int = -1) -> int:
+def start(
+    given: Path, output: Path, *words: str, seconds: float = 0, in_the_write: int = -1
+) -> int:
     """One run; how it ended, negative for a signal."""
     if (child := os.fork()) == 0:
         code = 99
@@ -47,9 +50,21 @@ def start(given: Path, output: Path, *words: str, seconds: float = 0, in_the_wri
             if in_the_write >= 0:
                 die_in_the_write(in_the_write)
             if seconds:
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)  # its default ends the process at once, without a word
+                signal.signal(
+                    signal.SIGALRM, signal.SIG_DFL
+                )  # its default ends the process at once, without a word
                 signal.setitimer(signal.ITIMER_REAL, seconds)
-            options = ["--existing", "skip", "--upscale", "4", "--process_size", "16", "--device", "cpu", "--quiet"]
+            options = [
+                "--existing",
+                "skip",
+                "--upscale",
+                "4",
+                "--process_size",
+                "16",
+                "--device",
+                "cpu",
+                "--quiet",
+            ]
             code = pisasr_main(["infer", "-i", str(given), "-o", str(output), *options, *words])
         finally:
             os._exit(code)
@@ -74,7 +89,11 @@ def die_in_the_write(number: int) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*") if not path.name.startswith("report")}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.glob("*")
+        if not path.name.startswith("report")
+    }
 
 
 def main(base: str, place: str, kills: int, seed: int) -> None:
@@ -91,7 +110,11 @@ def main(base: str, place: str, kills: int, seed: int) -> None:
     for number in range(kills):
         output = Path(place) / str(number)
         by_clock = chance.random() < 0.7
-        cut = {"seconds": chance.uniform(0, 0.7 * took)} if by_clock else {"in_the_write": chance.randrange(PICTURES)}
+        cut = (
+            {"seconds": chance.uniform(0, 0.7 * took)}
+            if by_clock
+            else {"in_the_write": chance.randrange(PICTURES)}
+        )
         ended = start(given, output, **cut)
         there = contents(output) if output.is_dir() else {}
         finished = {name: content for name, content in there.items() if not name.startswith(".")}

@@ -1,4 +1,5 @@
-"""A ComfyUI of a few lines: the names that pisasr/comfyui asks for, with their manners, where ComfyUI isn't.
+"""A ComfyUI of a few lines: the names that pisasr/comfyui asks for, with their manners, where
+ComfyUI isn't.
 
 What it can't show is held by the slow test, which starts a real one where there is one.
 """
@@ -35,21 +36,26 @@ class NodeOutput:
 
 
 class ModelPatcher:
-    def __init__(self, model: torch.nn.Module, load_device: torch.device, offload_device: torch.device):
+    def __init__(
+        self, model: torch.nn.Module, load_device: torch.device, offload_device: torch.device
+    ):
         self.model, self.load_device = model, load_device
         self.model.device = offload_device  # the real one writes it, too
 
     def model_size(self) -> int:
         return sum(weight.nbytes for weight in self.model.parameters())
 
-    def partially_load(self, device: torch.device, extra_memory: float = 0, force_patch_weights: bool = False) -> float:
+    def partially_load(
+        self, device: torch.device, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> float:
         """The real one leaves behind what has no room, of any network."""
         self.on_device = self.model_size() < extra_memory
         return extra_memory
 
 
 def modules(folder: Any) -> tuple[dict[str, ModuleType], SimpleNamespace]:
-    """What `import` is to find, and a record of what was asked: loads, progress; `stop_at`: this much progress ends it.
+    """What `import` is to find, and a record of what was asked: loads, progress; `stop_at`: this
+    much progress ends it.
 
     folder: where its models would lie.
     """
@@ -58,7 +64,9 @@ def modules(folder: Any) -> tuple[dict[str, ModuleType], SimpleNamespace]:
 
     def load_models_gpu(models: list[ModelPatcher], memory_required: float = 0) -> None:
         for model in models:
-            model.partially_load(model.load_device, 0.1, force_patch_weights=False)  # as with --novram
+            model.partially_load(
+                model.load_device, 0.1, force_patch_weights=False
+            )  # as with --novram
         seen.loads.append(SimpleNamespace(models=models, memory=memory_required))
 
     def throw() -> None:

@@ -26,8 +26,15 @@ def flags(unet):
 
 def test_every_convolution_and_projection_is_a_target_and_nothing_of_time_or_norm(unet):
     targets = adapters.target_modules(unet)
-    assert {"conv_in", "conv_out", "mid_block.resnets.0.conv1", "up_blocks.0.upsamplers.0.conv"} <= set(targets)
-    assert any(t.endswith("attn2.to_k") for t in targets) and any(t.endswith("ff.net.0.proj") for t in targets)
+    assert {
+        "conv_in",
+        "conv_out",
+        "mid_block.resnets.0.conv1",
+        "up_blocks.0.upsamplers.0.conv",
+    } <= set(targets)
+    assert any(t.endswith("attn2.to_k") for t in targets) and any(
+        t.endswith("ff.net.0.proj") for t in targets
+    )
     assert not [t for t in targets if "time" in t or "norm" in t]
 
 
@@ -142,10 +149,15 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(unet, pix, dressed):
     before = {key: p.clone() for key, p in adapters.parameters_of(dressed, "pix").items()}
     lacking = dict(list(pix.tensors.items())[1:])
     narrow = {**pix.tensors, "conv_out.lora_A.weight": torch.zeros(4, 3, 3, 3)}
-    for tensors, reason in ((lacking, "1 tensors missing"), (narrow, r"is \[4, 3, 3, 3\], wanted \[4, 16, 3, 3\]")):
+    for tensors, reason in (
+        (lacking, "1 tensors missing"),
+        (narrow, r"is \[4, 3, 3, 3\], wanted \[4, 16, 3, 3\]"),
+    ):
         with pytest.raises(CheckpointError, match=reason):
             adapters.load_into(dressed, "pix", tensors)
-    assert all(torch.equal(before[key], p) for key, p in adapters.parameters_of(dressed, "pix").items())
+    assert all(
+        torch.equal(before[key], p) for key, p in adapters.parameters_of(dressed, "pix").items()
+    )
     with pytest.raises(ModelError, match="carries live adapters"):
         adapters.merged(dressed, [pix])
 

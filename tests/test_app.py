@@ -1,6 +1,8 @@
-"""The page's promises: one look a picture and none a knob, nothing mixed up, a line for what goes wrong.
+"""The page's promises: one look a picture and none a knob, nothing mixed up, a line for what goes
+wrong.
 
-The desk is tested on the tiny model, the page over a real server by gradio's own client, as a script asks it.
+The desk is tested on the tiny model, the page over a real server by gradio's own client, as a
+script asks it.
 """
 
 import base64
@@ -30,7 +32,17 @@ from gradio_client.exceptions import AppError
 
 from pisasr.app import desk as desk_module
 from pisasr.app import page as page_module
-from pisasr.app.desk import CORNERS, Desk, Finish, Limits, Store, Strengths, Wish, mask_image, read_mask
+from pisasr.app.desk import (
+    CORNERS,
+    Desk,
+    Finish,
+    Limits,
+    Store,
+    Strengths,
+    Wish,
+    mask_image,
+    read_mask,
+)
 from pisasr.app.page import COLORS, MAX_UPLOAD_MB, Listener, read_wish, serve
 from pisasr.commands.app import LOCK, is_loopback
 from pisasr.commands.main import main
@@ -76,7 +88,7 @@ def png(mask: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-# --- the desk --------------------------------------------------------------------------------------------------------
+# --- the desk -------------------------------------------------------------------------------------
 
 
 def test_a_picture_is_looked_at_once_and_knobs_ask_no_unet(desk, photo, unet_calls):
@@ -103,8 +115,12 @@ def test_a_place_has_the_strengths_of_its_own(desk, photo):
     everywhere = np.ones((16, 20), np.float32)
     inside = desk.show(opened, Strengths(0.2, 0.1))
     outside = desk.show(opened, Strengths(1, 1))
-    assert desk.show(opened, Strengths(1, 1, 0.2, 0.1, mask=everywhere)).tobytes() == inside.tobytes()
-    assert desk.show(opened, Strengths(1, 1, 0.2, 0.1, mask=0 * half)).tobytes() == outside.tobytes()
+    assert (
+        desk.show(opened, Strengths(1, 1, 0.2, 0.1, mask=everywhere)).tobytes() == inside.tobytes()
+    )
+    assert (
+        desk.show(opened, Strengths(1, 1, 0.2, 0.1, mask=0 * half)).tobytes() == outside.tobytes()
+    )
     mixed = desk.show(opened, Strengths(1, 1, 0.2, 0.1, mask=half))
     assert mixed.tobytes() not in (inside.tobytes(), outside.tobytes())
 
@@ -133,7 +149,9 @@ def test_the_last_result_is_what_is_saved(desk, photo):
     path = Path(listener.download(opened.key, "PNG", False))
     assert path.name == "photo_pix0.5_sem0.25.png"
     assert Image.open(path).tobytes() == last.tobytes()
-    assert {Path(listener.download(opened.key, kind, True)).suffix for kind in ("JPEG", "WebP", "TIFF")} == {
+    assert {
+        Path(listener.download(opened.key, kind, True)).suffix for kind in ("JPEG", "WebP", "TIFF")
+    } == {
         ".jpg",
         ".webp",
         ".tif",
@@ -151,15 +169,23 @@ def test_a_download_may_have_sixteen_bits(desk, pipe, photo):
     assert len(np.unique(expected % 257)) > 50
 
 
-def test_a_result_is_held_to_the_photo_or_made_of_fewer_pixels_as_the_pipeline_does(desk, pipe, photo, unet_calls):
+def test_a_result_is_held_to_the_photo_or_made_of_fewer_pixels_as_the_pipeline_does(
+    desk, pipe, photo, unet_calls
+):
     held = desk.open(photo, WISH)
     consistent = desk.show(held, Strengths(), Finish(consistent=True))
     assert consistent.tobytes() != desk.show(held, Strengths()).tobytes() and len(unet_calls) == 2
     fewer = Wish(upscale=2, working_size=5e-4)
     small = desk.show(desk.open(photo, fewer), Strengths())
-    assert desk.forecast((20, 16), fewer).startswith("20 × 16 → 40 × 32 px") and small.size == (40, 32)
+    assert desk.forecast((20, 16), fewer).startswith("20 × 16 → 40 × 32 px") and small.size == (
+        40,
+        32,
+    )
     for shown, option in ((consistent, {"consistent": True}), (small, {"working_size": 5e-4})):
-        assert shown.tobytes() == pipe(Image.open(photo), upscale=2, **option, **SMALL).images[0].tobytes()
+        assert (
+            shown.tobytes()
+            == pipe(Image.open(photo), upscale=2, **option, **SMALL).images[0].tobytes()
+        )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP", "TIFF"])
@@ -173,7 +199,11 @@ def test_a_file_tells_how_it_was_made_and_of_the_photo_only_if_asked(desk, tmp_p
     for keep in (False, True):
         read = Image.open(Listener(desk).download(opened.key, kind, keep)).getexif()
         told = read[ExifTags.Base.Software]
-        assert "lambda_pix=1, lambda_sem=0.7" in told and "color_fix=wavelet" in told and "adapters=" in told
+        assert (
+            "lambda_pix=1, lambda_sem=0.7" in told
+            and "color_fix=wavelet" in told
+            and "adapters=" in told
+        )
         assert read.get(ExifTags.Base.Model) == ("camera" if keep else None)
 
 
@@ -222,7 +252,8 @@ def test_tiles_are_told_as_they_are_done(desk, photo, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wish", "words"), [(Wish(long_side=10), "ask for more"), (Wish(upscale=2000), "million pixels")]
+    ("wish", "words"),
+    [(Wish(long_side=10), "ask for more"), (Wish(upscale=2000), "million pixels")],
 )
 def test_impossible_sizes_are_a_line(desk, photo, wish, words):
     with pytest.raises(PisasrError, match=words):
@@ -231,12 +262,20 @@ def test_impossible_sizes_are_a_line(desk, photo, wish, words):
 
 
 def test_choosing_takes_the_pair_that_the_rule_means(desk, photo, monkeypatch):
-    """NIQE's parameters may be absent: another measure stands in, which is best where the result is brightest."""
+    """NIQE's parameters may be absent: another measure stands in, which is best where the result is
+    brightest.
+    """
     monkeypatch.setattr(
-        desk_module, "load_scorers", lambda names, weights: ({name: lambda sr, hq, lq: sr.mean() for name in names}, {})
+        desk_module,
+        "load_scorers",
+        lambda names, weights: ({name: lambda sr, hq, lq: sr.mean() for name in names}, {}),
     )
     opened = desk.open(photo, WISH)
-    means = {(p, s): np.mean(desk.show(opened, Strengths(p, s))) for p in desk_module.GRID for s in desk_module.GRID}
+    means = {
+        (p, s): np.mean(desk.show(opened, Strengths(p, s)))
+        for p in desk_module.GRID
+        for s in desk_module.GRID
+    }
     choice = desk.choose(opened, rule="psnr_lq")
     assert choice.pair == max(means, key=means.get)
 
@@ -267,7 +306,9 @@ def test_masks_come_as_they_were_painted(tmp_path):
     picture = open_picture(write(tmp_path / "photo.png", (16, 12)))
     assert np.array_equal(mask_image(tmp_path / "mask.png", Limits(), picture), levels)
     with pytest.raises(ValueError, match="mask is a map of 8x6, the picture is 12x16"):
-        mask_image(tmp_path / "mask.png", Limits(), open_picture(write(tmp_path / "photo.png", (12, 16))))
+        mask_image(
+            tmp_path / "mask.png", Limits(), open_picture(write(tmp_path / "photo.png", (12, 16)))
+        )
 
 
 def test_garbage_and_bombs_are_a_line(desk, tmp_path):
@@ -282,26 +323,37 @@ def test_garbage_and_bombs_are_a_line(desk, tmp_path):
 def test_words_for_sizes():
     assert read_wish("3 times", None, "") == Wish(3.0)
     assert read_wish("to a long side of", 900, "a cat") == Wish(long_side=900, prompt="a cat")
-    assert read_wish("3 times", None, "", 0) == Wish(3.0) and read_wish("3 times", None, "", 2).working_size == 2
+    assert (
+        read_wish("3 times", None, "", 0) == Wish(3.0)
+        and read_wish("3 times", None, "", 2).working_size == 2
+    )
     for nonsense in (None, -3, float("nan"), 1e9):
         with pytest.raises(PisasrError, match="long side"):
             read_wish("to a long side of", nonsense, "")
 
 
-# --- what the page hears ---------------------------------------------------------------------------------------------
+# --- what the page hears --------------------------------------------------------------------------
 
 AS_IT_LIKES = next(iter(COLORS))
 
 
 def test_a_size_that_cannot_be_leaves_the_picture_open(desk, photo):
     listener = Listener(desk)
-    *_, (key, value) = listener.open(str(photo), None, 1, 1, "2 times", None, "", None, AS_IT_LIKES, False)
+    *_, (key, value) = listener.open(
+        str(photo), None, 1, 1, "2 times", None, "", None, AS_IT_LIKES, False
+    )
     assert len(value["corners"]) == len(CORNERS) and value["size"] == [40, 32]
     with pytest.raises(gr.Error, match="ask for more"):
-        list(listener.open(str(photo), key, 1, 1, "to a long side of", 5, "", None, AS_IT_LIKES, False))
+        list(
+            listener.open(
+                str(photo), key, 1, 1, "to a long side of", 5, "", None, AS_IT_LIKES, False
+            )
+        )
     assert "ask for more" in listener.forecast(str(photo), "to a long side of", 5, "")
     opened = desk.store.get(key)
-    *_, (new, _) = listener.open(str(photo), key, 1, 1, "3 times", None, "", None, AS_IT_LIKES, False)
+    *_, (new, _) = listener.open(
+        str(photo), key, 1, 1, "3 times", None, "", None, AS_IT_LIKES, False
+    )
     with pytest.raises(PisasrError, match="put away"):
         desk.store.get(key)
     assert not Path(opened.folder.name).exists() and desk.store.get(new).size == (60, 48)
@@ -311,12 +363,17 @@ def test_other_colours_ask_no_unet(desk, photo, unet_calls):
     listener = Listener(desk)
     *_, (key, _) = listener.open(str(photo), None, 1, 1, "2 times", None, "", None, "adain", False)
     first = desk.store.get(key).result
-    *_, (key, value) = listener.open(str(photo), key, 1, 1, "2 times", None, "", None, "leave them", False)
+    *_, (key, value) = listener.open(
+        str(photo), key, 1, 1, "2 times", None, "", None, "leave them", False
+    )
     assert len(unet_calls) == 2 and len(value["corners"]) == len(CORNERS)
     assert desk.store.get(key).result.tobytes() != first.tobytes()
-    assert [new for new, _ in listener.open(str(photo), key, 1, 1, "2 times", None, "", None, "leave them", False)] == [
-        key
-    ]
+    assert [
+        new
+        for new, _ in listener.open(
+            str(photo), key, 1, 1, "2 times", None, "", None, "leave them", False
+        )
+    ] == [key]
     list(listener.open(str(photo), key, 1, 1, "3 times", None, "", None, "leave them", False))
     assert len(unet_calls) == 4
 
@@ -336,9 +393,14 @@ def test_a_batch_tells_each_file_and_packs_what_is_whole(desk, photo, tmp_path):
     (tmp_path / "again").mkdir()
     strange = write(tmp_path / "![x](y)`<b>.png")
     (tmp_path / "broken.png").write_bytes(b"nothing")
-    files = list(map(str, [photo, write(tmp_path / "again" / "photo.png"), strange, tmp_path / "broken.png"]))
+    files = list(
+        map(str, [photo, write(tmp_path / "again" / "photo.png"), strange, tmp_path / "broken.png"])
+    )
     lines = [
-        line for line, _ in listener.batch(files, 1, 1, "2 times", None, None, AS_IT_LIKES, False, "PNG", False, made)
+        line
+        for line, _ in listener.batch(
+            files, 1, 1, "2 times", None, None, AS_IT_LIKES, False, "PNG", False, made
+        )
     ]
     assert lines[-1].startswith("Done.") and "| `![x](y)'<b>.png` | 40 × 32 |" in lines[-1]
     assert "| `broken.png` | failed: not an image" in lines[-1]
@@ -347,7 +409,7 @@ def test_a_batch_tells_each_file_and_packs_what_is_whole(desk, photo, tmp_path):
         assert archive.namelist() == ["![x](y)`<b>.png", "photo-2.png", "photo.png"]
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org", ""])
@@ -394,23 +456,39 @@ def test_the_command_ends_well_and_leaves_nothing_behind(base_folder, photo, tmp
         (scratch / name / mark).touch()
     alive = (scratch / "pisasr-alive" / LOCK).open("r+b")
     assert is_locked(alive)
-    words = [sys.executable, "-m", "pisasr.commands.main", "app", "--pretrained_model", base_folder, "--device", "cpu"]
-    started = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)})
+    words = [
+        sys.executable,
+        "-m",
+        "pisasr.commands.main",
+        "app",
+        "--pretrained_model",
+        base_folder,
+        "--device",
+        "cpu",
+    ]
+    started = subprocess.Popen(
+        words, stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(scratch)}
+    )
     try:
         address = started.stdout.readline().split()[4]
         with photo.open("rb") as file:
-            assert httpx.post(f"{address}gradio_api/upload", files={"files": file}).status_code == 200
+            assert (
+                httpx.post(f"{address}gradio_api/upload", files={"files": file}).status_code == 200
+            )
         assert [path.name for path in scratch.rglob("photo.png")] == ["photo.png"]
         started.terminate()
         assert started.wait(timeout=60) == 0
     finally:
         started.kill()
     alive.close()
-    assert sorted(path.parts[-3] for path in scratch.rglob("old.png")) == ["pisasr-alive", "pisasr-mine"]
+    assert sorted(path.parts[-3] for path in scratch.rglob("old.png")) == [
+        "pisasr-alive",
+        "pisasr-mine",
+    ]
     assert len(list(scratch.iterdir())) == 2
 
 
-# --- over a real server ----------------------------------------------------------------------------------------------
+# --- over a real server ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -431,16 +509,26 @@ def client(page, tmp_path):
 
 
 def test_a_script_gets_what_the_pipeline_makes(client, pipe, photo):
-    path = client.predict(handle_file(photo), lambda_pix=0.5, lambda_sem=0.75, upscale=2, api_name="/repair")
+    path = client.predict(
+        handle_file(photo), lambda_pix=0.5, lambda_sem=0.75, upscale=2, api_name="/repair"
+    )
     assert Path(path).name == "photo_pix0.5_sem0.75.png"
-    assert Image.open(path).tobytes() == pipe(Image.open(photo), 0.5, 0.75, upscale=2, **SMALL).images[0].tobytes()
+    assert (
+        Image.open(path).tobytes()
+        == pipe(Image.open(photo), 0.5, 0.75, upscale=2, **SMALL).images[0].tobytes()
+    )
 
 
 def test_a_script_can_ask_for_all_that_the_page_can(client, desk, photo, tmp_path):
     half = np.zeros((16, 20), np.uint8)
     half[:, :10] = 255
     Image.fromarray(half).save(tmp_path / "mask.png")
-    place = {"mask": handle_file(tmp_path / "mask.png"), "inside_pix": 0.2, "inside_sem": 0.4, "feather": 2}
+    place = {
+        "mask": handle_file(tmp_path / "mask.png"),
+        "inside_pix": 0.2,
+        "inside_sem": 0.4,
+        "feather": 2,
+    }
     finish = {"color_fix": "wavelet", "consistent": True, "working_size": 1, "format": "PNG16"}
     path = client.predict(handle_file(photo), 1, 0.5, 2, **place, **finish, api_name="/repair")
     strengths = Strengths(1, 0.5, 0.2, 0.4, 2, half.astype(np.float32) / 255)
@@ -484,11 +572,18 @@ def test_files_of_the_machine_are_no_pictures_of_the_page(page, client):
         client.predict(stolen, api_name="/repair")
     with pytest.raises(AppError, match="not an image"):
         client.predict(handle_file(__file__), api_name="/repair")
-    for path in ("/etc/passwd", "../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", str(Path(__file__).resolve())):
+    for path in (
+        "/etc/passwd",
+        "../../etc/passwd",
+        "%2e%2e/%2e%2e/etc/passwd",
+        str(Path(__file__).resolve()),
+    ):
         assert httpx.get(f"{page.local_url}gradio_api/file={path}").status_code in (403, 404)
     upload = {"files": ("../../evil.png", b"\x89PNG")}
     (path,) = httpx.post(f"{page.local_url}gradio_api/upload", files=upload).json()
-    assert Path(path).resolve().is_relative_to(page.folder.resolve()) and Path(path).name == "evil.png"
+    assert (
+        Path(path).resolve().is_relative_to(page.folder.resolve()) and Path(path).name == "evil.png"
+    )
 
 
 def test_what_is_too_large_to_upload_is_refused(page):
@@ -501,10 +596,14 @@ def test_nothing_is_shared_watched_or_left_open(page):
     assert not config["analytics_enabled"] and not page.share
     assert page.server_name == "127.0.0.1" and page.delete_cache is not None
     named = [
-        dependency["api_name"] for dependency in config["dependencies"] if dependency["api_visibility"] == "public"
+        dependency["api_name"]
+        for dependency in config["dependencies"]
+        if dependency["api_visibility"] == "public"
     ]
     assert named == ["repair"]
-    stranger = httpx.get(f"{page.local_url}config", headers={"origin": "https://example.org", "host": "localhost"})
+    stranger = httpx.get(
+        f"{page.local_url}config", headers={"origin": "https://example.org", "host": "localhost"}
+    )
     assert "access-control-allow-origin" not in stranger.headers
     assert httpx.get(f"{page.local_url}monitoring/summary").status_code in (401, 403, 404)
 
@@ -543,7 +642,9 @@ def test_the_readme_s_script_runs(tmp_path, monkeypatch, capsys):
     from pisasr import PiSASRPipeline
 
     script = next(
-        part for part in (ROOT / "README.md").read_text().split("```python\n") if "gradio_client" in part[:40]
+        part
+        for part in (ROOT / "README.md").read_text().split("```python\n")
+        if "gradio_client" in part[:40]
     )
     monkeypatch.chdir(ROOT)
     page = serve(Desk(PiSASRPipeline.from_pretrained()))

@@ -1,6 +1,8 @@
-"""The page in a real browser, without a screen: a hand drops a photo, turns, compares, paints; two hands at once.
+"""The page in a real browser, without a screen: a hand drops a photo, turns, compares, paints; two
+hands at once.
 
-Wants selenium ('pisasr[browser]') and the system's Chromium with its driver (Debian: chromium, chromium-driver).
+Wants selenium ('pisasr[browser]') and the system's Chromium with its driver (Debian: chromium,
+chromium-driver).
 """
 
 import itertools
@@ -68,7 +70,12 @@ def write(path: Path, phase: float) -> Path:
 def start_browser(downloads: Path) -> webdriver.Chrome:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"):
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+    ):
         options.add_argument(word)
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -80,7 +87,13 @@ def start_browser(downloads: Path) -> webdriver.Chrome:
 class Hand:
     """One user, with a browser of their own: each loading of the page is a session of its own."""
 
-    def __init__(self, browser: webdriver.Chrome, address: str, size: tuple[int, int] = (1360, 1100), theme: str = ""):
+    def __init__(
+        self,
+        browser: webdriver.Chrome,
+        address: str,
+        size: tuple[int, int] = (1360, 1100),
+        theme: str = "",
+    ):
         self.browser = browser
         browser.set_window_size(*size)
         browser.get(address + theme)
@@ -145,7 +158,9 @@ class Hand:
         return [button.text for button in self.all("#presets [aria-pressed=true]")]
 
     def errors(self) -> list[str]:
-        return [line["message"] for line in self.browser.get_log("browser") if line["level"] == "SEVERE"]
+        return [
+            line["message"] for line in self.browser.get_log("browser") if line["level"] == "SEVERE"
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +195,10 @@ def expected(desk: Desk, photo: Path, *strengths: Any) -> np.ndarray:
 
 def test_turning_a_knob_shows_the_exact_picture_at_last_and_asks_no_unet(hand, desk, photos):
     user, calls = hand(), []
-    hooks = [u.register_forward_hook(lambda *_: calls.append(1)) for u in (desk.pipe.unet, desk.pipe.unet_pix)]
+    hooks = [
+        u.register_forward_hook(lambda *_: calls.append(1))
+        for u in (desk.pipe.unet, desk.pipe.unet_pix)
+    ]
     user.open(photos[0])
     assert np.array_equal(user.picture(), expected(desk, photos[0], 1, 1))
     calls.clear()
@@ -234,7 +252,9 @@ def test_a_cell_of_the_sheet_sets_both_knobs(hand, desk, photos):
     user.one("#viewer .sheet button[data-pix='0.5'][data-sem='1.5']").click()
     user.until(lambda: not user.js("window.pisasr.isExact()"))
     assert np.array_equal(user.picture(), expected(desk, photos[1], 0.5, 1.5))
-    assert [user.one(f"#{name} input[type=number]").get_attribute("value") for name in ("pix", "sem")] == ["0.5", "1.5"]
+    assert [
+        user.one(f"#{name} input[type=number]").get_attribute("value") for name in ("pix", "sem")
+    ] == ["0.5", "1.5"]
     assert not user.one("#viewer .sheet").is_displayed()
 
 
@@ -265,7 +285,9 @@ def test_a_painted_place_keeps_its_own_strengths(hand, desk, photos):
     everywhere = user.picture()
     user.one("#viewer [data-tool='paint']").click()
     canvas = user.one("#viewer canvas.picture")
-    ActionChains(user.browser).move_to_element(canvas).click_and_hold().move_by_offset(30, 10).release().perform()
+    ActionChains(user.browser).move_to_element(canvas).click_and_hold().move_by_offset(
+        30, 10
+    ).release().perform()
     user.until(lambda: not user.js("window.pisasr.isExact()"))
     painted = user.picture()
     changed = (painted != everywhere).any(axis=-1)
@@ -287,7 +309,9 @@ def test_a_mask_from_a_file_is_a_place_too(hand, desk, photos, tmp_path):
     user.picture()
     user.drop(tmp_path / "mask.png", on="#mask")
     user.until(lambda: not user.js("window.pisasr.isExact()"))
-    assert np.array_equal(user.picture(), expected(desk, photos[0], 1, 0))  # the page's strengths inside: no detail
+    assert np.array_equal(
+        user.picture(), expected(desk, photos[0], 1, 0)
+    )  # the page's strengths inside: no detail
     before = user.js("window.pisasr.id()")
     user.drop(photos[1])
     user.until(lambda: user.js("window.pisasr.id()") != before and user.js("window.pisasr.ready()"))
@@ -296,7 +320,10 @@ def test_a_mask_from_a_file_is_a_place_too(hand, desk, photos, tmp_path):
     Image.new("L", (32, 96), 255).save(tmp_path / "tall.png")
     user.drop(tmp_path / "tall.png", on="#mask")
     user.until(
-        lambda: "mask is a map of 32x96, the picture is 48x32" in "".join(t.text for t in user.all(".toast-body"))
+        lambda: (
+            "mask is a map of 32x96, the picture is 48x32"
+            in "".join(t.text for t in user.all(".toast-body"))
+        )
     )
 
 
@@ -310,16 +337,22 @@ def test_advanced_settings_are_the_pipeline_s(hand, desk, photos):
     def picture_after(move: Callable[[], Any]) -> np.ndarray:
         before = user.js("window.pisasr.id()")
         move()
-        user.until(lambda: user.js("window.pisasr.id()") != before and user.js("window.pisasr.ready()"))
+        user.until(
+            lambda: user.js("window.pisasr.id()") != before and user.js("window.pisasr.ready()")
+        )
         return user.picture()
 
     picture = desk.read(photos[0])
     held = desk.repair(picture, Strengths(), Wish(4), Finish(consistent=True))
     assert np.array_equal(picture_after(box.click), np.asarray(held))
     fewer = desk.repair(picture, Strengths(), Wish(4, working_size=0.005), Finish(consistent=True))
-    assert np.array_equal(picture_after(lambda: megapixels.send_keys("0.005", Keys.ENTER)), np.asarray(fewer))
+    assert np.array_equal(
+        picture_after(lambda: megapixels.send_keys("0.005", Keys.ENTER)), np.asarray(fewer)
+    )
     megapixels.send_keys(Keys.CONTROL, "a")
-    assert np.array_equal(picture_after(lambda: megapixels.send_keys(Keys.DELETE, Keys.ENTER)), np.asarray(held))
+    assert np.array_equal(
+        picture_after(lambda: megapixels.send_keys(Keys.DELETE, Keys.ENTER)), np.asarray(held)
+    )
 
 
 def test_two_users_and_two_pictures_are_never_mixed_up(hand, desk, photos):
@@ -365,7 +398,10 @@ def test_a_folder_is_its_pictures(hand, photos, tmp_path):
     user.one("#folder").click()
     user.until(lambda: user.all("#folder-input"))[0].send_keys(str(tmp_path / "photos"))
     user.until(lambda: user.one("#files").text.count("photo") == 2)
-    assert {cell.get_attribute("aria-label") for cell in user.all("#files .filename")} == {"photo0.png", "photo1.PNG"}
+    assert {cell.get_attribute("aria-label") for cell in user.all("#files .filename")} == {
+        "photo0.png",
+        "photo1.PNG",
+    }
 
 
 def test_a_stopped_batch_hands_over_what_it_has(hand, desk, photos, tmp_path):
@@ -380,7 +416,9 @@ def test_a_stopped_batch_hands_over_what_it_has(hand, desk, photos, tmp_path):
     user.until(lambda: "Stopped" in user.one("#status").text)
     with zipfile.ZipFile(downloaded(user, "#archive", tmp_path)) as archive:
         names = archive.namelist()
-        assert 1 <= len(names) < 40 and names == [f"many{number:02}.png" for number in range(len(names))]
+        assert 1 <= len(names) < 40 and names == [
+            f"many{number:02}.png" for number in range(len(names))
+        ]
     time.sleep(1)
     assert "Stopped" in user.one("#status").text
 
@@ -420,7 +458,11 @@ def test_nothing_is_wider_than_the_window(hand, photos, size):
     assert user.js("document.documentElement.scrollWidth <= window.innerWidth")
     assert user.js("document.body.classList.contains('dark')")
     user.one("#viewer [data-tool='paint']").click()
-    rows = {round(button.location["y"]) for button in user.all("#viewer .bar button") if button.is_displayed()}
+    rows = {
+        round(button.location["y"])
+        for button in user.all("#viewer .bar button")
+        if button.is_displayed()
+    }
     assert len(rows) <= (2 if size[0] < 640 else 1)
 
 
@@ -437,7 +479,9 @@ MOVE = """const done = arguments[arguments.length - 1], range = document.querySe
 
 
 def test_a_preview_of_512_px_answers_within_150_ms(hand, capsys):
-    """With the embedded model: from a knob's move to the mixture drawn, and to the exact picture; medians of 9."""
+    """With the embedded model: from a knob's move to the mixture drawn, and to the exact picture;
+    medians of 9.
+    """
     page = serve(Desk(PiSASRPipeline.from_pretrained()))
     try:
         user = hand(address=page.local_url)
@@ -448,5 +492,7 @@ def test_a_preview_of_512_px_answers_within_150_ms(hand, capsys):
         page.close(verbose=False)
     preview, exact = np.median(moves, axis=0)
     with capsys.disabled():
-        print(f"\n512 px: preview {preview:.0f} ms, exact picture {exact:.0f} ms, 250 of them waiting for rest")
+        print(
+            f"\n512 px: preview {preview:.0f} ms, exact picture {exact:.0f} ms, 250 of them waiting for rest"
+        )
     assert preview < 150

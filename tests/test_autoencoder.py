@@ -1,4 +1,6 @@
-"""The small autoencoder: principal components at the start, local for ever, the calls of AutoencoderKL."""
+"""The small autoencoder: principal components at the start, local for ever, the calls of
+AutoencoderKL.
+"""
 
 import torch
 from autoencoder import whiten
@@ -38,7 +40,9 @@ def test_a_pixel_depends_on_its_neighbourhood_alone():
     reach = model.halo * model.downscale
     with torch.no_grad():
         difference = (model.decode(z).sample - model.decode(changed).sample).abs().amax((0, 1, 3))
-    assert difference[: model.downscale].min() > 0 and difference[reach + model.downscale :].max() == 0
+    assert (
+        difference[: model.downscale].min() > 0 and difference[reach + model.downscale :].max() == 0
+    )
 
 
 def test_whitening_changes_latents_only():

@@ -1,4 +1,6 @@
-"""The benchmark counts what it says, on any machine the same; times in turn; and finds a wrong fast path."""
+"""The benchmark counts what it says, on any machine the same; times in turn; and finds a wrong fast
+path.
+"""
 
 import json
 import warnings
@@ -22,7 +24,9 @@ F = torch.nn.functional
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
-    return Bench(write_model("tiny", tmp_path_factory.mktemp("model")), "tiny", pairs=1, counting="cpu")
+    return Bench(
+        write_model("tiny", tmp_path_factory.mktemp("model")), "tiny", pairs=1, counting="cpu"
+    )
 
 
 def measured(bench, case, px):
@@ -67,13 +71,17 @@ def test_unet_calls_and_flops_of_every_mode(bench):
         "equal (L, L)": 1,
         "nothing (0, 0)": 0,
     }
-    one, two, none = (found[name].flops for name in ("default (1, 1)", "adjustable", "nothing (0, 0)"))
+    one, two, none = (
+        found[name].flops for name in ("default (1, 1)", "adjustable", "nothing (0, 0)")
+    )
     assert two - one == one - none > 0
 
 
 def test_tensors_without_data_cost_the_same(bench):
     without = Bench(bench.model, "tiny", counting="meta")
-    here, there = (one.restoring("adjustable", (64, 64), [(0.7, 1.2)]).count() for one in (bench, without))
+    here, there = (
+        one.restoring("adjustable", (64, 64), [(0.7, 1.2)]).count() for one in (bench, without)
+    )
     assert here.flops == there.flops and here.unet_calls == there.unet_calls == 2
 
 
@@ -85,7 +93,9 @@ def test_a_sweep_of_any_length_is_one_encode_and_two_passes(bench):
 
 
 def test_the_published_algorithm_encodes_and_looks_twice_for_each_strength(bench):
-    one, four = (cases.beside_published(bench, 64, cases.grid_of(n), cases.WeightSwap) for n in (1, 4))
+    one, four = (
+        cases.beside_published(bench, 64, cases.grid_of(n), cases.WeightSwap) for n in (1, 4)
+    )
     theirs, ours = four[0].count(), four[2].count()
     assert theirs.unet_calls == 4 * one[0].count().unet_calls == 4 * ours.unet_calls == 8
     assert theirs.flops == 4 * one[0].count().flops > ours.flops
@@ -103,7 +113,11 @@ def test_its_pictures_are_ours_and_a_wrong_one_is_found(bench):
 
 def test_flops_and_bytes_grow_with_the_area(bench):
     sizes = [64, 128, 192]
-    found = [one for name, one in counted(bench, "scaling", sizes).items() if len(set(name.split(" x "))) == 1]
+    found = [
+        one
+        for name, one in counted(bench, "scaling", sizes).items()
+        if len(set(name.split(" x "))) == 1
+    ]
     areas = [px * px for px in sizes]
     assert 1 < exponent(areas, [one.flops for one in found]) < 1.4  # of the square
     assert exponent(areas, [one.peak_bytes for one in found]) < 1.1
@@ -146,7 +160,9 @@ def test_the_report_has_every_row_and_what_could_not_be_measured(tmp_path, capsy
     assert first["max_levels"] < 0.05 < rows["bf16 NHWC"]["max_levels"] and not any(
         row["failed"] for row in rows.values()
     )
-    assert rows["fp16 NCHW"]["ms"] is None and "skipped: fp16 wants a GPU" in capsys.readouterr().out
+    assert (
+        rows["fp16 NCHW"]["ms"] is None and "skipped: fp16 wants a GPU" in capsys.readouterr().out
+    )
     assert report["ceilings"]["fp32"].keys() == {"matmul", "conv3x3"}
 
 
@@ -171,7 +187,9 @@ def test_a_pipeline_that_ran_out_of_memory_and_went_on_is_no_measurement(bench):
 
 def test_names_in_the_help_are_the_cases():
     assert list(cases.CASES) == benchmark.NAMES
-    assert benchmark.case_names("modes,tiles") == ["modes", "tiles"] and benchmark.pixel_sizes("512,64") == [64, 512]
+    assert benchmark.case_names("modes,tiles") == ["modes", "tiles"] and benchmark.pixel_sizes(
+        "512,64"
+    ) == [64, 512]
 
 
 @pytest.mark.parametrize("wrong", ["12", "64,x", "0", ""])
@@ -184,4 +202,6 @@ def test_wrong_case_and_folder_are_one_line(tmp_path):
     with pytest.raises(UsageError, match="no case 'x'; there are modes"):
         benchmark.case_names("modes,x")
     with pytest.raises(UsageError, match="lies in no folder"):
-        benchmark.run(benchmark.parser().parse_args(["--output", str(tmp_path / "absent" / "bench.json")]))
+        benchmark.run(
+            benchmark.parser().parse_args(["--output", str(tmp_path / "absent" / "bench.json")])
+        )

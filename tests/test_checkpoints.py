@@ -12,7 +12,9 @@ from pisasr.training.state import Broken, Checkpoint, Checkpoints, read_checkpoi
 
 
 def make(step: int, stage: str = "pix") -> Checkpoint:
-    return Checkpoint(stage, step, {"adapter.a": torch.full((3,), float(step))}, {"guard": {"skipped": step / 3}})
+    return Checkpoint(
+        stage, step, {"adapter.a": torch.full((3,), float(step))}, {"guard": {"skipped": step / 3}}
+    )
 
 
 @pytest.fixture
@@ -78,7 +80,10 @@ def test_a_full_disk_leaves_the_others_whole(kept, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         kept.save(make(8))
-    assert sorted(os.listdir(kept.folder)) == ["pix-00000004", "pix-00000006"] and kept.newest("pix").step == 6
+    assert (
+        sorted(os.listdir(kept.folder)) == ["pix-00000004", "pix-00000006"]
+        and kept.newest("pix").step == 6
+    )
 
 
 def test_what_a_kill_left_behind_is_no_checkpoint_and_goes(kept):

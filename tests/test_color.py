@@ -44,8 +44,13 @@ def test_a_picture_fixed_with_itself_is_unchanged(fix):
 @pytest.mark.parametrize("name", ["noise", "pictures", "thin", "flat_target", "flat_source"])
 @pytest.mark.parametrize("fix", ["adain", "wavelet"])
 def test_matches_the_published_pictures(parity, name, fix):
-    """They are truncated to 8 bits, ours are rounded: compared before rounding, each value is in [published, + 1)."""
-    target, source = (to_tensor(Image.open(parity / "colour" / f"{name}_{part}.png")) for part in ("target", "source"))
+    """They are truncated to 8 bits, ours are rounded: compared before rounding, each value is in
+    [published, + 1).
+    """
+    target, source = (
+        to_tensor(Image.open(parity / "colour" / f"{name}_{part}.png"))
+        for part in ("target", "source")
+    )
     result = getattr(color, fix)(target, source)
     expected = to_tensor(Image.open(parity / "colour" / f"{name}_{fix}.png"))
     above = (result - expected) * 255
@@ -66,14 +71,21 @@ def test_wavelet_split_matches_the_published_tensors(parity):
 @pytest.mark.parametrize("fix", [color.adain, color.wavelet, None])
 @pytest.mark.parametrize("measured", [1, 7, 40, 100])
 def test_bands_are_the_whole_picture(monkeypatch, fix, measured):
-    """To the bit, but for sums of several bands: where measuring takes the whole, pieces change nothing."""
+    """To the bit, but for sums of several bands: where measuring takes the whole, pieces change
+    nothing.
+    """
     torch.manual_seed(measured)
     for name in ("BAND_PIXELS", "BLUR_PIXELS"):
         monkeypatch.setattr(color, name, 30 * measured)
     monkeypatch.setattr(color, "PIECE_PIXELS", 30 * 20)
-    target, source = torch.rand(2, 3, 90, 30) * torch.linspace(0.2, 1, 90)[:, None], torch.rand(2, 3, 90, 30)
+    target, source = (
+        torch.rand(2, 3, 90, 30) * torch.linspace(0.2, 1, 90)[:, None],
+        torch.rand(2, 3, 90, 30),
+    )
     whole = target if fix is None else fix(target, source)
-    bands = list(color.in_bands(fix, *(lambda a, b, x=x: x[..., a:b, :] for x in (target, source)), (90, 30)))
+    bands = list(
+        color.in_bands(fix, *(lambda a, b, x=x: x[..., a:b, :] for x in (target, source)), (90, 30))
+    )
     assert len(bands) == -(-90 // (measured if fix is color.wavelet else 20))
     torch.testing.assert_close(torch.cat(bands, dim=-2), whole, rtol=0, atol=1e-6)
     if fix is not color.adain or measured >= 90:

@@ -1,6 +1,8 @@
-"""What one command withstands, every command does: odd names, pipes, devices, loops, outputs that can't be, signals.
+"""What one command withstands, every command does: odd names, pipes, devices, loops, outputs that
+can't be, signals.
 
-infer has a stub in place of its model; evaluate scores PSNR, compare enlarges by a filter: none needs a network.
+infer has a stub in place of its model; evaluate scores PSNR, compare enlarges by a filter: none
+needs a network.
 """
 
 import json
@@ -51,7 +53,9 @@ COMMANDS = {
 
 @pytest.fixture(params=COMMANDS)
 def run(request, tmp_path, monkeypatch, capsys):
-    """run(GIVEN, OUTPUT) -> (exit code, what was said): no traceback, no raw escape code, in 20 s."""
+    """run(GIVEN, OUTPUT) -> (exit code, what was said): no traceback, no raw escape code, in 20
+    s.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(infer_module, "load_pipeline", lambda args: Enlarges())
     Path("in").mkdir()
@@ -80,10 +84,12 @@ def draw(path: str, size=(24, 20)) -> bytes:
     return Path(path).read_bytes()
 
 
-# --- inputs -----------------------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["new\nline.png", "\x1b[31mred.png", "[red].png", "-a.png", "😀 ü.png", "{0}%s.png"])
+@pytest.mark.parametrize(
+    "name", ["new\nline.png", "\x1b[31mred.png", "[red].png", "-a.png", "😀 ü.png", "{0}%s.png"]
+)
 def test_odd_names_are_served_and_shown_on_one_line(run, name):
     draw(f"in/{name}")
     code, said = run()
@@ -97,14 +103,18 @@ def test_odd_names_are_served_and_shown_on_one_line(run, name):
 GLOBS = [("infer", "in/*"), ("degrade", "in/*")]
 
 
-@pytest.mark.parametrize(("run", "given"), [*((name, "in") for name in COMMANDS), *GLOBS], indirect=["run"])
+@pytest.mark.parametrize(
+    ("run", "given"), [*((name, "in") for name in COMMANDS), *GLOBS], indirect=["run"]
+)
 @pytest.mark.parametrize("kind", ["pipe", "device", "loop", "dead link"])
 def test_what_is_no_file_is_told_and_nobody_waits(run, kind, given):
     if kind == "pipe":
         os.mkfifo("in/b.png")
         os.mkfifo("in/a.txt")  # a caption's place
     else:
-        Path("in/b.png").symlink_to({"device": "/dev/zero", "loop": "b.png", "dead link": "nowhere.png"}[kind])
+        Path("in/b.png").symlink_to(
+            {"device": "/dev/zero", "loop": "b.png", "dead link": "nowhere.png"}[kind]
+        )
     code, said = run(given)
     assert code in (0, 1, 3) and "b.png" in said and (given == "in" or "a.png" in said)
     assert any(word in said for word in ("regular", "link", "no such file", "symbolic"))
@@ -129,7 +139,10 @@ def test_folders_that_are_not_gone_into_are_told(tmp_path, monkeypatch, capsys, 
         return look(place)
 
     monkeypatch.setattr(os, "scandir", closed)
-    found = {str(one.name): (one.status, one.reason) for one in find_inputs(["in"], Path("out"), recursive=True)}
+    found = {
+        str(one.name): (one.status, one.reason)
+        for one in find_inputs(["in"], Path("out"), recursive=True)
+    }
     assert found == {
         "a.png": ("ready", ""),
         "link": ("skipped", "a link to a folder, which is not followed"),
@@ -165,7 +178,7 @@ def test_what_a_name_can_not_promise_is_looked_at(run):
     assert code in (1, 3) and ("PostScript is not read here" in said)
 
 
-# --- outputs ----------------------------------------------------------------------------------------------------------
+# --- outputs --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("output", ["afile", "afile/below", "a\0b", "x" * 300])
@@ -215,10 +228,14 @@ def test_what_can_not_be_printed_ends_nothing(run, monkeypatch, stream, error):
     expected = run(output="told")[0]
     monkeypatch.setattr(sys, stream, error and Full(error))
     assert run()[0] == expected
-    assert {path.name for path in Path("out").rglob("*")} == {path.name for path in Path("told").rglob("*")}
+    assert {path.name for path in Path("out").rglob("*")} == {
+        path.name for path in Path("told").rglob("*")
+    }
 
 
-@pytest.mark.parametrize("shell", ["| head -1 >/dev/null; exit ${PIPESTATUS[0]}", "> /dev/full", ">&- 2>&-"])
+@pytest.mark.parametrize(
+    "shell", ["| head -1 >/dev/null; exit ${PIPESTATUS[0]}", "> /dev/full", ">&- 2>&-"]
+)
 def test_a_reader_that_leaves_costs_nothing(tmp_path, shell):
     code = (
         "import sys; from pisasr.errors import guarded\n"
@@ -226,7 +243,9 @@ def test_a_reader_that_leaves_costs_nothing(tmp_path, shell):
         "sys.exit(guarded(run))"
     )
     words = ["bash", "-c", f'"{sys.executable}" -c "$0" "$1" {shell}', code, tmp_path / "made"]
-    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr, (tmp_path / "made").read_text()) == (3, "", "done")
 
 
@@ -248,11 +267,15 @@ def test_a_full_disk_is_one_line(run, monkeypatch):
     monkeypatch.setattr(files, "write_through", full)
     monkeypatch.setattr(saving, "save_image", full)
     code, said = run()
-    assert code in (errors.NOTHING_STARTED, errors.SOME_FAILED, errors.OK if run.name == "prepare_data" else 1)
+    assert code in (
+        errors.NOTHING_STARTED,
+        errors.SOME_FAILED,
+        errors.OK if run.name == "prepare_data" else 1,
+    )
     assert "No space left" in said
 
 
-# --- signals ----------------------------------------------------------------------------------------------------------
+# --- signals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", signals.ENDING)
@@ -264,20 +287,34 @@ def test_a_signal_is_one_word_and_130(run, monkeypatch, number):
         time.sleep(5)
 
     monkeypatch.setattr(batch, "check_output", told)
-    for module in (infer_module, compare, degrade, prepare_data, sys.modules["pisasr.commands.evaluate"]):
+    for module in (
+        infer_module,
+        compare,
+        degrade,
+        prepare_data,
+        sys.modules["pisasr.commands.evaluate"],
+    ):
         monkeypatch.setattr(module, "check_output", told)
     before = signal.getsignal(signal.SIGTERM)
-    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs in the background hears none
+    ctrl_c = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # whoever runs in the background hears none
     try:
         code, said = run()
     finally:
         signal.signal(signal.SIGINT, ctrl_c)
-    assert code == errors.INTERRUPTED and "interrupted" in said and signal.getsignal(signal.SIGTERM) == before
+    assert (
+        code == errors.INTERRUPTED
+        and "interrupted" in said
+        and signal.getsignal(signal.SIGTERM) == before
+    )
 
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("number", signals.ENDING)
-def test_the_picture_in_hand_is_finished_unless_asked_twice(tmp_path, monkeypatch, capfd, number, times):
+def test_the_picture_in_hand_is_finished_unless_asked_twice(
+    tmp_path, monkeypatch, capfd, number, times
+):
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     for name in "abcd":
@@ -296,9 +333,9 @@ def test_the_picture_in_hand_is_finished_unless_asked_twice(tmp_path, monkeypatc
     assert main(["infer", "-i", "in", "-o", "out"]) == errors.INTERRUPTED
     done = ["a.png", "b.png"][: 3 - times]
     assert sorted(path.name for path in Path("out").glob("*.png")) == done
-    assert [json.loads(row)["status"] for row in Path("out/report.jsonl").read_text().splitlines()] == ["ok"] * len(
-        done
-    )
+    assert [
+        json.loads(row)["status"] for row in Path("out/report.jsonl").read_text().splitlines()
+    ] == ["ok"] * len(done)
     assert "once more stops at once" in capfd.readouterr().err
     assert main(["infer", "-i", "in", "-o", "out", "--existing", "skip"]) in (0, errors.INTERRUPTED)
 
@@ -316,11 +353,13 @@ def test_a_second_thread_hears_no_signals_and_needs_none():
     assert seen == [0]
 
 
-# --- two at once ------------------------------------------------------------------------------------------------------
+# --- two at once ----------------------------------------------------------------------------------
 
 
 def test_two_runs_into_one_folder_do_not_destroy_each_others_work(tmp_path):
-    """Each has a report of its own while both live; one that is over makes way, and a link leads nobody astray."""
+    """Each has a report of its own while both live; one that is over makes way, and a link leads
+    nobody astray.
+    """
     precious = tmp_path / "precious.txt"
     precious.write_text("precious")
     (tmp_path / "report.jsonl").symlink_to(precious)
@@ -332,7 +371,9 @@ def test_two_runs_into_one_folder_do_not_destroy_each_others_work(tmp_path):
     )
     command = [sys.executable, "-c", holder, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    other = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
     try:
         assert other.stdout.readline() == "report.jsonl\n"
         with batch.Report(tmp_path, 1, quiet=True) as ours:
@@ -350,14 +391,19 @@ def test_two_runs_into_one_folder_do_not_destroy_each_others_work(tmp_path):
 
 @pytest.mark.parametrize("there", ["pipe", "folder", "notes", "read-only"])
 def test_a_report_is_written_over_no_stranger(tmp_path, monkeypatch, there):
-    path, content = tmp_path / "report.jsonl", "my notes\n" if there == "notes" else '{"input": "theirs"}\n'
+    path, content = (
+        tmp_path / "report.jsonl",
+        "my notes\n" if there == "notes" else '{"input": "theirs"}\n',
+    )
     if there == "pipe":
         os.mkfifo(path)
     elif there == "folder":
         path.mkdir()
     else:
         path.write_text(content)
-    monkeypatch.setattr(os, "access", lambda *_: there != "read-only")  # whoever may do everything sees no difference
+    monkeypatch.setattr(
+        os, "access", lambda *_: there != "read-only"
+    )  # whoever may do everything sees no difference
     with batch.Report(tmp_path, 1, quiet=True) as ours:
         assert ours.path.name == "report-2.jsonl"
     assert not path.is_file() or path.read_text() == content
@@ -368,10 +414,12 @@ def test_a_report_s_other_name_keeps_what_it_holds(tmp_path):
     os.link(tmp_path / "kept.jsonl", tmp_path / "report.jsonl")
     with batch.Report(tmp_path, 1, quiet=True) as ours:
         assert ours.path.name == "report.jsonl"
-    assert (tmp_path / "kept.jsonl").read_text() == '{"input": "theirs"}\n' and not ours.path.read_text()
+    assert (
+        tmp_path / "kept.jsonl"
+    ).read_text() == '{"input": "theirs"}\n' and not ours.path.read_text()
 
 
-# --- launchers --------------------------------------------------------------------------------------------------------
+# --- launchers ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("run", ["infer", "evaluate", "compare"], indirect=True)
@@ -384,7 +432,7 @@ def test_half_a_launcher_is_usage(run, monkeypatch, rank):
     assert code == errors.WRONG_USAGE and "RANK is" in said and said.count("\n") == 1
 
 
-# --- vanishing files, and names ---------------------------------------------------------------------------------------
+# --- vanishing files, and names -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", ["gone", "a folder", "another's", "cut"])
@@ -423,10 +471,17 @@ def test_a_name_is_free_where_letters_of_both_cases_and_accents_of_both_kinds_ar
 @pytest.mark.parametrize("letter", ["x", "ü", "😀"])
 def test_long_names_keep_their_beginning_and_are_each_their_own(tmp_path, letter):
     taken, stem = set(), letter * (251 // len(letter.encode()))
-    names = [free_name(Path("deep") / name, taken, ".png") for name in (stem, stem + ".jpg", stem, stem + letter)]
+    names = [
+        free_name(Path("deep") / name, taken, ".png")
+        for name in (stem, stem + ".jpg", stem, stem + letter)
+    ]
     assert len(set(names)) == 4
     for name in names:
-        assert len(os.fsencode(name.name)) <= 255 and name.name.startswith(letter * 50) and name.parent == Path("deep")
+        assert (
+            len(os.fsencode(name.name)) <= 255
+            and name.name.startswith(letter * 50)
+            and name.parent == Path("deep")
+        )
         (tmp_path / name.name).touch()
 
 
@@ -457,11 +512,18 @@ def test_what_can_not_be_read_takes_no_name_away(tmp_path):
     found = [Found(tmp_path / name, Path(name), status) for name, status in
              [("a.gif", "skipped"), ("a.png", "ready"), ("b.jpg", "failed"), ("b.png", "ready")]]  # fmt: skip
     jobs = batch.plan_jobs(found, tmp_path / "out")
-    assert [[target.name for target in job.targets] for job in jobs] == [[], ["a.png"], [], ["b.png"]]
+    assert [[target.name for target in job.targets] for job in jobs] == [
+        [],
+        ["a.png"],
+        [],
+        ["b.png"],
+    ]
 
 
 def test_a_big_output_is_done_and_not_made_again(tmp_path, monkeypatch):
-    """Pillow alone refuses what has more than 179 million pixels: a photo of 12 million, four times enlarged."""
+    """Pillow alone refuses what has more than 179 million pixels: a photo of 12 million, four times
+    enlarged.
+    """
     draw(str(tmp_path / "a.png"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # it refuses twice as many
     assert batch._is_picture(tmp_path / "a.png")
@@ -480,18 +542,29 @@ def test_inputs_of_a_later_run_are_those_of_the_first(tmp_path, monkeypatch):
     assert len(find_inputs(["in"], Path("in/lq"), recursive=True)) == 2
 
 
-# --- what the command line is told ------------------------------------------------------------------------------------
+# --- what the command line is told ----------------------------------------------------------------
 
 
 def test_a_far_strength_is_a_line_of_infer(tmp_path, monkeypatch, base_folder, capsys):
     monkeypatch.chdir(tmp_path)
     draw("a.png"), draw("b.png")
-    words = ["--pretrained_model", str(base_folder), "--process_size", "16", "--upscale", "1", "--lambda_sem", "4"]
+    words = [
+        "--pretrained_model",
+        str(base_folder),
+        "--process_size",
+        "16",
+        "--upscale",
+        "1",
+        "--lambda_sem",
+        "4",
+    ]
     main(["infer", "-i", "a.png", "b.png", "-o", "out", *words])
     assert capsys.readouterr().err.count("lambda_sem is 4; the model knows strengths near 1") == 1
 
 
-def test_no_photos_and_none_that_can_be_used_are_usage_before_a_model_is_loaded(tmp_path, monkeypatch, capsys):
+def test_no_photos_and_none_that_can_be_used_are_usage_before_a_model_is_loaded(
+    tmp_path, monkeypatch, capsys
+):
     from pisasr.training import setup
 
     monkeypatch.setattr(setup, "load_base", lambda *_: pytest.fail("a model was loaded"))

@@ -53,7 +53,9 @@ def test_a_photo_is_degraded_the_same_whatever_lies_beside_it(photos, tmp_path):
     (photos / "a.png").unlink()
     assert run(photos, tmp_path / "one") == 0
     assert run(photos, tmp_path / "other", "--seed", "1") == 0
-    both, one, other = ((tmp_path / folder / "lq" / "b.png").read_bytes() for folder in ("both", "one", "other"))
+    both, one, other = (
+        (tmp_path / folder / "lq" / "b.png").read_bytes() for folder in ("both", "one", "other")
+    )
     assert both == one != other
 
 
@@ -62,7 +64,9 @@ def test_given_pairs_are_taken_by_name(photos, tmp_path):
     made = tmp_path / "made"
     (made / "lq" / "a.png").rename(made / "lq" / "a_LR4.png")
     assert run(made / "hq", tmp_path / "again", "--lq", str(made / "lq")) == 0
-    assert (tmp_path / "again" / "per_image.csv").read_text() == (made / "per_image.csv").read_text()
+    assert (tmp_path / "again" / "per_image.csv").read_text() == (
+        made / "per_image.csv"
+    ).read_text()
 
 
 def test_given_pairs_that_do_not_fit(photos, tmp_path, capsys):
@@ -122,7 +126,9 @@ def test_photos_that_lie_where_results_go_are_refused_untouched(photos, tmp_path
     assert {path: path.read_bytes() for path in home.iterdir()} == before
 
 
-def test_inputs_and_other_methods_in_the_way_and_links_to_them_are_refused(photos, tmp_path, capsys):
+def test_inputs_and_other_methods_in_the_way_and_links_to_them_are_refused(
+    photos, tmp_path, capsys
+):
     out, linked = tmp_path / "C", tmp_path / "linked"
     (out / "lq").mkdir(parents=True)
     linked.mkdir()
@@ -130,14 +136,20 @@ def test_inputs_and_other_methods_in_the_way_and_links_to_them_are_refused(photo
         with Image.open(photo) as image:
             image.resize((17, 15)).save(out / "lq" / photo.name)
         (linked / photo.name).symlink_to(out / "lq" / photo.name)
-    for options in (("--lq", str(out / "lq")), ("--lq", str(linked)), ("--also", f"other={out / 'lq'}")):
+    for options in (
+        ("--lq", str(out / "lq")),
+        ("--lq", str(linked)),
+        ("--also", f"other={out / 'lq'}"),
+    ):
         assert run(photos, out, *options) == 1
         assert "would be lost" in capsys.readouterr().err
 
 
 def test_models_compute_in_what_was_asked_for_and_the_table_says_so(photos, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(compare, "load_model", lambda args: asked.append((args.dtype, args.device)) or Pipeline())
+    monkeypatch.setattr(
+        compare, "load_model", lambda args: asked.append((args.dtype, args.device)) or Pipeline()
+    )
     assert run(photos, tmp_path / "out", "--dtype", "bf16", methods=("1,0",)) == 0
     assert run(photos, tmp_path / "usual", methods=("1,0",)) == 0
     assert asked == [("bf16", "cpu"), ("fp32", "cpu")]

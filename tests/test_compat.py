@@ -1,4 +1,6 @@
-"""torchvision beside a torch it wasn't built for. Each case runs a Python of its own: operators stay declared."""
+"""torchvision beside a torch it wasn't built for. Each case runs a Python of its own: operators
+stay declared.
+"""
 
 import importlib.util
 import os
@@ -16,7 +18,9 @@ NEEDS_NMS = "import torch\ntorch.library.register_fake('torchvision::nms')(lambd
 
 def run(code: str, *path: Path) -> str:
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
-    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -43,7 +47,9 @@ def test_one_loading_library_is_enough_to_stay_native_and_untouched(torchvision)
     import torch
 
     (torchvision / "_C.so").write_bytes(b"not a library")
-    shutil.copy(torch._C.__file__, torchvision / "_C_stable.so")  # a real one, sure to load beside torch
+    shutil.copy(
+        torch._C.__file__, torchvision / "_C_stable.so"
+    )  # a real one, sure to load beside torch
     code = (
         "import pisasr, torchvision, torch\n"
         "from pisasr._compat import repair_torchvision\n"
@@ -55,14 +61,20 @@ def test_one_loading_library_is_enough_to_stay_native_and_untouched(torchvision)
 def test_torchvision_that_does_not_load_is_stubbed_before_its_first_import(torchvision):
     (torchvision / "_C.so").write_bytes(b"not a library")
     (torchvision / "__init__.py").write_text(NEEDS_NMS)
-    assert run("try: import torchvision\nexcept RuntimeError: print('fails')", torchvision.parent) == "fails"
+    assert (
+        run("try: import torchvision\nexcept RuntimeError: print('fails')", torchvision.parent)
+        == "fails"
+    )
     code = (
         "import sys, pisasr; print('torch' in sys.modules)\n"
         "import torchvision, torch\n"
         "from pisasr._compat import repair_torchvision\n"
         "print(repair_torchvision(), repair_torchvision(), torch.ops.torchvision.qnms.default)"
     )
-    assert run(code, torchvision.parent).split("\n") == ["False", "stubbed stubbed torchvision.qnms.default"]
+    assert run(code, torchvision.parent).split("\n") == [
+        "False",
+        "stubbed stubbed torchvision.qnms.default",
+    ]
 
 
 def test_operators_that_somebody_else_declared_stay_theirs(torchvision):
@@ -75,7 +87,9 @@ def test_operators_that_somebody_else_declared_stay_theirs(torchvision):
     assert run(code, torchvision.parent) == "native"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is None, reason="torchvision is not installed"
+)
 def test_installed_torchvision_and_those_it_breaks_import_after_pisasr():
     code = (
         "import pisasr\n"

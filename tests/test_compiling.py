@@ -1,4 +1,6 @@
-"""Compiled networks are themselves, or stay as they were; tracing them finds nothing that Python must do itself."""
+"""Compiled networks are themselves, or stay as they were; tracing them finds nothing that Python
+must do itself.
+"""
 
 import re
 
@@ -93,7 +95,10 @@ def broken(graph, inputs):
     ("backend", "reason"),
     [
         ("eager", ""),
-        (wrong, "it is not compiled: compiled, it answers otherwise by 0.1 of the largest value, 0.001 are allowed"),
+        (
+            wrong,
+            "it is not compiled: compiled, it answers otherwise by 0.1 of the largest value, 0.001 are allowed",
+        ),
         (broken, r"it is not compiled: it doesn't compile here \(BackendCompilerFailed\)"),
     ],
 )
@@ -101,14 +106,17 @@ def broken(graph, inputs):
 def test_what_fails_or_compiles_to_something_else_stays_as_it_was(backend, reason, whole):
     network, x = Tiny(), torch.ones(1, 2)
     wanted = network(x)
-    assert re.fullmatch(reason, compile_checked("it", network, lambda: network(x), whole, backend=backend))
+    assert re.fullmatch(
+        reason, compile_checked("it", network, lambda: network(x), whole, backend=backend)
+    )
     assert compiled_parts(network) == ([] if reason else [network if whole else network.block])
     assert torch.equal(network(x), wanted)
 
 
 def test_a_pipeline_says_what_is_not_compiled(pipe, monkeypatch):
     monkeypatch.setattr(
-        "pisasr.pipeline.compile_checked", lambda part, *_, **__: "" if part == "vae" else f"{part}: no"
+        "pisasr.pipeline.compile_checked",
+        lambda part, *_, **__: "" if part == "vae" else f"{part}: no",
     )
     with pytest.warns(CompilingFailed) as told:
         assert not pipe.compile()
@@ -117,7 +125,9 @@ def test_a_pipeline_says_what_is_not_compiled(pipe, monkeypatch):
 
 def test_arithmetic_is_exact_unless_asked():
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    flags = [(cudnn, name) for name in ("benchmark", "allow_tf32", "deterministic")] + [(matmul, "allow_tf32")]
+    flags = [(cudnn, name) for name in ("benchmark", "allow_tf32", "deterministic")] + [
+        (matmul, "allow_tf32")
+    ]
     before = [getattr(owner, name) for owner, name in flags]
     try:
         for words, fast in ((["-i", "a"], False), (["-i", "a", "--fast_math"], True)):
@@ -129,6 +139,10 @@ def test_arithmetic_is_exact_unless_asked():
 
 
 def test_compile_is_off_unless_asked():
-    asked = {(): None, ("--compile",): "default", ("--compile", "reduce-overhead"): "reduce-overhead"}
+    asked = {
+        (): None,
+        ("--compile",): "default",
+        ("--compile", "reduce-overhead"): "reduce-overhead",
+    }
     for words, mode in asked.items():
         assert infer_parser().parse_args(["-i", "a", *words]).compile == mode

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from pisasr.config import ConfigError, DataConfig, RunConfig, TrainConfig, load_config, load_recipe, to_yaml
+from pisasr.config import (
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    TrainConfig,
+    load_config,
+    load_recipe,
+    to_yaml,
+)
 from pisasr.data.degradation import DegradationRecipe
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -20,7 +28,9 @@ def test_every_configuration_loads_and_survives_being_written(path, tmp_path):
     assert load_config(written) == config
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "degradation").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "degradation").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_recipe_loads(path):
     assert load_recipe(path) != DegradationRecipe()
 
@@ -77,14 +87,20 @@ def test_a_recipe_may_be_named_on_the_command_line(tmp_path, monkeypatch):
         ("sem.shift=16", "did you mean 'sem.beyond.shift'"),
         ("degradation.scale=0", "degradation.scale is 0; wanted greater than or equal to 1"),
         ("degradation.first.blur.sgima=[1,2]", "did you mean 'degradation.first.blur.sigma'"),
-        ("degradation.first.blur.sigma=7", "degradation.first.blur.sigma is 7; wanted a valid list"),
+        (
+            "degradation.first.blur.sigma=7",
+            "degradation.first.blur.sigma is 7; wanted a valid list",
+        ),
         ("pix=3", "pix is 3; wanted a section"),
         ("data.mix={a: 0}", "a weight above 0"),
         ("run.seed=many", "run.seed is 'many'; wanted a valid integer"),
         ("run.output=${nothing}", "run.output"),
         ("pix.steps=yes", "pix.steps is True; wanted a number"),
         ("pix.lr=true", "pix.lr is True; wanted a number"),
-        ("run.seed=99999999999999999999", "run.seed is 99999999999999999999; wanted less than 9223372036854775808"),
+        (
+            "run.seed=99999999999999999999",
+            "run.seed is 99999999999999999999; wanted less than 9223372036854775808",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(override, message):
@@ -112,7 +128,12 @@ def test_what_no_recipe_can_have_is_refused_in_one_line(path, tmp_path):
 
 
 def test_no_is_a_precision_although_yaml_reads_it_as_false():
-    assert load_config(CONFIGS / "pisasr.yaml", [*NEEDED, "run.mixed_precision=no"]).run.mixed_precision == "no"
+    assert (
+        load_config(
+            CONFIGS / "pisasr.yaml", [*NEEDED, "run.mixed_precision=no"]
+        ).run.mixed_precision
+        == "no"
+    )
 
 
 def test_what_is_missing_is_named():
@@ -126,7 +147,9 @@ def test_a_missing_file_is_named():
 
 
 def test_one_folder_needs_no_brackets(tmp_path):
-    config = load_config(CONFIGS / "smoke.yaml", ["data.photos=a folder", "run.output=b", "tracking.trackers=wandb"])
+    config = load_config(
+        CONFIGS / "smoke.yaml", ["data.photos=a folder", "run.output=b", "tracking.trackers=wandb"]
+    )
     assert config.data.photos == ["a folder"] and config.tracking.trackers == ["wandb"]
     file = tmp_path / "one.yaml"
     file.write_text("data: {photos: x}\nrun: {output: y}\n")

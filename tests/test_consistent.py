@@ -1,4 +1,6 @@
-"""Promises of pisasr.method.consistent: reduced, a picture is x_L again, and what x_L's noise hides is left alone."""
+"""Promises of pisasr.method.consistent: reduced, a picture is x_L again, and what x_L's noise hides
+is left alone.
+"""
 
 import numpy as np
 import pytest
@@ -36,7 +38,9 @@ def test_reducing_is_pillows():
         np.testing.assert_allclose(consistent.resize(x, size)[0, 1], np.asarray(channel), atol=1e-5)
 
 
-@pytest.mark.parametrize(("low", "high"), [((24, 30), (96, 120)), ((25, 31), (67, 83)), ((3, 40), (6, 80))])
+@pytest.mark.parametrize(
+    ("low", "high"), [((24, 30), (96, 120)), ((25, 31), (67, 83)), ((3, 40), (6, 80))]
+)
 def test_a_picture_that_strayed_comes_back_to_a_clean_input(low, high):
     x_L = smooth(*low)
     strayed = 0.85 * consistent.resize(x_L, high) + 0.05 + 0.02 * noise(1, 3, *high)
@@ -48,18 +52,24 @@ def test_its_detail_stays():
     """What reducing doesn't see is not touched: a lattice of the finest kind."""
     x_L = smooth(20, 20)
     lattice = 0.05 * (1 - 2 * (torch.arange(80) % 2)).float().expand(1, 3, 80, 80)
-    plain, drawn = (agree(consistent.resize(x_L, (80, 80)) + 0.03 + extra, x_L) for extra in (0, lattice))
+    plain, drawn = (
+        agree(consistent.resize(x_L, (80, 80)) + 0.03 + extra, x_L) for extra in (0, lattice)
+    )
     assert (drawn - plain - lattice)[..., 8:-8, 8:-8].abs().max() < 0.003
 
 
 def test_the_inputs_noise_does_not_come_back():
-    """A result that is the clean picture stays so, within the noise, for an input that is not clean."""
+    """A result that is the clean picture stays so, within the noise, for an input that is not
+    clean.
+    """
     clean, sigma = smooth(60, 60), 0.03
     x_L = (clean + sigma * noise(1, 3, 60, 60)).clamp(0, 1)
     made = consistent.resize(clean, (240, 240))
     result = consistent.resize(agree(made, x_L), (60, 60))
     assert psnr(result, clean) > psnr(x_L, clean) + 6
-    assert (result - x_L).abs().max() <= 1.05 * consistent.SPREAD * consistent.noise_level(x_L).max()
+    assert (result - x_L).abs().max() <= 1.05 * consistent.SPREAD * consistent.noise_level(
+        x_L
+    ).max()
 
 
 def test_noise_is_measured_for_each_picture_and_detail_hardly_counts():
@@ -84,7 +94,7 @@ def test_any_size_stays_finite_and_in_range(size):
     assert result.isfinite().all() and result.min() >= 0 and result.max() <= 1
 
 
-# --- in the pipeline -------------------------------------------------------------------------------------------------
+# --- in the pipeline ------------------------------------------------------------------------------
 
 
 def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -100,14 +110,23 @@ def from_the_input(result: np.ndarray, given: np.ndarray) -> float:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA"])
 @pytest.mark.parametrize(
-    "options", [SMALL, {"upscale": 3, "process_size": 100}, {"upscale": 2.5, "process_size": 8, "working_size": 8e-4}]
+    "options",
+    [
+        SMALL,
+        {"upscale": 3, "process_size": 100},
+        {"upscale": 2.5, "process_size": 8, "working_size": 8e-4},
+    ],
 )
 def test_results_of_every_frame_and_mode_agree_with_their_input(pipe, mode, options):
-    """As large as the model's picture, reduced from one, and enlarged from one that was smaller than the input."""
+    """As large as the model's picture, reduced from one, and enlarged from one that was smaller
+    than the input.
+    """
     given = photo(22, 17, mode)
     levels = np.atleast_3d(np.asarray(given)) / 255
     colours = slice(0, 3 if "RGB" in mode else 1)
-    plain, agreed = (pipe(given, **options, output_type="np", consistent=c).images[0] for c in (False, True))
+    plain, agreed = (
+        pipe(given, **options, output_type="np", consistent=c).images[0] for c in (False, True)
+    )
     assert plain.shape == agreed.shape and agreed.dtype == np.float32
     assert from_the_input(plain[..., colours], levels[..., colours]) < 35
     assert from_the_input(agreed[..., colours], levels[..., colours]) > 42

@@ -1,4 +1,5 @@
-"""What Stable Diffusion 2.1's size costs, counted without data: gates that are the same on every machine.
+"""What Stable Diffusion 2.1's size costs, counted without data: gates that are the same on every
+machine.
 
 Slow: up to 4096 px, in a few minutes and no memory.
 """
@@ -15,7 +16,9 @@ from pisasr.method.memory import GIB, held_bytes
 from pisasr.method.model import PiSASR, Plan, Predictors, predict, restore
 from pisasr.options import Options
 
-WEIGHTS = 2 * (2 * 865.9e6 + 83.7e6 + 340.4e6)  # bytes in half precision: two UNets, VAE, text encoder
+WEIGHTS = 2 * (
+    2 * 865.9e6 + 83.7e6 + 340.4e6
+)  # bytes in half precision: two UNets, VAE, text encoder
 DEFAULT, ADJUSTED, NOTHING = (1.0, 1.0), (0.7, 1.2), (0.0, 0.0)
 
 
@@ -27,7 +30,9 @@ def plan_of(lean=False):
 
 @pytest.fixture(scope="module")
 def costs():
-    """What a picture of px * px costs at these strengths, with all done that is done once for a weight set."""
+    """What a picture of px * px costs at these strengths, with all done that is done once for a
+    weight set.
+    """
     unet, vae = without_data(FULL, torch.bfloat16)
     words, model = torch.empty(1, 77, 1024, device="meta", dtype=torch.bfloat16), PiSASR(unet, vae)
     predictors = Predictors(*[lambda z: predict(unet, z, words)] * 2)
@@ -35,7 +40,9 @@ def costs():
     @torch.no_grad()
     def counted(px, pair, lean=False):
         x_L = torch.empty(1, 3, px, px, device="meta")
-        return count(lambda: list(restore(model, x_L, predictors, [pair], plan_of(lean))), unets=(unet,))
+        return count(
+            lambda: list(restore(model, x_L, predictors, [pair], plan_of(lean))), unets=(unet,)
+        )
 
     counted(64, DEFAULT)
     return counted
@@ -44,23 +51,36 @@ def costs():
 def test_one_pass_and_two_at_512_px(costs):
     one, two = costs(512, DEFAULT), costs(512, ADJUSTED)
     assert (one.unet_calls, two.unet_calls) == (1, 2)
-    assert one.flops / 1e12 == pytest.approx(4.01, abs=0.02)  # 4.43 with upsamplers as diffusers has them
+    assert one.flops / 1e12 == pytest.approx(
+        4.01, abs=0.02
+    )  # 4.43 with upsamplers as diffusers has them
     assert two.flops / one.flops < 1.2
-    assert one.operations < 2000 and two.operations - one.operations < 1560  # a pass was 1750, all computed anew
+    assert (
+        one.operations < 2000 and two.operations - one.operations < 1560
+    )  # a pass was 1750, all computed anew
     assert two.peak_bytes < 0.5 * GIB
 
 
 @pytest.mark.slow
 def test_the_vae_is_linear_and_bounded_at_1024_px(costs):
     small, large, lean = costs(512, NOTHING), costs(1024, NOTHING), costs(1024, NOTHING, lean=True)
-    assert exponent([512**2, 1024**2], [small.flops, large.flops]) < 1.06  # its attention is still whole
-    assert large.peak_bytes < 1.5 * GIB and lean.peak_bytes < 1.25 * GIB and lean.flops < 1.4 * large.flops
+    assert (
+        exponent([512**2, 1024**2], [small.flops, large.flops]) < 1.06
+    )  # its attention is still whole
+    assert (
+        large.peak_bytes < 1.5 * GIB
+        and lean.peak_bytes < 1.25 * GIB
+        and lean.flops < 1.4 * large.flops
+    )
 
 
 @pytest.mark.parametrize(("lean", "most"), [(False, 18 * GIB), (True, 12 * GIB)])
 def test_a_gpu_that_takes_4096_px(lean, most):
     """By the estimate, which is near the count (test_memory; counted below)."""
-    assert WEIGHTS + held_bytes(*without_data(FULL, torch.bfloat16), (1, 4, 512, 512), plan_of(lean)) < most
+    assert (
+        WEIGHTS + held_bytes(*without_data(FULL, torch.bfloat16), (1, 4, 512, 512), plan_of(lean))
+        < most
+    )
 
 
 @pytest.mark.slow

@@ -14,7 +14,9 @@ ALPHAS = torch.linspace(0.999, 0.01, 1000)
 
 
 def distil(z, e_neg, e_pos, t, noise, cfg=7.5):
-    """The loss under a teacher whose guesses are given; its first half is asked for the negative prompt."""
+    """The loss under a teacher whose guesses are given; its first half is asked for the negative
+    prompt.
+    """
 
     def teacher(z_t, t, embeds):
         return torch.cat([e_neg, e_pos])
@@ -33,7 +35,12 @@ def test_gradient_is_the_direction_between_the_two_guesses():
     alpha = ALPHAS[t].view(-1, 1, 1, 1)
     z_t = alpha.sqrt() * z + (1 - alpha).sqrt() * noise
     guided = (z_t - (1 - alpha).sqrt() * (e_neg + 3 * (e_pos - e_neg))) / alpha.sqrt()
-    pull = ((1 - alpha) / alpha).sqrt() * 3 * (e_pos - e_neg) / (z - guided).abs().mean((1, 2, 3), keepdim=True)
+    pull = (
+        ((1 - alpha) / alpha).sqrt()
+        * 3
+        * (e_pos - e_neg)
+        / (z - guided).abs().mean((1, 2, 3), keepdim=True)
+    )
     torch.testing.assert_close(z.grad, 2 * pull.detach() / z.numel(), rtol=1e-4, atol=1e-7)
 
 
@@ -55,7 +62,10 @@ def test_every_sample_pulls_on_its_own():
 
 
 def test_timesteps_stay_in_their_range():
-    loss, generator = ClassifierScoreDistillation(ALPHAS, t_min=20, t_max=23), torch.Generator().manual_seed(0)
+    loss, generator = (
+        ClassifierScoreDistillation(ALPHAS, t_min=20, t_max=23),
+        torch.Generator().manual_seed(0),
+    )
     assert {int(loss.draw_t(generator)) for _ in range(60)} == {20, 21, 22}
 
 
@@ -71,11 +81,14 @@ def test_value_and_gradient_are_the_published_ones(published, number):
     base, cases, tensors = published
     name, cfg = cases[number]["case"], cases[number]["cfg"]
     z, pos, neg, t, noise = (
-        tensors[f"{name}.{key}"] for key in ("latents", "pos_embeds", "neg_embeds", "timesteps", "noise")
+        tensors[f"{name}.{key}"]
+        for key in ("latents", "pos_embeds", "neg_embeds", "timesteps", "noise")
     )
     z = z.clone().requires_grad_()
     distill = ClassifierScoreDistillation(base["scheduler"].alphas_cumprod, cfg)
-    loss = distill(z, lambda z_t, t, embeds: predict(base["unet"], z_t, embeds, t), pos, neg, t, noise)
+    loss = distill(
+        z, lambda z_t, t, embeds: predict(base["unet"], z_t, embeds, t), pos, neg, t, noise
+    )
     loss.backward()
     assert loss.item() == pytest.approx(cases[number]["loss"], rel=1e-5)
     expected = tensors[f"{name}.grad_latents"]

@@ -47,7 +47,7 @@ def hub(tmp_path, monkeypatch) -> Path:
     torch.hub.set_dir(usual)
 
 
-# --- a stand-in -------------------------------------------------------------------------------------------------------
+# --- a stand-in -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -61,7 +61,9 @@ def standin(monkeypatch, hub, offline):
         pyiqa.created.append(name)
         if pyiqa.fail:
             raise pyiqa.fail
-        return lambda *pictures: torch.tensor([[float(sum(picture.mean() for picture in pictures))]])
+        return lambda *pictures: torch.tensor(
+            [[float(sum(picture.mean() for picture in pictures))]]
+        )
 
     pyiqa.create_metric = create_metric
     for name in [name for name in sys.modules if name.split(".")[0] == "pyiqa"]:
@@ -73,7 +75,11 @@ def standin(monkeypatch, hub, offline):
 
 def put_files(hub: Path, *metrics: str) -> None:
     for url in (url for metric in metrics for url in NETWORKS[metric].urls):
-        path = hub / ("clip" if url.startswith(deep.CLIP) else "pyiqa") / file_name(url).replace("+", "%2B")
+        path = (
+            hub
+            / ("clip" if url.startswith(deep.CLIP) else "pyiqa")
+            / file_name(url).replace("+", "%2B")
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
@@ -90,7 +96,9 @@ def test_files_that_lie_where_torch_keeps_them_are_enough(metric, standin, hub, 
 def test_an_error_inside_pyiqa_is_one_line(standin, hub):
     put_files(hub, "musiq")
     standin.fail = RuntimeError("size mismatch\n\tfor conv.weight")
-    with pytest.raises(MetricUnavailable, match="load musiq .RuntimeError: size mismatch for conv") as failure:
+    with pytest.raises(
+        MetricUnavailable, match="load musiq .RuntimeError: size mismatch for conv"
+    ) as failure:
         load_scorer("musiq")
     assert "\n" not in str(failure.value)
 
@@ -111,7 +119,9 @@ def test_offline_the_missing_file_is_named_at_once_with_its_place(metric, standi
 def test_a_download_that_fails_is_one_line_that_names_the_file(standin, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     standin.fail = OSError("Name or service\nnot known")
-    with pytest.raises(MetricUnavailable, match="Name or service not known.*put .*musiq_koniq_ckpt.* at ") as missing:
+    with pytest.raises(
+        MetricUnavailable, match="Name or service not known.*put .*musiq_koniq_ckpt.* at "
+    ) as missing:
         load_scorer("musiq")
     assert standin.created == ["musiq"] and "\n" not in str(missing.value)
 
@@ -124,16 +134,20 @@ def test_without_pyiqa_the_line_says_how_to_install_it_and_which_files_it_wants(
     assert all(file_name(url) in line for url in NETWORKS["musiq"].urls) and "\n" not in line
 
 
-# --- the real package, with random weights ----------------------------------------------------------------------------
+# --- the real package, with random weights --------------------------------------------------------
 
 
 @pytest.fixture
 def pyiqa(offline, hub):
-    return pytest.importorskip("pyiqa", reason="pyiqa is not installed (its licence is non-commercial)")
+    return pytest.importorskip(
+        "pyiqa", reason="pyiqa is not installed (its licence is non-commercial)"
+    )
 
 
 def look_in(hub: Path, monkeypatch) -> None:
-    """pyiqa's modules ask for torch's folder once, when they are imported; here that was another one."""
+    """pyiqa's modules ask for torch's folder once, when they are imported; here that was another
+    one.
+    """
     for name, module in list(sys.modules.items()):
         if name.startswith("pyiqa.") and "DEFAULT_CACHE_DIR" in vars(module):
             monkeypatch.setattr(module, "DEFAULT_CACHE_DIR", str(hub / "pyiqa"))
@@ -168,7 +182,9 @@ def test_inception_loads_from_a_file_alone(pyiqa, hub, offline, monkeypatch, cap
     torch.manual_seed(2)
     bare = []
     with monkeypatch.context() as patch:
-        patch.setattr(inception, "load_pretrained_network", lambda network, url: bare.append(network))
+        patch.setattr(
+            inception, "load_pretrained_network", lambda network, url: bare.append(network)
+        )
         direct = inception.InceptionV3([3]).eval()
     save_state("fid", bare[0].state_dict(), hub)
     look_in(hub, monkeypatch)

@@ -63,7 +63,9 @@ def photo(height: int = 96, width: int = 96) -> Tensor:
     """A smooth, coloured scene with one sharp edge, [3, height, width] in [0, 1]."""
     y = torch.linspace(0, 1, height)[:, None].expand(height, width)
     x = torch.linspace(0, 1, width).expand(height, width)
-    scene = torch.stack([0.5 + 0.3 * torch.sin(9 * x + 2 * y), 0.2 + 0.6 * y, 0.6 - 0.3 * torch.cos(14 * x * y)])
+    scene = torch.stack(
+        [0.5 + 0.3 * torch.sin(9 * x + 2 * y), 0.2 + 0.6 * y, 0.6 - 0.3 * torch.cos(14 * x * y)]
+    )
     return torch.where(torch.hypot(x - 0.5, y - 0.4) < 0.2, 0.4 * scene, scene).clamp(0, 1)
 
 
@@ -71,7 +73,7 @@ def generator(index: int = 0) -> torch.Generator:
     return sample_generator(0, 0, index)
 
 
-# --- promises --------------------------------------------------------------------------------------------------------
+# --- promises -------------------------------------------------------------------------------------
 
 
 def test_same_seed_same_pixels_also_with_other_threads():
@@ -80,7 +82,11 @@ def test_same_seed_same_pixels_also_with_other_threads():
         runs = []
         for count in (1, 2, 1):
             torch.set_num_threads(count)
-            runs.append(torch.stack([degrade_one(photo(), PUBLISHED, generator(index)) for index in range(5)]))
+            runs.append(
+                torch.stack(
+                    [degrade_one(photo(), PUBLISHED, generator(index)) for index in range(5)]
+                )
+            )
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
@@ -133,7 +139,7 @@ def test_unfit_photo_is_refused_in_one_line(x_H, message):
     assert "\n" not in str(caught.value)
 
 
-# --- recipes ---------------------------------------------------------------------------------------------------------
+# --- recipes --------------------------------------------------------------------------------------
 
 
 def test_clean_is_antialiased_bicubic_and_nothing_else():
@@ -147,17 +153,25 @@ def test_camera_recipe_is_milder_than_the_published_one():
     clean = degrade_one(photo(), replace(CAMERA, prob_clean=1.0), generator())
 
     def errors(recipe):
-        return [(degrade_one(photo(), recipe, generator(i)) - clean).square().mean().sqrt().item() for i in range(20)]
+        return [
+            (degrade_one(photo(), recipe, generator(i)) - clean).square().mean().sqrt().item()
+            for i in range(20)
+        ]
 
     assert max(errors(CAMERA)) < 0.06
     assert np.mean(errors(CAMERA)) < 0.85 * np.mean(errors(PUBLISHED))
 
 
 def test_antialias_takes_the_stairs_away():
-    """A pattern finer than x_L can hold: averaged to grey with antialiasing, a false pattern without."""
+    """A pattern finer than x_L can hold: averaged to grey with antialiasing, a false pattern
+    without.
+    """
     stripes = (torch.arange(96) % 3 / 2).expand(3, 96, 96).contiguous()
     still = replace(
-        CAMERA, second=replace(CAMERA.second, blur=BlurRecipe(prob=0.0), noise=NoiseRecipe(1.0, (0.0, 0.0)))
+        CAMERA,
+        second=replace(
+            CAMERA.second, blur=BlurRecipe(prob=0.0), noise=NoiseRecipe(1.0, (0.0, 0.0))
+        ),
     )
     smooth = degrade_one(stripes, still, generator())
     aliased = degrade_one(stripes, replace(still, prob_antialias=0.0), generator())
@@ -166,8 +180,13 @@ def test_antialias_takes_the_stairs_away():
 
 def test_passes_happen_as_often_as_the_recipe_says():
     """The first pass, the clean way, the last sinc and the last JPEG, each by its own chance."""
-    recipe = replace(PUBLISHED, prob_first=0.3, prob_clean=0.2, prob_final_sinc=0.6, prob_jpeg_last=0.4)
-    drawn = [[type(step) for step in draw_steps(recipe, (16, 16), generator(index))] for index in range(400)]
+    recipe = replace(
+        PUBLISHED, prob_first=0.3, prob_clean=0.2, prob_final_sinc=0.6, prob_jpeg_last=0.4
+    )
+    drawn = [
+        [type(step) for step in draw_steps(recipe, (16, 16), generator(index))]
+        for index in range(400)
+    ]
     dirty = [kinds for kinds in drawn if kinds != [Resize]]
     assert len(dirty) == pytest.approx(320, abs=32)
     ends = [kinds[len(kinds) - kinds[::-1].index(Resize) :] for kinds in dirty]
@@ -186,7 +205,16 @@ def test_steps_come_in_the_published_order(jpeg_last):
     recipe = replace(PUBLISHED, second=always, prob_final_sinc=1.0, prob_jpeg_last=jpeg_last)
     steps = list(draw_steps(recipe, (96, 80), generator()))
     end = [Resize, Kernel, Jpeg] if jpeg_last else [Jpeg, Resize, Kernel]
-    assert [type(step) for step in steps] == [Kernel, Resize, Noise, Jpeg, Kernel, Resize, Noise, *end]
+    assert [type(step) for step in steps] == [
+        Kernel,
+        Resize,
+        Noise,
+        Jpeg,
+        Kernel,
+        Resize,
+        Noise,
+        *end,
+    ]
     last = steps[7 if jpeg_last else 8 :]
     assert last[0].to == (24, 20) and last[1].shape == "sinc"
 
@@ -236,22 +264,30 @@ def test_impossible_recipe_is_refused_in_one_line_that_names_the_field(wrong, tm
 
 
 def test_draws_follow_the_odds():
-    """Kinds of kernel by their weights, sinc by its chance, sizes odd from 7 to 21, exponents half below one."""
+    """Kinds of kernel by their weights, sinc by its chance, sizes odd from 7 to 21, exponents half
+    below one.
+    """
     chance = generator()
     drawn = [draw_kernel(PUBLISHED.first.blur, chance) for _ in range(3000)]
     shapes = [kernel.shape for kernel in drawn]
     assert shapes.count("sinc") == pytest.approx(300, abs=80)
     assert shapes.count("plateau") == pytest.approx(0.9 * 0.15 * 3000, abs=90)
     assert {kernel.size for kernel in drawn} == {7, 9, 11, 13, 15, 17, 19, 21}
-    stretched = sum(kernel.shape != "sinc" and kernel.parameters[0] != kernel.parameters[1] for kernel in drawn)
+    stretched = sum(
+        kernel.shape != "sinc" and kernel.parameters[0] != kernel.parameters[1] for kernel in drawn
+    )
     assert stretched == pytest.approx(0.9 * 0.31 * 3000, abs=120)
-    betas = [kernel.parameters[3] for kernel in drawn if kernel.shape == "gaussian" and kernel.parameters[3] != 1.0]
+    betas = [
+        kernel.parameters[3]
+        for kernel in drawn
+        if kernel.shape == "gaussian" and kernel.parameters[3] != 1.0
+    ]
     assert np.mean([beta < 1 for beta in betas]) == pytest.approx(0.5, abs=0.1)
     cutoffs = [kernel.parameters[0] for kernel in drawn if kernel.shape == "sinc"]
     assert math.pi / 5 <= min(cutoffs) < math.pi / 4 and max(cutoffs) <= math.pi
 
 
-# --- the steps -------------------------------------------------------------------------------------------------------
+# --- the steps ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(40, 61), (10, 10), (3, 50)])
@@ -265,7 +301,9 @@ def test_blur_is_a_mirrored_filter(size):
 
 @pytest.mark.parametrize("gray", [False, True])
 def test_gaussian_noise_has_its_sigma_and_colour(gray):
-    noise = (add_gaussian_noise(torch.full((3, 200, 200), 0.5), 10.0, gray, generator()) - 0.5) * 255
+    noise = (
+        add_gaussian_noise(torch.full((3, 200, 200), 0.5), 10.0, gray, generator()) - 0.5
+    ) * 255
     assert noise.std().item() == pytest.approx(10, rel=0.03) and abs(noise.mean().item()) < 0.2
     correlation = torch.corrcoef(noise.flatten(1))[0, 1].item()
     assert correlation == pytest.approx(1.0 if gray else 0.0, abs=0.03)
@@ -278,7 +316,9 @@ def test_poisson_noise_grows_with_the_root_of_brightness(by_place):
     noise = add_poisson_noise(ramp, 0.5, False, generator(), by_place) - ramp
     for level in (8, 24):
         columns = noise[..., level * 150 : (level + 1) * 150]
-        assert columns.std().item() == pytest.approx(0.5 * math.sqrt(level * 4 / 255 / 64), rel=0.03)
+        assert columns.std().item() == pytest.approx(
+            0.5 * math.sqrt(level * 4 / 255 / 64), rel=0.03
+        )
         assert abs(columns.mean().item()) < 2e-3
     gray = add_poisson_noise(ramp, 0.5, True, generator(), by_place) - ramp
     torch.testing.assert_close(gray[0, :, 3000:4000], gray[2, :, 3000:4000])
@@ -289,27 +329,37 @@ def test_poisson_noise_leaves_black_black():
 
 
 def test_jpeg_gets_better_with_quality():
-    errors = [(compress_jpeg(photo(), q) - photo()).square().mean().item() for q in (10, 30, 50, 70, 90, 100)]
+    errors = [
+        (compress_jpeg(photo(), q) - photo()).square().mean().item()
+        for q in (10, 30, 50, 70, 90, 100)
+    ]
     assert errors == sorted(errors, reverse=True) and errors[0] > 4 * errors[-1]
 
 
 def test_jpeg_halves_colour_but_not_brightness():
     columns = (torch.arange(32) % 2).float()
     grey = columns.expand(3, 32, 32).contiguous()
-    red_or_green = torch.stack([columns, 1 - columns, torch.zeros(32)])[:, None].expand(3, 32, 32).contiguous()
+    red_or_green = (
+        torch.stack([columns, 1 - columns, torch.zeros(32)])[:, None].expand(3, 32, 32).contiguous()
+    )
     assert (compress_jpeg(grey, 100) - grey).abs().max() < 0.02
     assert (compress_jpeg(red_or_green, 100) - red_or_green).abs().mean() > 0.2
 
 
 def test_stored_result():
-    """Our own pixels, so that a change of the maths is seen. Means, as another processor may round the last bit."""
-    got = [degrade_one(photo(32, 32), PUBLISHED, generator(index)).mean((1, 2)).tolist() for index in range(4)]
+    """Our own pixels, so that a change of the maths is seen. Means, as another processor may round
+    the last bit.
+    """
+    got = [
+        degrade_one(photo(32, 32), PUBLISHED, generator(index)).mean((1, 2)).tolist()
+        for index in range(4)
+    ]
     torch.testing.assert_close(torch.tensor(got), torch.tensor(STORED), rtol=0, atol=0.01)
 
 
 def test_stored_draws():
-    """Our own draws, as training asks for them. They are numbers of the generator alone, the same on every machine: a
-    seed means what it meant."""
+    """Our own draws, as training asks for them. They are numbers of the generator alone, the same
+    on every machine: a seed means what it meant."""
     chance, steps, seeds = generator(3), [], []
     for step in draw_steps(PUBLISHED, (512, 384), chance):
         steps.append(step)
@@ -322,8 +372,9 @@ def test_stored_draws():
 
 @pytest.mark.parametrize("by_place", [False, True])
 def test_stored_pixels(by_place):
-    """x_L of eight by eight pixels: Gaussian noise alone, for one rounding changes all the Poisson noise that is drawn
-    after it in turn. Another processor may round some of them to the next level."""
+    """x_L of eight by eight pixels: Gaussian noise alone, for one rounding changes all the Poisson
+    noise that is drawn after it in turn. Another processor may round some of them to the next
+    level."""
     gaussian = NoiseRecipe(prob_gaussian=1.0)
     recipe = replace(
         PUBLISHED,
@@ -369,7 +420,7 @@ STORED_PIXELS = {
 }
 
 
-# --- noise by place --------------------------------------------------------------------------------------------------
+# --- noise by place -------------------------------------------------------------------------------
 
 
 def crops(count: int, side: int = 72) -> Tensor:
@@ -384,8 +435,8 @@ def crops(count: int, side: int = 72) -> Tensor:
 
 
 def test_a_machine_that_rounds_otherwise_gets_nearly_the_same_pixels(monkeypatch):
-    """Every blur, resize and noise off by up to 1e-6, several times float32's step: 0.2 levels, 99 % within two. In
-    turn it is more, because there a count moves all that follow."""
+    """Every blur, resize and noise off by up to 1e-6, several times float32's step: 0.2 levels, 99
+    % within two. In turn it is more, because there a count moves all that follow."""
     x_H = crops(40)
     shaking = generator(1)
 
@@ -398,7 +449,12 @@ def test_a_machine_that_rounds_otherwise_gets_nearly_the_same_pixels(monkeypatch
 
     def run():
         return [
-            torch.stack([degrade_one(x, PUBLISHED, generator(index), by_place) for index, x in enumerate(x_H)])
+            torch.stack(
+                [
+                    degrade_one(x, PUBLISHED, generator(index), by_place)
+                    for index, x in enumerate(x_H)
+                ]
+            )
             for by_place in (True, False)
         ]
 
@@ -420,7 +476,9 @@ def test_the_order_in_memory_does_not_matter(by_place):
 
 @pytest.mark.parametrize("photons", [1, 2, 8, 64, 256])
 def test_counts_by_place_are_poisson(photons):
-    """Mean and variance are the rate at every brightness, and the shares of the first counts those of the formula."""
+    """Mean and variance are the rate at every brightness, and the shares of the first counts those
+    of the formula.
+    """
     for level in (0, 1, 10, 127, 255):
         rate = level * photons / 255
         counts = count_by_place(torch.full((40_000,), rate), photons, generator(level))
@@ -438,7 +496,10 @@ def test_counts_by_place_are_the_quantiles():
     numbers = torch.rand(rates.shape, generator=generator()).double()
     exact = (torch.arange(256).repeat(40) * (64 / 255)).double()
     assert (torch.special.gammaincc(counts + 1, exact) > numbers - 1e-12).all()
-    assert (torch.special.gammaincc(counts.clamp_min(1e-300), exact)[counts > 0] <= numbers[counts > 0] + 1e-12).all()
+    assert (
+        torch.special.gammaincc(counts.clamp_min(1e-300), exact)[counts > 0]
+        <= numbers[counts > 0] + 1e-12
+    ).all()
 
 
 def test_counts_by_place_hardly_move_with_the_rate():
@@ -447,21 +508,30 @@ def test_counts_by_place_hardly_move_with_the_rate():
     moved = rates.clone()
     moved[:50] += 256 / 255
     one, other = (count_by_place(r, 256, generator()) for r in (rates, moved))
-    assert torch.equal(one[50:], other[50:]) and 0 <= (other - one).min() and 0 < (other - one).max() <= 3
+    assert (
+        torch.equal(one[50:], other[50:])
+        and 0 <= (other - one).min()
+        and 0 < (other - one).max() <= 3
+    )
 
 
-# --- basicsr ---------------------------------------------------------------------------------------------------------
+# --- basicsr --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def basicsr():
     """basicsr's degradations, image processing and JPEG in one namespace.
 
-    It imports a module that torchvision has removed, for one function; the stand-in offers that one.
+    It imports a module that torchvision has removed, for one function; the stand-in offers that
+    one.
     """
     if importlib.util.find_spec("basicsr") is None:
         pytest.skip("basicsr is not installed (this file's first lines say how)")
-    names = ("basicsr.data.degradations", "basicsr.utils.img_process_util", "basicsr.utils.diffjpeg")
+    names = (
+        "basicsr.data.degradations",
+        "basicsr.utils.img_process_util",
+        "basicsr.utils.diffjpeg",
+    )
     try:
         from torchvision.transforms.functional import rgb_to_grayscale
 
@@ -470,16 +540,25 @@ def basicsr():
         modules = [importlib.import_module(name) for name in names]
     except ImportError as error:
         pytest.skip(f"basicsr is installed but can't be imported: {error}")
-    return types.SimpleNamespace(**{key: value for module in modules for key, value in vars(module).items()})
+    return types.SimpleNamespace(
+        **{key: value for module in modules for key, value in vars(module).items()}
+    )
 
 
 @pytest.mark.parametrize("size", [7, 21])
-@pytest.mark.parametrize(("sigma_x", "sigma_y", "angle"), [(0.2, 0.2, 0.0), (1.7, 1.7, 0.0), (2.9, 0.4, -2.5)])
+@pytest.mark.parametrize(
+    ("sigma_x", "sigma_y", "angle"), [(0.2, 0.2, 0.0), (1.7, 1.7, 0.0), (2.9, 0.4, -2.5)]
+)
 def test_kernels_match_basicsr(basicsr, size, sigma_x, sigma_y, angle):
     for isotropic in (True, False):
         sigmas = (sigma_x, sigma_x, 0.0) if isotropic else (sigma_x, sigma_y, angle)
         shape = (size, sigma_x, sigma_y, angle)
-        pairs = [(kernels.gaussian(size, *sigmas), basicsr.bivariate_Gaussian(*shape, isotropic=isotropic))]
+        pairs = [
+            (
+                kernels.gaussian(size, *sigmas),
+                basicsr.bivariate_Gaussian(*shape, isotropic=isotropic),
+            )
+        ]
         for beta in (0.5, 1.6, 4.0):
             theirs = basicsr.bivariate_generalized_Gaussian(*shape, beta, isotropic=isotropic)
             pairs.append((kernels.gaussian(size, *sigmas, beta), theirs))
@@ -498,19 +577,28 @@ def test_sinc_matches_basicsr(basicsr, size, cutoff):
 
 
 def test_blur_matches_basicsr_with_its_padded_kernels(basicsr):
-    """Every kind of kernel. Published ones are zero-padded to 21 x 21 to fit in one batch; that changes nothing."""
+    """Every kind of kernel. Published ones are zero-padded to 21 x 21 to fit in one batch; that
+    changes nothing.
+    """
     chance, x = generator(), photo(50, 70)
-    drawn = [draw_kernel(BlurRecipe(kinds=(kind,), odds=(1.0,), prob_sinc=0.0), chance) for kind in BlurRecipe().kinds]
+    drawn = [
+        draw_kernel(BlurRecipe(kinds=(kind,), odds=(1.0,), prob_sinc=0.0), chance)
+        for kind in BlurRecipe().kinds
+    ]
     for kernel in (*drawn, Kernel("sinc", 21, (1.2,))):
         ours = kernel.make()
-        theirs = basicsr.filter2D(x[None], F.pad(ours, ((21 - kernel.size) // 2,) * 4)[None].float())[0]
+        theirs = basicsr.filter2D(
+            x[None], F.pad(ours, ((21 - kernel.size) // 2,) * 4)[None].float()
+        )[0]
         torch.testing.assert_close(blur(x, ours), theirs, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("gray", [False, True])
 @pytest.mark.parametrize("kind", ["gaussian", "poisson", "poisson by place"])
 def test_noise_matches_basicsr_given_the_same_draws(basicsr, monkeypatch, kind, gray):
-    """The formula around the draws; how counts by place are drawn is held against Poisson's distribution above."""
+    """The formula around the draws; how counts by place are drawn is held against Poisson's
+    distribution above.
+    """
     name, _, by_place = kind.partition(" ")
     ours, theirs, strength = {
         "gaussian": (add_gaussian_noise, basicsr.add_gaussian_noise_pt, 12.0),
@@ -518,7 +606,9 @@ def test_noise_matches_basicsr_given_the_same_draws(basicsr, monkeypatch, kind, 
     }[name]
     x = crops(1)[0]
     if by_place:
-        monkeypatch.setattr(torch, "poisson", lambda r: count_by_place(r[0], 256, generator(5)).expand_as(r))
+        monkeypatch.setattr(
+            torch, "poisson", lambda r: count_by_place(r[0], 256, generator(5)).expand_as(r)
+        )
     with torch.random.fork_rng():
         torch.manual_seed(generator(5).initial_seed())
         expected = theirs(x[None], strength, clip=True, rounds=False, gray_noise=float(gray))[0]
@@ -528,11 +618,12 @@ def test_noise_matches_basicsr_given_the_same_draws(basicsr, monkeypatch, kind, 
 
 @pytest.mark.parametrize("quality", [30, 60, 80, 95])
 def test_jpeg_does_the_damage_of_basicsrs_imitation(basicsr, quality):
-    """As much damage to grey within 0.2 levels; pixels within 2 levels on average in grey, 3 in colour.
+    """As much damage to grey within 0.2 levels; pixels within 2 levels on average in grey, 3 in
+    colour.
 
-    Not the same pixels: the imitation transposes the tables and doesn't round them or its result, and it repeats chroma
-    where libjpeg interpolates, which is kinder to colour. Sides are multiples of 16: others it pads with black, which
-    bleeds into the picture.
+    Not the same pixels: the imitation transposes the tables and doesn't round them or its result,
+    and it repeats chroma where libjpeg interpolates, which is kinder to colour. Sides are multiples
+    of 16: others it pads with black, which bleeds into the picture.
     """
     imitate = basicsr.DiffJPEG(differentiable=False)
 

@@ -1,4 +1,6 @@
-"""scripts/degrade.py: a fixed folder of low-quality pictures, and whether it still is that folder."""
+"""scripts/degrade.py: a fixed folder of low-quality pictures, and whether it still is that
+folder.
+"""
 
 import json
 from pathlib import Path
@@ -47,12 +49,17 @@ def test_pairs_depend_on_name_and_seed(photos, pairs, tmp_path, capsys):
     assert run("--input", photos, "--output", tmp_path / "again", "--crop", 45, "--seed", 7) == 3
     errors = capsys.readouterr().err
     assert "broken.png" in errors and len(errors.splitlines()) == 1
-    assert (tmp_path / "again" / "more" / "b.png").read_bytes() == (lq / "more" / "b.png").read_bytes()
+    assert (tmp_path / "again" / "more" / "b.png").read_bytes() == (
+        lq / "more" / "b.png"
+    ).read_bytes()
 
 
 def test_manifest_says_how_and_what(pairs):
     manifest = json.loads((pairs[0] / "manifest.json").read_text())
-    assert manifest["seed"] == 7 and [entry["name"] for entry in manifest["pictures"]] == ["a.png", "more/b.png"]
+    assert manifest["seed"] == 7 and [entry["name"] for entry in manifest["pictures"]] == [
+        "a.png",
+        "more/b.png",
+    ]
     assert manifest["recipe"]["scale"] == 4 and manifest["versions"].keys() == {"torch", "pillow"}
 
 
@@ -114,7 +121,8 @@ def test_verify_leaves_the_other_folder_out(photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [None, "no json", "[]", '{"pictures": [{"name": "a.png"}]}', '{"pictures": 3}', "[" * 100_000]
+    "content",
+    [None, "no json", "[]", '{"pictures": [{"name": "a.png"}]}', '{"pictures": 3}', "[" * 100_000],
 )
 def test_verify_wants_a_manifest(tmp_path, content, capsys):
     path = tmp_path / "manifest.json"
@@ -129,13 +137,25 @@ def test_leftovers_of_dead_runs_are_removed(photos, tmp_path):
     for folder in ("lq", "lq/more", "hq"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / f".pisasr-{2**30}-0badcafe.tmp").touch()
-    assert run("--input", photos / "more", "--output", tmp_path / "lq" / "more", "--hq_output", tmp_path / "hq") == 0
+    assert (
+        run(
+            "--input",
+            photos / "more",
+            "--output",
+            tmp_path / "lq" / "more",
+            "--hq_output",
+            tmp_path / "hq",
+        )
+        == 0
+    )
     assert len(list(tmp_path.rglob("*.tmp"))) == 1  # lq/ is not written to
     assert run("--input", photos, "--output", tmp_path / "lq") == 0
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("arguments", [(), ("--input", "a"), ("--output", "b"), ("--verify", "m", "--input", "a")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("--input", "a"), ("--output", "b"), ("--verify", "m", "--input", "a")]
+)
 def test_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         run(*arguments)

@@ -1,4 +1,6 @@
-"""The embedded default: it is what its card says, runs offline, and its two strengths do what the paper says."""
+"""The embedded default: it is what its card says, runs offline, and its two strengths do what the
+paper says.
+"""
 
 import hashlib
 import io
@@ -25,13 +27,19 @@ def demo():
 def detail(picture: Image.Image) -> float:
     """Mean absolute Laplacian of the luma, in grey levels."""
     y = np.asarray(picture.convert("L"), dtype=float)
-    return np.abs(4 * y[1:-1, 1:-1] - y[:-2, 1:-1] - y[2:, 1:-1] - y[1:-1, :-2] - y[1:-1, 2:]).mean()
+    return np.abs(
+        4 * y[1:-1, 1:-1] - y[:-2, 1:-1] - y[2:, 1:-1] - y[1:-1, :-2] - y[1:-1, 2:]
+    ).mean()
 
 
 def test_the_weights_are_those_of_the_card():
     hashes = json.loads((EMBEDDED / "hashes.json").read_text())
-    files = {path.relative_to(EMBEDDED).as_posix() for path in EMBEDDED.glob("*/*")} | {"model_index.json"}
-    assert {name for name in files if not name.startswith(("adapters/", "examples/"))} == hashes.keys()
+    files = {path.relative_to(EMBEDDED).as_posix() for path in EMBEDDED.glob("*/*")} | {
+        "model_index.json"
+    }
+    assert {
+        name for name in files if not name.startswith(("adapters/", "examples/"))
+    } == hashes.keys()
     for name, digest in hashes.items():
         assert hashlib.sha256((EMBEDDED / name).read_bytes()).hexdigest() == digest, name
 
@@ -50,7 +58,9 @@ def test_the_paper_of_a_screenshot_stays_white():
     pen = ImageDraw.Draw(page)
     pen.rectangle((0, 0, 128, 16), fill=(40, 60, 110))
     for row in range(5):
-        pen.text((4, 20 + 18 * row), "def main(args): 13", fill="black", font=ImageFont.load_default(11))
+        pen.text(
+            (4, 20 + 18 * row), "def main(args): 13", fill="black", font=ImageFont.load_default(11)
+        )
     restored = PiSASRPipeline.from_pretrained()(page).images[0]
     paper, bar = restored.crop((440, 80, 500, 500)), restored.crop((460, 16, 500, 48))
     assert np.asarray(paper).mean() > 254
@@ -59,7 +69,9 @@ def test_the_paper_of_a_screenshot_stays_white():
 
 @pytest.fixture(scope="module")
 def drawn() -> Image.Image:
-    """Calm areas and steep edges that everybody knows the place of, a fourth as large, with noise and JPEG blocks."""
+    """Calm areas and steep edges that everybody knows the place of, a fourth as large, with noise
+    and JPEG blocks.
+    """
     large = Image.new("L", (512, 512), 110)
     pen = ImageDraw.Draw(large)
     pen.rectangle((0, 0, 200, 300), fill=60)
@@ -72,27 +84,38 @@ def drawn() -> Image.Image:
 
 
 def unrest(picture: Image.Image) -> float:
-    """What moves within 16 px on the calm areas of `drawn`: mean standard deviation of the luma, in grey levels."""
+    """What moves within 16 px on the calm areas of `drawn`: mean standard deviation of the luma, in
+    grey levels.
+    """
     y = np.asarray(picture.convert("L"), dtype=float)
     calm = (y[32:272, 32:176], y[32:144, 240:480], y[240:368, 288:400])
-    blocks = [area.reshape(area.shape[0] // 16, 16, area.shape[1] // 16, 16).std((1, 3)).ravel() for area in calm]
+    blocks = [
+        area.reshape(area.shape[0] // 16, 16, area.shape[1] // 16, 16).std((1, 3)).ravel()
+        for area in calm
+    ]
     return float(np.concatenate(blocks).mean())
 
 
 def steepness(picture: Image.Image) -> float:
-    """Largest step from pixel to pixel across the long edge of `drawn`, mean over its rows, in grey levels."""
+    """Largest step from pixel to pixel across the long edge of `drawn`, mean over its rows, in grey
+    levels.
+    """
     across = np.asarray(picture.convert("L"), dtype=float)[32:272, 184:220]
     return float(np.abs(np.diff(across)).max(1).mean())
 
 
 def lattice_of(picture: Image.Image) -> float:
-    """What the calm ground of `drawn` repeats every four pixels: standard deviation, in grey levels."""
+    """What the calm ground of `drawn` repeats every four pixels: standard deviation, in grey
+    levels.
+    """
     y = np.asarray(picture.convert("L"), dtype=float)[32:144, 240:480]
     return float(y.reshape(28, 4, 60, 4).mean((0, 2)).std())
 
 
 def test_lambda_pix_takes_noise_and_blocks_from_calm_areas(demo, drawn):
-    unrests = [unrest(picture) for picture in demo.sweep(drawn, [(value / 4, 0.0) for value in range(5)])]
+    unrests = [
+        unrest(picture) for picture in demo.sweep(drawn, [(value / 4, 0.0) for value in range(5)])
+    ]
     assert unrests == sorted(unrests, reverse=True) and unrests[-1] < 0.7 * unrests[0]
 
 

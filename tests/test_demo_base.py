@@ -28,11 +28,33 @@ def run(tmp_path_factory):
         Image.fromarray(((soft + 1) * 127.5).byte().numpy()).save(photos / f"{i}.png")
 
     def start(name, *options):
-        command = ["--photos", str(photos), "--output", str(folder / name), "--degradation", str(RECIPE)]
-        steps = ["--crop", "32", "--batch", "2", "--autoencoder_steps", "4", "--prior_steps", "4", "--device", "cpu"]
+        command = [
+            "--photos",
+            str(photos),
+            "--output",
+            str(folder / name),
+            "--degradation",
+            str(RECIPE),
+        ]
+        steps = [
+            "--crop",
+            "32",
+            "--batch",
+            "2",
+            "--autoencoder_steps",
+            "4",
+            "--prior_steps",
+            "4",
+            "--device",
+            "cpu",
+        ]
         return base.main([*command, *steps, *options]), folder / name
 
-    small = {**prior.build_unet(16).config, "block_out_channels": (16, 16, 16), "norm_num_groups": 4}
+    small = {
+        **prior.build_unet(16).config,
+        "block_out_channels": (16, 16, 16),
+        "norm_num_groups": 4,
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prior, "build_unet", lambda channels: UNet2DConditionModel.from_config(small))
         patch.setattr(base, "STATISTICS", 16)
@@ -61,7 +83,10 @@ def test_a_base_is_left_that_the_trainer_can_load(whole):
 def test_a_cut_run_ends_with_the_same_bytes(run, whole, monkeypatch):
     save = base.save
     monkeypatch.setattr(base.train_part, "__defaults__", (1, 100))
-    for name, stop in (("vae", 3), ("prior", 2)):  # each in the middle of its steps, with a checkpoint after every one
+    for name, stop in (
+        ("vae", 3),
+        ("prior", 2),
+    ):  # each in the middle of its steps, with a checkpoint after every one
 
         def save_and_stop(file, moving, schedule, step, name=name, stop=stop):
             save(file, moving, schedule, step)

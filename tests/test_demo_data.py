@@ -1,4 +1,6 @@
-"""What the embedded default is trained on: tiles with something to learn, drawn pages, a teacher's pictures."""
+"""What the embedded default is trained on: tiles with something to learn, drawn pages, a teacher's
+pictures.
+"""
 
 import importlib
 from pathlib import Path
@@ -46,7 +48,9 @@ def test_of_a_rich_photo_only_the_sharpest_tiles_stay(tmp_path, monkeypatch):
 
 def test_pages_are_the_same_for_a_seed_and_have_letters_on_paper(tmp_path):
     def draw(name, seed):
-        assert pages.main(["--output", str(tmp_path / name), "--count", "4", "--seed", str(seed)]) == 0
+        assert (
+            pages.main(["--output", str(tmp_path / name), "--count", "4", "--seed", str(seed)]) == 0
+        )
         return [path.read_bytes() for path in sorted((tmp_path / name).iterdir())]
 
     assert draw("a", 0) == draw("b", 0)
@@ -60,7 +64,10 @@ def test_zoom_makes_the_letters_larger_and_the_strokes_wider(tmp_path):
     def widths(zoom):
         """Mean length of a run of ink or paper along the rows of four tiles, px."""
         assert pages.main(["--output", str(tmp_path / zoom), "--count", "4", "--zoom", *zoom]) == 0
-        drawn = [np.asarray(Image.open(path).convert("L"), float) for path in sorted((tmp_path / zoom).iterdir())]
+        drawn = [
+            np.asarray(Image.open(path).convert("L"), float)
+            for path in sorted((tmp_path / zoom).iterdir())
+        ]
         inked = [page > (page.min() + page.max()) / 2 for page in drawn]
         return [256 / (1 + np.diff(page, axis=1).sum(1).mean()) for page in inked]
 
@@ -72,7 +79,9 @@ def test_zoom_makes_the_letters_larger_and_the_strokes_wider(tmp_path):
 def test_the_clean_recipe_only_reduces():
     recipe = degrade.read_recipe(ROOT / "configs/degradation/clean.yaml", None)
     photo = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
-    reduced = torch.nn.functional.interpolate(photo[None], scale_factor=0.25, mode="bicubic", antialias=True)[0]
+    reduced = torch.nn.functional.interpolate(
+        photo[None], scale_factor=0.25, mode="bicubic", antialias=True
+    )[0]
     for index in range(4):
         x_L = degrade_one(photo, recipe, sample_generator(0, 0, index))
         assert (x_L - reduced.clamp(0, 1)).abs().max() < 1.5 / 255
@@ -83,8 +92,18 @@ def test_the_mild_recipe_is_one_blur_one_noise_and_one_jpeg(tmp_path):
     gray = torch.full((3, 128, 128), 0.5)
     for index in range(8):
         steps = list(draw_steps(recipe, (128, 128), sample_generator(0, 0, index)))
-        assert [type(step).__name__ for step in steps] == ["Kernel", "Resize", "Noise", "Resize", "Jpeg"]
-        assert steps[1].to == steps[3].to == (32, 32) and steps[2].kind == "gaussian" and not steps[2].gray
+        assert [type(step).__name__ for step in steps] == [
+            "Kernel",
+            "Resize",
+            "Noise",
+            "Resize",
+            "Jpeg",
+        ]
+        assert (
+            steps[1].to == steps[3].to == (32, 32)
+            and steps[2].kind == "gaussian"
+            and not steps[2].gray
+        )
         x_L = degrade_one(gray, recipe, sample_generator(0, 0, index))
         assert x_L.shape == (3, 32, 32) and 255 * x_L.std() < 9
 
@@ -126,7 +145,10 @@ def test_pairs_without_pictures_are_told(tmp_path, nearest, capsys):
 
 @pytest.mark.parametrize(
     ("hq_px", "reason"),
-    [(None, "hq lacks the photos of 1 of the 1 pictures in lq/, 0.png first"), (24, "24 x 24 px; wanted 32 x 32")],
+    [
+        (None, "hq lacks the photos of 1 of the 1 pictures in lq/, 0.png first"),
+        (24, "24 x 24 px; wanted 32 x 32"),
+    ],
 )
 def test_pairs_that_do_not_fit_are_told(tmp_path, nearest, capsys, hq_px, reason):
     for side, size in (("lq", 8), ("hq", hq_px)):

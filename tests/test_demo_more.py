@@ -1,4 +1,6 @@
-"""The second set of photos: where they lie in their packages, and which of them are kept for testing."""
+"""The second set of photos: where they lie in their packages, and which of them are kept for
+testing.
+"""
 
 import io
 import json
@@ -35,7 +37,11 @@ def test_photos_are_read_from_files_from_zips_and_from_the_middle_of_files(tmp_p
         assert (found, photo.size) == (name, (32, 32))
         return photo.getpixel((5, 5))[0]
 
-    assert [read("", "plain.png"), read("", "many.rcc@6"), read("packed.zip!in/", "side.png")] == [10, 20, 30]
+    assert [read("", "plain.png"), read("", "many.rcc@6"), read("packed.zip!in/", "side.png")] == [
+        10,
+        20,
+        30,
+    ]
 
 
 def test_a_series_lies_on_one_side_and_both_sides_have_photos():

@@ -1,4 +1,6 @@
-"""One picture through every door: command line, page, ComfyUI, diffusers and, without PyTorch, ONNX files."""
+"""One picture through every door: command line, page, ComfyUI, diffusers and, without PyTorch, ONNX
+files.
+"""
 
 import json
 import shutil
@@ -39,18 +41,33 @@ def photo(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def onnx_files(base_folder, tmp_path_factory) -> Path:
-    """The tiny model's, as the command writes them; exporting takes a minute, so these tests are long ones."""
+    """The tiny model's, as the command writes them; exporting takes a minute, so these tests are
+    long ones.
+    """
     pytest.importorskip("onnxscript", reason="no onnxscript here: pip install 'pisasr[onnx]'")
     pytest.importorskip("onnxruntime", reason="no onnxruntime here: pip install 'pisasr[onnx]'")
     folder = tmp_path_factory.mktemp("onnx")
-    assert main(["export", "--onnx", "--pretrained_model", str(base_folder), "--output", str(folder)]) == OK
+    assert (
+        main(["export", "--onnx", "--pretrained_model", str(base_folder), "--output", str(folder)])
+        == OK
+    )
     return folder
 
 
 def by_command_line(photo: Path, base_folder: Path, request) -> np.ndarray:
-    given = ["--input", str(photo), "--output", str(photo.parent / "out"), "--pretrained_model", str(base_folder)]
+    given = [
+        "--input",
+        str(photo),
+        "--output",
+        str(photo.parent / "out"),
+        "--pretrained_model",
+        str(base_folder),
+    ]
     pair = ["--lambda_pix", str(PAIR[0]), "--lambda_sem", str(PAIR[1])]
-    assert main(["infer", *given, *pair, "--upscale", "2", "--process_size", "16", "--dtype", "fp32"]) == OK
+    assert (
+        main(["infer", *given, *pair, "--upscale", "2", "--process_size", "16", "--dtype", "fp32"])
+        == OK
+    )
     return np.asarray(Image.open(photo.parent / "out" / "photo.png"))
 
 
@@ -86,7 +103,9 @@ def by_diffusers(photo: Path, base_folder: Path, request) -> np.ndarray:
     folder = str(photo.parent / "published")
     pipe = PiSASRPipeline.from_pretrained(base_folder)
     publish(pipe, Path(folder), "cc0-1.0", name=folder, base=str(base_folder))
-    loaded = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    loaded = DiffusionPipeline.from_pretrained(
+        folder, custom_pipeline=folder, trust_remote_code=True
+    )
     return np.asarray(loaded(Image.open(photo), *PAIR, **SMALL).images[0])
 
 
@@ -95,14 +114,18 @@ def by_onnx(photo: Path, base_folder: Path, request) -> np.ndarray:
     shutil.copytree(request.getfixturevalue("onnx_files"), folder)
     facts = json.loads((folder / "pisasr.json").read_text())
     (folder / "pisasr.json").write_text(json.dumps(facts | {"process_size": 16}))
-    made, pair = photo.parent / "made.png", ["--lambda_pix", str(PAIR[0]), "--lambda_sem", str(PAIR[1])]
+    made, pair = (
+        photo.parent / "made.png",
+        ["--lambda_pix", str(PAIR[0]), "--lambda_sem", str(PAIR[1])],
+    )
     script = [sys.executable, "-c", WITHOUT, str(folder / "repair.py")]
     subprocess.run([*script, str(photo), str(made), *pair, "--upscale", "2"], check=True)
     return np.asarray(Image.open(made))
 
 
-# Levels of 255, at most and on average. Other libraries add up in another order. ComfyUI's pictures are floats, which
-# are enlarged without rounding; this model of sine waves makes three times as much of it as the small one.
+# Levels of 255, at most and on average. Other libraries add up in another order. ComfyUI's pictures
+# are floats, which are enlarged without rounding; this model of sine waves makes three times as
+# much of it as the small one.
 SAME, OTHER_SUMS, FLOATS = (0, 0.0), (1, 0.01), (8, 1.0)
 
 
@@ -117,16 +140,21 @@ SAME, OTHER_SUMS, FLOATS = (0, 0.0), (1, 0.01), (8, 1.0)
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_the_same_picture_comes_out(door: Callable, bounds: tuple[int, float], photo, base_folder, request):
+def test_the_same_picture_comes_out(
+    door: Callable, bounds: tuple[int, float], photo, base_folder, request
+):
     pipe = PiSASRPipeline.from_pretrained(base_folder)
     meant, other = (
-        np.asarray(pipe(Image.open(photo), *pair, **SMALL).images[0]).astype(int) for pair in (PAIR, (1.0, 1.0))
+        np.asarray(pipe(Image.open(photo), *pair, **SMALL).images[0]).astype(int)
+        for pair in (PAIR, (1.0, 1.0))
     )
     came = door(photo, base_folder, request)
     assert came.shape == (32, 48, 3)
     off, far = np.abs(came - meant), np.abs(other - meant)
     assert off.max() <= bounds[0] and off.mean() <= bounds[1]
-    assert far.max() > FLOATS[0] and far.mean() > FLOATS[1]  # other strengths would have been noticed
+    assert (
+        far.max() > FLOATS[0] and far.mean() > FLOATS[1]
+    )  # other strengths would have been noticed
 
 
 @pytest.mark.slow
@@ -149,21 +177,30 @@ def test_onnx_files_take_any_strengths_sizes_and_numbers(onnx_files, pipe):
         "colors.onnx", "decoder.onnx", "encoder.onnx", "pisasr.json", "repair.py", "unet.onnx", "unet_pix.onnx",
     ]  # fmt: skip
     places = [str(Path(__file__).parents[1]).encode(), b"site-packages"]
-    assert not any(place in file.read_bytes() for file in files for place in places)  # nothing of this disk
+    assert not any(
+        place in file.read_bytes() for file in files for place in places
+    )  # nothing of this disk
 
 
 def test_what_onnx_can_t_give_is_said_in_a_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["export", "--onnx", "--output", str(tmp_path / "out")]) == NOTHING_STARTED
-    assert "onnxscript" in (told := capsys.readouterr().err) and "pip install 'pisasr[onnx]'" in told
+    assert (
+        "onnxscript" in (told := capsys.readouterr().err) and "pip install 'pisasr[onnx]'" in told
+    )
     monkeypatch.setattr("pisasr.commands.export.PACKAGES", ())
-    assert main(["export", "--onnx", "--dtype", "fp16", "--output", str(tmp_path / "out")]) == WRONG_USAGE
+    assert (
+        main(["export", "--onnx", "--dtype", "fp16", "--output", str(tmp_path / "out")])
+        == WRONG_USAGE
+    )
     assert "float32 alone" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", [[], ["--lambda_pix", "0.8", "--lambda_sem", "0.8"]], ids=["both", "baked"])
+@pytest.mark.parametrize(
+    "pair", [[], ["--lambda_pix", "0.8", "--lambda_sem", "0.8"]], ids=["both", "baked"]
+)
 def test_the_small_model_as_onnx(pair, tmp_path, capsys):
     pytest.importorskip("onnxscript", reason="no onnxscript here: pip install 'pisasr[onnx]'")
     pytest.importorskip("onnxruntime", reason="no onnxruntime here: pip install 'pisasr[onnx]'")

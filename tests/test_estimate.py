@@ -1,4 +1,6 @@
-"""What a step costs: counted without data, held against real steps, and the goal at Stable Diffusion's size."""
+"""What a step costs: counted without data, held against real steps, and the goal at Stable
+Diffusion's size.
+"""
 
 from functools import cache
 
@@ -48,14 +50,27 @@ def costs(configure):
 
 
 def real_step(config, stage):
-    """One step's forward and backward passes on real numbers; its forward operations, and all of them."""
+    """One step's forward and backward passes on real numbers; its forward operations, and all of
+    them.
+    """
     model, words, alphas = load_model(config, torch.device("cpu"))
     train_only(model.unet, stage.learns)
-    objective = build_objective(stage.settings, None, lambda: distillation(model, words, alphas, config.csd))
-    x_L, x_H = torch.rand(2, COUNT, 3, CROP, CROP, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    objective = build_objective(
+        stage.settings, None, lambda: distillation(model, words, alphas, config.csd)
+    )
+    x_L, x_H = (
+        torch.rand(2, COUNT, 3, CROP, CROP, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    )
     batch = Batch(x_L=x_L, x_H=x_H, captions=[""] * COUNT, seeds=[0] * COUNT, cell_px=model.factor)
-    words([""]), words([config.csd.negative_prompt]), words([config.csd.prompt])  # remembered, so not counted
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops, active(model.unet, stage.active):
+    (
+        words([""]),
+        words([config.csd.negative_prompt]),
+        words([config.csd.prompt]),
+    )  # remembered, so not counted
+    with (
+        FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops,
+        active(model.unet, stage.active),
+    ):
         restored = restore_batch(batch, stage, model, Predictor(model.unet), words, 1.0)
         total, _ = objective(batch, *restored)
         forward = flops.get_total_flops()
@@ -66,7 +81,9 @@ def real_step(config, stage):
 CHECKPOINTS = tuple(f"model.gradient_checkpointing{part}=true" for part in ("", "_vae"))
 
 
-@pytest.mark.parametrize("overrides", [pytest.param((), id="plain", marks=pytest.mark.slow), CHECKPOINTS])
+@pytest.mark.parametrize(
+    "overrides", [pytest.param((), id="plain", marks=pytest.mark.slow), CHECKPOINTS]
+)
 def test_operations_are_those_of_a_real_step(configure, costs, overrides):
     config = configure(*overrides)
     for cost, stage in zip(costs(*overrides), stages_of(config), strict=True):
@@ -75,7 +92,11 @@ def test_operations_are_those_of_a_real_step(configure, costs, overrides):
 
 def test_checkpoints_cost_operations_and_keep_less(costs):
     for before, after in zip(costs(), costs(*CHECKPOINTS), strict=True):
-        assert after.kept < before.kept and after.backward > before.backward and after.forward == before.forward
+        assert (
+            after.kept < before.kept
+            and after.backward > before.backward
+            and after.forward == before.forward
+        )
 
 
 def test_low_precision_halves_what_is_frozen_and_leaves_the_adapter(costs):
@@ -96,14 +117,19 @@ def test_the_vae_computes_in_its_own_dtype(vae, dtype):
     assert torch.equal(inside, model.decode(z))
 
 
-def test_a_batch_is_shared_by_processes_and_accumulation_and_its_price_is_printed(configure, costs, capsys):
+def test_a_batch_is_shared_by_processes_and_accumulation_and_its_price_is_printed(
+    configure, costs, capsys
+):
     (cost,) = costs("sem.steps=0", "run.mixed_precision=bf16")
     shared = ("pix.batch_size=12", "sem.batch_size=12", "run.accumulation=2")
     config = configure("sem.steps=0", "run.mixed_precision=bf16", *shared)
     print_plan(config, processes=2)
     told = capsys.readouterr().out
     assert "pix: 6 images of 64 px a step and process (2 x 3), precision bf16" in told
-    assert f"{cost.trainable:,} trainable" in told and f"{(cost.forward + cost.backward) / COUNT / 1e12:.3f}" in told
+    assert (
+        f"{cost.trainable:,} trainable" in told
+        and f"{(cost.forward + cost.backward) / COUNT / 1e12:.3f}" in told
+    )
     assert "mixed_precision: bf16" in told and f"{cost.kept / 2**30:.3f}" in told
     with pytest.raises(ConfigError, match="pix.batch_size=12 does not divide among 5 processes"):
         estimate(config, processes=5)
@@ -133,7 +159,9 @@ def test_the_embedded_default_has_a_price(configure):
 
 def test_stable_diffusion_is_known_without_its_files(configure):
     model, text_encoder = build_model(configure(), base_configs("sd-2.1-base"))
-    adapters = sum(p.numel() for name in ("pix", "sem") for p in parameters_of(model.unet, name).values())
+    adapters = sum(
+        p.numel() for name in ("pix", "sem") for p in parameters_of(model.unet, name).values()
+    )
     assert sum(p.numel() for p in model.unet.parameters()) - adapters == 865_910_724
     assert sum(p.numel() for p in model.vae.parameters()) == 83_653_863
     assert sum(p.numel() for p in text_encoder.parameters()) == 340_387_840
@@ -144,12 +172,19 @@ def test_stable_diffusion_is_known_without_its_files(configure):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_the_goal_at_full_size(configure, precision):
-    """The paper's batch of 4 at 512 px. The published stage 1 computes perception and distillation too, and weighs
-    them with 0: the same graph as with any weight."""
-    given = ["model.pretrained_model=sd-2.1-base", "data.crop_px=512", "pix.batch_size=4", "sem.steps=0"]
+    """The paper's batch of 4 at 512 px. The published stage 1 computes perception and distillation
+    too, and weighs them with 0: the same graph as with any weight."""
+    given = [
+        "model.pretrained_model=sd-2.1-base",
+        "data.crop_px=512",
+        "pix.batch_size=4",
+        "sem.steps=0",
+    ]
     given.append(f"run.mixed_precision={precision}")
     (ours,) = estimate(configure(*given))
     (published,) = estimate(configure(*given, "pix.weight_lpips=2", "pix.weight_csd=1"))
-    ours, published = ((cost.forward + cost.backward) / cost.batch_size for cost in (ours, published))
+    ours, published = (
+        (cost.forward + cost.backward) / cost.batch_size for cost in (ours, published)
+    )
     print(f"stage 1: {ours / 1e12:.3f} of {published / 1e12:.3f} TFLOP an image")
     assert ours <= 0.80 * published

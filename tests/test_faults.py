@@ -1,4 +1,6 @@
-"""The table of faults, faults.md: every row has a test that is there. And what no row may need: code that runs data."""
+"""The table of faults, faults.md: every row has a test that is there. And what no row may need:
+code that runs data.
+"""
 
 import ast
 import re
@@ -23,9 +25,15 @@ def names_in(module: str) -> dict[str, bool]:
     path = TESTS / f"test_{module}.py"
     if not path.is_file():
         return {}
-    functions = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
+    functions = [
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    ]
     marks = {f.name: [ast.unparse(decorator) for decorator in f.decorator_list] for f in functions}
-    return {name: "pytest.mark.slow" in of for name, of in marks.items() if name.startswith("test_")}
+    return {
+        name: "pytest.mark.slow" in of for name, of in marks.items() if name.startswith("test_")
+    }
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
@@ -35,7 +43,9 @@ def test_every_row_has_tests_that_are_there(row):
     for name in named.split():
         module, _, test = name.removesuffix("*").partition("::")
         assert test in names_in(module), f"{number} names {name}, which is not there"
-        assert names_in(module)[test] == name.endswith("*"), f"{number}: a star marks the long tests, see {name}"
+        assert names_in(module)[test] == name.endswith("*"), (
+            f"{number}: a star marks the long tests, see {name}"
+        )
 
 
 def test_the_table_has_every_row_once():
@@ -47,7 +57,7 @@ def test_the_table_has_every_row_once():
         assert own == [f"{letter}{n:02}" for n in range(1, len(own) + 1)] and own
 
 
-# --- supply chain -----------------------------------------------------------------------------------------------------
+# --- supply chain ---------------------------------------------------------------------------------
 
 CODE = [path for folder in ("pisasr", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 RUNS = {
@@ -72,7 +82,12 @@ def dangers(tree: ast.AST) -> set[str]:
                 found.add("torch.load without weights_only=True")
             if name == "np.load" and words.get("allow_pickle") != "False":
                 found.add("np.load without allow_pickle=False")
-            if name.startswith("yaml.") and name.split(".")[1] in ("load", "load_all", "unsafe_load", "full_load"):
+            if name.startswith("yaml.") and name.split(".")[1] in (
+                "load",
+                "load_all",
+                "unsafe_load",
+                "full_load",
+            ):
                 found.add(name)
         elif isinstance(node, ast.ClassDef):
             found |= {ast.unparse(base) for base in node.bases} & RUNS
@@ -81,7 +96,11 @@ def dangers(tree: ast.AST) -> set[str]:
 
 def test_nothing_that_is_read_can_be_run():
     """Strings, such as a model card's example, are no code of ours."""
-    found = {(str(path.relative_to(ROOT)), danger) for path in CODE for danger in dangers(ast.parse(path.read_text()))}
+    found = {
+        (str(path.relative_to(ROOT)), danger)
+        for path in CODE
+        for danger in dangers(ast.parse(path.read_text()))
+    }
     assert found == ALLOWED
 
 
@@ -98,9 +117,16 @@ def test_no_rule_of_security_is_lifted_for_the_package():
     """ruff's S rules; a single line may say why it is none of their business."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         lint = tomllib.load(file)["tool"]["ruff"]["lint"]
-    lifted = {rule for files, rules in lint["per-file-ignores"].items() if files.startswith("pisasr") for rule in rules}
+    lifted = {
+        rule
+        for files, rules in lint["per-file-ignores"].items()
+        if files.startswith("pisasr")
+        for rule in rules
+    }
     assert "S" in lint["select"] and not {rule for rule in lint["ignore"] if rule.startswith("S")}
-    assert {rule for rule in lifted if rule.startswith("S")} <= {"S101"}  # assertions that a type checker needs
+    assert {rule for rule in lifted if rule.startswith("S")} <= {
+        "S101"
+    }  # assertions that a type checker needs
 
 
 def test_the_workflow_s_actions_are_pinned_by_hash():
@@ -108,5 +134,7 @@ def test_the_workflow_s_actions_are_pinned_by_hash():
         used = re.findall(r"uses: *(\S+)(.*)", path.read_text())
         assert used
         for action, comment in used:
-            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), f"{action} may change under its name"
+            assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", action), (
+                f"{action} may change under its name"
+            )
             assert re.search(r"# v\d", comment), f"which version is {action}?"

@@ -1,4 +1,6 @@
-"""The offline perceptual distance: zero for equal pictures, growing with damage, each picture by itself."""
+"""The offline perceptual distance: zero for equal pictures, growing with damage, each picture by
+itself.
+"""
 
 import os
 from pathlib import Path
@@ -9,7 +11,12 @@ import torch
 from PIL import Image, ImageFilter
 
 from pisasr.evaluation import features, lookup
-from pisasr.evaluation.features import EfficientNetLite, feature_distance, load_network, picture_distance
+from pisasr.evaluation.features import (
+    EfficientNetLite,
+    feature_distance,
+    load_network,
+    picture_distance,
+)
 from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
 from pisasr.evaluation.scoring import load_scorers
 
@@ -30,13 +37,17 @@ def test_equal_pictures_have_no_distance_and_the_order_does_not_matter(random_ne
     x, y = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
         assert feature_distance(x, x, random_network).tolist() == [0, 0]
-        assert torch.allclose(feature_distance(x, y, random_network), feature_distance(y, x, random_network))
+        assert torch.allclose(
+            feature_distance(x, y, random_network), feature_distance(y, x, random_network)
+        )
 
 
 def test_each_picture_of_a_batch_has_its_own_distance(random_network):
     x, y = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
-        alone = torch.cat([feature_distance(x[i : i + 1], y[i : i + 1], random_network) for i in range(2)])
+        alone = torch.cat(
+            [feature_distance(x[i : i + 1], y[i : i + 1], random_network) for i in range(2)]
+        )
         assert torch.allclose(feature_distance(x, y, random_network), alone, rtol=1e-4)
 
 
@@ -51,7 +62,9 @@ def test_it_runs_on_the_device_that_it_is_given(random_network, monkeypatch):
     monkeypatch.setattr(features, "load_network", lambda path: random_network)
     scorers, _ = load_scorers(["featdist"], device="meta")
     assert {parameter.device.type for parameter in random_network.parameters()} == {"meta"}
-    with pytest.raises(RuntimeError, match="meta"):  # the pictures went there, too, where nothing has a value
+    with pytest.raises(
+        RuntimeError, match="meta"
+    ):  # the pictures went there, too, where nothing has a value
         scorers["featdist"](*[np.zeros((32, 32, 3), np.uint8)] * 2, None)
 
 

@@ -1,4 +1,6 @@
-"""FID's two halves that need no network: the distance between sets of features, and clean-fid's resizing."""
+"""FID's two halves that need no network: the distance between sets of features, and clean-fid's
+resizing.
+"""
 
 import math
 
@@ -54,8 +56,12 @@ def test_fewer_than_two_pictures_are_nan(n, m):
 def test_pyiqa_agrees_on_100_pictures_of_2048_features():
     published = pytest.importorskip("pyiqa.archs.fid_arch", **PYIQA).frechet_distance
     rng = np.random.default_rng(6)
-    x, y = (rng.gamma(0.5, 0.8, (100, 2048)) + shift for shift in (0, 0.05))  # as pool3: positive and skewed
-    moments = [moment for part in (x, y) for moment in (part.mean(axis=0), np.cov(part, rowvar=False))]
+    x, y = (
+        rng.gamma(0.5, 0.8, (100, 2048)) + shift for shift in (0, 0.05)
+    )  # as pool3: positive and skewed
+    moments = [
+        moment for part in (x, y) for moment in (part.mean(axis=0), np.cov(part, rowvar=False))
+    ]
     assert frechet_distance(x, y) == pytest.approx(published(*moments), rel=1e-6)
 
 
@@ -64,10 +70,14 @@ def test_resizing_is_clean_fid_s():
     resized = resize_clean(picture, 31)
     assert resized.dtype == np.float32 and resized.shape == (31, 31, 3)
     for k in range(3):
-        channel = Image.fromarray(picture[..., k].astype(np.float32)).resize((31, 31), Image.Resampling.BICUBIC)
+        channel = Image.fromarray(picture[..., k].astype(np.float32)).resize(
+            (31, 31), Image.Resampling.BICUBIC
+        )
         assert np.array_equal(resized[..., k], np.asarray(channel).clip(0, 255))
     rounded = np.asarray(Image.fromarray(picture).resize((31, 31), Image.Resampling.BICUBIC))
-    assert 0.1 < np.abs(resized - rounded).max() < 1.1  # the difference that clean-fid is about, and no more
+    assert (
+        0.1 < np.abs(resized - rounded).max() < 1.1
+    )  # the difference that clean-fid is about, and no more
 
 
 def test_resizing_clips_what_bicubic_overshoots():

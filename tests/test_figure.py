@@ -1,4 +1,6 @@
-"""The sheets: they show the place where methods differ, of the pictures on which they differ, under labels that fit."""
+"""The sheets: they show the place where methods differ, of the pictures on which they differ, under
+labels that fit.
+"""
 
 import numpy as np
 import pytest
@@ -50,7 +52,9 @@ def examples(tmp_path):
             (tmp_path / role).mkdir(exist_ok=True)
             picture.save(tmp_path / role / f"{k}.png")
         files = {role: tmp_path / role / f"{k}.png" for role in pictures}
-        found.append(Example(f"{k}.png", {m: files[m] for m in ("plain", "bold")}, files["hq"], files["lq"]))
+        found.append(
+            Example(f"{k}.png", {m: files[m] for m in ("plain", "bold")}, files["hq"], files["lq"])
+        )
     return found
 
 
@@ -64,8 +68,17 @@ def test_the_box_lies_where_methods_differ_and_not_where_the_picture_is_busy():
     busy = np.full((64, 96, 3), 128, np.uint8)
     busy[:32, :32] = np.random.default_rng(0).integers(0, 256, (32, 32, 3))
     busy = Image.fromarray(busy)
-    assert most_different_box([busy, busy, with_patch(busy, (64, 32, 80, 48), 190)], 16) == (64, 32, 80, 48)
-    assert most_different_box([busy, busy], 16) == most_different_box([busy], 16) == busiest_detail(busy, 16)
+    assert most_different_box([busy, busy, with_patch(busy, (64, 32, 80, 48), 190)], 16) == (
+        64,
+        32,
+        80,
+        48,
+    )
+    assert (
+        most_different_box([busy, busy], 16)
+        == most_different_box([busy], 16)
+        == busiest_detail(busy, 16)
+    )
 
 
 def test_grain_does_not_attract_the_box():
@@ -74,16 +87,27 @@ def test_grain_does_not_attract_the_box():
     grainy[:, :32] += rng.integers(-30, 31, (64, 32))
     other = with_patch(grey(), (40, 40, 56, 56), 145)
     assert np.var(grainy[:16, :16]) > (145 - 128) ** 2
-    assert most_different_box([grey(), Image.fromarray(grainy.astype(np.uint8)), other], 16) == (40, 40, 56, 56)
+    assert most_different_box([grey(), Image.fromarray(grainy.astype(np.uint8)), other], 16) == (
+        40,
+        40,
+        56,
+        56,
+    )
 
 
 def test_a_box_is_no_larger_than_the_picture():
-    assert most_different_box([grey(40, 30), with_patch(grey(40, 30), (20, 0, 40, 30), 0)], 128) == (9, 0, 39, 30)
+    assert most_different_box(
+        [grey(40, 30), with_patch(grey(40, 30), (20, 0, 40, 30), 0)], 128
+    ) == (9, 0, 39, 30)
 
 
 def test_the_pictures_on_which_methods_differ_most_are_picked_in_their_order(examples):
     shuffled = [examples[k] for k in (5, 0, 6, 1, 4, 3, 2)]
-    assert [example.name for example in pick_examples(shuffled, 3, detail_px=16)] == ["5.png", "6.png", "4.png"]
+    assert [example.name for example in pick_examples(shuffled, 3, detail_px=16)] == [
+        "5.png",
+        "6.png",
+        "4.png",
+    ]
     assert pick_examples(shuffled, 99, detail_px=16) == shuffled
 
 
@@ -106,8 +130,14 @@ def test_the_input_shows_the_same_region_by_repeating_pixels():
 def test_long_labels_stay_in_their_column():
     row = {"m" * 200: grey(), "i": grey()}
     sheet = np.asarray(draw_comparison([row], captions=[{"m" * 200: "w" * 200}]))
-    ink = np.flatnonzero((sheet[[*range(HEAD_PX), *range(HEAD_PX + CELL_PX, len(sheet))]] < 128).any(axis=(0, 2)))
-    columns = [range(PITCH + 2, PITCH + CELL_PX - 2), range(0, CELL_PX), range(2 * PITCH, 2 * PITCH + CELL_PX)]
+    ink = np.flatnonzero(
+        (sheet[[*range(HEAD_PX), *range(HEAD_PX + CELL_PX, len(sheet))]] < 128).any(axis=(0, 2))
+    )
+    columns = [
+        range(PITCH + 2, PITCH + CELL_PX - 2),
+        range(0, CELL_PX),
+        range(2 * PITCH, 2 * PITCH + CELL_PX),
+    ]
     assert set(ink) <= {x for column in columns for x in column}
     assert len(set(ink) & set(columns[0])) > 150
 

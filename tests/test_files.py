@@ -1,4 +1,6 @@
-"""Journals are part of what a run leaves, to the byte, wherever it was killed and whatever the disk had room for."""
+"""Journals are part of what a run leaves, to the byte, wherever it was killed and whatever the disk
+had room for.
+"""
 
 import errno
 import json
@@ -29,7 +31,10 @@ def write(path, rows):
 
 
 def test_numbers_come_back_to_the_last_digit_and_nan_as_null_where_json_is_wanted(tmp_path):
-    write(tmp_path / "a.jsonl", [finite({"l2": 0.1 + 0.2, "csd": math.nan, "total": -math.inf, "photos": ["a"]})])
+    write(
+        tmp_path / "a.jsonl",
+        [finite({"l2": 0.1 + 0.2, "csd": math.nan, "total": -math.inf, "photos": ["a"]})],
+    )
     assert json.loads((tmp_path / "a.jsonl").read_text()) == {
         "l2": 0.1 + 0.2,
         "csd": None,
@@ -69,7 +74,9 @@ def test_rewinding_to_the_end_leaves_the_file_alone(tmp_path):
     assert (tmp_path / "log.jsonl").stat().st_ino == before.st_ino
 
 
-@pytest.mark.parametrize("rubbish", [b"\0\0\0\n", b"3\n", b'{"step": 4}', b"\xff", b"[1]\n", b'{"step": \n'])
+@pytest.mark.parametrize(
+    "rubbish", [b"\0\0\0\n", b"3\n", b'{"step": 4}', b"\xff", b"[1]\n", b'{"step": \n']
+)
 def test_what_is_no_row_is_passed_over_and_cut_off(tmp_path, rubbish):
     path = tmp_path / "log.jsonl"
     whole = write(path, ROWS)
@@ -135,7 +142,10 @@ def test_a_killed_process_leaves_every_row_that_it_appended(tmp_path):
         "for step in range(1, 8): journal.append({'step': step})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+    }
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert [row["step"] for row in Journal(tmp_path / "log.jsonl").rows()] == list(range(1, 8))

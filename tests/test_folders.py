@@ -21,7 +21,9 @@ def fill(folder, names, size=(16, 12)):
 
 def test_endings_are_disregarded_only_where_names_differ():
     assert match_names(["0801"], ["0801x4"]) == {"0801": "0801x4"}
-    assert match_names(["Canon_001_HR"], ["Canon_001_LR4_out"]) == {"Canon_001_HR": "Canon_001_LR4_out"}
+    assert match_names(["Canon_001_HR"], ["Canon_001_LR4_out"]) == {
+        "Canon_001_HR": "Canon_001_LR4_out"
+    }
     assert match_names(["a", "a_sr"], ["a_sr", "a"]) == {"a": "a", "a_sr": "a_sr"}
     assert match_names(["photo"], ["photograph", "hoto"]) == {}
 
@@ -47,7 +49,10 @@ def test_order_never_pairs(tmp_path):
 
 def test_an_example_needs_every_method(tmp_path):
     hq = fill(tmp_path / "hq", ["a.png", "b.png"])
-    whole, part = fill(tmp_path / "whole", ["a.png", "b.png"]), fill(tmp_path / "part", ["b_out.png"])
+    whole, part = (
+        fill(tmp_path / "whole", ["a.png", "b.png"]),
+        fill(tmp_path / "part", ["b_out.png"]),
+    )
     pairing = pair_folders({"whole": whole, "part": part}, hq)
     assert [example.name for example in pairing.examples] == ["b.png"]
     assert pairing.examples[0].sr == {"whole": whole / "b.png", "part": part / "b_out.png"}
@@ -69,7 +74,9 @@ def test_the_input_may_have_its_own_size_but_must_be_there(tmp_path):
     assert "missing from --lr: b.png" in pairing.problems[0]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no picture"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no picture"]
+)
 def test_unreadable_files_are_named(tmp_path, damage):
     hq, sr = fill(tmp_path / "hq", ["a.png"]), tmp_path / "sr"
     sr.mkdir()
@@ -78,7 +85,9 @@ def test_unreadable_files_are_named(tmp_path, damage):
     (sr / "a.png").write_bytes(damage((sr / "a.png").read_bytes()))
     pairing = pair_folders({"ours": sr}, hq)
     assert pairing.examples == []
-    assert len(pairing.problems) == 1 and pairing.problems[0].startswith("--sr ours: a.png cannot be read")
+    assert len(pairing.problems) == 1 and pairing.problems[0].startswith(
+        "--sr ours: a.png cannot be read"
+    )
     assert "\n" not in pairing.problems[0]
 
 
@@ -105,7 +114,9 @@ def test_stored_values_are_read_as_they_are(tmp_path):
     Image.fromarray(values, "RGBA").save(tmp_path / "alpha.png")
     assert np.array_equal(read_picture(tmp_path / "alpha.png"), values[..., :3])
     Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
-    assert np.array_equal(read_picture(tmp_path / "grey.png"), np.repeat(values[..., :1], 3, axis=2))
+    assert np.array_equal(
+        read_picture(tmp_path / "grey.png"), np.repeat(values[..., :1], 3, axis=2)
+    )
 
 
 def test_sixteen_bits_are_refused(tmp_path):
@@ -126,7 +137,11 @@ def test_a_format_that_another_program_would_read_is_not_even_tried(tmp_path, mo
     """Pillow hands EPS to Ghostscript; a picture's name does not make a program of it one."""
     from PIL import EpsImagePlugin
 
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: pytest.fail("Ghostscript was started"))
+    monkeypatch.setattr(
+        EpsImagePlugin,
+        "Ghostscript",
+        lambda *args, **options: pytest.fail("Ghostscript was started"),
+    )
     Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
     with pytest.raises(ImageError, match="a.png cannot be read"):

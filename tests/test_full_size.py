@@ -1,9 +1,10 @@
-"""The method at Stable Diffusion 2.1's full size, with random weights: nothing depends on small sizes.
+"""The method at Stable Diffusion 2.1's full size, with random weights: nothing depends on small
+sizes.
 
     pytest -m slow -s tests/test_full_size.py
 
-Takes minutes and about 8 GB in bfloat16, where the processor has it, twice both in float32; prints seconds and the peak
-of memory.
+Takes minutes and about 8 GB in bfloat16, where the processor has it, twice both in float32; prints
+seconds and the peak of memory.
 """
 
 import json
@@ -52,7 +53,11 @@ def make_vae() -> AutoencoderKL:
 
 def make_text_encoder() -> CLIPTextModel:
     config = CLIPTextConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu"
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=23,
+        num_attention_heads=16,
+        hidden_act="gelu",
     )
     return CLIPTextModel(config)
 
@@ -110,7 +115,9 @@ def test_both_modes_run_at_full_size(tmp_path, seconds):
 
 @pytest.mark.slow
 def test_ten_steps_of_each_stage_at_full_size(tmp_path, monkeypatch, seconds):
-    """Small crops, everything else as configs/pisasr.yaml has it on a small card; LPIPS' VGG16 with random weights."""
+    """Small crops, everything else as configs/pisasr.yaml has it on a small card; LPIPS' VGG16 with
+    random weights.
+    """
     lpips = pytest.importorskip("lpips")
     torch.manual_seed(0)
     base = {
@@ -118,7 +125,9 @@ def test_ten_steps_of_each_stage_at_full_size(tmp_path, monkeypatch, seconds):
         "vae": make_vae(),
         "text_encoder": make_text_encoder(),
         "tokenizer": tiny.make_tokenizer(tmp_path / "tokenizer"),
-        "scheduler": DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        "scheduler": DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+        ),
     }
     vgg = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
     monkeypatch.setattr(setup, "load_base", lambda name: base)
@@ -126,9 +135,18 @@ def test_ten_steps_of_each_stage_at_full_size(tmp_path, monkeypatch, seconds):
     seconds("base made")
     photos = tmp_path / "photos"
     photos.mkdir()
-    Image.fromarray((tiny.wave((96, 96, 3), 0.0, 100) + 128).to(torch.uint8).numpy()).save(photos / "a.png")
-    overrides = [f"data.photos=[{photos}]", f"run.output={tmp_path / 'run'}", "data.crop_px=64", "data.workers=0"]
-    overrides += [f"{stage}.{key}" for stage in ("pix", "sem") for key in ("steps=10", "batch_size=1")]
+    Image.fromarray((tiny.wave((96, 96, 3), 0.0, 100) + 128).to(torch.uint8).numpy()).save(
+        photos / "a.png"
+    )
+    overrides = [
+        f"data.photos=[{photos}]",
+        f"run.output={tmp_path / 'run'}",
+        "data.crop_px=64",
+        "data.workers=0",
+    ]
+    overrides += [
+        f"{stage}.{key}" for stage in ("pix", "sem") for key in ("steps=10", "batch_size=1")
+    ]
     overrides += ["model.gradient_checkpointing=true", "model.gradient_checkpointing_vae=true"]
     precision = "bf16" if usual_dtype("cpu") == torch.bfloat16 else "'no'"
     overrides += [f"run.mixed_precision={precision}", "run.checkpoint_every=5", "run.log_every=1"]
@@ -136,7 +154,11 @@ def test_ten_steps_of_each_stage_at_full_size(tmp_path, monkeypatch, seconds):
     seconds("ten steps of each stage")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["stage"] for row in rows] == ["pix"] * 10 + ["sem"] * 10
-    assert {"l2", "lpips", "csd"} <= rows[-1].keys() and all(np.isfinite(row["total"]) for row in rows)
+    assert {"l2", "lpips", "csd"} <= rows[-1].keys() and all(
+        np.isfinite(row["total"]) for row in rows
+    )
     for name in ("pix", "sem"):
         adapter = load_adapter(tmp_path / "run" / "adapters" / f"{name}.safetensors")
-        assert len(adapter.targets) == LAYERS and all(t.isfinite().all() for t in adapter.tensors.values())
+        assert len(adapter.targets) == LAYERS and all(
+            t.isfinite().all() for t in adapter.tensors.values()
+        )

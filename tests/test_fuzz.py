@@ -1,4 +1,5 @@
-"""Whatever comes from outside, mutated: pictures, checkpoints, pickles, settings, sizes. Only our own errors.
+"""Whatever comes from outside, mutated: pictures, checkpoints, pickles, settings, sizes. Only our
+own errors.
 
 Each test runs a seeded part of what `make soak` runs whole, and says at the end how much it did.
 """
@@ -43,7 +44,9 @@ def amount(short: int, whole: int):
 
 
 def mutate(content: bytes, chance: random.Random, head: int | None = None) -> bytes:
-    """A few bytes changed, put in, taken out or cut off; `head`: most of them among the first so many."""
+    """A few bytes changed, put in, taken out or cut off; `head`: most of them among the first so
+    many.
+    """
     data = bytearray(content)
     for _ in range(chance.randint(1, 8)):
         at = chance.randrange(min(len(data), head) if head and chance.random() < 0.8 else len(data))
@@ -65,7 +68,7 @@ def mutate(content: bytes, chance: random.Random, head: int | None = None) -> by
     return bytes(data[: chance.randint(1, len(data))] if chance.random() < 0.2 else data)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def seeds() -> list[bytes]:
@@ -106,7 +109,11 @@ def test_mutated_pictures_are_read_or_refused_and_nobody_waits(tmp_path, count, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number in range(count):
-            path.write_bytes(mutate(contents[number % len(contents)], chance, 64 if chance.random() < 0.2 else None))
+            path.write_bytes(
+                mutate(
+                    contents[number % len(contents)], chance, 64 if chance.random() < 0.2 else None
+                )
+            )
             start = time.process_time()
             try:
                 picture = open_picture(path, max_pixels=1_000_000)
@@ -117,7 +124,9 @@ def test_mutated_pictures_are_read_or_refused_and_nobody_waits(tmp_path, count, 
                 read.append(picture)
             slowest = max(slowest, time.process_time() - start)
     assert slowest < 5 and count // 10 < len(read) < count // 2
-    did(f"{count} mutated pictures: {len(read)} read, the others refused, at most {slowest:.2f} s each")
+    did(
+        f"{count} mutated pictures: {len(read)} read, the others refused, at most {slowest:.2f} s each"
+    )
 
 
 @amount(12, 200)
@@ -145,18 +154,37 @@ def test_what_can_be_read_of_mutated_pictures_can_be_repaired(pipe, tmp_path, co
 @amount(18, 300)
 def test_every_size_comes_out_exactly(pipe, count, did):
     chance = random.Random(2)
-    odd = [(1, 1, 1.0), (4000, 2, 1.0), (2, 1000, 2.0), (128, 300, 1.0), (100, 400, 1.0), (7, 7, 8.0)]
+    odd = [
+        (1, 1, 1.0),
+        (4000, 2, 1.0),
+        (2, 1000, 2.0),
+        (128, 300, 1.0),
+        (100, 400, 1.0),
+        (7, 7, 8.0),
+    ]
     for number in range(count):
-        width, height, upscale = chance.randint(1, 40), chance.randint(1, 40), chance.choice([1, 2, 3, 4, 1.5, 2.7])
+        width, height, upscale = (
+            chance.randint(1, 40),
+            chance.randint(1, 40),
+            chance.choice([1, 2, 3, 4, 1.5, 2.7]),
+        )
         if number < len(odd) and (count > 100 or odd[number][0] * odd[number][1] < 1000):
             width, height, upscale = odd[number]
-        picture = Image.fromarray(np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8))
-        (result,) = pipe(picture, upscale=upscale, process_size=16, tile_size=chance.choice([8, 96])).images
-        assert result.size == (round(upscale * width), round(upscale * height)), (width, height, upscale)
+        picture = Image.fromarray(
+            np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+        )
+        (result,) = pipe(
+            picture, upscale=upscale, process_size=16, tile_size=chance.choice([8, 96])
+        ).images
+        assert result.size == (round(upscale * width), round(upscale * height)), (
+            width,
+            height,
+            upscale,
+        )
     did(f"{count} sizes")
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
+# --- weights --------------------------------------------------------------------------------------
 
 
 def refused_or_whole(load, path) -> bool:
@@ -175,13 +203,20 @@ def refused_or_whole(load, path) -> bool:
 def few(pix, sem):
     """Adapters of two layers, so that their files are mostly what can be got wrong."""
     keep = ("conv_in.", "down_blocks.0.attentions.0.proj_in.")
-    return [replace(a, tensors={k: t for k, t in a.tensors.items() if k.startswith(keep)}) for a in (pix, sem)]
+    return [
+        replace(a, tensors={k: t for k, t in a.tensors.items() if k.startswith(keep)})
+        for a in (pix, sem)
+    ]
 
 
 @amount(400, 5_000)
 def test_mutated_safetensors_raise_one_error(tmp_path, few, count, did):
     save_adapter(tmp_path / "pix.safetensors", few[0])
-    whole, chance, path = (tmp_path / "pix.safetensors").read_bytes(), random.Random(3), tmp_path / "a.safetensors"
+    whole, chance, path = (
+        (tmp_path / "pix.safetensors").read_bytes(),
+        random.Random(3),
+        tmp_path / "a.safetensors",
+    )
     head = 8 + int.from_bytes(whole[:8], "little")
     refused = 0
     for _ in range(count):
@@ -195,7 +230,9 @@ def test_mutated_safetensors_raise_one_error(tmp_path, few, count, did):
 def test_mutated_pickles_raise_one_error(tmp_path, few, count, did):
     contents = []
     for legacy in (False, True):
-        torch.save(published(*few), tmp_path / "whole.pkl", _use_new_zipfile_serialization=not legacy)
+        torch.save(
+            published(*few), tmp_path / "whole.pkl", _use_new_zipfile_serialization=not legacy
+        )
         contents.append((tmp_path / "whole.pkl").read_bytes())
     chance, path, refused = random.Random(4), tmp_path / "a.pkl", 0
     with warnings.catch_warnings():
@@ -218,7 +255,9 @@ def test_crafted_weights_raise_one_error(tmp_path, few):
         "expanded": torch.zeros(1).expand(2**20, 2**20), "text": "x", "none": None, "list": [1.0],
     }  # fmt: skip
     for name, value in strange.items():
-        torch.save({**good, "state_dict_unet": {**good["state_dict_unet"], key: value}}, tmp_path / "a.pkl")
+        torch.save(
+            {**good, "state_dict_unet": {**good["state_dict_unet"], key: value}}, tmp_path / "a.pkl"
+        )
         assert refused_or_whole(convert_release, tmp_path / "a.pkl"), name
     listed = "unet_lora_encoder_modules_pix"
     for wrong in ([1, 2], [["a"]], None, "abc", {"a": 1}, [None]):
@@ -232,10 +271,20 @@ def test_crafted_weights_raise_one_error(tmp_path, few):
     for name in ("fp8", "int", "bool", "scalar"):
         odd = strange[name].contiguous()
         save_file(
-            {**lora, next(iter(lora)): odd}, tmp_path / "a.safetensors", {"pisasr-adapter": json.dumps({"version": 2})}
+            {**lora, next(iter(lora)): odd},
+            tmp_path / "a.safetensors",
+            {"pisasr-adapter": json.dumps({"version": 2})},
         )
         assert refused_or_whole(load_adapter, tmp_path / "a.safetensors"), name
-    for head in ("[" * 100_000, "[]", "3", '{"version": []}', '{"version": 1e999}', '{"version": "x"}', "{}"):
+    for head in (
+        "[" * 100_000,
+        "[]",
+        "3",
+        '{"version": []}',
+        '{"version": 1e999}',
+        '{"version": "x"}',
+        "{}",
+    ):
         save_file(lora, tmp_path / "a.safetensors", {"pisasr-adapter": head})
         assert refused_or_whole(load_adapter, tmp_path / "a.safetensors"), head[:20]
 
@@ -246,10 +295,20 @@ def test_a_nan_in_a_file_is_refused_when_it_is_loaded(tmp_path, few):
 
     spoilt = {key: tensor.clone() for key, tensor in few[0].tensors.items()}
     spoilt["conv_in.lora_A.weight"].view(-1)[0] = torch.nan
-    head = {"version": 2, "kind": "pix", "rank": 4, "alpha": 8.0, "base": {}, "timestep": 1, "targets": few[0].targets}
+    head = {
+        "version": 2,
+        "kind": "pix",
+        "rank": 4,
+        "alpha": 8.0,
+        "base": {},
+        "timestep": 1,
+        "targets": few[0].targets,
+    }
     head["sha256"] = weights._digest(spoilt, head)
     (tmp_path / "pix.safetensors").write_bytes(save(spoilt, {"pisasr-adapter": json.dumps(head)}))
-    with pytest.raises(CheckpointError, match="conv_in.lora_A.weight holds values that are no finite numbers"):
+    with pytest.raises(
+        CheckpointError, match="conv_in.lora_A.weight holds values that are no finite numbers"
+    ):
         load_adapters(tmp_path)
 
 
@@ -272,7 +331,9 @@ def test_every_flipped_bit_of_the_embedded_model_is_caught(tmp_path, count, did)
                 file.flush()
                 if value == whole:
                     continue
-                with pytest.raises((ModelError, CheckpointError), match=re.escape(str(path))) as refusal:
+                with pytest.raises(
+                    (ModelError, CheckpointError), match=re.escape(str(path))
+                ) as refusal:
                     part = path.relative_to(folder).parent.as_posix()
                     load_adapter(path) if part == "adapters" else check_hashes(folder, part)
                 caught += "\n" not in str(refusal.value)
@@ -281,7 +342,7 @@ def test_every_flipped_bit_of_the_embedded_model_is_caught(tmp_path, count, did)
     did(f"{caught} of {count} flipped bits caught")
 
 
-# --- pickles that would run something ---------------------------------------------------------------------------------
+# --- pickles that would run something -------------------------------------------------------------
 
 
 class Runs:
@@ -295,7 +356,9 @@ class Runs:
 
 
 class SetState:
-    """A state that a careless reader sets by running code: the class itself is not to be had where it is read."""
+    """A state that a careless reader sets by running code: the class itself is not to be had where
+    it is read.
+    """
 
     def __init__(self, marker):
         self.marker = marker
@@ -309,7 +372,9 @@ def touch(marker: Path) -> str:
 
 
 def nested(form: str):
-    """The payload's pickle inside an archive of this form, under every name that a reader might look for."""
+    """The payload's pickle inside an archive of this form, under every name that a reader might
+    look for.
+    """
 
     def write(content, path):
         names = ("archive/data.pkl", "data.pkl", "pickle", "sys_info", "storages", "tensors")
@@ -350,8 +415,12 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_no_payload_runs_wherever_a_pickle_can_be_given(tmp_path, base_folder, few, payload, capsys):
-    """As the published checkpoint, as --adapters of infer, as a safetensors file, as weights of a model, as a trunk."""
+def test_no_payload_runs_wherever_a_pickle_can_be_given(
+    tmp_path, base_folder, few, payload, capsys
+):
+    """As the published checkpoint, as --adapters of infer, as a safetensors file, as weights of a
+    model, as a trunk.
+    """
     from pisasr.evaluation.features import load_network
 
     marker = tmp_path / "ran"
@@ -362,7 +431,11 @@ def test_no_payload_runs_wherever_a_pickle_can_be_given(tmp_path, base_folder, f
         write(bad, path)
         folder.mkdir()
         shutil.copy(path, folder / "pix.safetensors")
-        for load, place in [(convert_release, path), (load_adapters, path), (load_adapters, folder)]:
+        for load, place in [
+            (convert_release, path),
+            (load_adapters, path),
+            (load_adapters, folder),
+        ]:
             with pytest.raises(CheckpointError) as refusal:
                 load(place)
             assert "\n" not in str(refusal.value) and not marker.exists(), (way, place)
@@ -379,7 +452,7 @@ def test_no_payload_runs_wherever_a_pickle_can_be_given(tmp_path, base_folder, f
     assert not marker.exists() and "Traceback" not in capsys.readouterr().err
 
 
-# --- settings ---------------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 NEEDED = ["data.photos=[photos]", "run.output=runs/a"]
 
@@ -392,7 +465,9 @@ def mistyped(word: str, chance: random.Random) -> str:
         return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
     if way == 1:
         return word[:at] + word[at + 1 :]
-    return word[:at] + (word[at] if way == 2 else chance.choice("aeiounrst")) + word[at + (way == 3) :]
+    return (
+        word[:at] + (word[at] if way == 2 else chance.choice("aeiounrst")) + word[at + (way == 3) :]
+    )
 
 
 @amount(15, 200)
@@ -400,7 +475,9 @@ def test_slips_in_settings_are_refused_and_the_right_name_is_suggested(count, di
     """Of a key, by its name with the right one beside it; of a value, by its key."""
     chance = random.Random(6)
     settings = flatten(load_config(CONFIGS / "pisasr.yaml", NEEDED).model_dump())
-    keys = [key for key in settings if not key.startswith(("data.mix", "run.output", "data.photos"))]
+    keys = [
+        key for key in settings if not key.startswith(("data.mix", "run.output", "data.photos"))
+    ]
     tried = suggested = 0
     while tried < count:
         key = chance.choice(keys)

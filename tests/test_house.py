@@ -1,4 +1,6 @@
-"""The house: which room may know which, that nobody imports in a circle, and that every file says what it is."""
+"""The house: which room may know which, that nobody imports in a circle, and that every file says
+what it is.
+"""
 
 import ast
 from graphlib import TopologicalSorter
@@ -9,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "pisasr").rglob("*.py"))
 
-# What each room may import, beside itself and the ground floor. Nothing that stands below may know what stands above.
+# What each room may import, beside itself and the ground floor. Nothing that stands below may know
+# what stands above.
 GROUND = {"errors", "files", "signals", "_compat", "__init__"}
 MAY_KNOW = {
     "pictures": set(),
@@ -25,11 +28,31 @@ MAY_KNOW = {
     "app": {"method", "models", "pictures", "evaluation", "options", "pipeline"},
     "training": {"method", "models", "pictures", "data", "evaluation", "config"},
     "commands": {
-        *("method", "models", "pictures", "data", "evaluation", "config", "options", "pipeline", "hub", "app"),
+        *(
+            "method",
+            "models",
+            "pictures",
+            "data",
+            "evaluation",
+            "config",
+            "options",
+            "pipeline",
+            "hub",
+            "app",
+        ),
         "training",
     },
     "benchmark": {  # measures them all
-        *("method", "models", "evaluation", "config", "options", "pipeline", "training", "commands"),
+        *(
+            "method",
+            "models",
+            "evaluation",
+            "config",
+            "options",
+            "pipeline",
+            "training",
+            "commands",
+        ),
     },
 }
 
@@ -41,8 +64,15 @@ def room_of(path: Path) -> str:
 def imported(tree: ast.Module) -> set[str]:
     """Rooms of pisasr that a file imports, wherever in it."""
     modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    return {(name.split(".") + ["__init__"])[1] for name in modules if name.split(".")[0] == "pisasr"}
+    modules += [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    ]
+    return {
+        (name.split(".") + ["__init__"])[1] for name in modules if name.split(".")[0] == "pisasr"
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -57,19 +87,25 @@ def module_of(path: Path) -> str:
 
 
 def imported_modules(tree: ast.Module, modules: set[str]) -> set[str]:
-    """Modules of pisasr that a file imports, wherever in it: in functions and for types alone, too."""
+    """Modules of pisasr that a file imports, wherever in it: in functions and for types alone,
+    too.
+    """
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} & modules or {node.module or ""}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} & modules or {
+                node.module or ""
+            }
     return found & modules
 
 
 def test_no_module_is_imported_in_a_circle():
     modules = {module_of(path) for path in FILES}
-    arrows = {module_of(path): imported_modules(ast.parse(path.read_text()), modules) for path in FILES}
+    arrows = {
+        module_of(path): imported_modules(ast.parse(path.read_text()), modules) for path in FILES
+    }
     assert sum(map(len, arrows.values())) > len(FILES)
     TopologicalSorter(arrows).prepare()  # a CycleError names the modules
 

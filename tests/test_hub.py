@@ -1,4 +1,6 @@
-"""What leaves the house: published folders that diffusers loads back, and two strengths in one UNet."""
+"""What leaves the house: published folders that diffusers loads back, and two strengths in one
+UNet.
+"""
 
 import re
 import shutil
@@ -41,14 +43,18 @@ def published(base_folder, pipe, tmp_path) -> str:
     return str(folder)
 
 
-# --- published -------------------------------------------------------------------------------------------------------
+# --- published ------------------------------------------------------------------------------------
 
 
 def test_what_the_card_says_runs_and_gives_our_picture(published, pipe, tmp_path, monkeypatch):
     photo().save(tmp_path / "photo.png")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name: name)
-    card = (Path(published) / "README.md").read_text().replace("upscale=4", "upscale=2, process_size=16")
+    card = (
+        (Path(published) / "README.md")
+        .read_text()
+        .replace("upscale=4", "upscale=2, process_size=16")
+    )
     examples = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     ours = [pipe(photo(), 1.0, lambda_sem, **SMALL).images[0] for lambda_sem in (1.0, 0.4)]
     assert len(examples) == 3 and not equal(*ours)
@@ -65,14 +71,20 @@ def test_diffusers_makes_a_whole_pipeline_in_the_dtype_that_was_asked(published,
     )
     assert type(again) is PiSASRPipeline and {again.unet.dtype, again.vae.dtype} == {torch.bfloat16}
     again.save_pretrained(tmp_path / "light", adapters_only=True)
-    pipe.save_pretrained(tmp_path / "whole")  # has a pipeline.py of its own; diffusers runs both in one module
+    pipe.save_pretrained(
+        tmp_path / "whole"
+    )  # has a pipeline.py of its own; diffusers runs both in one module
     whole = str(tmp_path / "whole")
     pipes = [
         PiSASRPipeline.from_pretrained(tmp_path / "light"),
         DiffusionPipeline.from_pretrained(whole, custom_pipeline=whole, trust_remote_code=True),
-        DiffusionPipeline.from_pretrained(published, custom_pipeline=published, trust_remote_code=True),
+        DiffusionPipeline.from_pretrained(
+            published, custom_pipeline=published, trust_remote_code=True
+        ),
     ]
-    assert all(equal(one(photo(), **SMALL).images[0], pipe(photo(), **SMALL).images[0]) for one in pipes)
+    assert all(
+        equal(one(photo(), **SMALL).images[0], pipe(photo(), **SMALL).images[0]) for one in pipes
+    )
 
 
 @pytest.mark.parametrize("directly", [True, False])
@@ -82,11 +94,19 @@ def test_a_modular_pipeline_takes_the_options_of_ours(published, pipe, directly)
         index.write_text(index.read_text().replace(published, "me/pisa"))
         modular = ModularPipeline.from_pretrained(published, trust_remote_code=True)
     else:
-        modular = ModularPipelineBlocks.from_pretrained(published, trust_remote_code=True).init_pipeline(published)
+        modular = ModularPipelineBlocks.from_pretrained(
+            published, trust_remote_code=True
+        ).init_pipeline(published)
     modular.load_components(dtype=torch.float32)
     modular.to("cpu")
     assert modular.default_call_parameters["process_size"] == 512
-    options = {"lambda_sem": 0.5, "color_fix": "wavelet", "posterior": "sample", "generator": 3, "output_type": "np"}
+    options = {
+        "lambda_sem": 0.5,
+        "color_fix": "wavelet",
+        "posterior": "sample",
+        "generator": 3,
+        "output_type": "np",
+    }
     (made,) = modular(image=photo(), **options, **SMALL, output="images")
     assert np.array_equal(made, pipe(photo(), **options, **SMALL).images[0])
     with pytest.raises(ValueError, match="Required input 'image' is missing"):
@@ -100,7 +120,10 @@ def test_a_published_hub_id_serves_as_model_and_as_adapters(published, pipe, mon
         asked.append((name, options.get("local_files_only")))
         files = [path.relative_to(published) for path in Path(published).rglob("*.*")]
         assert any(
-            file.match(pattern) for file in files for pattern in allow_patterns if pattern.startswith("adapters")
+            file.match(pattern)
+            for file in files
+            for pattern in allow_patterns
+            if pattern.startswith("adapters")
         )
         return published
 
@@ -108,7 +131,9 @@ def test_a_published_hub_id_serves_as_model_and_as_adapters(published, pipe, mon
     wanted = pipe(photo(), **SMALL).images[0]
     assert equal(PiSASRPipeline.from_pretrained("me/pisa")(photo(), **SMALL).images[0], wanted)
     pipe.load_lora_weights("me/pisa")
-    loaded = AdaptersOnBase.from_pretrained("me/pisa", subfolder="adapters", variant=None, revision=None)  # of a block
+    loaded = AdaptersOnBase.from_pretrained(
+        "me/pisa", subfolder="adapters", variant=None, revision=None
+    )  # of a block
     for one in (pipe, loaded.pipe):
         assert equal(one(photo(), **SMALL).images[0], wanted)
     assert asked == [("me/pisa", True), ("me/pisa", None), ("me/pisa", True)]
@@ -116,7 +141,11 @@ def test_a_published_hub_id_serves_as_model_and_as_adapters(published, pipe, mon
 
 def test_the_card_s_head_is_what_the_hub_reads(published, base_folder):
     head = yaml.safe_load((Path(published) / "README.md").read_text().split("---\n")[1])
-    assert (head["license"], head["library_name"], head["pipeline_tag"]) == ("cc0-1.0", "diffusers", "image-to-image")
+    assert (head["license"], head["library_name"], head["pipeline_tag"]) == (
+        "cc0-1.0",
+        "diffusers",
+        "image-to-image",
+    )
     assert (head["base_model"], head["base_model_relation"]) == (str(base_folder), "adapter")
 
 
@@ -134,7 +163,9 @@ def test_the_small_model_is_published_with_its_card(tmp_path):
         load_adapters(folder),
     )
     assert all(
-        torch.equal(a.tensors[key], b.tensors[key]) for a, b in zip(ours, theirs, strict=True) for key in a.tensors
+        torch.equal(a.tensors[key], b.tensors[key])
+        for a, b in zip(ours, theirs, strict=True)
+        for key in a.tensors
     )
 
 
@@ -160,25 +191,34 @@ def test_what_a_model_is_made_of_is_not_written_over(base_folder, tmp_path, caps
     before = {path: path.read_bytes() for path in folder.rglob("*.*")}
     given = [] if whole else ["--adapters", str(folder / "adapters")]
     given += ["--pretrained_model", str(folder if whole else base_folder)]
-    words = ["--output", str(folder)] if command == "export" else [str(folder), "--licence", "mit", "--base", "a/b"]
+    words = (
+        ["--output", str(folder)]
+        if command == "export"
+        else [str(folder), "--licence", "mit", "--base", "a/b"]
+    )
     assert main([command, *words, *given]) == WRONG_USAGE
     assert "holds what this is made of" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in folder.rglob("*.*")}
 
 
 def test_a_card_becomes_a_part_of_another():
-    card = "---\nlicense: x\n---\n# Title\n\n## Data\nin [a file](../x.md), [a page](https://x.org)\n"
+    card = (
+        "---\nlicense: x\n---\n# Title\n\n## Data\nin [a file](../x.md), [a page](https://x.org)\n"
+    )
     assert as_part(card) == "## Title\n\n### Data\nin a file, [a page](https://x.org)\n"
 
 
-# --- baked -----------------------------------------------------------------------------------------------------------
+# --- baked ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pair", [(1, 1), (1, 0), (0.5, 0.5), (-2, 0), (0, 0)])
 def test_powers_of_two_are_baked_to_the_bit(pipe, pair):
     made = baked(pipe, *pair)
     assert made.unet is made.unet_pix
-    (came,), (meant,) = (made(photo(), output_type="np", **SMALL), pipe(photo(), *pair, output_type="np", **SMALL))
+    (came,), (meant,) = (
+        made(photo(), output_type="np", **SMALL),
+        pipe(photo(), *pair, output_type="np", **SMALL),
+    )
     assert np.array_equal(came[0], meant[0])
 
 
@@ -214,7 +254,9 @@ def test_a_baked_model_says_its_strengths_and_refuses_others(pipe, tmp_path):
             partial(made.sweep, photo(), [(1.0, 1.0), (1.0, 0.0)], **SMALL),
             partial(made.mix, looked, 1.0, places),
         ):
-            with pytest.raises(ValueError, match="has lambda_pix=0.7, lambda_sem=0.7 in its one UNet"):
+            with pytest.raises(
+                ValueError, match="has lambda_pix=0.7, lambda_sem=0.7 in its one UNet"
+            ):
                 ask()
         (error,) = errors_of(made, pipe, [photo()], 0.7, 0.7, **SMALL)
         assert error.most <= 255e-6
@@ -224,7 +266,9 @@ def test_a_baked_model_says_its_strengths_and_refuses_others(pipe, tmp_path):
 
 
 def test_other_strengths_are_near_to_first_order(base_folder, tmp_path):
-    """A semantic adapter half as strong: the error falls to a quarter, up to what comes after the second order."""
+    """A semantic adapter half as strong: the error falls to a quarter, up to what comes after the
+    second order.
+    """
     z, embeds = tiny.wave((1, 4, 8, 8), 1.0), tiny.wave((1, 7, tiny.CROSS), 2.0)
     pipe = PiSASRPipeline.from_pretrained(base_folder)
     errors = []
@@ -239,7 +283,9 @@ def test_other_strengths_are_near_to_first_order(base_folder, tmp_path):
     assert 3 < errors[0] / errors[1] < 5
 
 
-def test_export_says_what_is_exact_and_measures_what_is_not(base_folder, tmp_path, capsys, monkeypatch):
+def test_export_says_what_is_exact_and_measures_what_is_not(
+    base_folder, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr("pisasr.hub.baked.errors_of", partial(errors_of, **SMALL))
     photo().save(tmp_path / "photo.png")
     model = ["--pretrained_model", str(base_folder), "--output", str(tmp_path / "out")]
@@ -247,9 +293,21 @@ def test_export_says_what_is_exact_and_measures_what_is_not(base_folder, tmp_pat
     assert "exact to rounding" in capsys.readouterr().out
     assert main(["export", *model, "--lambda_sem", "0.5"]) == WRONG_USAGE
     assert "--approximate makes one that is near" in capsys.readouterr().err
-    near = ["--lambda_sem", "0.5", "--approximate", "--input", str(tmp_path / "photo.png"), "--dtype", "fp16"]
+    near = [
+        "--lambda_sem",
+        "0.5",
+        "--approximate",
+        "--input",
+        str(tmp_path / "photo.png"),
+        "--dtype",
+        "fp16",
+    ]
     assert main(["export", *model, *near]) == OK
     assert re.search(r"photo.png: off by \d+\.\d\d of 255 levels", capsys.readouterr().out)
-    assert PiSASRPipeline.from_pretrained(tmp_path / "out", torch_dtype="auto").unet.conv_out.bias.isfinite().all()
+    assert (
+        PiSASRPipeline.from_pretrained(tmp_path / "out", torch_dtype="auto")
+        .unet.conv_out.bias.isfinite()
+        .all()
+    )
     assert main(["export", *model, "--lambda_pix", "0", "--approximate"]) == NOTHING_STARTED
     assert "can't be baked" in capsys.readouterr().err

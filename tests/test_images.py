@@ -1,4 +1,6 @@
-"""Promises of pictures.images: what a person sees is what the model gets, at exact sizes, or one line why not."""
+"""Promises of pictures.images: what a person sees is what the model gets, at exact sizes, or one
+line why not.
+"""
 
 import os
 import random
@@ -46,7 +48,7 @@ def refusal(path: Path, **options) -> str:
     return str(caught.value)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif", "a.bmp"])
@@ -76,11 +78,16 @@ def test_every_mode_keeps_its_colours(tmp_path, mode, name, expected):
     image = images.open_image(save(original, tmp_path / name))
     assert image.mode == expected
     wanted = original.convert(expected)
-    assert np.abs(np.asarray(image, float).mean((0, 1)) - np.asarray(wanted, float).mean((0, 1))).max() < 2.5
+    assert (
+        np.abs(np.asarray(image, float).mean((0, 1)) - np.asarray(wanted, float).mean((0, 1))).max()
+        < 2.5
+    )
 
 
 def test_lab_becomes_srgb(tmp_path):
-    transform = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    transform = ImageCms.buildTransform(
+        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
     lab = ImageCms.applyTransform(photo(), transform)
     assert mean_difference(images.open_image(save(lab, tmp_path / "a.tif")), photo()) < 3
 
@@ -88,14 +95,20 @@ def test_lab_becomes_srgb(tmp_path):
 def test_palettes_keep_transparency_and_greyness(tmp_path):
     clear = photo(mode="P")
     clear.info["transparency"] = clear.getpixel((0, 0))
-    image = images.open_image(save(clear, tmp_path / "clear.png", transparency=clear.getpixel((0, 0))))
+    image = images.open_image(
+        save(clear, tmp_path / "clear.png", transparency=clear.getpixel((0, 0)))
+    )
     assert image.mode == "RGBA" and image.getpixel((0, 0))[3] == 0
     assert images.open_image(save(photo(mode="L").convert("P"), tmp_path / "grey.png")).mode == "L"
 
 
 def test_colour_key_becomes_alpha(tmp_path):
-    rgb = images.open_image(save(photo(), tmp_path / "a.png", transparency=photo().getpixel((0, 0))))
-    grey = images.open_image(save(photo(mode="L"), tmp_path / "b.png", transparency=photo(mode="L").getpixel((0, 0))))
+    rgb = images.open_image(
+        save(photo(), tmp_path / "a.png", transparency=photo().getpixel((0, 0)))
+    )
+    grey = images.open_image(
+        save(photo(mode="L"), tmp_path / "b.png", transparency=photo(mode="L").getpixel((0, 0)))
+    )
     assert (rgb.mode, grey.mode) == ("RGBA", "LA")
     assert rgb.getchannel("A").getpixel((0, 0)) == 0
 
@@ -107,7 +120,10 @@ def test_a_png_says_which_level_is_clear(tmp_path, depth, channels):
         return  # there are none
     white = 2**depth - 1
     levels = np.zeros((2, 8, channels), np.uint16)
-    levels[0], levels[1, 3] = white, white - 1 if depth > 8 else 0  # a neighbour in the last bit is not clear
+    levels[0], levels[1, 3] = (
+        white,
+        white - 1 if depth > 8 else 0,
+    )  # a neighbour in the last bit is not clear
     bits = (levels[..., None] >> np.arange(depth - 1, -1, -1)) & 1
     rows = b"".join(b"\0" + np.packbits(row.astype(np.uint8)).tobytes() for row in bits)
     key = chunk(b"tRNS", struct.pack(">H", white) * channels)
@@ -117,7 +133,9 @@ def test_a_png_says_which_level_is_clear(tmp_path, depth, channels):
     for picture in (images.open_picture(path), *images.pictures_of(images.open_image(path))):
         opaque = (picture.alpha > 0).tolist()
         assert opaque[0] == [False] * 8 and picture.is_grey == (channels == 1)
-        assert opaque[1] == [True] * 8 or (depth == 16 and channels == 3 and picture.alpha.dtype == np.uint8)
+        assert opaque[1] == [True] * 8 or (
+            depth == 16 and channels == 3 and picture.alpha.dtype == np.uint8
+        )
     deep = images.open_picture(path)
     assert deep.notices == [] and deep.pixels.dtype == (np.float32 if depth == 16 else np.uint8)
 
@@ -147,7 +165,9 @@ def test_integer_tiff_is_scaled_by_its_range(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 @pytest.mark.parametrize("brightest", [1.0001, 256.0, 70_000.0])
-def test_a_little_above_white_is_clipped_and_not_the_white_of_a_black_picture(tmp_path, dtype, brightest):
+def test_a_little_above_white_is_clipped_and_not_the_white_of_a_black_picture(
+    tmp_path, dtype, brightest
+):
     if dtype is np.int32 and brightest < 2:
         return
     white = {1.0001: 1, 256: 255, 70_000: 65_535}[brightest]
@@ -165,7 +185,9 @@ def test_what_ends_far_below_a_usual_white_is_its_own(tmp_path, brightest):
     levels = np.linspace(-0.1, brightest, 24 * 20).reshape(20, 24).astype(np.float32)
     image = images.open_image(save(Image.fromarray(levels), tmp_path / "a.tif"))
     assert np.abs(np.asarray(image, float) - (levels / levels.max()).clip(0, 1) * 255).max() <= 0.51
-    assert image.info["notices"] == [f"float pixels, {brightest:g} taken as white, negative ones taken as black"]
+    assert image.info["notices"] == [
+        f"float pixels, {brightest:g} taken as white, negative ones taken as black"
+    ]
 
 
 def png_with_gamma(path: Path, gamma: float, depth: int, *more: bytes) -> Path:
@@ -196,7 +218,10 @@ def test_srgbs_own_gamma_a_better_word_and_nonsense_change_nothing(tmp_path):
         (1e-5, (), ["its gamma of 1e-05 cannot be used, colours taken as sRGB"]),
     ]:
         image = images.open_image(png_with_gamma(tmp_path / "a.png", gamma, 8, *more))
-        assert np.array_equal(np.asarray(image)[0], np.arange(256)) and image.info["notices"] == notices
+        assert (
+            np.array_equal(np.asarray(image)[0], np.arange(256))
+            and image.info["notices"] == notices
+        )
 
 
 def test_float_tiff_with_nan_is_refused(tmp_path):
@@ -207,7 +232,9 @@ def test_float_tiff_with_nan_is_refused(tmp_path):
 def test_sixteen_bit_colour_is_read_with_a_notice(tmp_path):
     path = tmp_path / "deep.png"
     rows = b"".join(b"\0" + struct.pack(">3H", 65_535, 32_768, 256) * 5 for _ in range(4))
-    path.write_bytes(png_header(5, 4, depth=16) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        png_header(5, 4, depth=16) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
     image = images.open_image(path)
     assert image.getpixel((0, 0)) == (255, 128, 1)
     assert "16 bits" in image.info["notices"][0]
@@ -216,14 +243,26 @@ def test_sixteen_bit_colour_is_read_with_a_notice(tmp_path):
 def test_sixteen_bit_grey_with_alpha_stays_grey(tmp_path):
     path = tmp_path / "deep.png"
     rows = (b"\0" + struct.pack(">2H", 32_768, 256) * 5) * 4
-    path.write_bytes(png_header(5, 4, depth=16, kind=4) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        png_header(5, 4, depth=16, kind=4)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     image = images.open_image(path)
     assert (image.mode, image.getpixel((0, 0))) == ("LA", (128, 1))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transpose that a camera held this way has done
+    undo = {
+        2: 0,
+        3: 3,
+        4: 1,
+        5: 5,
+        6: 2,
+        7: 6,
+        8: 4,
+    }  # the transpose that a camera held this way has done
     stored = photo().transpose(Image.Transpose(undo[orientation])) if orientation > 1 else photo()
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -236,7 +275,9 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
 def test_a_tiff_on_its_side_is_turned(tmp_path, mode, compression):
     stored = (
-        Image.fromarray(np.asarray(photo(mode="L")).astype(np.uint16) * 257) if mode == "I;16" else photo(mode=mode)
+        Image.fromarray(np.asarray(photo(mode="L")).astype(np.uint16) * 257)
+        if mode == "I;16"
+        else photo(mode=mode)
     )
     upright = images.open_picture(save(stored, tmp_path / "a.tif")).pixels
     path = save(stored, tmp_path / "b.tif", compression=compression, tiffinfo={274: 6})
@@ -249,7 +290,9 @@ def test_a_tiff_on_its_side_is_turned(tmp_path, mode, compression):
 def linear() -> bytes:
     """A profile of light itself that bears sRGB's name, as GIMP's and others do."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    tags = [struct.unpack(">4s2I", profile[132 + 12 * i : 144 + 12 * i]) for i in range(profile[131])]
+    tags = [
+        struct.unpack(">4s2I", profile[132 + 12 * i : 144 + 12 * i]) for i in range(profile[131])
+    ]
     for place in {place for name, place, _ in tags if name.endswith(b"TRC")}:
         profile[place : place + 16] = b"para" + struct.pack(">IHHI", 0, 0, 0, 65_536)  # gamma 1
     return bytes(profile)
@@ -260,7 +303,8 @@ def test_a_profile_is_judged_by_what_it_does_and_not_by_its_name(tmp_path):
     renamed = srgb.replace("sRGB".encode("utf-16-be"), "test".encode("utf-16-be"))
     assert renamed != srgb
     same, bright = (
-        images.open_image(save(photo(), tmp_path / "a.png", icc_profile=icc)) for icc in (renamed, linear())
+        images.open_image(save(photo(), tmp_path / "a.png", icc_profile=icc))
+        for icc in (renamed, linear())
     )
     assert mean_difference(same, photo()) == 0
     light = np.asarray(photo()) / 255
@@ -283,7 +327,9 @@ def swapped_primaries() -> bytes:
 
 def test_icc_profile_is_converted_to_srgb(tmp_path):
     red_as_stored = Image.new("RGBA", (6, 5), (200, 30, 30, 90))
-    image = images.open_image(save(red_as_stored, tmp_path / "a.png", icc_profile=swapped_primaries()))
+    image = images.open_image(
+        save(red_as_stored, tmp_path / "a.png", icc_profile=swapped_primaries())
+    )
     red, green, _, alpha = image.getpixel((0, 0))
     assert green > 180 and red < 60
     assert alpha == 90 and "icc_profile" not in image.info
@@ -291,14 +337,21 @@ def test_icc_profile_is_converted_to_srgb(tmp_path):
 
 def test_srgb_profile_changes_nothing_and_a_broken_one_is_noted(tmp_path):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert mean_difference(images.open_image(save(photo(), tmp_path / "a.png", icc_profile=srgb)), photo()) == 0
+    assert (
+        mean_difference(
+            images.open_image(save(photo(), tmp_path / "a.png", icc_profile=srgb)), photo()
+        )
+        == 0
+    )
     broken = images.open_image(save(photo(), tmp_path / "b.png", icc_profile=b"rubbish" * 30))
     assert mean_difference(broken, photo()) == 0 and "profile" in broken.info["notices"][0]
 
 
 @pytest.mark.parametrize(("name", "count"), [("a.png", "2"), ("a.webp", "2"), ("a.tif", "several")])
 def test_animation_gives_its_first_frame_and_a_notice(tmp_path, name, count):
-    path = save(photo(), tmp_path / name, save_all=True, append_images=[photo().rotate(180)], lossless=True)
+    path = save(
+        photo(), tmp_path / name, save_all=True, append_images=[photo().rotate(180)], lossless=True
+    )
     image = images.open_image(path)
     assert mean_difference(image, photo()) == 0
     assert image.info["notices"] == [f"{count} frames, only the first is used"]
@@ -309,16 +362,37 @@ def test_nobody_counts_the_frames_of_a_tiff(tmp_path):
     frames = 32_000
     ifd = struct.pack("<H", 9) + b"".join(
         struct.pack("<HHII", tag, 4, 1, value)
-        for tag, value in [(256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 1)]
+        for tag, value in [
+            (256, 1),
+            (257, 1),
+            (258, 8),
+            (259, 1),
+            (262, 1),
+            (273, 8),
+            (277, 1),
+            (278, 1),
+            (279, 1),
+        ]
     )
     first, size = 10, len(ifd) + 4
     links = (struct.pack("<I", first + (number + 1) * size) for number in range(frames - 1))
-    content = b"".join([b"II*\0", struct.pack("<I", first), b"\x80\0", *(ifd + link for link in links), ifd, bytes(4)])
+    content = b"".join(
+        [
+            b"II*\0",
+            struct.pack("<I", first),
+            b"\x80\0",
+            *(ifd + link for link in links),
+            ifd,
+            bytes(4),
+        ]
+    )
     (tmp_path / "a.tif").write_bytes(content)
     start = time.process_time()
     image = images.open_image(tmp_path / "a.tif")
     assert time.process_time() - start < 0.5
-    assert image.getpixel((0, 0)) == 128 and image.info["notices"] == ["several frames, only the first is used"]
+    assert image.getpixel((0, 0)) == 128 and image.info["notices"] == [
+        "several frames, only the first is used"
+    ]
 
 
 def test_content_decides_and_a_wrong_extension_is_noted(tmp_path):
@@ -330,7 +404,9 @@ def test_content_decides_and_a_wrong_extension_is_noted(tmp_path):
 def test_a_text_longer_than_pillow_unpacks_is_passed_over(tmp_path, place):
     long = zlib.compress(bytes(2_000_000))
     texts = chunk(b"zTXt", b"c\0\0" + long) + chunk(b"iTXt", b"c\0\1\0\0\0" + long)
-    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in np.asarray(photo()))))
+    pixels = chunk(
+        b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in np.asarray(photo())))
+    )
     body = texts + pixels if place == "before" else pixels + texts
     (tmp_path / "a.png").write_bytes(png_header(24, 20) + body + chunk(b"IEND", b""))
     assert mean_difference(images.open_image(tmp_path / "a.png"), photo()) == 0
@@ -339,7 +415,7 @@ def test_a_text_longer_than_pillow_unpacks_is_passed_over(tmp_path, place):
     assert "Too much memory" in refusal(tmp_path / "a.png")
 
 
-# --- refusing --------------------------------------------------------------------------------------------------------
+# --- refusing -------------------------------------------------------------------------------------
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -347,7 +423,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_header(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">2I5B", width, height, depth, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + chunk(
+        b"IHDR", struct.pack(">2I5B", width, height, depth, kind, 0, 0, 0)
+    )
 
 
 def test_empty_missing_and_odd_files_are_refused(tmp_path):
@@ -373,14 +451,18 @@ def test_truncated_files_are_refused(tmp_path, name):
 @pytest.mark.parametrize("side", [12_000, 60_000])
 def test_bombs_are_refused_by_their_header(tmp_path, side):
     path = tmp_path / "bomb.png"
-    path.write_bytes(png_header(side, side) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        png_header(side, side) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "million pixels" in refusal(path)
 
 
 def test_the_pixel_cap_can_be_set_and_pillow_keeps_its_own(tmp_path, monkeypatch):
-    """A global of Pillow's, which other threads see: whoever reads pictures neither obeys nor moves it."""
+    """A global of Pillow's, which other threads see: whoever reads pictures neither obeys nor moves
+    it.
+    """
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3)
     seen = threading.Event()
     with images.opened(save(photo(), tmp_path / "b.png")):
@@ -428,35 +510,48 @@ def test_damaged_files_only_ever_raise_image_errors(tmp_path):
             assert "\n" not in str(error)
 
 
-# --- colour and alpha ------------------------------------------------------------------------------------------------
+# --- colour and alpha -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_split_and_join_are_inverse(mode):
     original = photo(mode=mode)
     rgb, alpha, is_grey = images.split(original)
-    assert rgb.mode == "RGB" and is_grey == (mode[0] == "L") and (alpha is None) == (mode[-1] != "A")
+    assert (
+        rgb.mode == "RGB" and is_grey == (mode[0] == "L") and (alpha is None) == (mode[-1] != "A")
+    )
     (picture,) = images.pictures_of(original)
     back = images.as_image(images.join(picture.pixels, picture))
     assert back.mode == mode and mean_difference(back, original) == 0
 
 
 def test_a_picture_of_pils_is_read_as_its_file(tmp_path):
-    """By its orientation, profile, gamma and key; a copy says nothing of how it lies, and still of its colours."""
+    """By its orientation, profile, gamma and key; a copy says nothing of how it lies, and still of
+    its colours.
+    """
     exif = Image.Exif()
     exif[274] = 6
     jpeg = save(photo(), tmp_path / "a.jpg", exif=exif, icc_profile=swapped_primaries())
     deep = tmp_path / "deep.png"
     rows = (b"\0" + struct.pack(">2H", 32_768, 256) * 5) * 4
-    deep.write_bytes(png_header(5, 4, depth=16, kind=4) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    deep.write_bytes(
+        png_header(5, 4, depth=16, kind=4)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     gamma = [png_with_gamma(tmp_path / f"{depth}.png", 1.0, depth) for depth in (8, 16)]
     clear = save(photo(mode="P"), tmp_path / "p.png", transparency=3, icc_profile=linear())
     for path in (jpeg, deep, *gamma, clear):
         wanted, given = images.open_picture(path), Image.open(path)
         for _ in range(2):  # not loaded, and loaded
             (came,) = images.pictures_of(given)
-            assert np.array_equal(came.pixels, wanted.pixels) and came.pixels.dtype == wanted.pixels.dtype
-            assert path == deep or (np.array_equal(came.alpha, wanted.alpha) and came.is_grey == wanted.is_grey)
+            assert (
+                np.array_equal(came.pixels, wanted.pixels)
+                and came.pixels.dtype == wanted.pixels.dtype
+            )
+            assert path == deep or (
+                np.array_equal(came.alpha, wanted.alpha) and came.is_grey == wanted.is_grey
+            )
     wanted = images.open_picture(jpeg).pixels
     (copy,) = images.pictures_of(Image.open(jpeg).convert("RGB"))
     assert np.array_equal(np.rot90(copy.pixels, -1), wanted)
@@ -469,10 +564,12 @@ def test_alpha_is_enlarged_with_the_picture():
     (picture,) = images.pictures_of(original)
     joined = images.as_image(images.join(np.asarray(photo(96, 80)), picture))
     assert joined.mode == "RGBA" and joined.size == (96, 80)
-    assert np.array_equal(joined.getchannel("A"), original.getchannel("A").resize((96, 80), Image.Resampling.BICUBIC))
+    assert np.array_equal(
+        joined.getchannel("A"), original.getchannel("A").resize((96, 80), Image.Resampling.BICUBIC)
+    )
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 SIDES = st.integers(1, 5000)
 
@@ -483,8 +580,12 @@ def test_plans_are_sound_for_every_size(width, height, upscale, process_size, mu
     frame = images.plan_frame(width, height, upscale, process_size, multiple)
     assert frame.output == (round(upscale * width), round(upscale * height))
     assert all(side % multiple == 0 for side in frame.padded)
-    assert all(p >= c >= o for p, c, o in zip(frame.padded, frame.content, frame.output, strict=True))
-    assert all(p - c < images.MIN_SIDE + multiple for p, c in zip(frame.padded, frame.content, strict=True))
+    assert all(
+        p >= c >= o for p, c, o in zip(frame.padded, frame.content, frame.output, strict=True)
+    )
+    assert all(
+        p - c < images.MIN_SIDE + multiple for p, c in zip(frame.padded, frame.content, strict=True)
+    )
     if frame.enlarged != frame.source:
         assert max(frame.content) <= images.MAX_SIDE
     else:
@@ -495,7 +596,9 @@ def test_plans_are_sound_for_every_size(width, height, upscale, process_size, mu
 @given(SIDES, SIDES, st.floats(1, 9), st.integers(1, 1024), st.floats(1e-3, 30))
 @example(2447, 2447, 1.0, 1, 1.0000000000000002)
 @example(1811, 1811, 9.0, 1, 8.999999999999998)  # a square whose side must not be rounded up again
-def test_the_model_works_on_no_more_than_the_working_size(width, height, upscale, process_size, working_size):
+def test_the_model_works_on_no_more_than_the_working_size(
+    width, height, upscale, process_size, working_size
+):
     free = images.plan_frame(width, height, upscale, process_size)
     frame = images.plan_frame(width, height, upscale, process_size, working_size=working_size)
     assert frame.output == free.output == (round(upscale * width), round(upscale * height))
@@ -511,11 +614,20 @@ def test_the_model_works_on_no_more_than_the_working_size(width, height, upscale
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 1.7, 4]), st.floats(1e-4, 2e-2))
-def test_a_picture_that_shrank_for_the_model_comes_back_at_its_size(width, height, upscale, working_size):
+def test_a_picture_that_shrank_for_the_model_comes_back_at_its_size(
+    width, height, upscale, working_size
+):
     frame = images.plan_frame(width, height, upscale, process_size=1, working_size=working_size)
     prepared = images.prepare(np.asarray(photo(width, height)), frame)
-    assert prepared.shape == (*frame.content[::-1], 3) and prepared.shape[0] * prepared.shape[1] <= working_size * 1e6
-    assert images.finish(prepared, frame).shape == (round(upscale * height), round(upscale * width), 3)
+    assert (
+        prepared.shape == (*frame.content[::-1], 3)
+        and prepared.shape[0] * prepared.shape[1] <= working_size * 1e6
+    )
+    assert images.finish(prepared, frame).shape == (
+        round(upscale * height),
+        round(upscale * width),
+        3,
+    )
 
 
 def test_a_result_beyond_reason_is_refused():
@@ -526,7 +638,11 @@ def test_a_result_beyond_reason_is_refused():
 
 
 @settings(max_examples=60, deadline=None)
-@given(width=st.integers(1, 40), height=st.integers(1, 40), upscale=st.sampled_from([1, 1.5, 2, 2.7, 3, 4]))
+@given(
+    width=st.integers(1, 40),
+    height=st.integers(1, 40),
+    upscale=st.sampled_from([1, 1.5, 2, 2.7, 3, 4]),
+)
 def test_a_picture_comes_back_at_exactly_its_size(width, height, upscale):
     frame = images.plan_frame(width, height, upscale, process_size=48)
     prepared = images.prepare(np.asarray(photo(width, height)), frame)
@@ -534,7 +650,11 @@ def test_a_picture_comes_back_at_exactly_its_size(width, height, upscale):
     assert x.shape == (1, 3, *frame.padded[::-1])
     (result,) = images.from_batch(images.to_unit(images.crop(x, frame)), 8)
     assert np.array_equal(result, prepared)  # padding comes off without a trace
-    assert images.finish(result, frame).shape == (round(upscale * height), round(upscale * width), 3)
+    assert images.finish(result, frame).shape == (
+        round(upscale * height),
+        round(upscale * width),
+        3,
+    )
 
 
 def test_small_pictures_reach_the_published_short_side():
@@ -548,7 +668,10 @@ def test_small_pictures_reach_the_published_short_side():
 def test_strips_are_padded_rather_than_blown_up(size):
     frame = images.plan_frame(*size)
     assert frame.output == (size[0] * 4, size[1] * 4)
-    assert max(frame.content) <= max(images.MAX_SIDE, *frame.output) and min(frame.padded) == images.MIN_SIDE
+    assert (
+        max(frame.content) <= max(images.MAX_SIDE, *frame.output)
+        and min(frame.padded) == images.MIN_SIDE
+    )
 
 
 def test_padding_mirrors_and_repeats_a_single_row():
@@ -569,34 +692,44 @@ def test_a_frame_for_another_picture_and_shrinking_are_refused():
 
 
 def test_preparation_is_the_published_one(parity):
-    """Where the published sizes are multiples of 8, the prepared picture is the same to the byte."""
+    """Where the published sizes are multiples of 8, the prepared picture is the same to the
+    byte.
+    """
     import json
 
     compared = 0
     for case in json.loads((parity / "index.json").read_text())["eval_cases"]:
         image = images.open_image(parity / case["input"])
-        frame = images.plan_frame(*image.size, case["options"]["upscale"], case["options"]["process_size"])
+        frame = images.plan_frame(
+            *image.size, case["options"]["upscale"], case["options"]["process_size"]
+        )
         expected = Image.open(parity / case["prepared_input"])
         if frame.content == expected.size:
-            assert np.array_equal(images.prepare(np.asarray(image.convert("RGB")), frame), np.asarray(expected))
+            assert np.array_equal(
+                images.prepare(np.asarray(image.convert("RGB")), frame), np.asarray(expected)
+            )
             compared += 1
     assert compared >= 10
 
 
-# --- ranges and writing ----------------------------------------------------------------------------------------------
+# --- ranges and writing ---------------------------------------------------------------------------
 
 
 def test_ranges_round_trip_and_round():
     levels = torch.arange(256).float().view(1, 1, 1, 256).expand(1, 3, 1, 256)
     assert torch.equal(images.to_tensor(images.to_image(levels / 255)) * 255, levels)
     assert images.to_image(torch.full((3, 1, 1), 0.9999)).getpixel((0, 0)) == (255, 255, 255)
-    assert torch.equal(images.to_unit(torch.tensor([-3.0, -1.0, 0.0, 1.0, 7.0])), torch.tensor([0, 0, 0.5, 1, 1]))
+    assert torch.equal(
+        images.to_unit(torch.tensor([-3.0, -1.0, 0.0, 1.0, 7.0])), torch.tensor([0, 0, 0.5, 1, 1])
+    )
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.webp", "a.bmp", "a.jpg"])
 def test_written_pictures_read_back(tmp_path, name):
     saving.save_image(photo(), tmp_path / name)
-    assert mean_difference(images.open_image(tmp_path / name), photo()) < (3 if name.endswith("jpg") else 1e-9)
+    assert mean_difference(images.open_image(tmp_path / name), photo()) < (
+        3 if name.endswith("jpg") else 1e-9
+    )
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
@@ -631,7 +764,7 @@ def test_names_of_255_bytes_are_written(tmp_path):
     saving.save_image(photo(), tmp_path / ("n" * 251 + ".png"))
 
 
-# --- sixteen bits ----------------------------------------------------------------------------------------------------
+# --- sixteen bits ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -649,43 +782,88 @@ def test_sixteen_bits_come_back_from_a_png(tmp_path, channels):
 
 
 def write_tiff(path, entries, *blocks):
-    """A little-endian TIFF: entries (tag, type, count, value), where a value (n,) stands for the place of block n."""
+    """A little-endian TIFF: entries (tag, type, count, value), where a value (n,) stands for the
+    place of block n.
+    """
     start = 8 + 2 + 12 * len(entries) + 4
     places = [start + sum(map(len, blocks[:n])) for n in range(len(blocks))]
-    own = [(*e[:3], places[e[3][0]] if isinstance(e[3], tuple) else e[3]) for e in sorted(entries, key=lambda e: e[0])]
+    own = [
+        (*e[:3], places[e[3][0]] if isinstance(e[3], tuple) else e[3])
+        for e in sorted(entries, key=lambda e: e[0])
+    ]
     head = b"II" + struct.pack("<HIH", 42, 8, len(entries))
-    path.write_bytes(head + b"".join(struct.pack("<HHII", *e) for e in own) + bytes(4) + b"".join(blocks))
+    path.write_bytes(
+        head + b"".join(struct.pack("<HHII", *e) for e in own) + bytes(4) + b"".join(blocks)
+    )
     return places
 
 
 def test_a_tiff_of_sixteen_bits_in_planes_is_refused(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65_536, (3, 6, 4), dtype=np.uint16)
-    entries = [(256, 3, 1, 4), (257, 3, 1, 6), (258, 3, 3, (0,)), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, (1,))]
+    entries = [
+        (256, 3, 1, 4),
+        (257, 3, 1, 6),
+        (258, 3, 3, (0,)),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 3, (1,)),
+    ]
     entries += [(277, 3, 1, 3), (278, 3, 1, 6), (279, 4, 3, (2,)), (284, 3, 1, 2)]
-    blocks = [struct.pack("<3H", 16, 16, 16), bytes(12), struct.pack("<3I", 48, 48, 48), pixels.tobytes()]
+    blocks = [
+        struct.pack("<3H", 16, 16, 16),
+        bytes(12),
+        struct.pack("<3I", 48, 48, 48),
+        pixels.tobytes(),
+    ]
     places = write_tiff(tmp_path / "a.tif", entries, *blocks)
     blocks[1] = struct.pack("<3I", *(places[3] + 48 * n for n in range(3)))
     write_tiff(tmp_path / "a.tif", entries, *blocks)
     for read in (images.open_image, images.open_picture):
-        with pytest.raises(ImageError, match="16 bits in separate planes is not read; save it interleaved"):
+        with pytest.raises(
+            ImageError, match="16 bits in separate planes is not read; save it interleaved"
+        ):
             read(tmp_path / "a.tif")
 
 
 def test_a_tiff_whose_zero_is_white_is_turned(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65_536, (6, 4), dtype=np.uint16)
-    entries = [(256, 3, 1, 4), (257, 3, 1, 6), (258, 3, 1, 16), (259, 3, 1, 1), (262, 3, 1, 0), (273, 4, 1, (0,))]
+    entries = [
+        (256, 3, 1, 4),
+        (257, 3, 1, 6),
+        (258, 3, 1, 16),
+        (259, 3, 1, 1),
+        (262, 3, 1, 0),
+        (273, 4, 1, (0,)),
+    ]
     entries += [(277, 3, 1, 1), (278, 3, 1, 6), (279, 4, 1, 48)]
     write_tiff(tmp_path / "a.tif", entries, pixels.tobytes())
     picture = images.open_picture(tmp_path / "a.tif")
     assert np.array_equal(images.to_levels(picture.pixels[..., 0], 16), 65_535 - pixels)
-    assert np.abs(np.asarray(images.open_image(tmp_path / "a.tif")) - (65_535.0 - pixels) / 257).max() <= 0.51
+    assert (
+        np.abs(np.asarray(images.open_image(tmp_path / "a.tif")) - (65_535.0 - pixels) / 257).max()
+        <= 0.51
+    )
 
 
 def grey_tiff(path, levels, bits, photometric=1, kind=1, samples=1):
-    """A TIFF of 2 x 8 pixels of these bytes, whose numbers are unsigned (1), signed (2) or floats (3)."""
+    """A TIFF of 2 x 8 pixels of these bytes, whose numbers are unsigned (1), signed (2) or floats
+    (3).
+    """
     depths = bits | bits << 16 if samples == 2 else bits
-    entries = [(256, 3, 1, 8), (257, 3, 1, 2), (258, 3, samples, depths), (259, 3, 1, 1), (262, 3, 1, photometric)]
-    entries += [(273, 4, 1, (0,)), (277, 3, 1, samples), (278, 3, 1, 2), (279, 4, 1, len(levels)), (339, 3, 1, kind)]
+    entries = [
+        (256, 3, 1, 8),
+        (257, 3, 1, 2),
+        (258, 3, samples, depths),
+        (259, 3, 1, 1),
+        (262, 3, 1, photometric),
+    ]
+    entries += [
+        (273, 4, 1, (0,)),
+        (277, 3, 1, samples),
+        (278, 3, 1, 2),
+        (279, 4, 1, len(levels)),
+        (339, 3, 1, kind),
+    ]
     write_tiff(path, [*entries, (338, 3, 1, 2)] if samples == 2 else entries, levels)
     return path
 
@@ -700,7 +878,9 @@ def test_twelve_bits_and_thirty_two_unsigned_ones_are_scaled(tmp_path, brightest
         grey_tiff(tmp_path / "a.tif", levels.astype("<u4").tobytes(), 32)
     wanted = (levels / brightest).reshape(2, 8)
     assert np.abs(images.open_picture(tmp_path / "a.tif").pixels[..., 0] - wanted).max() < 2e-5
-    assert np.abs(np.asarray(images.open_image(tmp_path / "a.tif")) / 255 - wanted).max() < 0.51 / 255
+    assert (
+        np.abs(np.asarray(images.open_image(tmp_path / "a.tif")) / 255 - wanted).max() < 0.51 / 255
+    )
 
 
 @pytest.mark.parametrize(
@@ -711,8 +891,12 @@ def test_twelve_bits_and_thirty_two_unsigned_ones_are_scaled(tmp_path, brightest
         (16, 1, 1, 2, "of a kind that is not read .*; save it as PNG"),
     ],
 )
-def test_a_tiff_that_would_be_read_wrong_is_refused(tmp_path, bits, photometric, kind, samples, reason):
-    path = grey_tiff(tmp_path / "a.tif", bytes(bits // 8 * 16 * samples), bits, photometric, kind, samples)
+def test_a_tiff_that_would_be_read_wrong_is_refused(
+    tmp_path, bits, photometric, kind, samples, reason
+):
+    path = grey_tiff(
+        tmp_path / "a.tif", bytes(bits // 8 * 16 * samples), bits, photometric, kind, samples
+    )
     for read in (images.open_image, images.open_picture, read_picture):
         with pytest.raises(ImageError, match=reason):
             read(path)
@@ -721,13 +905,22 @@ def test_a_tiff_that_would_be_read_wrong_is_refused(tmp_path, bits, photometric,
 def test_sixteen_bits_of_colour_come_from_a_tiff_of_either_byte_order(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65_536, (6, 4, 3), dtype=np.uint16)
     for order, mark in (("<", b"II"), (">", b"MM")):
-        entries = [(256, 3, 1, 4), (257, 3, 1, 6), (258, 3, 3, 134), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 140)]
+        entries = [
+            (256, 3, 1, 4),
+            (257, 3, 1, 6),
+            (258, 3, 3, 134),
+            (259, 3, 1, 1),
+            (262, 3, 1, 2),
+            (273, 4, 1, 140),
+        ]
         entries += [(277, 3, 1, 3), (278, 3, 1, 6), (279, 4, 1, pixels.nbytes), (284, 3, 1, 1)]
         file = mark + struct.pack(f"{order}HIH", 42, 8, len(entries))
         for tag, kind, count, value in entries:
             file += struct.pack(f"{order}HHI", tag, kind, count)
             inline = kind == 3 and count == 1
-            file += struct.pack(f"{order}HH", value, 0) if inline else struct.pack(f"{order}I", value)
+            file += (
+                struct.pack(f"{order}HH", value, 0) if inline else struct.pack(f"{order}I", value)
+            )
         file += struct.pack(f"{order}I", 0)
         assert len(file) == 134
         file += struct.pack(f"{order}3H", 16, 16, 16) + pixels.astype(f"{order}u2").tobytes()
@@ -744,7 +937,9 @@ def test_deep_pictures_are_upright_too_and_a_profile_costs_their_depth(tmp_path)
     exif[274] = 6  # to be turned by a quarter, clockwise
 
     def with_chunk(name, data):
-        chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        chunk = (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
         (tmp_path / "b.png").write_bytes(content[:33] + chunk + content[33:])
         return images.open_picture(tmp_path / "b.png")
 

@@ -1,4 +1,5 @@
-"""Promises of `pisasr infer`: published commands run, no file ends a batch, no result is lost, mistakes cost one line.
+"""Promises of `pisasr infer`: published commands run, no file ends a batch, no result is lost,
+mistakes cost one line.
 
 Most tests put a stub in place of the model; the last ones run a tiny one.
 """
@@ -29,7 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class StubPipeline:
-    """Enlarges by PIL, remembers what it was asked for each picture, and colours one pixel by its seed."""
+    """Enlarges by PIL, remembers what it was asked for each picture, and colours one pixel by its
+    seed.
+    """
 
     def __init__(self):
         self.calls, self.batches = [], []
@@ -37,14 +40,21 @@ class StubPipeline:
     def __call__(self, pictures, lambda_pix, lambda_sem, generator, **settings):
         self.batches.append(len(pictures))
         each = zip(pictures, generator, strict=True)
-        return SimpleNamespace(images=[self.one(p, lambda_pix, lambda_sem, seed, **settings) for p, seed in each])
+        return SimpleNamespace(
+            images=[self.one(p, lambda_pix, lambda_sem, seed, **settings) for p, seed in each]
+        )
 
     def one(self, picture, lambda_pix, lambda_sem, generator, **settings):
         image = images.as_image(images.join(picture.pixels, picture))
-        self.calls.append(SimpleNamespace(pair=(lambda_pix, lambda_sem), seed=generator, **settings))
+        self.calls.append(
+            SimpleNamespace(pair=(lambda_pix, lambda_sem), seed=generator, **settings)
+        )
         size = round(settings["upscale"] * image.width), round(settings["upscale"] * image.height)
         result = image.resize(size)
-        result.putpixel((0, 0), (generator % 256,) * len(image.getbands()) if image.mode != "L" else generator % 256)
+        result.putpixel(
+            (0, 0),
+            (generator % 256,) * len(image.getbands()) if image.mode != "L" else generator % 256,
+        )
         return result
 
     def sweep(self, image, pairs, **options):
@@ -85,7 +95,11 @@ def rows(folder: str = "out") -> list[dict]:
 
 
 def outputs(folder: str = "out") -> list[str]:
-    files = (path for path in Path(folder).rglob("*") if path.is_file() and not path.match("report*.jsonl"))
+    files = (
+        path
+        for path in Path(folder).rglob("*")
+        if path.is_file() and not path.match("report*.jsonl")
+    )
     return sorted(str(path.relative_to(folder)) for path in files)
 
 
@@ -98,7 +112,7 @@ def usage_error(capsys, *words) -> str:
     return said
 
 
-# --- options ---------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def test_published_command_runs_unchanged(here, stub):
@@ -134,7 +148,9 @@ def test_hyphens_and_negative_numbers_are_understood(here, stub):
     assert infer("-i", "in", "-o", "out", "--lambda-grid", "-0.5,0", "-1") == 0
     assert [call.pair for call in stub.calls[1:]] == [(-0.5, -1.0), (0.0, -1.0)]
     assert infer("-i", "in", "-o", "out", "--lambda-grid", "-0.2:0.1:0.1", "1:-1:-2") == 0
-    assert [call.pair for call in stub.calls[3:]] == [(p, s) for p in (-0.2, -0.1, 0.0, 0.1) for s in (1.0, -1.0)]
+    assert [call.pair for call in stub.calls[3:]] == [
+        (p, s) for p in (-0.2, -0.1, 0.0, 0.1) for s in (1.0, -1.0)
+    ]
     assert Path("out/-a/pix-0.1_sem1.png").is_file()
 
 
@@ -144,7 +160,10 @@ def test_fidelity_is_asked_for(here, stub):
         infer("-i", "in", "-o", "out") == 0
         and infer("-i", "in", "-o", "out", "--consistent", "--working-size", "2.5") == 0
     )
-    assert [(call.consistent, call.working_size) for call in stub.calls] == [(False, None), (True, 2.5)]
+    assert [(call.consistent, call.working_size) for call in stub.calls] == [
+        (False, None),
+        (True, 2.5),
+    ]
 
 
 def test_default_is_one_one(here, stub):
@@ -190,7 +209,15 @@ def test_wrong_usage_names_the_option(here, stub, capsys, words):
 
 @pytest.mark.parametrize(
     "words",
-    ["--help", "infer --help", "infer --lambda_pix nan", "infer -i none", "convert -h", "app -h", "app --host 0.0.0.0"],
+    [
+        "--help",
+        "infer --help",
+        "infer --lambda_pix nan",
+        "infer -i none",
+        "convert -h",
+        "app -h",
+        "app --host 0.0.0.0",
+    ],
 )
 def test_quick_answers_do_not_wait_for_torch(words):
     code = (
@@ -201,18 +228,31 @@ def test_quick_answers_do_not_wait_for_torch(words):
         "assert not heavy, heavy"
     )
     before = os.times()
-    result = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], cwd=ROOT, capture_output=True, text=True
+    )
     after = os.times()
     assert result.returncode == 0, result.stderr
     # Its processor time: on a busy machine the clock on the wall measures the others.
-    assert after.children_user - before.children_user + after.children_system - before.children_system < 1
+    assert (
+        after.children_user - before.children_user + after.children_system - before.children_system
+        < 1
+    )
 
 
-# --- inputs ----------------------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------
 
 
 def test_files_folders_and_globs(here, stub):
-    for name in ("in/a.png", "in/b.JPG", "in/deep/c.webp", "in/.hid.png", "more/x1.tif", "more/x2.bmp", "more/y.png"):
+    for name in (
+        "in/a.png",
+        "in/b.JPG",
+        "in/deep/c.webp",
+        "in/.hid.png",
+        "more/x1.tif",
+        "more/x2.bmp",
+        "more/y.png",
+    ):
         draw(name)
     Path("in/notes.txt").write_text("no picture")
     Path("in/folder.png").mkdir()
@@ -235,7 +275,12 @@ def test_globs_keep_the_tree_below_their_fixed_part(here, stub):
 
 
 def test_same_names_do_not_overwrite_each_other(here, stub):
-    colors = {"in/a.png": (255, 0, 0), "in/A.jpg": (0, 255, 0), "b/a.png": (0, 0, 255), "c/a.png": (9, 9, 9)}
+    colors = {
+        "in/a.png": (255, 0, 0),
+        "in/A.jpg": (0, 255, 0),
+        "b/a.png": (0, 0, 255),
+        "c/a.png": (9, 9, 9),
+    }
     for name, color in colors.items():
         draw(name, color)
     assert infer("-i", *colors, "-o", "out") == 0
@@ -262,7 +307,11 @@ def test_output_inside_input_is_not_read_again(here, stub):
 def test_inputs_are_never_written_over(here, stub, capsys):
     path = draw("in/a.png")
     before = path.read_bytes()
-    for words in (["-i", "in", "-o", "in"], ["-i", path, "-o", "in"], ["-i", "in/*.png", "-o", "in"]):
+    for words in (
+        ["-i", "in", "-o", "in"],
+        ["-i", path, "-o", "in"],
+        ["-i", "in/*.png", "-o", "in"],
+    ):
         assert infer(*words) == errors.WRONG_USAGE
         assert "choose another --output" in capsys.readouterr().err
     draw("in/b.jpg")
@@ -279,11 +328,17 @@ def test_pipes_loops_and_devices_are_skipped(here, stub):
     Path("in/again").symlink_to("..")
     assert infer("-i", "in", "-o", "out", "--recursive") == 0
     assert outputs() == ["a.png"]
-    assert sorted(row["status"] for row in rows()) == ["ok"] + ["skipped"] * 5  # the link to a folder is told, too
-    assert all(row["reason"] and row["output"] is None for row in rows() if row["status"] == "skipped")
+    assert (
+        sorted(row["status"] for row in rows()) == ["ok"] + ["skipped"] * 5
+    )  # the link to a folder is told, too
+    assert all(
+        row["reason"] and row["output"] is None for row in rows() if row["status"] == "skipped"
+    )
 
 
-@pytest.mark.parametrize("words", [["nowhere"], ["in"], ["in/*.png"], ["nowhere.png", "in"], ["in/pipe.png"]])
+@pytest.mark.parametrize(
+    "words", [["nowhere"], ["in"], ["in/*.png"], ["nowhere.png", "in"], ["in/pipe.png"]]
+)
 def test_nothing_to_do_is_told_before_anything_loads(here, monkeypatch, capsys, words):
     monkeypatch.setattr(command, "load_pipeline", lambda args: pytest.fail("the model was loaded"))
     os.mkfifo("in/pipe.png")
@@ -299,11 +354,22 @@ def test_what_holds_no_picture_is_told_and_the_others_go_on(here, stub, capsys, 
     Path("hollow").mkdir()
     assert infer("-i", empty, "in", "-o", "out") == errors.SOME_FAILED
     assert outputs() == ["a.png"]
-    assert [(row["input"], row["status"]) for row in rows()] == [(empty, "failed"), ("in/a.png", "ok")]
+    assert [(row["input"], row["status"]) for row in rows()] == [
+        (empty, "failed"),
+        ("in/a.png", "ok"),
+    ]
     assert f"{empty}: no pictures there" in capsys.readouterr().err
 
 
-ODD_NAMES = ["späce ünï.png", "😀.png", "-a.png", "[red].png", "new\nline.png", "x" * 251 + ".png", "a.b.png"]
+ODD_NAMES = [
+    "späce ünï.png",
+    "😀.png",
+    "-a.png",
+    "[red].png",
+    "new\nline.png",
+    "x" * 251 + ".png",
+    "a.b.png",
+]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -320,7 +386,7 @@ def test_undecodable_names(here, stub):
     assert os.listdir(b"out") and rows()[0]["status"] == "ok"
 
 
-# --- outputs ---------------------------------------------------------------------------------------------------------
+# --- outputs --------------------------------------------------------------------------------------
 
 
 def test_bad_files_cost_one_line_each(here, stub, capsys):
@@ -344,7 +410,11 @@ def test_a_failing_model_costs_one_picture(here, stub, monkeypatch, capsys):
     draw("in/a.png"), draw("in/b.png")
 
     def explode(pictures, names, seeds):
-        raise MemoryError if not stub.calls.append(0) and len(stub.calls) == 1 else RuntimeError("two\nlines")
+        raise (
+            MemoryError
+            if not stub.calls.append(0) and len(stub.calls) == 1
+            else RuntimeError("two\nlines")
+        )
 
     monkeypatch.setattr(command, "_restorer", lambda *_: explode)
     assert infer("-i", "in", "-o", "out") == errors.SOME_FAILED
@@ -370,9 +440,13 @@ def test_existing_outputs(here, stub, capsys):
     kept = os.stat("out/a.png").st_mtime_ns
     assert infer("-i", "in", "-o", "out", "--existing", "skip") == 0
     assert [row["status"] for row in rows()] == ["skipped", "ok", "ok"]
-    assert rows()[0]["output"] == str(Path("out/a.png")) and os.stat("out/a.png").st_mtime_ns == kept
+    assert (
+        rows()[0]["output"] == str(Path("out/a.png")) and os.stat("out/a.png").st_mtime_ns == kept
+    )
     assert infer("-i", "in", "-o", "out", "--existing", "error") == errors.SOME_FAILED
-    assert {row["status"] for row in rows()} == {"failed"} and os.stat("out/a.png").st_mtime_ns == kept
+    assert {row["status"] for row in rows()} == {"failed"} and os.stat(
+        "out/a.png"
+    ).st_mtime_ns == kept
     assert infer("-i", "in", "-o", "out") == 0
     assert os.stat("out/a.png").st_mtime_ns != kept
 
@@ -407,9 +481,14 @@ def test_a_full_disk_ends_the_batch(here, stub, monkeypatch, reason):
 
     monkeypatch.setattr(saving, "save_image", save)
     assert infer("-i", "in", "-o", "out") == errors.SOME_FAILED
-    assert len(stub.calls) <= batch.HANDS + 2  # what may wait for the disk, what is written, what is in hand
+    assert (
+        len(stub.calls) <= batch.HANDS + 2
+    )  # what may wait for the disk, what is written, what is in hand
     assert [row["status"] for row in rows()] == ["failed"] * count
-    assert rows()[0]["reason"].startswith("No space") and rows()[-1]["reason"] == "not started: the disk is full"
+    assert (
+        rows()[0]["reason"].startswith("No space")
+        and rows()[-1]["reason"] == "not started: the disk is full"
+    )
 
 
 def test_interrupting_keeps_what_is_done(here, stub, monkeypatch):
@@ -435,17 +514,23 @@ def test_interrupting_does_not_wait_for_what_was_not_begun(here, stub, monkeypat
         draw(f"in/{name}.png")
     read = []
     monkeypatch.setattr(
-        images, "open_picture", lambda path, cap, load=images.open_picture: read.append(path) or load(path, cap)
+        images,
+        "open_picture",
+        lambda path, cap, load=images.open_picture: read.append(path) or load(path, cap),
     )
     monkeypatch.setattr(
-        command, "_restorer", lambda *_: lambda pictures, names, seeds: (_ for _ in ()).throw(KeyboardInterrupt)
+        command,
+        "_restorer",
+        lambda *_: lambda pictures, names, seeds: (_ for _ in ()).throw(KeyboardInterrupt),
     )
     assert infer("-i", "in", "-o", "out") == errors.INTERRUPTED
     assert len(read) <= 2 and not outputs() and not rows()
 
 
 def test_reading_computing_and_writing_overlap(here, stub, monkeypatch):
-    """The second picture is computed only when the third was read, and while the first is still being written."""
+    """The second picture is computed only when the third was read, and while the first is still
+    being written.
+    """
     for name in "abc":
         draw(f"in/{name}.png")
     third_is_read, second_is_made = threading.Event(), threading.Event()
@@ -469,7 +554,9 @@ def test_reading_computing_and_writing_overlap(here, stub, monkeypatch):
     monkeypatch.setattr(saving, "save_image", save)
     monkeypatch.setattr(command, "_restorer", lambda *_: restore)
     assert infer("-i", "in", "-o", "out") == 0
-    assert outputs() == ["a.png", "b.png", "c.png"] and [Path(row["input"]).stem for row in rows()] == [*"abc"]
+    assert outputs() == ["a.png", "b.png", "c.png"] and [
+        Path(row["input"]).stem for row in rows()
+    ] == [*"abc"]
 
 
 @pytest.mark.parametrize("most", ["HANDS", "WAITING_BYTES"])
@@ -488,10 +575,12 @@ def test_what_waits_for_a_slow_disk_is_bounded(here, stub, monkeypatch, most):
 
     monkeypatch.setattr(saving, "save_image", save)
     assert infer("-i", "in", "-o", "out") == 0
-    assert len(outputs()) == 12 and max(ahead) <= 4  # two wait, one may be written already and not told, one is made
+    assert (
+        len(outputs()) == 12 and max(ahead) <= 4
+    )  # two wait, one may be written already and not told, one is made
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
 def test_small_neighbours_of_one_size_go_together_when_asked(here, stub):
@@ -521,11 +610,16 @@ def test_one_picture_that_fails_costs_its_batch_nothing(here, stub, monkeypatch)
 
     monkeypatch.setattr(StubPipeline, "one", one)
     assert infer("-i", "in", "-o", "out", "--batch_size", 4) == errors.SOME_FAILED
-    assert outputs() == ["0.png", "1.png", "3.png"] and [row["reason"] for row in rows()] == ["", "", "nan", ""]
+    assert outputs() == ["0.png", "1.png", "3.png"] and [row["reason"] for row in rows()] == [
+        "",
+        "",
+        "nan",
+        "",
+    ]
     assert stub.batches == [4, 1, 1, 1, 1]
 
 
-# --- several processes -----------------------------------------------------------------------------------------------
+# --- several processes ----------------------------------------------------------------------------
 
 
 def test_shards_do_every_picture_once_under_the_names_of_one_run(here, stub):
@@ -537,10 +631,13 @@ def test_shards_do_every_picture_once_under_the_names_of_one_run(here, stub):
     codes = [infer(*words, "out", "--shard", f"{index}/3") for index in (1, 2, 3)]
     assert sorted(codes) == [0, 0, errors.SOME_FAILED] and outputs("whole") == outputs()
     shares = [
-        [json.loads(line) for line in Path(f"out/report.{i}of3.jsonl").read_text().splitlines()] for i in (1, 2, 3)
+        [json.loads(line) for line in Path(f"out/report.{i}of3.jsonl").read_text().splitlines()]
+        for i in (1, 2, 3)
     ]
     assert [len(share) for share in shares] == [2, 2, 2]
-    assert sorted(row["input"] for share in shares for row in share) == sorted(row["input"] for row in rows("whole"))
+    assert sorted(row["input"] for share in shares for row in share) == sorted(
+        row["input"] for row in rows("whole")
+    )
     assert not Path("out/report.jsonl").exists()
     for name in outputs():
         assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
@@ -560,7 +657,11 @@ def test_shares_that_are_none_are_refused(here, stub, capsys, share):
 
 
 def test_processes_of_a_shard_share_its_share():
-    parts = [batch.share_of(batch.Shard(i, 3), batch.Shard(j, 2)).of(range(20)) for i in (1, 2, 3) for j in (1, 2)]
+    parts = [
+        batch.share_of(batch.Shard(i, 3), batch.Shard(j, 2)).of(range(20))
+        for i in (1, 2, 3)
+        for j in (1, 2)
+    ]
     assert sorted(number for part in parts for number in part) == list(range(20))
 
 
@@ -568,7 +669,9 @@ def test_a_shard_leaves_what_other_machines_are_writing(here, stub):
     draw("in/a.png"), draw("in/b.png")
     Path("out").mkdir()
     mine, theirs = (files.temporary_name(Path(f"out/{name}.png")) for name in "ab")
-    dead = [path.with_name(path.name.replace(str(os.getpid()), str(2**30))) for path in (mine, theirs)]
+    dead = [
+        path.with_name(path.name.replace(str(os.getpid()), str(2**30))) for path in (mine, theirs)
+    ]
     for path in dead:
         path.touch()
     assert infer("-i", "in", "-o", "out", "--shard", "1/2") == 0
@@ -594,7 +697,10 @@ def test_a_killed_shard_is_completed_by_a_rerun(here, stub, monkeypatch):
         infer(*words, "1/2")
     assert outputs() == ["a.png"]
     assert infer(*words, "2/2") == 0 and infer(*words, "1/2") == 0
-    again = [json.loads(line)["status"] for line in Path("out/report.1of2.jsonl").read_text().splitlines()]
+    again = [
+        json.loads(line)["status"]
+        for line in Path("out/report.1of2.jsonl").read_text().splitlines()
+    ]
     assert again == ["skipped", "ok", "ok"] and outputs() == outputs("whole")
     for name in outputs():
         assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
@@ -635,8 +741,13 @@ def test_notices_reach_the_report(here, stub):
 def test_what_a_picture_in_tiles_will_take_is_told_before_it_is_begun(here, stub, capsys):
     draw("in/a.png"), draw("in/b.png", size=(250, 4))
     assert infer("-i", "in", "-o", "out") == 0
-    lines = capsys.readouterr().out.splitlines()[:3]  # the first picture's may come before or after what is told
-    assert sorted(line for line in lines if "b.png" not in line)[0] == "0.0 MP in 3 tiles, about 1.0 GiB ..."
+    lines = capsys.readouterr().out.splitlines()[
+        :3
+    ]  # the first picture's may come before or after what is told
+    assert (
+        sorted(line for line in lines if "b.png" not in line)[0]
+        == "0.0 MP in 3 tiles, about 1.0 GiB ..."
+    )
     assert "b.png" in lines[2]
     assert infer("-i", "in", "-o", "out", "--quiet") == 0
     assert capsys.readouterr().out == ""
@@ -655,7 +766,7 @@ def test_short_memory_is_a_line_without_a_place_in_the_code(here, stub, monkeypa
     assert set(capsys.readouterr().err.splitlines()) == {"out of memory; going on with less"}
 
 
-# --- the lambda grid -------------------------------------------------------------------------------------------------
+# --- the lambda grid ------------------------------------------------------------------------------
 
 
 def test_lambda_grid_writes_every_picture_and_a_sheet(here, stub):
@@ -663,8 +774,13 @@ def test_lambda_grid_writes_every_picture_and_a_sheet(here, stub):
     assert infer("-i", "in", "-o", "out", "--lambda_grid", "0,0.5,1.0,1", "0,1.5") == 0
     names = [f"pix{pix}_sem{sem}.png" for pix in ("0", "0.5", "1") for sem in ("0", "1.5")]
     assert outputs() == sorted(f"{stem}/{name}" for stem in "ab" for name in [*names, "grid.png"])
-    assert [call.pair for call in stub.calls[:6]] == [(p, s) for p in (0.0, 0.5, 1.0) for s in (0.0, 1.5)]
-    assert [row["output"] for row in rows()] == [str(Path("out/a/grid.png")), str(Path("out/b/grid.png"))]
+    assert [call.pair for call in stub.calls[:6]] == [
+        (p, s) for p in (0.0, 0.5, 1.0) for s in (0.0, 1.5)
+    ]
+    assert [row["output"] for row in rows()] == [
+        str(Path("out/a/grid.png")),
+        str(Path("out/b/grid.png")),
+    ]
 
 
 def test_a_picture_called_like_a_file_of_another_s_grid_has_a_place_of_its_own(here, stub):
@@ -677,13 +793,19 @@ def test_a_picture_called_like_a_file_of_another_s_grid_has_a_place_of_its_own(h
     )
     assert infer("-i", "in", "-o", "out", "--recursive", "--lambda_grid", "0", "0") == 0
     places = ["grid.jpg", "grid.png", "x", "x/grid.png-2", "x/pix0_sem0.png-2"]
-    assert outputs() == sorted(f"{place}/{name}.png" for place in places for name in ("grid", "pix0_sem0"))
+    assert outputs() == sorted(
+        f"{place}/{name}.png" for place in places for name in ("grid", "pix0_sem0")
+    )
 
 
 def test_the_sheet_has_rows_for_pix_and_columns_for_sem():
     from pisasr.pictures.sheets import INK, draw_sheet
 
-    pictures = [Image.new("RGB", (200, 100), (10 * row, 10 * column, 255)) for row in range(3) for column in range(2)]
+    pictures = [
+        Image.new("RGB", (200, 100), (10 * row, 10 * column, 255))
+        for row in range(3)
+        for column in range(2)
+    ]
     sheet = draw_sheet(pictures, [0, 0.5, 1], [0, 1])
     pixels = np.asarray(sheet).astype(int)
     centres = {}
@@ -692,7 +814,10 @@ def test_the_sheet_has_rows_for_pix_and_columns_for_sem():
             y, x = np.where((pixels == (10 * row, 10 * column, 255)).all(-1))
             assert len(y) == 200 * 100
             centres[row, column] = y.mean(), x.mean()
-    assert centres[0, 0][0] < centres[1, 0][0] < centres[2, 0][0] and centres[0, 0][1] < centres[0, 1][1]
+    assert (
+        centres[0, 0][0] < centres[1, 0][0] < centres[2, 0][0]
+        and centres[0, 0][1] < centres[0, 1][1]
+    )
     assert (pixels == INK).all(-1).any()
 
 
@@ -705,7 +830,7 @@ def test_the_sheet_takes_grey_and_transparent_pictures_and_stays_small():
         draw_sheet([], [0], [0])
 
 
-# --- with a model ----------------------------------------------------------------------------------------------------
+# --- with a model ---------------------------------------------------------------------------------
 
 
 def run(*words) -> subprocess.CompletedProcess:
@@ -718,29 +843,65 @@ def test_script_from_file_to_file(here, base_folder):
     draw("in/a.png", size=(13, 9))
     Image.new("LA", (5, 8), (90, 120)).save("in/b.png")
     Path("in/c.png").touch()
-    words = ["-i", "in", "--pretrained_model", base_folder, "--process_size", 32, "--upscale", 2.5, "--dtype", "fp16"]
+    words = [
+        "-i",
+        "in",
+        "--pretrained_model",
+        base_folder,
+        "--process_size",
+        32,
+        "--upscale",
+        2.5,
+        "--dtype",
+        "fp16",
+    ]
     result = run(*words, "-o", "out", "--device", "cpu")
     assert result.returncode == errors.SOME_FAILED, result.stderr
     assert [(row["status"]) for row in rows()] == ["ok", "ok", "failed"]
     assert Image.open("out/a.png").size == (round(2.5 * 13), round(2.5 * 9))
-    assert (Image.open("out/b.png").mode, Image.open("out/b.png").size) == ("LA", (round(2.5 * 5), 20))
+    assert (Image.open("out/b.png").mode, Image.open("out/b.png").size) == (
+        "LA",
+        (round(2.5 * 5), 20),
+    )
     assert "fp32" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_two_processes_share_a_folder_and_write_the_bytes_of_one(here, base_folder):
-    """And a picture that fails ends neither process: launchers stop all when one leaves with another code than 0."""
+    """And a picture that fails ends neither process: launchers stop all when one leaves with
+    another code than 0.
+    """
     for number in range(5):
         draw(f"in/{number}.png", (40 * number, 200, 9), (12, 10))
     Path("in/1a.png").touch()
-    common = ["-i", "in", "--pretrained_model", base_folder, "--process_size", 16, "--upscale", 2, "--device", "cpu"]
+    common = [
+        "-i",
+        "in",
+        "--pretrained_model",
+        base_folder,
+        "--process_size",
+        16,
+        "--upscale",
+        2,
+        "--device",
+        "cpu",
+    ]
     assert run(*common, "-o", "one").returncode == errors.SOME_FAILED
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
     words = [*launcher, ROOT / "scripts" / "infer.py", *common, "-o", "two"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment)
     reports = [Path(f"two/report.{index}of2.jsonl").read_text().splitlines() for index in (1, 2)]
     assert [len(report) for report in reports] == [3, 3], result.stderr
-    assert result.returncode and outputs("one") == outputs("two") == [f"{number}.png" for number in range(5)]
+    assert result.returncode and outputs("one") == outputs("two") == [
+        f"{number}.png" for number in range(5)
+    ]
     for name in outputs("one"):
         assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
 
@@ -755,7 +916,17 @@ def test_what_is_not_used_is_not_imported_and_can_be_had_afterwards(here, base_f
         "assert not {'scipy', 'torchvision', 'pisasr.evaluation.metrics', 'pisasr.training'} & set(sys.modules)\n"
         "import torchvision.transforms"
     )
-    words = ["infer", "-i", "in", "-o", "out", "--pretrained_model", base_folder, "--process_size", "16"]
+    words = [
+        "infer",
+        "-i",
+        "in",
+        "-o",
+        "out",
+        "--pretrained_model",
+        base_folder,
+        "--process_size",
+        "16",
+    ]
     command = [sys.executable, "-c", code, *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -772,7 +943,9 @@ def test_every_process_takes_the_gpu_of_its_own_number(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert choose_device("auto") == choose_device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert choose_device("auto") == choose_device("cuda") == "cuda:1" and choose_device("cpu") == "cpu"
+    assert (
+        choose_device("auto") == choose_device("cuda") == "cuda:1" and choose_device("cpu") == "cpu"
+    )
     assert choose_dtype("auto", "cuda:1") == torch.float16
 
 
@@ -780,7 +953,16 @@ def test_every_shape_comes_out_at_its_size(here, base_folder):
     sizes = [(1, 1), (2, 7), (1000, 2), (3, 90), (100, 40), (49, 53)]
     for size in sizes:
         draw(f"in/{size[0]}x{size[1]}.png", size=size)
-    words = ["--pretrained_model", base_folder, "--process_size", 32, "--upscale", 1.5, "--device", "cpu"]
+    words = [
+        "--pretrained_model",
+        base_folder,
+        "--process_size",
+        32,
+        "--upscale",
+        1.5,
+        "--device",
+        "cpu",
+    ]
     assert infer("-i", "in", "-o", "out", *words) == 0
     for w, h in sizes:
         assert Image.open(f"out/{w}x{h}.png").size == (round(1.5 * w), round(1.5 * h))
@@ -788,7 +970,16 @@ def test_every_shape_comes_out_at_its_size(here, base_folder):
 
 def test_runs_are_byte_identical_sampled_or_not(here, base_folder):
     draw("in/a.png", size=(12, 12)), draw("in/b.png", (10, 200, 30), (12, 10))
-    common = ["--pretrained_model", base_folder, "--process_size", 16, "--upscale", 2, "--device", "cpu"]
+    common = [
+        "--pretrained_model",
+        base_folder,
+        "--process_size",
+        16,
+        "--upscale",
+        2,
+        "--device",
+        "cpu",
+    ]
     for extra in ([], ["--posterior", "sample", "--seed", "5"]):
         assert infer("-i", "in/a.png", "in/b.png", "-o", "one", *common, *extra) == 0
         assert infer("-i", "in/b.png", "in/a.png", "-o", "two", *common, *extra) == 0
@@ -798,10 +989,23 @@ def test_runs_are_byte_identical_sampled_or_not(here, base_folder):
 
 def test_grid_pictures_are_those_of_single_runs(here, base_folder):
     draw("in/a.png", size=(12, 12))
-    common = ["-i", "in", "--pretrained_model", base_folder, "--process_size", 16, "--upscale", 2, "--device", "cpu"]
+    common = [
+        "-i",
+        "in",
+        "--pretrained_model",
+        base_folder,
+        "--process_size",
+        16,
+        "--upscale",
+        2,
+        "--device",
+        "cpu",
+    ]
     assert infer(*common, "-o", "grid", "--lambda_grid", "0,1", "0,0.5") == 0
     assert infer(*common, "-o", "one", "--lambda_pix", 1, "--lambda_sem", 0.5) == 0
-    a, b = (np.asarray(Image.open(path)).astype(int) for path in ("grid/a/pix1_sem0.5.png", "one/a.png"))
+    a, b = (
+        np.asarray(Image.open(path)).astype(int) for path in ("grid/a/pix1_sem0.5.png", "one/a.png")
+    )
     assert np.abs(a - b).max() <= 1
 
 
@@ -811,23 +1015,45 @@ def test_what_only_the_model_can_refuse_is_still_usage(here, base_folder, capsys
     draw("in/a.png")
     absent = "mps" if torch.cuda.is_available() else "cuda"
     for words, said in [(["--tile_overlap", "500"], "overlap"), (["--device", absent], "--device")]:
-        assert infer("-i", "in", "-o", "out", "--pretrained_model", base_folder, *words) == errors.WRONG_USAGE
+        assert (
+            infer("-i", "in", "-o", "out", "--pretrained_model", base_folder, *words)
+            == errors.WRONG_USAGE
+        )
         assert said in capsys.readouterr().err
 
 
 def test_published_commands_give_the_published_pictures(here, parity):
-    """Every case with the posterior mean whose published sizes need no squeezing; truncated there, rounded here."""
+    """Every case with the posterior mean whose published sizes need no squeezing; truncated there,
+    rounded here.
+    """
     index = json.loads((parity / "index.json").read_text())
     chosen = ["default_adain", "adjust_p0.5_s1.5_wavelet", "tile_wide_adjust_adain"]
     for case in (case for case in index["eval_cases"] if case["name"] in chosen):
         options = dict(case["options"])
         words = ["--default"] if options.pop("default") else []
         words += [word for name, value in options.items() for word in (f"--{name}", value)]
-        published = ["--pretrained_model_path", parity / "pipeline", "--pretrained_path", parity / "pisa_sr.pkl"]
+        published = [
+            "--pretrained_model_path",
+            parity / "pipeline",
+            "--pretrained_path",
+            parity / "pisa_sr.pkl",
+        ]
         words += ["--mixed_precision", "no", "--device", "cpu"]
-        assert infer("--input_image", parity / case["input"], "--output_dir", case["name"], *published, *words) == 0
+        assert (
+            infer(
+                "--input_image",
+                parity / case["input"],
+                "--output_dir",
+                case["name"],
+                *published,
+                *words,
+            )
+            == 0
+        )
         (output,) = outputs(case["name"])
-        pictures = (Image.open(path) for path in (Path(case["name"], output), parity / case["expected_png"]))
+        pictures = (
+            Image.open(path) for path in (Path(case["name"], output), parity / case["expected_png"])
+        )
         ours, theirs = (np.asarray(picture).astype(int) for picture in pictures)
         assert np.abs(ours - theirs).max() <= 3 and np.abs(ours - theirs).mean() <= 0.6
 
@@ -857,7 +1083,7 @@ def test_sixteen_bits_are_written_and_read_again(here, base_folder):
     assert np.array_equal(images.open_picture("grid/a/pix1_sem1.png").pixels, deep.pixels)
 
 
-# --- strengths by place ----------------------------------------------------------------------------------------------
+# --- strengths by place ---------------------------------------------------------------------------
 
 
 def draw_map(name: str | Path, levels: np.ndarray) -> Path:
@@ -870,9 +1096,15 @@ def draw_map(name: str | Path, levels: np.ndarray) -> Path:
 def test_a_maps_white_is_the_strength_and_its_black_is_none(here, stub):
     draw("in/a.png", size=(6, 4))
     levels = np.array([[0, 51, 255], [255, 102, 0]], np.uint8)
-    eight, deep = draw_map("maps/a.png", levels), draw_map("maps/deep.png", levels.astype(np.uint16) * 257)
+    eight, deep = (
+        draw_map("maps/a.png", levels),
+        draw_map("maps/deep.png", levels.astype(np.uint16) * 257),
+    )
     for file in (eight, deep):
-        assert infer("-i", "in/a.png", "-o", "out", "--lambda_sem", 1.5, "--lambda_sem_map", file) == errors.OK
+        assert (
+            infer("-i", "in/a.png", "-o", "out", "--lambda_sem", 1.5, "--lambda_sem_map", file)
+            == errors.OK
+        )
         lambda_pix, lambda_sem = stub.calls[-1].pair
         assert lambda_pix == 1 and rows()[0]["reason"] == ""
         np.testing.assert_allclose(lambda_sem, levels / 170, rtol=1e-6)
@@ -880,13 +1112,20 @@ def test_a_maps_white_is_the_strength_and_its_black_is_none(here, stub):
 
 def test_of_a_folder_each_input_takes_the_map_of_its_name_or_the_number(here, stub):
     draw("in/a.jpg"), draw("in/more/b.png"), draw("in/c.png")
-    draw_map("maps/a.tif", np.full((5, 6), 255, np.uint8)), draw_map("maps/more/b.png", np.eye(5, 6, dtype=np.uint8))
+    (
+        draw_map("maps/a.tif", np.full((5, 6), 255, np.uint8)),
+        draw_map("maps/more/b.png", np.eye(5, 6, dtype=np.uint8)),
+    )
     words = ("--recursive", "--batch_size", 4, "--lambda_pix_map", "maps", "--lambda_pix", 0.5)
     assert infer("-i", "in", "-o", "out", *words) == errors.OK
     by_name = {Path(row["input"]).stem: row["reason"] for row in rows()}
     assert by_name == {"a": "", "b": "", "c": "no map in maps, lambda_pix is 0.5 everywhere"}
-    found = {Path(row["input"]).stem: call.pair[0] for row, call in zip(rows(), stub.calls, strict=True)}
-    assert (found["a"] == 0.5).all() and (found["b"] == np.eye(5, 6) / 510).all() and found["c"] == 0.5
+    found = {
+        Path(row["input"]).stem: call.pair[0] for row, call in zip(rows(), stub.calls, strict=True)
+    }
+    assert (
+        (found["a"] == 0.5).all() and (found["b"] == np.eye(5, 6) / 510).all() and found["c"] == 0.5
+    )
     assert stub.batches == [1, 1, 1]
 
 
@@ -910,15 +1149,26 @@ def test_a_map_that_is_none_costs_its_picture_one_line(here, stub):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--lambda_sem_map", "m.png", "--lambda_grid", "0,1", "1"], "--lambda_grid sets it for the whole"),
-        (["--lambda_pix_map", "m.png", "--lambda_auto", "niqe"], "--lambda_auto sets it for the whole"),
+        (
+            ["--lambda_sem_map", "m.png", "--lambda_grid", "0,1", "1"],
+            "--lambda_grid sets it for the whole",
+        ),
+        (
+            ["--lambda_pix_map", "m.png", "--lambda_auto", "niqe"],
+            "--lambda_auto sets it for the whole",
+        ),
         (["--lambda_pix_map", "m.png", "--default"], "--default sets it for the whole"),
         (["--lambda_pix_map", "absent.png"], "--lambda_pix_map absent.png: no such file or folder"),
-        (["--bits", "16", "--format", "tif"], "--bits 16 is written as PNG alone, --format tif is not"),
+        (
+            ["--bits", "16", "--format", "tif"],
+            "--bits 16 is written as PNG alone, --format tif is not",
+        ),
         (["--bits", "16", "--format", "same"], "--format same is not"),
     ],
 )
-def test_maps_and_formats_that_contradict_other_options_are_refused(here, stub, capsys, words, said):
+def test_maps_and_formats_that_contradict_other_options_are_refused(
+    here, stub, capsys, words, said
+):
     draw("in/a.png"), draw("m.png")
     assert said in usage_error(capsys, "-i", "in", *words).splitlines()[-1]
 
@@ -926,12 +1176,26 @@ def test_maps_and_formats_that_contradict_other_options_are_refused(here, stub, 
 def test_one_map_is_of_one_picture(here, stub, capsys):
     draw("in/a.png"), draw("in/b.png"), draw_map("m.png", np.eye(5, 6, dtype=np.uint8))
     assert infer("-i", "in", "-o", "out", "--lambda_pix_map", "m.png") == errors.WRONG_USAGE
-    assert "--lambda_pix_map is one file and 2 pictures came" in capsys.readouterr().err and not stub.calls
+    assert (
+        "--lambda_pix_map is one file and 2 pictures came" in capsys.readouterr().err
+        and not stub.calls
+    )
 
 
 def test_a_white_map_is_the_number_and_a_black_half_is_none(here, base_folder):
     draw_map("in/a.png", deep_pixels(8, 12).astype(np.uint8))
-    common = ("-i", "in", "--pretrained_model", base_folder, "--process_size", 8, "--upscale", 2, "--color_fix", "none")
+    common = (
+        "-i",
+        "in",
+        "--pretrained_model",
+        base_folder,
+        "--process_size",
+        8,
+        "--upscale",
+        2,
+        "--color_fix",
+        "none",
+    )
     half = np.full((8, 12), 255, np.uint8)
     white = draw_map("white.png", half)
     half[:, :6] = 0
@@ -941,13 +1205,20 @@ def test_a_white_map_is_the_number_and_a_black_half_is_none(here, base_folder):
         ("half", "--lambda_sem", 0.7, "--lambda_sem_map", draw_map("half.png", half)),
     ):
         assert infer(*common, "-o", out, *words) == errors.OK
-    number, same, different = (Path(out, "a.png").read_bytes() for out in ("number", "white", "half"))
+    number, same, different = (
+        Path(out, "a.png").read_bytes() for out in ("number", "white", "half")
+    )
     assert same == number != different
-    assert infer(*common, "-o", "odd", "--lambda_sem_map", draw_map("odd.png", half.T.copy())) == errors.SOME_FAILED
-    assert rows("odd")[0]["reason"].startswith("lambda_sem is a map of 8x12, the picture is 12x8; give a map in its")
+    assert (
+        infer(*common, "-o", "odd", "--lambda_sem_map", draw_map("odd.png", half.T.copy()))
+        == errors.SOME_FAILED
+    )
+    assert rows("odd")[0]["reason"].startswith(
+        "lambda_sem is a map of 8x12, the picture is 12x8; give a map in its"
+    )
 
 
-# --- formats and what files tell -------------------------------------------------------------------------------------
+# --- formats and what files tell ------------------------------------------------------------------
 
 
 def test_results_have_the_format_asked_for_or_their_inputs(here, stub):
@@ -963,7 +1234,10 @@ def test_results_have_the_format_asked_for_or_their_inputs(here, stub):
             kind = {"jpg": "JPEG", "webp": "WEBP", "tiff": "TIFF", "png": "PNG"}[name.split(".")[1]]
             assert Image.open(Path(format_, name)).format == kind
         assert [Path(row["output"]).name for row in rows(format_)] == wanted
-    assert infer("-i", "in/a.JPG", "-o", "grid", "--format", "webp", "--lambda_grid", "0,1", "1") == errors.OK
+    assert (
+        infer("-i", "in/a.JPG", "-o", "grid", "--format", "webp", "--lambda_grid", "0,1", "1")
+        == errors.OK
+    )
     assert outputs("grid") == ["a/grid.webp", "a/pix0_sem1.webp", "a/pix1_sem1.webp"]
 
 
@@ -979,18 +1253,25 @@ def test_files_tell_what_made_them_and_where_they_were_taken_only_if_asked(here,
     common = ("-i", "in", "--pretrained_model", base_folder, "--process_size", 8, "--upscale", 2)
     assert infer(*common, "-o", "plain", "--format", "jpg") == errors.OK
     assert not dict(Image.open("plain/a.jpg").getexif())
-    assert infer(*common, "-o", "told", "--format", "jpg", "--keep_metadata", "--lambda_sem", 0.7) == errors.OK
+    assert (
+        infer(*common, "-o", "told", "--format", "jpg", "--keep_metadata", "--lambda_sem", 0.7)
+        == errors.OK
+    )
     told = Image.open("told/a.jpg").getexif()
     assert told[0x010F] == "a camera" and told.get_ifd(0x8825)[1] == "N"
     line = software("told/a.jpg")
     assert (
-        line.startswith("pisasr ") and f"model={base_folder.name}, adapters=" in line and str(base_folder) not in line
+        line.startswith("pisasr ")
+        and f"model={base_folder.name}, adapters=" in line
+        and str(base_folder) not in line
     )
     assert "lambda_pix=1, lambda_sem=0.7, upscale=2" in line
     words = ("--keep_metadata", "--lambda_grid", "0,1", "0.5", "--posterior", "sample", "--seed", 7)
     assert infer(*common, "-o", "grid", *words) == errors.OK
     assert "lambda_pix=0, lambda_sem=0.5," in software("grid/a/pix0_sem0.5.png")
-    assert "lambda_pix=0/1, lambda_sem=0.5," in software("grid/a/grid.png") and "seed=7" in software("grid/a/grid.png")
+    assert "lambda_pix=0/1, lambda_sem=0.5," in software(
+        "grid/a/grid.png"
+    ) and "seed=7" in software("grid/a/grid.png")
     mask = draw_map("mask.png", np.eye(5, 6, dtype=np.uint8) * 255)
     assert infer(*common, "-o", "map", "--keep_metadata", "--lambda_pix_map", mask) == errors.OK
     assert "lambda_pix=0..1 by a map, lambda_sem=1," in software("map/a.png")

@@ -37,10 +37,14 @@ def test_round_kernels_are_the_same_turned_and_mirrored(shape):
 
 
 def test_stretched_kernels_lie_along_their_angle():
-    """sigma_x = 3 at an angle of 45 degrees: long from the upper left to the lower right, as y grows downward."""
+    """sigma_x = 3 at an angle of 45 degrees: long from the upper left to the lower right, as y
+    grows downward.
+    """
     kernel = kernels.gaussian(21, 3.0, 1.0, math.pi / 4)
     assert kernel[5, 5] > 100 * kernel[5, 15]
-    torch.testing.assert_close(kernels.gaussian(21, 3.0, 1.0, 0.0).T, kernels.gaussian(21, 3.0, 1.0, math.pi / 2))
+    torch.testing.assert_close(
+        kernels.gaussian(21, 3.0, 1.0, 0.0).T, kernels.gaussian(21, 3.0, 1.0, math.pi / 2)
+    )
 
 
 def test_gaussian_has_the_variance_asked_for():
@@ -59,7 +63,9 @@ def test_beta_turns_a_spike_into_a_disc():
 
 @pytest.mark.parametrize("cutoff", [math.pi / 3, math.pi / 2, 0.8 * math.pi])
 def test_sinc_passes_below_its_cutoff_and_stops_above(cutoff):
-    """Half of the strength is left at the cutoff, nearly all and nearly nothing well below and above it."""
+    """Half of the strength is left at the cutoff, nearly all and nearly nothing well below and
+    above it.
+    """
     kernel = kernels.sinc(21, cutoff)
     x, _ = kernels.centred_grid(21)
 

@@ -1,4 +1,6 @@
-"""Kills, full disks, long runs: nothing corrupt under its name, the same bytes in the end, memory that stays flat."""
+"""Kills, full disks, long runs: nothing corrupt under its name, the same bytes in the end, memory
+that stays flat.
+"""
 
 import errno
 import json
@@ -24,8 +26,17 @@ SIGKILL, SIGALRM = -9, -14
 
 
 @amount(3, 60)
-def test_a_killed_batch_has_nothing_corrupt_and_ends_with_the_same_bytes(base_folder, tmp_path, count, did):
-    command = [sys.executable, str(TESTS / "killed.py"), str(base_folder), str(tmp_path), str(count), "0"]
+def test_a_killed_batch_has_nothing_corrupt_and_ends_with_the_same_bytes(
+    base_folder, tmp_path, count, did
+):
+    command = [
+        sys.executable,
+        str(TESTS / "killed.py"),
+        str(base_folder),
+        str(tmp_path),
+        str(count),
+        "0",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     kills = [json.loads(line) for line in done.stdout.splitlines()]
@@ -36,7 +47,9 @@ def test_a_killed_batch_has_nothing_corrupt_and_ends_with_the_same_bytes(base_fo
     assert len(cut) >= min(50, 0.6 * count)  # by the clock, some were done before their moment came
     torn = sum(kill["temporary"] for kill in kills)
     assert torn
-    did(f"{len(cut)} kills of a batch: 0 corrupt files, {torn} half written beside their names, reruns byte-identical")
+    did(
+        f"{len(cut)} kills of a batch: 0 corrupt files, {torn} half written beside their names, reruns byte-identical"
+    )
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif", "a.bmp"])
@@ -57,8 +70,13 @@ def test_a_file_that_outgrows_its_disk_leaves_nothing_under_its_name(tmp_path, n
             code = 0 if error.errno == errno.EFBIG else 2
         finally:
             os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, 2)  # 2: the codec says so in its own words
-    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == before
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (
+        0,
+        2,
+    )  # 2: the codec says so in its own words
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (
+        tmp_path / name
+    ).read_bytes() == before
 
 
 def resident() -> int:
@@ -72,7 +90,8 @@ def handles() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells")
 @pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.soak)])
 def test_many_pictures_take_the_memory_of_a_few(pipe, tmp_path, monkeypatch, count, did):
-    """In one process, after the first twenty: five per cent more at the end, on average, and no file left open.
+    """In one process, after the first twenty: five per cent more at the end, on average, and no
+    file left open.
 
     The long form is of the embedded model.
     """
@@ -93,10 +112,22 @@ def test_many_pictures_take_the_memory_of_a_few(pipe, tmp_path, monkeypatch, cou
             seen.append((resident(), handles()))
 
     monkeypatch.setattr(infer_module, "Report", Watched)
-    words = ["--process_size", "64" if count == 500 else "16", "--upscale", "2", "--device", "cpu", "--quiet"]
+    words = [
+        "--process_size",
+        "64" if count == 500 else "16",
+        "--upscale",
+        "2",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
     assert main(["infer", "-i", "in", "-o", "out", *words]) == errors.OK
     assert len(seen) == count
     memory, files = (np.array(column) for column in zip(*seen, strict=True))
     first, last = memory[20:25].mean(), memory[-5:].mean()
-    assert last < 1.05 * first and files[-5:].min() <= files[20:25].max()  # some are being read and written
-    did(f"{count} pictures in one process: {last / first - 1:+.1%} memory after the first twenty, no file left open")
+    assert (
+        last < 1.05 * first and files[-5:].min() <= files[20:25].max()
+    )  # some are being read and written
+    did(
+        f"{count} pictures in one process: {last / first - 1:+.1%} memory after the first twenty, no file left open"
+    )

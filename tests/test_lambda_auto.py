@@ -1,6 +1,8 @@
-"""`infer --lambda_auto`: of all candidates the picture that the rule means, the same bytes as from the grid, and why.
+"""`infer --lambda_auto`: of all candidates the picture that the rule means, the same bytes as from
+the grid, and why.
 
-NIQE's parameters may be absent, so most tests put another measure in its place; PSNR to the input is the real one.
+NIQE's parameters may be absent, so most tests put another measure in its place; PSNR to the input
+is the real one.
 """
 
 import json
@@ -47,7 +49,9 @@ def nearness(sr: np.ndarray, hq: None, lq: np.ndarray) -> float:
 def measures(monkeypatch):
     """What scores here: name -> function. Change it in place."""
     table = {"niqe": nearness, **scoring.load_scorers(["psnr_lq"])[0]}
-    monkeypatch.setattr(scoring, "load_scorers", lambda names, weights: ({name: table[name] for name in names}, {}))
+    monkeypatch.setattr(
+        scoring, "load_scorers", lambda names, weights: ({name: table[name] for name in names}, {})
+    )
     return table
 
 
@@ -61,7 +65,18 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def infer(base_folder):
     """The command on the tiny model; its inputs are those of the folder `in`."""
-    common = ["-i", "in", "--pretrained_model", base_folder, "--device", "cpu", "--process_size", 16, "--upscale", 2]
+    common = [
+        "-i",
+        "in",
+        "--pretrained_model",
+        base_folder,
+        "--device",
+        "cpu",
+        "--process_size",
+        16,
+        "--upscale",
+        2,
+    ]
     return lambda *words: main(["infer", *map(str, [*common, *words])])
 
 
@@ -77,14 +92,19 @@ def grid_scores(measures) -> dict[tuple[float, float], dict[str, float]]:
     """Every metric of every picture that --lambda_grid has written, from the files."""
     lq = np.asarray(Image.open("in/a.png").convert("RGB"))
     pictures = {pair: np.asarray(Image.open(grid_picture(pair)).convert("RGB")) for pair in PAIRS}
-    return {pair: {name: score(sr, None, lq) for name, score in measures.items()} for pair, sr in pictures.items()}
+    return {
+        pair: {name: score(sr, None, lq) for name, score in measures.items()}
+        for pair, sr in pictures.items()
+    }
 
 
-# --- the choice ------------------------------------------------------------------------------------------------------
+# --- the choice -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA"])
-def test_the_result_is_the_best_picture_of_the_grid_to_the_byte(here, infer, measures, capsys, mode):
+def test_the_result_is_the_best_picture_of_the_grid_to_the_byte(
+    here, infer, measures, capsys, mode
+):
     photo(mode=mode).save("in/a.png")
     assert infer("-o", "grid", *GRID) == 0
     table = grid_scores(measures)
@@ -99,7 +119,9 @@ def test_the_result_is_the_best_picture_of_the_grid_to_the_byte(here, infer, mea
     assert Path("auto/a.png").read_bytes() == grid_picture(best).read_bytes()
     (row,) = rows()
     assert (row["lambda_pix"], row["lambda_sem"]) == best
-    said = "lambda_pix {:g}, lambda_sem {:g}: niqe {niqe:.4f}, psnr_lq {psnr_lq:.2f}".format(*best, **table[best])
+    said = "lambda_pix {:g}, lambda_sem {:g}: niqe {niqe:.4f}, psnr_lq {psnr_lq:.2f}".format(
+        *best, **table[best]
+    )
     assert row["reason"] == said and said in capsys.readouterr().out
 
 
@@ -111,7 +133,10 @@ def test_where_no_pair_keeps_the_limit_the_nearest_is_written_and_told(here, inf
     nearest = max(PAIRS, key=lambda pair: table[pair]["psnr_lq"])
     assert Path("auto/a.png").read_bytes() == grid_picture(nearest).read_bytes()
     (row,) = rows()
-    assert row["reason"].startswith("no pair has psnr_lq >= 79; nearest: lambda_pix ") and row["status"] == "ok"
+    assert (
+        row["reason"].startswith("no pair has psnr_lq >= 79; nearest: lambda_pix ")
+        and row["status"] == "ok"
+    )
     assert (row["lambda_pix"], row["lambda_sem"]) == nearest
 
 
@@ -126,13 +151,21 @@ def test_the_real_niqe_chooses_too(here, infer):
     assert Path("auto/a.png").read_bytes() == grid_picture(choice.pair).read_bytes()
 
 
-def test_each_picture_has_a_choice_of_its_own_and_one_without_scores_ends_no_batch(here, infer, measures, capsys):
+def test_each_picture_has_a_choice_of_its_own_and_one_without_scores_ends_no_batch(
+    here, infer, measures, capsys
+):
     for name, size in (("a", (14, 11)), ("b", (9, 9)), ("c", (20, 12))):
         photo(*size).save(f"in/{name}.png")
-    measures["niqe"] = lambda sr, hq, lq: np.nan if len(lq) == 9 else float(sr.mean() if len(lq) == 11 else -sr.mean())
+    measures["niqe"] = lambda sr, hq, lq: (
+        np.nan if len(lq) == 9 else float(sr.mean() if len(lq) == 11 else -sr.mean())
+    )
     assert infer("-o", "auto", *GRID, "--lambda_auto", "niqe") == errors.SOME_FAILED
     first, second, third = rows()
-    assert second["status"] == "failed" and "niqe has no number" in second["reason"] and "lambda_pix" not in second
+    assert (
+        second["status"] == "failed"
+        and "niqe has no number" in second["reason"]
+        and "lambda_pix" not in second
+    )
     assert (first["lambda_pix"], first["lambda_sem"]) != (third["lambda_pix"], third["lambda_sem"])
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -151,7 +184,9 @@ def test_candidates_are_few_in_memory_and_49_by_default(here, monkeypatch, measu
     def plan(size, **options):
         return Forecast(1.0, 1, 0, False)
 
-    monkeypatch.setattr(command, "load_pipeline", lambda args: SimpleNamespace(sweep_lazily=sweep_lazily, plan=plan))
+    monkeypatch.setattr(
+        command, "load_pipeline", lambda args: SimpleNamespace(sweep_lazily=sweep_lazily, plan=plan)
+    )
     photo().save("in/a.png")
     falling = iter(range(100, 0, -1))  # each is better than those before it
     measures["niqe"] = lambda sr, hq, lq: float(next(falling))
@@ -161,7 +196,7 @@ def test_candidates_are_few_in_memory_and_49_by_default(here, monkeypatch, measu
     assert (rows()[0]["lambda_pix"], rows()[0]["lambda_sem"]) == (1.5, 1.5)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -200,13 +235,17 @@ def test_a_metric_that_cannot_be_had_ends_the_command_before_a_picture(here, mon
     words = ["--lambda_auto", "niqe where psnr_lq >= 30", "--weights", "files"]
     assert main(["infer", "-i", "in", "-o", "auto", *words]) == errors.NOTHING_STARTED
     told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "niqe_pris_params.npz not found" in told and not Path("auto").exists()
+    assert (
+        told.count("\n") == 1
+        and "niqe_pris_params.npz not found" in told
+        and not Path("auto").exists()
+    )
     monkeypatch.setenv("PISASR_WEIGHTS", "others")
     assert main(["infer", "-i", "in", "-o", "auto", *words[:2]]) == errors.NOTHING_STARTED
     assert asked == [(["niqe", "psnr_lq"], Path("files")), (["niqe", "psnr_lq"], Path("others"))]
 
 
-# --- a picture at a time ---------------------------------------------------------------------------------------------
+# --- a picture at a time --------------------------------------------------------------------------
 
 
 def test_a_lazy_sweep_decodes_what_is_asked_for_and_gives_the_pictures_of_a_sweep(pipe):
@@ -217,7 +256,9 @@ def test_a_lazy_sweep_decodes_what_is_asked_for_and_gives_the_pictures_of_a_swee
     assert not encodes
     swept = []
     for number, picture in enumerate(pictures, start=1):
-        assert len(decodes) == number and torch.is_grad_enabled()  # the caller's own gradients are left alone
+        assert (
+            len(decodes) == number and torch.is_grad_enabled()
+        )  # the caller's own gradients are left alone
         swept.append(np.asarray(picture))
     assert len(encodes) == 1 and not any(decodes)
     assert all(map(np.array_equal, swept, pipe.sweep(photo(), PAIRS, **SMALL)))

@@ -10,7 +10,14 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pisasr.method.layers import FoldedUpsample2D, RememberingLinear, enlarge, forget, lay_out, use_fast_layers
+from pisasr.method.layers import (
+    FoldedUpsample2D,
+    RememberingLinear,
+    enlarge,
+    forget,
+    lay_out,
+    use_fast_layers,
+)
 from pisasr.method.model import predict
 
 
@@ -59,15 +66,28 @@ def test_taps_of_half_precision_are_summed_in_float32():
     _, fast = pair(dtype=torch.bfloat16)
     x = torch.randn(1, 6, 5, 5).bfloat16()
     exact = enlarge(x.float(), fast.conv.float())
-    assert ((enlarge(x, fast.conv.bfloat16()).float() - exact).abs() / exact.abs().max()).max() < 2**-7
+    assert (
+        (enlarge(x, fast.conv.bfloat16()).float() - exact).abs() / exact.abs().max()
+    ).max() < 2**-7
 
 
 def test_a_whole_unet_is_the_same_and_is_saved_the_same():
     torch.manual_seed(0)
-    sizes = {"block_out_channels": (8, 16), "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 4}
-    kinds = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
+    sizes = {
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "cross_attention_dim": 8,
+        "attention_head_dim": 4,
+    }
+    kinds = {
+        "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+    }
     unet = UNet2DConditionModel(sample_size=8, layers_per_block=1, **sizes, **kinds).double().eval()
-    z, words = torch.randn(2, 4, 8, 12, dtype=torch.float64), torch.randn(2, 3, 8, dtype=torch.float64)
+    z, words = (
+        torch.randn(2, 4, 8, 12, dtype=torch.float64),
+        torch.randn(2, 3, 8, dtype=torch.float64),
+    )
     odd = z[..., :7, :11]
     with torch.no_grad():
         wanted = [unet(x, 1, encoder_hidden_states=words).sample for x in (z, odd)]
@@ -134,14 +154,19 @@ def test_timestep_and_prompt_are_computed_once_for_a_weight_set_and_nothing_chan
     assert calls.of(lambda: predict(fast, latents(), embeds)) == layers
     for phase in (0.0, 1.0):  # other pictures
         came = predict(fast, latents(phase=phase), embeds)
-        torch.testing.assert_close(came, predict(plain, latents(phase=phase), embeds), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            came, predict(plain, latents(phase=phase), embeds), rtol=1e-12, atol=1e-12
+        )
     assert calls.of(lambda: predict(fast, latents(phase=2.0), embeds)) == 0
-    assert calls.of(lambda: fast(latents(), 1, encoder_hidden_states=embeds)) == layers  # by whom promises nothing
+    assert (
+        calls.of(lambda: fast(latents(), 1, encoder_hidden_states=embeds)) == layers
+    )  # by whom promises nothing
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "change", ["words", "words written over", "batch", "timestep", "weights", "bias", "dtype", "time"]
+    "change",
+    ["words", "words written over", "batch", "timestep", "weights", "bias", "dtype", "time"],
 )
 def test_what_changes_is_computed_anew(change):
     fast, plain = remembering_unet()
@@ -156,16 +181,24 @@ def test_what_changes_is_computed_anew(change):
     elif change == "timestep":
         timestep = 500
     else:
-        name = {"bias": "time_emb_proj.bias", "time": "time_embedding.linear_1.weight"}.get(change, "")
+        name = {"bias": "time_emb_proj.bias", "time": "time_embedding.linear_1.weight"}.get(
+            change, ""
+        )
         for unet in (fast, plain):
             if change == "dtype":
                 unet.float()
-            for parameter in (p for own, p in unet.named_parameters() if change != "dtype" and own.endswith(name)):
+            for parameter in (
+                p for own, p in unet.named_parameters() if change != "dtype" and own.endswith(name)
+            ):
                 parameter.mul_(1.5)
     tolerance = 1e-4 if change == "dtype" else 1e-11
     wanted = predict(plain, z, embeds, timestep)
-    torch.testing.assert_close(predict(fast, z, embeds, timestep), wanted, rtol=tolerance, atol=tolerance)
-    assert change == "dtype" or not torch.allclose(wanted[-1:], predict(remembering_unet()[1], latents(), words()))
+    torch.testing.assert_close(
+        predict(fast, z, embeds, timestep), wanted, rtol=tolerance, atol=tolerance
+    )
+    assert change == "dtype" or not torch.allclose(
+        wanted[-1:], predict(remembering_unet()[1], latents(), words())
+    )
 
 
 def test_inference_mode_may_come_and_go():

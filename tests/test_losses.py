@@ -22,7 +22,8 @@ def test_sharpening_leaves_flat_areas_and_steepens_edges():
     assert torch.equal(sharpen(x, amount=0.0), x)
     narrow = sharpen(x, amount=1.0, sigma=1.0)
     assert (
-        narrow[0, 0, 5, 11] < -0.4 and (narrow[..., 8] - x[..., 8]).abs().max() < 0.01 < (sharp - x)[0, 0, 5, 8].abs()
+        narrow[0, 0, 5, 11] < -0.4
+        and (narrow[..., 8] - x[..., 8]).abs().max() < 0.01 < (sharp - x)[0, 0, 5, 8].abs()
     )
 
 
@@ -32,10 +33,16 @@ def test_the_lattice_loss_is_the_share_that_repeats_in_every_cell():
     cell -= cell.mean((1, 2), keepdim=True)
     cell *= GREY_LEVEL / cell.square().mean((1, 2), keepdim=True).sqrt()
     tiled = cell.repeat(1, 16, 16)
-    torch.testing.assert_close(lattice(x_H + tiled, x_H, cell_px=4), torch.tensor(0.5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        lattice(x_H + tiled, x_H, cell_px=4), torch.tensor(0.5), atol=1e-4, rtol=0
+    )
     noise = torch.randn(x_H.shape, generator=torch.Generator().manual_seed(2))
-    assert lattice(x_H + noise, x_H, cell_px=4) == pytest.approx(1 / 64, rel=0.2)  # averaged over 8 * 8 cells
-    assert lattice(x_H + tiled + 20 * GREY_LEVEL * noise, x_H, cell_px=4) < 0.025  # a busy window hides it
+    assert lattice(x_H + noise, x_H, cell_px=4) == pytest.approx(
+        1 / 64, rel=0.2
+    )  # averaged over 8 * 8 cells
+    assert (
+        lattice(x_H + tiled + 20 * GREY_LEVEL * noise, x_H, cell_px=4) < 0.025
+    )  # a busy window hides it
     assert lattice(x_H + 0.2, x_H, cell_px=4) < 1e-6  # a wrong brightness is no lattice
 
 

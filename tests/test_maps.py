@@ -1,4 +1,6 @@
-"""Strengths by place: a map is brought to the latent by area, means its numbers exactly, and reaches no further."""
+"""Strengths by place: a map is brought to the latent by area, means its numbers exactly, and
+reaches no further.
+"""
 
 import pickle
 
@@ -24,7 +26,7 @@ def photo(width: int = 12, height: int = 9, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
 
 
-# --- to the latent ---------------------------------------------------------------------------------------------------
+# --- to the latent --------------------------------------------------------------------------------
 
 
 def by_hand(levels: np.ndarray, frame, factor: int) -> np.ndarray:
@@ -62,7 +64,10 @@ def test_what_covers_one_value_has_it_exactly_and_a_mean_lies_between():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (np.zeros((2, 3, 1)), r"lambda_sem is an array of shape \[2, 3, 1\]; a map of strengths is"),
+        (
+            np.zeros((2, 3, 1)),
+            r"lambda_sem is an array of shape \[2, 3, 1\]; a map of strengths is",
+        ),
         (np.zeros((0, 3)), r"shape \[0, 3\]"),
         (np.full((2, 3), 255, np.uint8), "lambda_sem is a map of uint8; give floats"),
         (np.array([[0, np.nan]]), "lambda_sem is a map that holds nan or inf"),
@@ -78,18 +83,29 @@ def test_what_is_no_strength_is_refused_in_one_line(given, said):
 
 def test_maps_come_as_arrays_or_tensors_and_of_one_value_are_that_number():
     assert check_strength("lambda_pix", np.full((3, 4), 0.7)) == 0.7
-    assert check_strength("lambda_pix", torch.tensor(0.5)) == check_strength("lambda_pix", np.float32(0.5)) == 0.5
+    assert (
+        check_strength("lambda_pix", torch.tensor(0.5))
+        == check_strength("lambda_pix", np.float32(0.5))
+        == 0.5
+    )
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
-        assert np.array_equal(check_strength("lambda_pix", torch.tensor([[0.5, 1.5]], dtype=dtype)), [[0.5, 1.5]])
+        assert np.array_equal(
+            check_strength("lambda_pix", torch.tensor([[0.5, 1.5]], dtype=dtype)), [[0.5, 1.5]]
+        )
 
 
 def test_a_map_has_the_pictures_proportions():
     for size in ((120, 90), (4, 3), (7, 5), (6, 5), (12, 9)):
         check_proportions("lambda_pix", np.zeros(size[::-1]), (12, 9))
     for size in ((90, 120), (12, 12), (120, 92)):
-        with pytest.raises(ValueError, match=f"lambda_pix is a map of {size[0]}x{size[1]}, the picture is 12x9"):
+        with pytest.raises(
+            ValueError, match=f"lambda_pix is a map of {size[0]}x{size[1]}, the picture is 12x9"
+        ):
             check_proportions("lambda_pix", np.zeros(size[::-1]), (12, 9))
-    check_proportions("lambda_pix", 0.5, (12, 9)), check_proportions("lambda_pix", torch.tensor(0.5), (12, 9))
+    (
+        check_proportions("lambda_pix", 0.5, (12, 9)),
+        check_proportions("lambda_pix", torch.tensor(0.5), (12, 9)),
+    )
 
 
 def test_a_map_of_one_value_has_the_pictures_proportions_too(pipe):
@@ -100,7 +116,7 @@ def test_a_map_of_one_value_has_the_pictures_proportions_too(pipe):
             pipe(picture, 1.0, constant, upscale=1, process_size=16)
 
 
-# --- in the formula --------------------------------------------------------------------------------------------------
+# --- in the formula -------------------------------------------------------------------------------
 
 
 def test_at_every_place_a_map_is_its_numbers_to_the_bit():
@@ -120,10 +136,13 @@ def test_maps_need_what_one_of_their_places_needs():
     assert needed(some, 0.0) == (True, False)
     assert needed(1.0, some) == needed(some, 1.0) == (True, True)
     assert needed(torch.zeros(1, 2), torch.zeros(1, 2)) == (False, False)
-    assert needed_by([(some, 0.0), (some, some)]) == (True, True) and needed_by([]) == (False, False)
+    assert needed_by([(some, 0.0), (some, some)]) == (True, True) and needed_by([]) == (
+        False,
+        False,
+    )
 
 
-# --- in a picture ----------------------------------------------------------------------------------------------------
+# --- in a picture ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -139,7 +158,9 @@ def test_a_constant_map_is_the_number_to_the_bit_and_in_cost(pipe, passes, lambd
 
 def test_outside_a_masks_reach_the_latent_is_the_numbers(pipe):
     mask = np.full((9, 12), 0.7, np.float32)
-    mask[2:7, 3:8] = 0.2  # of the result, 24 x 18, columns 6 to 16 and rows 4 to 14: latent pixels 1 to 3 each
+    mask[2:7, 3:8] = (
+        0.2  # of the result, 24 x 18, columns 6 to 16 and rows 4 to 14: latent pixels 1 to 3 each
+    )
     came = pipe(photo(), 1.0, mask, **SMALL, output_type="latent").images[0]
     plain = pipe(photo(), 1.0, 0.7, **SMALL, output_type="latent").images[0]
     reached = torch.zeros(came.shape[1:], dtype=torch.bool)
@@ -159,11 +180,12 @@ def test_pictures_of_one_call_have_one_map_each_at_its_own_size(pipe):
         pipe([photo(12, 9), photo(9, 12)], mask, **SMALL)
 
 
-# --- look once, mix often --------------------------------------------------------------------------------------------
+# --- look once, mix often -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "options", [SMALL, TILES, {**SMALL, "color_fix": "wavelet", "posterior": "sample", "generator": 3}]
+    "options",
+    [SMALL, TILES, {**SMALL, "color_fix": "wavelet", "posterior": "sample", "generator": 3}],
 )
 def test_look_and_mix_are_call_and_any_mixes_cost_two_passes_and_one_encode(pipe, passes, options):
     pairs = [(1, 1), (1, 0), (0, 0), (0.5, 1.5), (tiny.wave((9, 12), 1.0), 0.7)]
@@ -179,22 +201,32 @@ def test_look_and_mix_are_call_and_any_mixes_cost_two_passes_and_one_encode(pipe
 
 
 def test_a_look_serves_every_output_and_colour_fix_is_its_own_and_can_be_sent(pipe):
-    looked = pickle.loads(pickle.dumps(pipe.look(photo(mode="LA"), **SMALL, color_fix="none", generator=1)))
+    looked = pickle.loads(
+        pickle.dumps(pipe.look(photo(mode="LA"), **SMALL, color_fix="none", generator=1))
+    )
     assert isinstance(looked, Looked) and looked.frame.output == (24, 18)
-    before = [value.clone() for value in (looked.z_L, looked.eps_pix, looked.eps_pisa, looked.given)]
+    before = [
+        value.clone() for value in (looked.z_L, looked.eps_pix, looked.eps_pisa, looked.given)
+    ]
     for output_type in ("pil", "np", "pt", "uint16", "latent"):
-        wanted = pipe(photo(mode="LA"), 1, 0.3, **SMALL, color_fix="none", output_type=output_type).images[0]
+        wanted = pipe(
+            photo(mode="LA"), 1, 0.3, **SMALL, color_fix="none", output_type=output_type
+        ).images[0]
         assert np.array_equal(pipe.mix(looked, 1, 0.3, output_type=output_type), wanted)
     wanted = pipe(photo(mode="LA"), **SMALL, color_fix="adain").images[0]
     assert np.array_equal(pipe.mix(looked, color_fix="adain"), wanted)
-    assert all(map(torch.equal, before, (looked.z_L, looked.eps_pix, looked.eps_pisa, looked.given)))
+    assert all(
+        map(torch.equal, before, (looked.z_L, looked.eps_pix, looked.eps_pisa, looked.given))
+    )
 
 
 def test_a_look_is_of_one_picture_and_strengths_are_mixed_later(pipe):
     with pytest.raises(ValueError, match="a look is of one picture, 2 came"):
         pipe.look([photo(), photo()])
     for name in ("lambda_pix", "output_type"):
-        with pytest.raises(TypeError, match=f"look doesn't know '{name}'; it takes .* but output_type"):
+        with pytest.raises(
+            TypeError, match=f"look doesn't know '{name}'; it takes .* but output_type"
+        ):
             pipe.look(photo(), **{name: 1})
     with pytest.raises(TypeError, match="strengths must be pairs of numbers or maps"):
         pipe.sweep(photo(), [1, 0.5])
@@ -208,7 +240,7 @@ def test_a_look_is_of_one_picture_and_strengths_are_mixed_later(pipe):
             pipe.mix(looked, **options)
 
 
-# --- how far a mask reaches in a picture -----------------------------------------------------------------------------
+# --- how far a mask reaches in a picture ----------------------------------------------------------
 
 
 def test_the_embedded_models_picture_changes_within_its_vaes_reach_alone():
@@ -218,7 +250,10 @@ def test_the_embedded_models_picture_changes_within_its_vaes_reach_alone():
     mask[:6, :6] = 1  # of the result, at fourfold size, 24 px: six latent pixels
     looked = embedded.look(photo(size, size), process_size=16, color_fix="none")
     for color_fix, reach in (("none", 24 + 4 * halo), ("wavelet", 24 + 4 * halo + 31)):
-        came, plain = (embedded.mix(looked, 1, sem, color_fix=color_fix, output_type="np") for sem in (0.5 + mask, 0.5))
+        came, plain = (
+            embedded.mix(looked, 1, sem, color_fix=color_fix, output_type="np")
+            for sem in (0.5 + mask, 0.5)
+        )
         changed = (came != plain).any(axis=-1)
         assert not changed[reach:].any() and not changed[:, reach:].any()
         assert changed[:24, :24].mean() > 0.9

@@ -1,4 +1,6 @@
-"""What a picture will take is told beforehand, near to what is counted and measured; short memory is met at once."""
+"""What a picture will take is told beforehand, near to what is counted and measured; short memory
+is met at once.
+"""
 
 import json
 import os
@@ -26,10 +28,12 @@ TILES = {**SMALL, "tile_size": 32, "vae_tile_size": 64}
 
 
 def photo(width=40, height=36):
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
-# --- the estimate ----------------------------------------------------------------------------------------------------
+# --- the estimate ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=[torch.bfloat16, torch.float32], ids=str)
@@ -61,7 +65,9 @@ def test_the_estimate_is_near_the_count_for_stable_diffusions_vae(parts, px, pla
 @pytest.mark.parametrize(("side", "batch_size"), [(64, 1), (192, 4)])
 def test_the_estimate_is_near_the_count_for_stable_diffusions_unet(parts, side, batch_size):
     plan, words = replace(PLAN, batch_size=batch_size), torch.empty(1, 77, 1024, device="meta")
-    z = torch.empty(batch_size, 4, min(side, 72), min(side, 72), device="meta")  # 192: nine even tiles
+    z = torch.empty(
+        batch_size, 4, min(side, 72), min(side, 72), device="meta"
+    )  # 192: nine even tiles
     predict(parts[0], z, words)  # what is done once
     told = memory._unet_bytes(parts[0], (1, 4, side, side), plan)
     assert 0.95 < told / count(lambda: predict(parts[0], z, words)).peak_bytes < 1.05
@@ -85,12 +91,22 @@ print(json.dumps([told.bytes, 1024 * int(peak), str(told)]))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems don't tell a process' memory so")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="other systems don't tell a process' memory so"
+)
 @pytest.mark.parametrize(("px", "tiles"), [(512, ""), (1024, " in 4 tiles")])
 def test_the_estimate_is_near_what_the_embedded_model_takes(px, tiles):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     result = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(px)], capture_output=True, text=True, env=environment, check=True
+        [sys.executable, "-c", MEASURE, str(px)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
     )
     told, measured, words = json.loads(result.stdout.splitlines()[-1])
     assert 0.8 < told / measured < 1.2, words
@@ -102,7 +118,7 @@ def test_a_forecast_is_a_line():
     assert str(Forecast(0.262, 1, 14 * GIB, False)) == "0.3 MP, about 14 GiB"
 
 
-# --- in the pipeline -------------------------------------------------------------------------------------------------
+# --- in the pipeline ------------------------------------------------------------------------------
 
 
 def test_a_plan_is_of_the_picture_as_the_model_sees_it(pipe):
@@ -130,11 +146,20 @@ def needs(pipe, **options):
 def test_what_does_not_fit_begins_smaller_at_once_and_says_so(pipe, monkeypatch):
     """The bytes of who asks for such tiles; nothing is tried in vain."""
     monkeypatch.setattr("pisasr.pipeline.SMALLEST_TILE", 1)
-    half = {"tile_size": 10, "tile_overlap": 2, "tiling": "even", "vae_tile_size": 32, "low_memory": True}
+    half = {
+        "tile_size": 10,
+        "tile_overlap": 2,
+        "tiling": "even",
+        "vae_tile_size": 32,
+        "low_memory": True,
+    }
     wanted = pipe(photo(), **{**TILES, **half}).images[0]
     monkeypatch.setattr("pisasr.pipeline.free_bytes", lambda device: needs(pipe) - 1)
     assert needs(pipe, **half) < needs(pipe)
-    with pytest.warns(MemoryShort, match=r"0.0 MP, about .* GiB, and 0.0 GiB are free; going on with UNet tiles of 10"):
+    with pytest.warns(
+        MemoryShort,
+        match=r"0.0 MP, about .* GiB, and 0.0 GiB are free; going on with UNet tiles of 10",
+    ):
         came = pipe(photo(), **TILES).images[0]
     assert np.array_equal(np.asarray(came), np.asarray(wanted))
     told = pipe.plan((40, 36), **TILES)
@@ -177,7 +202,7 @@ def test_what_ran_out_of_memory_is_not_tried_again_for_that_size(pipe, monkeypat
     assert pipe.plan((40, 36), **TILES).lean and not pipe.plan((20, 20), **TILES).lean
 
 
-# --- what is free ----------------------------------------------------------------------------------------------------
+# --- what is free ---------------------------------------------------------------------------------
 
 
 def test_free_memory_of_a_cpu_is_what_linux_tells(monkeypatch, tmp_path):
@@ -186,7 +211,10 @@ def test_free_memory_of_a_cpu_is_what_linux_tells(monkeypatch, tmp_path):
     file = tmp_path / "meminfo"
     file.write_text("MemTotal:  99 kB\nMemAvailable:      12 kB\n")
     assert memory._told(str(file), "MemAvailable") == 12 * 1024
-    assert memory._told(str(file), "Other") is None and memory._told(str(tmp_path / "absent"), "MemAvailable") is None
+    assert (
+        memory._told(str(file), "Other") is None
+        and memory._told(str(tmp_path / "absent"), "MemAvailable") is None
+    )
     assert free_bytes(torch.device("meta")) is None
 
 
@@ -195,17 +223,27 @@ def test_free_memory_of_a_cpu_ends_where_its_container_does(monkeypatch, tmp_pat
     """Whichever of the groups around a process leaves least; what is only cached can be had."""
     root = tmp_path if version == 2 else tmp_path / "memory"
     limit, used = (
-        ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        ("memory.max", "memory.current")
+        if version == 2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes")
     )
     cache = "inactive_file" if version == 2 else "total_inactive_file"
-    for place, most, now, cached in [("", "max", 9, 0), ("job", 1000, 700, 50), ("job/step", 5000, 600, 0)]:
+    for place, most, now, cached in [
+        ("", "max", 9, 0),
+        ("job", 1000, 700, 50),
+        ("job/step", 5000, 600, 0),
+    ]:
         (root / place).mkdir(parents=True, exist_ok=True)
         (root / place / limit).write_text(f"{most}\n")
         (root / place / used).write_text(f"{now}\n")
         (root / place / "memory.stat").write_text(f"anon 3\nsome_{cache} 9\n{cache} {cached}\n")
-    (tmp_path / "own").write_text("0::/job/step\n" if version == 2 else "3:cpu:/\n4:memory,x:/job/step\n")
+    (tmp_path / "own").write_text(
+        "0::/job/step\n" if version == 2 else "3:cpu:/\n4:memory,x:/job/step\n"
+    )
     left = memory._left_in_groups(tmp_path, tmp_path / "own")
-    assert sorted(left) == [350, 4400] and memory._left_in_groups(tmp_path, tmp_path / "absent") == []
+    assert (
+        sorted(left) == [350, 4400] and memory._left_in_groups(tmp_path, tmp_path / "absent") == []
+    )
     monkeypatch.setattr(memory, "_left_in_groups", lambda: left)
     monkeypatch.setattr(memory, "_told", lambda *_: 10_000)
     assert free_bytes(torch.device("cpu")) == 350
@@ -223,4 +261,8 @@ def test_parts_that_offloading_keeps_elsewhere_are_counted_once(base_folder):
     before = pipe._needed((1, 4, 18, 20), PLAN)
     unet, pipe.text_encoder = pipe.unet.to("meta"), pipe.text_encoder.to("meta")
     weights = sum(p.nbytes for p in unet.parameters())
-    assert pipe._needed((1, 4, 18, 20), PLAN) - before == weights > sum(p.nbytes for p in pipe.vae.parameters())
+    assert (
+        pipe._needed((1, 4, 18, 20), PLAN) - before
+        == weights
+        > sum(p.nbytes for p in pipe.vae.parameters())
+    )

@@ -34,7 +34,9 @@ def prompts(tmp_path):
 @torch.no_grad()
 def test_every_step_gives_the_stored_numbers(golden, unet, vae, pix, sem, prompts):
     def assert_near(value, name):
-        torch.testing.assert_close(value, golden[name], atol=1e-4, rtol=0, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(
+            value, golden[name], atol=1e-4, rtol=0, msg=lambda text: f"{name}: {text}"
+        )
 
     embeds, model = prompts(""), PiSASR(unet, vae)
     assert_near(embeds[:, :4], "embeds")
@@ -117,7 +119,10 @@ def test_noise_is_drawn_where_the_generator_lives():
     like = torch.zeros(1, 2, 3, 3, dtype=torch.bfloat16)
     drawn = model_module.draw_noise(like, torch.Generator().manual_seed(0))
     assert drawn.dtype == torch.bfloat16
-    assert torch.equal(drawn, torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16))
+    assert torch.equal(
+        drawn,
+        torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16),
+    )
 
 
 def test_a_text_encoder_that_rests_is_on_the_device_for_new_words_alone(prompts):

@@ -31,7 +31,9 @@ def standin() -> PristineStatistics:
 
 
 def noise_picture(height: int = 200, width: int = 300) -> np.ndarray:
-    return np.random.default_rng(0).normal(128, 20, (height, width, 3)).clip(0, 255).astype(np.uint8)
+    return (
+        np.random.default_rng(0).normal(128, 20, (height, width, 3)).clip(0, 255).astype(np.uint8)
+    )
 
 
 def test_halving_keeps_flat_areas_and_shrinks_a_ramp_to_its_own_means():
@@ -53,13 +55,16 @@ def test_pixels_beyond_the_last_whole_block_do_not_count():
 
 
 @pytest.mark.parametrize(
-    "picture", [np.full((200, 200, 3), 9, np.uint8), noise_picture(95, 300), noise_picture(100, 100)]
+    "picture",
+    [np.full((200, 200, 3), 9, np.uint8), noise_picture(95, 300), noise_picture(100, 100)],
 )
 def test_flat_or_too_small_pictures_are_nan(picture):
     assert math.isnan(niqe(picture, standin()))
 
 
-def test_parameters_are_found_in_a_named_folder_and_their_absence_is_one_line(tmp_path, monkeypatch):
+def test_parameters_are_found_in_a_named_folder_and_their_absence_is_one_line(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr("pisasr.evaluation.lookup.find_spec", lambda package: None)
     with pytest.raises(MetricUnavailable, match="iqa-torch") as missing:
         find_parameters(tmp_path)
@@ -76,13 +81,18 @@ def test_parameters_are_found_in_a_named_folder_and_their_absence_is_one_line(tm
     )
 
 
-@pytest.mark.skipif(not REALSR.is_dir(), reason="no RealSR pairs beside this checkout, nor in PISASR_REALSR")
+@pytest.mark.skipif(
+    not REALSR.is_dir(), reason="no RealSR pairs beside this checkout, nor in PISASR_REALSR"
+)
 def test_scores_and_mean_of_a_published_set():
     pristine = parameters_or_skip()
     with open(REALSR / "osediff_scores.csv", newline="") as file:
         published = {row["name"]: float(row["niqe"]) for row in csv.DictReader(file)}
     paths = {name: REALSR / "osediff" / name for name in published}
-    ours = {name: niqe(np.asarray(Image.open(path).convert("RGB")), pristine) for name, path in paths.items()}
+    ours = {
+        name: niqe(np.asarray(Image.open(path).convert("RGB")), pristine)
+        for name, path in paths.items()
+    }
     assert len(ours) == 100
     assert ours == pytest.approx(published, abs=0.04)  # theirs are in single precision
     assert np.mean(list(ours.values())) == pytest.approx(5.6476, abs=0.01)
@@ -93,7 +103,9 @@ def test_parameters_that_are_none_cost_a_line(tmp_path, content):
     """And nobody is told to trust a pickle, as numpy does."""
     path = tmp_path / "niqe_pris_params.npz"
     path.write_bytes(content)
-    with pytest.raises(MetricUnavailable, match="niqe_pris_params.npz does not hold NIQE's parameters") as refusal:
+    with pytest.raises(
+        MetricUnavailable, match="niqe_pris_params.npz does not hold NIQE's parameters"
+    ) as refusal:
         load_parameters(path)
     assert "\n" not in str(refusal.value) and "pickle" not in str(refusal.value)
     np.savez(path, mu_pris_param=np.zeros(36))

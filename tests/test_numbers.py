@@ -1,4 +1,6 @@
-"""Numbers that are none, or all the same: caught wherever they arise, tried once more in float32, never written."""
+"""Numbers that are none, or all the same: caught wherever they arise, tried once more in float32,
+never written.
+"""
 
 import numpy as np
 import pytest
@@ -25,7 +27,9 @@ def equal(a: Image.Image, b: Image.Image) -> bool:
 
 
 def spoil(module, change, low_alone: bool = False) -> list[torch.dtype]:
-    """Have a network's answer changed in place; returns the dtypes that it was asked in, a list that grows."""
+    """Have a network's answer changed in place; returns the dtypes that it was asked in, a list
+    that grows.
+    """
     asked = []
 
     def after(module, inputs, output):
@@ -83,25 +87,35 @@ def test_what_the_vae_answers_is_looked_at(pipe, monkeypatch, step, where):
 
 def test_a_spoilt_adapter_does_not_reach_a_picture(base_folder, pipe, tmp_path):
     for name, rank in (("pix", 4), ("sem", 2)):
-        save_adapter(tmp_path / f"{name}.safetensors", tiny.make_adapter(tiny.make_unet(), name, rank, alpha=1e38))
+        save_adapter(
+            tmp_path / f"{name}.safetensors",
+            tiny.make_adapter(tiny.make_unet(), name, rank, alpha=1e38),
+        )
     with pytest.raises(PisasrError, match="nan or inf"):
         PiSASRPipeline.from_pretrained(base_folder, adapters=tmp_path)(photo(), **SMALL)
 
 
 @pytest.mark.parametrize("part", ["unet", "unet_pix"])
 def test_what_half_precision_can_not_hold_is_made_once_more_in_float32(base_folder, part):
-    """The picture is float32's, with the weights as half precision has them, and these are what they were."""
+    """The picture is float32's, with the weights as half precision has them, and these are what
+    they were.
+    """
     pipe = PiSASRPipeline.from_pretrained(base_folder, torch_dtype=torch.bfloat16)
     before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
     asked = spoil(getattr(pipe, part), one_pixel(torch.inf), low_alone=True)
     with pytest.warns(NotFinite, match="in torch.bfloat16; once more in float32"):
         looked = pipe.look(photo(), upscale=2, process_size=16)
-    assert asked == [torch.bfloat16, torch.float32] and pipe.unet.dtype == pipe.vae.dtype == torch.bfloat16
+    assert (
+        asked == [torch.bfloat16, torch.float32]
+        and pipe.unet.dtype == pipe.vae.dtype == torch.bfloat16
+    )
     assert all(torch.equal(weight, before[name]) for name, weight in pipe.unet.state_dict().items())
     for network in (pipe.vae, pipe.unet, pipe.unet_pix):
         network.to(torch.float32)
     wanted = pipe.look(photo(), upscale=2, process_size=16)
-    assert torch.equal(looked.eps_pix, wanted.eps_pix) and torch.equal(looked.eps_pisa, wanted.eps_pisa)
+    assert torch.equal(looked.eps_pix, wanted.eps_pix) and torch.equal(
+        looked.eps_pisa, wanted.eps_pisa
+    )
 
 
 def test_a_vae_that_overflows_in_float16_is_asked_once_more(base_folder):
@@ -114,7 +128,10 @@ def test_a_vae_that_overflows_in_float16_is_asked_once_more(base_folder):
     with pytest.warns(NotFinite, match="in torch.float16; once more in float32"):
         came = pipe.mix(looked, lambda_sem=0.5)
     assert pipe.vae.dtype == torch.float16
-    assert equal(came, pipe.to(torch.float32).mix(looked, lambda_sem=0.5)) and np.asarray(came).std() > 1
+    assert (
+        equal(came, pipe.to(torch.float32).mix(looked, lambda_sem=0.5))
+        and np.asarray(came).std() > 1
+    )
 
 
 def test_a_vae_that_answers_one_colour_is_an_error(pipe, monkeypatch):
@@ -140,12 +157,17 @@ def test_flat_pictures_raise_no_alarm(pipe, monkeypatch):
     """Nor where the model answers with one colour for them."""
     noisy = np.full((7, 9, 3), 2, np.uint8)
     noisy[3, 4] = 255  # a star
-    dark = [Image.fromarray(noisy), Image.fromarray(np.random.default_rng(0).integers(0, 16, (7, 9, 3), np.uint8))]
+    dark = [
+        Image.fromarray(noisy),
+        Image.fromarray(np.random.default_rng(0).integers(0, 16, (7, 9, 3), np.uint8)),
+    ]
     assert len(FLAT + dark) >= 50
     small = {"upscale": 1, "process_size": 8, "batch_size": 32}
     assert all(result.size == (9, 7) for result in pipe([*FLAT, *dark], **small).images)
     own = pipe.vae.decode
-    monkeypatch.setattr(pipe.vae, "decode", lambda z: type(own(z))(sample=torch.full_like(own(z).sample, -1.0)))
+    monkeypatch.setattr(
+        pipe.vae, "decode", lambda z: type(own(z))(sample=torch.full_like(own(z).sample, -1.0))
+    )
     assert all(result.size == (9, 7) for result in pipe([*FLAT[::6], dark[1]], **small).images)
 
 

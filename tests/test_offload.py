@@ -1,4 +1,6 @@
-"""diffusers' ways of saving memory, exercised on a CPU through their hooks: the same pictures, and who moves when."""
+"""diffusers' ways of saving memory, exercised on a CPU through their hooks: the same pictures, and
+who moves when.
+"""
 
 import numpy as np
 import pytest
@@ -26,10 +28,15 @@ def folder(request, tmp_path_factory):
     vae = None
     if request.param == "lapped":
         channels = 6
-        vae = tiny.fill(LappedAutoencoder(latent_channels=channels, encoder_channels=8, decoder_channels=8))
+        vae = tiny.fill(
+            LappedAutoencoder(latent_channels=channels, encoder_channels=8, decoder_channels=8)
+        )
     tiny.write_base(place, vae, channels)
     for name in ("pix", "sem"):
-        save_adapter(place / "adapters" / f"{name}.safetensors", tiny.make_adapter(tiny.make_unet(channels), name, 2))
+        save_adapter(
+            place / "adapters" / f"{name}.safetensors",
+            tiny.make_adapter(tiny.make_unet(channels), name, 2),
+        )
     return place
 
 
@@ -49,18 +56,26 @@ def model_offload(pipe):
     """What enable_model_cpu_offload does, which refuses to run where there is no accelerator."""
     pipe._all_hooks, hook = [], None
     for name in pipe.model_cpu_offload_seq.split("->"):
-        _, hook = cpu_offload_with_hook(getattr(pipe, name), torch.device("cpu"), prev_module_hook=hook)
+        _, hook = cpu_offload_with_hook(
+            getattr(pipe, name), torch.device("cpu"), prev_module_hook=hook
+        )
         pipe._all_hooks.append(hook)
     pipe.maybe_free_model_hooks = lambda: [hook.offload() for hook in pipe._all_hooks]
 
 
 def sequential_offload(pipe):
     for name in PARTS:
-        cpu_offload(getattr(pipe, name), torch.device("cpu"), offload_buffers=bool(getattr(pipe, name)._parameters))
+        cpu_offload(
+            getattr(pipe, name),
+            torch.device("cpu"),
+            offload_buffers=bool(getattr(pipe, name)._parameters),
+        )
 
 
 class Ledger:
-    """Stands where group offloading moves weights: on a CPU there is nowhere to go, so weights away are nan."""
+    """Stands where group offloading moves weights: on a CPU there is nowhere to go, so weights away
+    are nan.
+    """
 
     def __init__(self, monkeypatch):
         self.kept: dict[int, list] = {}
@@ -128,12 +143,16 @@ def test_sequential_offload_gives_the_same_picture_and_leaves_nothing_behind(pip
 
 @pytest.mark.parametrize("level", ["block_level", "leaf_level"])
 @pytest.mark.parametrize("cut", CUTS)
-def test_group_offload_brings_every_layer_before_it_computes(pipe, picture, cut, level, monkeypatch):
+def test_group_offload_brings_every_layer_before_it_computes(
+    pipe, picture, cut, level, monkeypatch
+):
     (wanted,) = pipe(picture, **OPTIONS, **CUTS[cut]).images
     pipe._words = None
     Ledger(monkeypatch)
     cpu = torch.device("cpu")
-    pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type=level, num_blocks_per_group=1)
+    pipe.enable_group_offload(
+        onload_device=cpu, offload_device=cpu, offload_type=level, num_blocks_per_group=1
+    )
     assert all(p.isnan().all() for p in pipe.vae.parameters())
     (result,) = pipe(picture, **OPTIONS, **CUTS[cut]).images  # nan in a weight would be an error
     np.testing.assert_allclose(result, wanted, atol=1e-5)
@@ -143,18 +162,26 @@ def test_group_offload_brings_every_layer_before_it_computes(pipe, picture, cut,
 def test_weights_stored_small_are_cast_for_their_layer_alone(pipe, picture, cut):
     (wanted,) = pipe(picture, **OPTIONS, **CUTS[cut]).images
     for name in ("unet", "unet_pix", "vae"):
-        getattr(pipe, name).enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
+        getattr(pipe, name).enable_layerwise_casting(
+            storage_dtype=torch.float16, compute_dtype=torch.float32
+        )
     (result,) = pipe(picture, **OPTIONS, **CUTS[cut]).images
     np.testing.assert_allclose(result, wanted, atol=0.02)
 
 
 def test_vae_tiling_is_switched_by_diffusers_names(pipe, picture):
     sizes = []
-    pipe.vae.decode = lambda z, decode=pipe.vae.decode: sizes.append(tuple(z.shape[-2:])) or decode(z)
+    pipe.vae.decode = lambda z, decode=pipe.vae.decode: (
+        sizes.append(tuple(z.shape[-2:])) or decode(z)
+    )
     whole = [(7, 10)]
     (wanted,) = pipe(picture, **OPTIONS).images
     assert sizes == whole
-    for switch, is_whole in ((lambda: None, False), (pipe.disable_vae_tiling, True), (pipe.enable_vae_tiling, False)):
+    for switch, is_whole in (
+        (lambda: None, False),
+        (pipe.disable_vae_tiling, True),
+        (pipe.enable_vae_tiling, False),
+    ):
         switch()
         sizes.clear()
         (result,) = pipe(picture, **OPTIONS, vae_tile_size=16).images
@@ -168,7 +195,9 @@ def test_the_vaes_own_tiling_is_done_exactly(folder, picture):
     sizes = []
     pipe.vae.enable_tiling()
     pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 16, 4
-    pipe.vae.decode = lambda z, decode=pipe.vae.decode: sizes.append(tuple(z.shape[-2:])) or decode(z)
+    pipe.vae.decode = lambda z, decode=pipe.vae.decode: (
+        sizes.append(tuple(z.shape[-2:])) or decode(z)
+    )
     (result,) = pipe(picture, **OPTIONS).images
     np.testing.assert_allclose(result, wanted, atol=1e-5)
     assert sizes != [(7, 10)]
@@ -179,7 +208,9 @@ def test_the_vaes_own_tiling_is_done_exactly(folder, picture):
 
 
 def test_looking_and_mixing_give_their_parts_back(pipe, picture, monkeypatch):
-    options = {name: value for name, value in OPTIONS.items() if name not in ("lambda_sem", "output_type")}
+    options = {
+        name: value for name, value in OPTIONS.items() if name not in ("lambda_sem", "output_type")
+    }
     (wanted,) = pipe(picture, **OPTIONS).images
     pipe._words = None
     model_offload(pipe)
@@ -189,5 +220,7 @@ def test_looking_and_mixing_give_their_parts_back(pipe, picture, monkeypatch):
         monkeypatch.setattr(hook, "offload", lambda name=name: here.discard(name))
     looked = pipe.look(picture, **options)
     assert not here
-    np.testing.assert_allclose(pipe.mix(looked, lambda_sem=0.5, output_type="np"), wanted, atol=1e-5)
+    np.testing.assert_allclose(
+        pipe.mix(looked, lambda_sem=0.5, output_type="np"), wanted, atol=1e-5
+    )
     assert not here

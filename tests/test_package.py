@@ -1,4 +1,6 @@
-"""What an installation promises: a light door, a base install that infers, pins that fit the ranges."""
+"""What an installation promises: a light door, a base install that infers, pins that fit the
+ranges.
+"""
 
 import importlib.metadata
 import re
@@ -46,32 +48,49 @@ def test_the_door_refuses_other_names():
 def test_inference_needs_nothing_from_the_extras():
     extras = ("torchvision", "lpips", "omegaconf", "scipy", "h5py")
     block = f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
-    assert run(block + "import pisasr.pipeline, pisasr.commands.main; print('imported')") == "imported"
+    assert (
+        run(block + "import pisasr.pipeline, pisasr.commands.main; print('imported')") == "imported"
+    )
 
 
 def test_the_pins_fit_the_ranges():
     lines = (ROOT / "configs/constraints.txt").read_text().splitlines()
-    pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if not line.startswith("#")}
+    pins = {
+        canonicalize_name(line.split("==")[0]): line.split("==")[1]
+        for line in lines
+        if not line.startswith("#")
+    }
     optional = PROJECT["project"]["optional-dependencies"]
     pinned = ("app", "browser", "train", "eval", "onnx", "peers", "dev")
     wanted = PROJECT["project"]["dependencies"] + sum((optional[extra] for extra in pinned), [])
     for requirement in map(Requirement, wanted):
         if requirement.name != "pisasr":
-            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), (
+                requirement
+            )
 
 
 def test_the_demos_files_are_those_of_the_pins_each_by_its_hash():
     """pip takes no other with --require-hashes, and the base package needs no more than these."""
     pins, *files = (
-        {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if not line.startswith("#")}
-        for lines in ((ROOT / "configs" / name).read_text().splitlines() for name in ("constraints.txt", "hashes.txt"))
+        {
+            canonicalize_name(line.split("==")[0]): line.split("==")[1]
+            for line in lines
+            if not line.startswith("#")
+        }
+        for lines in (
+            (ROOT / "configs" / name).read_text().splitlines()
+            for name in ("constraints.txt", "hashes.txt")
+        )
     )
     (hashed,) = files
     for name, told in hashed.items():
         version, digest = re.fullmatch(r"(\S+) --hash=sha256:([0-9a-f]{64})", told).groups()
         assert version.removesuffix("+cpu") == pins.get(name, version), name
         assert (name == "setuptools") == (name not in pins), name
-    assert {canonicalize_name(Requirement(line).name) for line in PROJECT["project"]["dependencies"]} <= hashed.keys()
+    assert {
+        canonicalize_name(Requirement(line).name) for line in PROJECT["project"]["dependencies"]
+    } <= hashed.keys()
 
 
 def test_one_version_everywhere():

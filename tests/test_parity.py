@@ -1,4 +1,6 @@
-"""Numbers and pictures of the published implementation, reproduced (skipped where they are absent)."""
+"""Numbers and pictures of the published implementation, reproduced (skipped where they are
+absent).
+"""
 
 import json
 from functools import partial
@@ -72,7 +74,9 @@ def test_merged_weights(parity, index, published):
 
 @torch.no_grad()
 def test_every_case_as_tensors(parity, index, published):
-    """From the published prepared input on, so every case counts, also those whose sizes we handle otherwise."""
+    """From the published prepared input on, so every case counts, also those whose sizes we handle
+    otherwise.
+    """
     model, embeds = published.model, published.model.prompt_encoder("")
     unets = published.unet_pix, published.unet
     for case in index["eval_cases"]:
@@ -96,7 +100,9 @@ def test_every_case_as_tensors(parity, index, published):
 def repair(published, picture, case, tensors, monkeypatch, **changes):
     options = case["options"]
     if "vae_noise" in tensors:
-        monkeypatch.setattr(pipeline_module, "draw_noise", lambda like, generator: tensors["vae_noise"])
+        monkeypatch.setattr(
+            pipeline_module, "draw_noise", lambda like, generator: tensors["vae_noise"]
+        )
     settings = {
         "upscale": options["upscale"],
         "process_size": options["process_size"],
@@ -105,16 +111,26 @@ def repair(published, picture, case, tensors, monkeypatch, **changes):
         "tile_overlap": options["latent_tiled_overlap"],
         "posterior": "sample" if "vae_noise" in tensors else "mean",
     }
-    return published(picture, options["lambda_pix"], options["lambda_sem"], **{**settings, **changes}).images[0]
+    return published(
+        picture, options["lambda_pix"], options["lambda_sem"], **{**settings, **changes}
+    ).images[0]
 
 
 def assert_alike(picture, wanted, name):
     assert picture.size == wanted.size, name
-    difference = np.abs(np.asarray(picture).astype(int) - np.asarray(wanted.convert("RGB")).astype(int))
-    assert difference.max() <= 3 and difference.mean() <= 0.6, (name, difference.max(), difference.mean())
+    difference = np.abs(
+        np.asarray(picture).astype(int) - np.asarray(wanted.convert("RGB")).astype(int)
+    )
+    assert difference.max() <= 3 and difference.mean() <= 0.6, (
+        name,
+        difference.max(),
+        difference.mean(),
+    )
 
 
-def test_every_picture_whose_sizes_the_published_code_does_not_squeeze(parity, index, published, monkeypatch):
+def test_every_picture_whose_sizes_the_published_code_does_not_squeeze(
+    parity, index, published, monkeypatch
+):
     compared = 0
     for case in index["eval_cases"]:
         picture, upscale = Image.open(parity / case["input"]), case["options"]["upscale"]
@@ -136,6 +152,8 @@ def test_every_picture_from_its_prepared_input(parity, index, published, monkeyp
             tensors = load_file(parity / case["tensors"])
             result = repair(published, prepared, case, tensors, patch, upscale=1, process_size=8)
         wanted = Image.open(parity / case["expected_png"])
-        if result.size != wanted.size:  # published step 7: small pictures come back to their own size
+        if (
+            result.size != wanted.size
+        ):  # published step 7: small pictures come back to their own size
             result = result.resize(wanted.size, Image.Resampling.BICUBIC)
         assert_alike(result, wanted, case["name"])

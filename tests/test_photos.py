@@ -1,4 +1,6 @@
-"""Training pairs: the same key, the same pair; aligned; every photo once an epoch; bad ones replaced and counted."""
+"""Training pairs: the same key, the same pair; aligned; every photo once an epoch; bad ones
+replaced and counted.
+"""
 
 import itertools
 import json
@@ -34,7 +36,9 @@ def folder(tmp_path):
 
 def write_noise(path, seed, height=70, width=90):
     shape = (height, width, 3)
-    pixels = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
     Image.fromarray(pixels.numpy()).save(path)
 
 
@@ -45,7 +49,10 @@ def write_manifest(folder, *rows):
 
 
 def photos(folder, **options):
-    return Photos(list_photos([str(folder)]), **{"crop_px": 64, "recipe": DegradationRecipe(), "seed": 7, **options})
+    return Photos(
+        list_photos([str(folder)]),
+        **{"crop_px": 64, "recipe": DegradationRecipe(), "seed": 7, **options},
+    )
 
 
 def test_a_key_gives_the_same_pair_whatever_came_before(folder):
@@ -68,7 +75,9 @@ def test_a_pair_has_one_size_and_range(folder):
 def test_a_pair_is_aligned(tmp_path):
     """A clean reduction of a smooth picture, enlarged again, lies on the picture."""
     ramp = torch.arange(96).repeat(96, 1).mul(2).byte()
-    Image.fromarray(torch.stack([ramp, ramp.T.contiguous(), ramp], -1).numpy()).save(tmp_path / "ramp.png")
+    Image.fromarray(torch.stack([ramp, ramp.T.contiguous(), ramp], -1).numpy()).save(
+        tmp_path / "ramp.png"
+    )
     pair = photos(tmp_path, recipe=DegradationRecipe(prob_clean=1.0))[(0, 0)]
     inner = slice(8, -8)
     assert (pair["x_L"] - pair["x_H"])[:, inner, inner].abs().max() < 3 / 127.5
@@ -80,7 +89,7 @@ def test_captions_come_from_beside_the_photo_then_from_the_manifest(folder):
     assert [pairs[(0, i)]["caption"] for i in range(3)] == ["a photo", "a field", "a lake"]
 
 
-# --- which photos ----------------------------------------------------------------------------------------------------
+# --- which photos ---------------------------------------------------------------------------------
 
 
 def test_lists_and_folders(folder, tmp_path):
@@ -93,7 +102,10 @@ def test_lists_and_folders(folder, tmp_path):
 
 
 def test_a_manifest_is_a_source_with_captions_and_scores(folder):
-    rows = {"path": "2.png", "source": "a", "score": 0.5, "caption": "a lake"}, {"path": "0.png", "caption": None}
+    rows = (
+        {"path": "2.png", "source": "a", "score": 0.5, "caption": "a lake"},
+        {"path": "0.png", "caption": None},
+    )
     assert choose_photos([write_manifest(folder, *rows)]) == [
         Photo(folder / "2.png", "a", "a lake", 0.5),
         Photo(folder / "0.png", "manifest"),
@@ -109,12 +121,19 @@ def test_a_broken_manifest_is_told_by_its_row(tmp_path, text):
 
 def test_hq_fraction_takes_the_best_and_keeps_their_order(tmp_path):
     scores = [0.1, 0.9, 0.5, 0.9, 0.3]
-    manifest = write_manifest(tmp_path, *({"path": f"{i}.png", "score": s} for i, s in enumerate(scores)))
+    manifest = write_manifest(
+        tmp_path, *({"path": f"{i}.png", "score": s} for i, s in enumerate(scores))
+    )
 
     def names(fraction):
         return [photo.path.stem for photo in choose_photos([manifest], hq_fraction=fraction)]
 
-    assert names(0.6) == ["1", "2", "3"] and names(0.2) == ["1"] and names(1e-9) == ["1"] and len(names(1.0)) == 5
+    assert (
+        names(0.6) == ["1", "2", "3"]
+        and names(0.2) == ["1"]
+        and names(1e-9) == ["1"]
+        and len(names(1.0)) == 5
+    )
 
 
 def test_hq_fraction_without_scores_says_what_to_do(folder):
@@ -142,7 +161,7 @@ def test_captions_are_counted(folder):
     assert count_captions(chosen) == 2
 
 
-# --- photos that fail ------------------------------------------------------------------------------------------------
+# --- photos that fail -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -168,7 +187,9 @@ def test_a_bad_photo_is_replaced_the_same_way_every_time(bad_folder):
     assert reasons[1].startswith("it is 1x1") and reasons[2] == "a link to nothing"
     assert first[(0, 0)]["failed"] == ""
     crops = [first[(epoch, 3)]["x_H"] for epoch in range(4)]
-    assert not all(torch.equal(crops[0], crop) for crop in crops[1:]), "another epoch, another replacement or crop"
+    assert not all(torch.equal(crops[0], crop) for crop in crops[1:]), (
+        "another epoch, another replacement or crop"
+    )
 
 
 def test_good_photos_do_not_notice_bad_ones(bad_folder):
@@ -181,7 +202,9 @@ def test_good_photos_do_not_notice_bad_ones(bad_folder):
 def test_workers_change_no_replacement(bad_folder):
     def seen(workers):
         data = photos(bad_folder)
-        loader = DataLoader(data, batch_sampler=KeyedBatches(len(data), 4, seed=1), num_workers=workers)
+        loader = DataLoader(
+            data, batch_sampler=KeyedBatches(len(data), 4, seed=1), num_workers=workers
+        )
         return list(itertools.islice(loader, 3))
 
     alone, helped = seen(0), seen(2)
@@ -192,7 +215,9 @@ def test_workers_change_no_replacement(bad_folder):
 
 def test_nothing_but_bad_photos_ends_it(tmp_path):
     write_noise(tmp_path / "a.png", 0, height=30)
-    with pytest.raises(PisasrError, match="16 photos in a row can't be used, like .*a.png: it is 90x30"):
+    with pytest.raises(
+        PisasrError, match="16 photos in a row can't be used, like .*a.png: it is 90x30"
+    ):
         photos(tmp_path)[(0, 0)]
 
 
@@ -205,10 +230,21 @@ def test_a_grey_photo_is_as_good_as_any(tmp_path):
 def test_bad_photos_are_told_once_and_counted(caplog):
     bad = BadPhotos(total=200, max_fraction=0.01)
     with caplog.at_level(logging.WARNING):
-        bad.note(["", json.dumps({"a: b.png": "broken"}), json.dumps({"a: b.png": "broken", "c.png": "gone"})])
+        bad.note(
+            [
+                "",
+                json.dumps({"a: b.png": "broken"}),
+                json.dumps({"a: b.png": "broken", "c.png": "gone"}),
+            ]
+        )
         bad.note([json.dumps({"c.png": "gone"})])
-    assert [record.getMessage().split(" can't")[0] for record in caplog.records] == ["a: b.png", "c.png"]
-    with pytest.raises(PisasrError, match="3 of 200 photos can't be used, data.max_bad_fraction=0.01 allows 2"):
+    assert [record.getMessage().split(" can't")[0] for record in caplog.records] == [
+        "a: b.png",
+        "c.png",
+    ]
+    with pytest.raises(
+        PisasrError, match="3 of 200 photos can't be used, data.max_bad_fraction=0.01 allows 2"
+    ):
         bad.note([json.dumps({"d.png": "gone"})])
 
 
@@ -222,7 +258,7 @@ def test_one_bad_photo_is_forgiven_unless_none_may_be(fraction, allowed):
             bad.note([json.dumps({"last.png": "gone"})])
 
 
-# --- the order -------------------------------------------------------------------------------------------------------
+# --- the order ------------------------------------------------------------------------------------
 
 
 def test_every_photo_once_an_epoch_in_another_order():
@@ -247,7 +283,11 @@ def test_starting_later_passes_over_exactly_what_was_seen(shares):
 def test_two_processes_see_together_what_one_would(shares):
     one = list(itertools.islice(KeyedBatches(length=13, batch_size=4, seed=1, shares=shares), 9))
     ranks = [
-        list(itertools.islice(KeyedBatches(length=13, batch_size=2, seed=1, rank=r, world=2, shares=shares), 9))
+        list(
+            itertools.islice(
+                KeyedBatches(length=13, batch_size=2, seed=1, rank=r, world=2, shares=shares), 9
+            )
+        )
         for r in (0, 1)
     ]
     assert [a + b for a, b in zip(*ranks, strict=True)] == one
@@ -267,22 +307,33 @@ def test_shares_are_rounded_and_nobody_is_left_out():
     assert [count for _, count in share_out(MIXED, {"big": 1000, "small": 1})] == [12, 1]
     assert [count for _, count in share_out(MIXED, {"big": 1, "small": 1})] == [7, 6]
     tiny = [Photo(None, name) for name in "aabcd"]
-    assert [count for _, count in share_out(tiny, {"a": 1000, "b": 1, "c": 1, "d": 1})] == [4, 1, 1, 1]
+    assert [count for _, count in share_out(tiny, {"a": 1000, "b": 1, "c": 1, "d": 1})] == [
+        4,
+        1,
+        1,
+        1,
+    ]
     assert share_out(MIXED, {}) == [(list(range(13)), 13)]
 
 
 def test_a_mix_by_numbers_of_photos_is_no_mix():
     plain = KeyedBatches(length=13, batch_size=13, seed=1)
-    even = KeyedBatches(length=13, batch_size=13, seed=1, shares=share_out(MIXED, {"big": 10, "small": 3}))
+    even = KeyedBatches(
+        length=13, batch_size=13, seed=1, shares=share_out(MIXED, {"big": 10, "small": 3})
+    )
     assert list(itertools.islice(plain, 3)) == list(itertools.islice(even, 3))
 
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Three scenes whose every square of 4 px has one level: in lq a pixel each, in teacher's pictures 5 more."""
+    """Three scenes whose every square of 4 px has one level: in lq a pixel each, in teacher's
+    pictures 5 more.
+    """
     folder = tmp_path / "pairs"
     for i in range(3):
-        small = torch.randint(0, 250, (20, 24, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        small = torch.randint(
+            0, 250, (20, 24, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8
+        )
         large = small.repeat_interleave(4, 0).repeat_interleave(4, 1)
         for side, levels in (("hq", large), ("lq", small), ("teacher", large + 5)):
             (folder / side).mkdir(parents=True, exist_ok=True)
@@ -304,7 +355,9 @@ def test_given_pairs_are_cut_at_the_same_place_and_never_degraded(pairs):
         torch.testing.assert_close(x_T, x_H + 5, atol=1e-3, rtol=0)
         middles = ((sample["x_L"] + 1) * 127.5)[:, 1:-1:4, 1:-1:4]
         small = torch.nn.functional.avg_pool2d(x_H, 4)
-        assert torch.equal(small.repeat_interleave(4, 1).repeat_interleave(4, 2), x_H)  # on the grid of lq's pixels
+        assert torch.equal(
+            small.repeat_interleave(4, 1).repeat_interleave(4, 2), x_H
+        )  # on the grid of lq's pixels
         assert (middles - small).abs().mean() < 30  # noise of another place is 80 levels away
         corners.add(tuple(x_H[:, 0, 0].tolist()))
     assert len(corners) > 10
@@ -323,5 +376,7 @@ def test_pairs_that_do_not_fit_are_told(pairs):
     failed = json.loads(given(pairs)[(0, 1)]["failed"])
     assert "lq/1.png is 24x21; wanted 24x20" in failed[str(pairs / "hq" / "1.png")]
     (pairs / "teacher" / "2.png").unlink()
-    with pytest.raises(PisasrError, match="1 of its pictures are only in one of hq and teacher, like 2"):
+    with pytest.raises(
+        PisasrError, match="1 of its pictures are only in one of hq and teacher, like 2"
+    ):
         choose_photos([str(pairs)])

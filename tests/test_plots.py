@@ -16,9 +16,21 @@ def column(mean, low=None, high=None):
 
 
 POINTS = {
-    "bicubic": {"psnr": column(27.1, 26.5, 27.7), "niqe": column(9.0, 8.8, 9.1), "lpips": column(0.5)},
-    "lanczos": {"psnr": column(27.2, 26.6, 27.8), "niqe": column(9.1, 9.0, 9.3), "lpips": column(None)},
-    "OSEDiff": {"psnr": column(25.2, 24.7, 25.6), "niqe": column(5.6, 5.3, 6.0), "lpips": column(0.29)},
+    "bicubic": {
+        "psnr": column(27.1, 26.5, 27.7),
+        "niqe": column(9.0, 8.8, 9.1),
+        "lpips": column(0.5),
+    },
+    "lanczos": {
+        "psnr": column(27.2, 26.6, 27.8),
+        "niqe": column(9.1, 9.0, 9.3),
+        "lpips": column(None),
+    },
+    "OSEDiff": {
+        "psnr": column(25.2, 24.7, 25.6),
+        "niqe": column(5.6, 5.3, 6.0),
+        "lpips": column(0.29),
+    },
 }
 
 
@@ -34,7 +46,10 @@ def grid(lambdas=(0, 0.5, 1)):
 
 def words(path):
     """The lines of text in an SVG."""
-    return [re.sub("<[^>]*>", "", text) for text in re.findall(r"<text[^>]*>(.*?)</text>", path.read_text(), re.DOTALL)]
+    return [
+        re.sub("<[^>]*>", "", text)
+        for text in re.findall(r"<text[^>]*>(.*?)</text>", path.read_text(), re.DOTALL)
+    ]
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
@@ -68,15 +83,25 @@ def test_the_grid_names_its_corners_and_the_two_usual_pairs(tmp_path):
 def test_a_summary_draws_what_it_has_numbers_for(tmp_path):
     methods, pairs = grid((0, 1))
     metrics = dict.fromkeys(["psnr", "niqe", "musiq"], "")
-    draw_plots(tmp_path, {"methods": methods, "protocol": {"metrics": dict.fromkeys(["psnr", "musiq"])}}, "svg")
+    draw_plots(
+        tmp_path,
+        {"methods": methods, "protocol": {"metrics": dict.fromkeys(["psnr", "musiq"])}},
+        "svg",
+    )
     assert not list(tmp_path.iterdir())
-    draw_plots(tmp_path, {"methods": methods, "protocol": {"metrics": metrics}, "surface": {"methods": pairs}}, "svg")
+    draw_plots(
+        tmp_path,
+        {"methods": methods, "protocol": {"metrics": metrics}, "surface": {"methods": pairs}},
+        "svg",
+    )
     (path,) = tmp_path.iterdir()
     assert "(1, 0)" in words(path) and not any("MUSIQ" in text for text in words(path))
 
 
 def test_without_matplotlib_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(PisasrError, match="^plots need matplotlib; pip install matplotlib, or [^\n]*$"):
+    with pytest.raises(
+        PisasrError, match="^plots need matplotlib; pip install matplotlib, or [^\n]*$"
+    ):
         draw_perception_distortion(tmp_path / "plot.png", POINTS, "psnr", ["niqe"])
     assert not (tmp_path / "plot.png").exists()

@@ -1,4 +1,6 @@
-"""What CUDA computes by is said in the settings, set in one place, and told; a CPU is left as it is."""
+"""What CUDA computes by is said in the settings, set in one place, and told; a CPU is left as it
+is.
+"""
 
 import logging
 import os
@@ -36,7 +38,12 @@ def restored(monkeypatch):
 def test_the_defaults_ask_cuda_for_the_same_bytes(restored, caplog):
     caplog.set_level(logging.INFO)
     setup.apply_precision(RunConfig(output="a", mixed_precision="bf16"), torch.device("cuda"))
-    assert settings() == {"deterministic": True, "benchmark": False, "tf32": (False, False), "attention": False}
+    assert settings() == {
+        "deterministic": True,
+        "benchmark": False,
+        "tf32": (False, False),
+        "attention": False,
+    }
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert caplog.messages == ["precision bf16 on cuda, TF32 off, deterministic on"]
 
@@ -45,7 +52,12 @@ def test_speed_is_there_for_whom_other_bytes_are_fine(restored, caplog):
     caplog.set_level(logging.INFO)
     run = RunConfig(output="a", mixed_precision="no", tf32=True, deterministic=False)
     setup.apply_precision(run, torch.device("cuda"))
-    assert settings() == {"deterministic": False, "benchmark": True, "tf32": (True, True), "attention": True}
+    assert settings() == {
+        "deterministic": False,
+        "benchmark": True,
+        "tf32": (True, True),
+        "attention": True,
+    }
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
     assert caplog.messages == ["precision no on cuda, TF32 on, deterministic off"]
 

@@ -25,7 +25,12 @@ def classifier(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("vit")
     names = dict(enumerate(["cat, house cat", "field", "road", "sea"]))
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     torch.manual_seed(0)
     config = ViTConfig(image_size=32, patch_size=16, id2label=names, **small)
     ViTForImageClassification(config).save_pretrained(folder)
@@ -36,8 +41,23 @@ def classifier(tmp_path_factory):
 def write_words(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "photo", "of", "field", "sea", "road", "cat", "house"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    words = [
+        "[PAD]",
+        "[CLS]",
+        "[SEP]",
+        "[UNK]",
+        "a",
+        "photo",
+        "of",
+        "field",
+        "sea",
+        "road",
+        "cat",
+        "house",
+    ]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     from transformers import PreTrainedTokenizerFast
@@ -59,8 +79,18 @@ def encoder_decoder(tmp_path_factory):
     torch.manual_seed(0)
     eye = ViTConfig(image_size=32, patch_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                     intermediate_size=16)  # fmt: skip
-    mouth = GPT2Config(vocab_size=words, n_embd=16, n_layer=1, n_head=2, n_positions=80, bos_token_id=1, eos_token_id=2)
-    config = Config.from_encoder_decoder_configs(eye, mouth, decoder_start_token_id=1, pad_token_id=0, eos_token_id=2)
+    mouth = GPT2Config(
+        vocab_size=words,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=80,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    config = Config.from_encoder_decoder_configs(
+        eye, mouth, decoder_start_token_id=1, pad_token_id=0, eos_token_id=2
+    )
     Model(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return str(folder)
@@ -70,11 +100,22 @@ def encoder_decoder(tmp_path_factory):
 def blip(tmp_path_factory):
     """A BLIP without training."""
     import torch
-    from transformers import AutoTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+    from transformers import (
+        AutoTokenizer,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
 
     folder = tmp_path_factory.mktemp("blip")
     words = write_words(folder)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     torch.manual_seed(0)
     config = BlipConfig(
         text_config={**small, "encoder_hidden_size": 16, "vocab_size": words, "bos_token_id": 1, "sep_token_id": 2,
@@ -82,7 +123,9 @@ def blip(tmp_path_factory):
         vision_config={**small, "image_size": 32, "patch_size": 16},
     )  # fmt: skip
     model = BlipForConditionalGeneration(config)
-    model.text_decoder.cls.predictions.decoder.bias.data[:4] = -100  # no special tokens: it always has a word
+    model.text_decoder.cls.predictions.decoder.bias.data[
+        :4
+    ] = -100  # no special tokens: it always has a word
     model.save_pretrained(folder)
     eye = BlipImageProcessor(size={"height": 32, "width": 32})
     BlipProcessor(eye, AutoTokenizer.from_pretrained(folder)).save_pretrained(folder)
@@ -107,11 +150,18 @@ def talker(tmp_path_factory):
     words = write_words(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     torch.manual_seed(0)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**small, image_size=32, patch_size=16, projection_dim=16),
-        text_config=LlamaConfig(**small, vocab_size=words + 1, bos_token_id=1, eos_token_id=2, pad_token_id=0),
+        text_config=LlamaConfig(
+            **small, vocab_size=words + 1, bos_token_id=1, eos_token_id=2, pad_token_id=0
+        ),
         image_token_index=words,
     )
     model = LlavaForConditionalGeneration(config)
@@ -136,7 +186,10 @@ def manifest(tmp_path):
         pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     (tmp_path / "3.png").unlink()
-    rows = [{"path": f"{i}.png", "score": i / 10, "caption": "a well" if i == 1 else None} for i in range(5)]
+    rows = [
+        {"path": f"{i}.png", "score": i / 10, "caption": "a well" if i == 1 else None}
+        for i in range(5)
+    ]
     write_rows(tmp_path / "manifest.jsonl", rows)
     return tmp_path / "manifest.jsonl"
 
@@ -203,14 +256,24 @@ def test_an_interrupted_captioning_goes_on(manifest, classifier, monkeypatch):
 
 
 def test_a_model_without_words_is_told(manifest, monkeypatch):
-    monkeypatch.setattr(captions, "load_captioner", lambda *_: lambda pictures: [" "] * len(pictures))
+    monkeypatch.setattr(
+        captions, "load_captioner", lambda *_: lambda pictures: [" "] * len(pictures)
+    )
     filled, failed = fill_captions(manifest, "m")
-    assert filled == 0 and failed["0.png"] == "the model said nothing" and read_manifest(manifest)[0]["caption"] is None
+    assert (
+        filled == 0
+        and failed["0.png"] == "the model said nothing"
+        and read_manifest(manifest)[0]["caption"] is None
+    )
 
 
 def test_captions_of_another_model_are_not_taken_up(manifest, monkeypatch):
-    (manifest.parent / "captions-0.jsonl").write_text('{"path": "0.png", "caption": "old", "model": "other"}\n')
-    monkeypatch.setattr(captions, "load_captioner", lambda *_: lambda pictures: ["new"] * len(pictures))
+    (manifest.parent / "captions-0.jsonl").write_text(
+        '{"path": "0.png", "caption": "old", "model": "other"}\n'
+    )
+    monkeypatch.setattr(
+        captions, "load_captioner", lambda *_: lambda pictures: ["new"] * len(pictures)
+    )
     fill_captions(manifest, "m")
     assert read_manifest(manifest)[0]["caption"] == "new"
 
@@ -231,7 +294,14 @@ def test_two_processes_caption_together_what_one_would(manifest, classifier):
     fill_captions(alone, classifier)
     command = ["--caption", classifier, "--output", str(manifest.parent), "--batch_size", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(SCRIPT), *command],
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node=2",
+            str(SCRIPT),
+            *command,
+        ],
         capture_output=True,
         text=True,
     )

@@ -1,4 +1,6 @@
-"""From photos to a manifest: what is found, what is dropped and why, what a second run does again."""
+"""From photos to a manifest: what is found, what is dropped and why, what a second run does
+again.
+"""
 
 import csv
 import importlib.util
@@ -36,7 +38,9 @@ def scene(seed, width=160, height=120):
     for _ in range(12):
         x, y = random.integers(0, width), random.integers(0, height)
         size = tuple(random.integers(5, 50, 2))
-        picture.paste(tuple(random.integers(0, 256, 3).tolist()), (x, y, x + int(size[0]), y + int(size[1])))
+        picture.paste(
+            tuple(random.integers(0, 256, 3).tolist()), (x, y, x + int(size[0]), y + int(size[1]))
+        )
     return picture
 
 
@@ -66,7 +70,10 @@ def rows_of(path):
 
 
 def files_of(output):
-    return {name: (output / name).read_bytes() for name in ("manifest.jsonl", "dropped.jsonl", "summary.json")}
+    return {
+        name: (output / name).read_bytes()
+        for name in ("manifest.jsonl", "dropped.jsonl", "summary.json")
+    }
 
 
 def test_good_photos_stay_and_the_others_are_named(main, photos, tmp_path, capsys):
@@ -74,8 +81,16 @@ def test_good_photos_stay_and_the_others_are_named(main, photos, tmp_path, capsy
     assert run(main, photos, output) == 3, "some could not be read"
     rows = rows_of(output / "manifest.jsonl")
     assert [row["path"] for row in rows] == ["../photos/a.png", "../photos/more/b.png"]
-    assert all(0 < row["score"] < 1 and len(row["sha256"]) == 64 and row["source"] == "photos" for row in rows)
-    assert (rows[0]["width"], rows[0]["height"], rows[0]["licence"], rows[0]["caption"]) == (160, 120, None, None)
+    assert all(
+        0 < row["score"] < 1 and len(row["sha256"]) == 64 and row["source"] == "photos"
+        for row in rows
+    )
+    assert (rows[0]["width"], rows[0]["height"], rows[0]["licence"], rows[0]["caption"]) == (
+        160,
+        120,
+        None,
+        None,
+    )
     reasons = {Path(row["path"]).name: row["reason"] for row in rows_of(output / "dropped.jsonl")}
     assert reasons.pop("broken.png").startswith("unreadable: broken picture")
     assert reasons == {
@@ -87,9 +102,17 @@ def test_good_photos_stay_and_the_others_are_named(main, photos, tmp_path, capsy
     }
     summary = json.loads((output / "summary.json").read_text())
     assert (summary["found"], summary["kept"]) == (8, 2)
-    assert summary["dropped"] == {"exact duplicate": 1, "near duplicate": 1, "too small": 2, "unreadable": 2}
+    assert summary["dropped"] == {
+        "exact duplicate": 1,
+        "near duplicate": 1,
+        "too small": 2,
+        "unreadable": 2,
+    }
     told = capsys.readouterr()
-    assert "2 of 8 photos kept (1 exact duplicate, 1 near duplicate, 2 too small, 2 unreadable)" in told.out
+    assert (
+        "2 of 8 photos kept (1 exact duplicate, 1 near duplicate, 2 too small, 2 unreadable)"
+        in told.out
+    )
     assert len(told.err.splitlines()) == 2 and not list(output.glob(".pisasr-*"))
 
 
@@ -100,7 +123,11 @@ def test_training_takes_the_manifest(main, photos, tmp_path):
 
 
 def test_processes_change_nothing(main, photos, tmp_path):
-    assert run(main, photos, tmp_path / "one") == run(main, photos, tmp_path / "two", "--workers", "2") == 3
+    assert (
+        run(main, photos, tmp_path / "one")
+        == run(main, photos, tmp_path / "two", "--workers", "2")
+        == 3
+    )
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
@@ -108,7 +135,9 @@ def test_a_second_run_measures_only_what_is_new(main, photos, tmp_path, monkeypa
     output, seen = tmp_path / "set", []
     original = prepare.measure_photo
     monkeypatch.setattr(
-        prepare, "measure_photo", lambda path, known: (seen.append(path.name), original(path, known))[1]
+        prepare,
+        "measure_photo",
+        lambda path, known: (seen.append(path.name), original(path, known))[1],
     )
     run(main, photos, output)
     before = files_of(output)
@@ -163,7 +192,9 @@ def test_a_reader_that_dies_costs_one_photo(photos):
     tasks = [(path, None) for path in sorted(photos.rglob("*.png"))]
     rows = list(prepare.map_photos(tasks, workers=2, measure=die_of_b))
     assert [row["path"] for row in rows] == [str(path) for path, _ in tasks]
-    assert [row.get("error") for row in rows if row["path"].endswith("b.png")] == ["its reader died of it"]
+    assert [row.get("error") for row in rows if row["path"].endswith("b.png")] == [
+        "its reader died of it"
+    ]
     assert sum("width" in row for row in rows) == 4
 
 
@@ -173,13 +204,31 @@ def test_a_reader_that_dies_costs_one_photo(photos):
         (["--input", "nowhere", "--output", "o"], 1, "nowhere does not exist; wanted a folder"),
         (["--input", "empty", "--output", "o"], 1, "empty: no photos there"),
         (["--output", "o"], 2, "--input to make a manifest, or --caption"),
-        (["--input", "photos", "--output", "o", "--licence", "CC0"], 2, "wants SOURCE=TEXT; got 'CC0'"),
-        (["--input", "photos", "--output", "o", "--licence", "x=CC0"], 1, "x: no such source; there are photos"),
-        (["--input", "photos", "--output", "o", "--min_side", "0"], 2, "is not a whole number from 1"),
-        (["--input", "photos", "--output", "photos/a.png"], 1, "cannot write to photos/a.png: it is a file"),
+        (
+            ["--input", "photos", "--output", "o", "--licence", "CC0"],
+            2,
+            "wants SOURCE=TEXT; got 'CC0'",
+        ),
+        (
+            ["--input", "photos", "--output", "o", "--licence", "x=CC0"],
+            1,
+            "x: no such source; there are photos",
+        ),
+        (
+            ["--input", "photos", "--output", "o", "--min_side", "0"],
+            2,
+            "is not a whole number from 1",
+        ),
+        (
+            ["--input", "photos", "--output", "photos/a.png"],
+            1,
+            "cannot write to photos/a.png: it is a file",
+        ),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line(main, photos, tmp_path, monkeypatch, capsys, arguments, code, message):
+def test_what_is_wrong_is_told_in_one_line(
+    main, photos, tmp_path, monkeypatch, capsys, arguments, code, message
+):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     try:
@@ -194,10 +243,12 @@ def test_paths_are_right_from_behind_a_link(main, photos, tmp_path, monkeypatch)
     (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
     monkeypatch.chdir(photos)
     run(main, ".", tmp_path / "link")
-    assert all(photo.path.is_file() for photo in choose_photos([str(tmp_path / "link" / "manifest.jsonl")]))
+    assert all(
+        photo.path.is_file() for photo in choose_photos([str(tmp_path / "link" / "manifest.jsonl")])
+    )
 
 
-# --- where photos lie ------------------------------------------------------------------------------------------------
+# --- where photos lie -----------------------------------------------------------------------------
 
 
 def lay_out(root, *paths):
@@ -219,9 +270,18 @@ def names(source, output="nowhere"):
     [
         (["0001000/0000001.png", "0001000/0000002.png", "0002000/0001001.png"], []),
         (["00000/00000.png", "00000/00001.png", "01000/01000.png"], []),
-        (["DIV2K_train_HR/0001.png"], ["DIV2K_train_LR_bicubic/X2/0001x2.png", "DIV2K_valid_HR/0801.png"]),
-        (["DIV2K_train_HR/0001.png"], ["DIV2K_train_LR_unknown/X4/0001x4.png", "DIV2K_train_LR_mild/0001x4m.png"]),
-        (["Flickr2K_HR/000001.png"], ["Flickr2K_LR_bicubic/X4/000001x4.png", "Flickr2K_LR_unknown/X2/1.png"]),
+        (
+            ["DIV2K_train_HR/0001.png"],
+            ["DIV2K_train_LR_bicubic/X2/0001x2.png", "DIV2K_valid_HR/0801.png"],
+        ),
+        (
+            ["DIV2K_train_HR/0001.png"],
+            ["DIV2K_train_LR_unknown/X4/0001x4.png", "DIV2K_train_LR_mild/0001x4m.png"],
+        ),
+        (
+            ["Flickr2K_HR/000001.png"],
+            ["Flickr2K_LR_bicubic/X4/000001x4.png", "Flickr2K_LR_unknown/X2/1.png"],
+        ),
         (["HR/1.png"], ["X2/1.png", "X4/1.png", "LR_bicubic/1.png", "unknown/1.png", "lr/1.png"]),
         (["train/0001000/1.png"], ["val1/HR/val/2.png", "val1/X2/val/2.png"]),
         (["X2/holiday.png", "test/street.png", "unknown/place.png"], []),
@@ -303,7 +363,9 @@ def test_the_licence_given_comes_first_and_captions_stay(main, tmp_path):
     manifest = tmp_path / "o" / "manifest.jsonl"
     rows = rows_of(manifest)
     assert [(row["source"], row["licence"]) for row in rows] == [("a", "MIT"), ("b", "CC BY 4.0")]
-    manifest.write_text("".join(json.dumps({**row, "caption": f"seen in {row['source']}"}) + "\n" for row in rows))
+    manifest.write_text(
+        "".join(json.dumps({**row, "caption": f"seen in {row['source']}"}) + "\n" for row in rows)
+    )
     (tmp_path / "b" / "1.txt").write_text("by hand")
     assert main(arguments) == 0
     assert [row["caption"] for row in rows_of(manifest)] == ["seen in a", "by hand"]
@@ -313,7 +375,9 @@ def test_the_licence_given_comes_first_and_captions_stay(main, tmp_path):
     assert [row["caption"] for row in rows_of(manifest)] == ["seen in a", "by hand"]
 
 
-@pytest.mark.parametrize("wrong", [{"bytes": None}, {"width": "x"}, {"hash": "zz"}, {"sha256": 3}, {"blur": []}])
+@pytest.mark.parametrize(
+    "wrong", [{"bytes": None}, {"width": "x"}, {"hash": "zz"}, {"sha256": 3}, {"blur": []}]
+)
 def test_a_damaged_row_is_measured_again(main, photos, tmp_path, wrong):
     run(main, photos, tmp_path / "set")
     before, journal = files_of(tmp_path / "set"), tmp_path / "set" / "measured.jsonl"
@@ -332,7 +396,7 @@ def test_sources_of_one_name_are_told_apart(main, tmp_path):
     assert [row["source"] for row in rows_of(tmp_path / "o" / "manifest.jsonl")] == sources
 
 
-# --- duplicates ------------------------------------------------------------------------------------------------------
+# --- duplicates -----------------------------------------------------------------------------------
 
 
 def test_a_copy_at_another_size_quality_or_light_is_the_same_and_a_mirrored_one_is_not(tmp_path):
@@ -345,7 +409,11 @@ def test_a_copy_at_another_size_quality_or_light_is_the_same_and_a_mirrored_one_
         picture.crop((3, 2, 318, 238)),
         picture.convert("L"),
     ]
-    others = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), picture.rotate(180), scene(12, 320, 240)]
+    others = [
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        picture.rotate(180),
+        scene(12, 320, 240),
+    ]
     hashes = [perceptual_hash(p) for p in (picture, *copies, *others)]
     assert find_near_duplicates(hashes) == {i: 0 for i in range(1, 6)}
 
@@ -372,4 +440,6 @@ def test_pipes_and_devices_are_told_and_nobody_waits_for_them(tmp_path):
     found, _ = find_photos(str(folder), "photos", tmp_path / "out")
     rows = {photo.path.name: prepare.measure_photo(photo.path) for photo in found}
     assert rows["pipe.png"]["error"] == rows["endless.png"]["error"] == "not a regular file"
-    assert rows["good.png"]["width"] == 8 and all(photo.caption is photo.licence is None for photo in found)
+    assert rows["good.png"]["width"] == 8 and all(
+        photo.caption is photo.licence is None for photo in found
+    )

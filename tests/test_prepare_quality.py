@@ -15,7 +15,9 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "pisasr" / "demo" / "examples").g
 
 
 def pictures():
-    return [scene(seed, 256, 256) for seed in range(6)] + [Image.open(path).convert("RGB") for path in EXAMPLES]
+    return [scene(seed, 256, 256) for seed in range(6)] + [
+        Image.open(path).convert("RGB") for path in EXAMPLES
+    ]
 
 
 def luma(picture):
@@ -39,7 +41,9 @@ def compressed(picture, level):
 
 
 def enlarged(picture, factor):
-    small = picture.resize((picture.width // factor, picture.height // factor), Image.Resampling.BICUBIC)
+    small = picture.resize(
+        (picture.width // factor, picture.height // factor), Image.Resampling.BICUBIC
+    )
     return small.resize(picture.size, Image.Resampling.BICUBIC)
 
 
@@ -51,7 +55,10 @@ CHAINS = {"blur": (blurred, (1, 2, 4)), "noise": (noisy, (5, 15, 30)), "jpeg": (
 def test_the_score_falls_with_every_step_of_a_degradation(kind):
     spoil, strengths = CHAINS[kind]
     scores = np.array(
-        [[measure(luma(p)).score] + [measure(luma(spoil(p, s))).score for s in strengths] for p in pictures()]
+        [
+            [measure(luma(p)).score] + [measure(luma(spoil(p, s))).score for s in strengths]
+            for p in pictures()
+        ]
     )
     means = scores.mean(axis=0)
     assert (np.diff(means) < 0).all(), means
@@ -63,11 +70,18 @@ def test_each_part_measures_what_it_is_named_for():
     step = Image.new("RGB", (256, 256))
     step.paste("white", (100, 0, 256, 256))
     for sigma in (1.5, 3):  # the measure smooths by 0.5 itself
-        assert measure(luma(blurred(step, sigma))).blur == pytest.approx((sigma**2 + 0.25) ** 0.5, rel=0.2)
+        assert measure(luma(blurred(step, sigma))).blur == pytest.approx(
+            (sigma**2 + 0.25) ** 0.5, rel=0.2
+        )
     flat = Image.new("RGB", (256, 256), (120, 120, 120))
     for sigma in (2, 8):
-        assert measure(luma(noisy(flat, sigma).convert("L"))).noise == pytest.approx(sigma * 0.67, rel=0.15)
-    assert measure(luma(compressed(picture, 15))).blockiness > 10 * measure(luma(picture)).blockiness + 1
+        assert measure(luma(noisy(flat, sigma).convert("L"))).noise == pytest.approx(
+            sigma * 0.67, rel=0.15
+        )
+    assert (
+        measure(luma(compressed(picture, 15))).blockiness
+        > 10 * measure(luma(picture)).blockiness + 1
+    )
     assert measure(luma(flat)).flatness == 1
 
 
@@ -90,7 +104,9 @@ def test_grain_is_no_edge(sigma):
 def test_the_grid_is_found_at_any_offset():
     blocks = compressed(scene(4, 256, 256), 20)
     shifted = blocks.crop((3, 5, 251, 253))
-    assert measure(luma(shifted)).blockiness == pytest.approx(measure(luma(blocks)).blockiness, rel=0.2)
+    assert measure(luma(shifted)).blockiness == pytest.approx(
+        measure(luma(blocks)).blockiness, rel=0.2
+    )
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 500), (1000, 32)])

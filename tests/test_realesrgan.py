@@ -1,4 +1,6 @@
-"""The peer: its weight file is read right, and (where its packages are installed) its pictures are ncnn's."""
+"""The peer: its weight file is read right, and (where its packages are installed) its pictures are
+ncnn's.
+"""
 
 import numpy as np
 import pytest
@@ -7,7 +9,13 @@ from PIL import Image
 from torch import nn
 
 from pisasr.evaluation.lookup import MetricUnavailable
-from pisasr.evaluation.realesrgan import FLOAT16_TAG, RRDBNet, load_x4plus, read_convolutions, upscale
+from pisasr.evaluation.realesrgan import (
+    FLOAT16_TAG,
+    RRDBNet,
+    load_x4plus,
+    read_convolutions,
+    upscale,
+)
 
 
 def write_ncnn(folder, convs, halves):
@@ -17,7 +25,9 @@ def write_ncnn(folder, convs, halves):
         count = conv.weight.numel()
         lines.append(f"Convolution conv 1 1 in out 0={conv.out_channels} 1=3 4=1 5=1 6={count}")
         kernel = conv.weight.detach().numpy().astype(np.float16 if half else np.float32).tobytes()
-        data += (FLOAT16_TAG if half else 0).to_bytes(4, "little") + kernel + b"\0" * (-len(kernel) % 4)
+        data += (
+            (FLOAT16_TAG if half else 0).to_bytes(4, "little") + kernel + b"\0" * (-len(kernel) % 4)
+        )
         data += conv.bias.detach().numpy().tobytes()
     param, binary = folder / "net.param", folder / "net.bin"
     param.write_text("\n".join(lines) + "\n")
@@ -61,7 +71,9 @@ def test_pictures_equal_ncnn():
         param, binary = find_files()
     except MetricUnavailable as missing:
         pytest.skip(str(missing))
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    )
     picture = picture.resize((32, 24), Image.Resampling.BICUBIC)
     net = ncnn.Net()
     net.opt.use_vulkan_compute = net.opt.use_fp16_arithmetic = False
@@ -70,7 +82,11 @@ def test_pictures_equal_ncnn():
     net.load_model(str(binary))
     x_L = np.ascontiguousarray(np.asarray(picture, np.float32).transpose(2, 0, 1) / 255)
     extractor = net.create_extractor()
-    extractor.input(net.input_names()[0], ncnn.Mat(x_L))  # Mat borrows x_L, which must live until extract
-    theirs = np.array(extractor.extract(net.output_names()[0])[1]).transpose(1, 2, 0).clip(0, 1) * 255
+    extractor.input(
+        net.input_names()[0], ncnn.Mat(x_L)
+    )  # Mat borrows x_L, which must live until extract
+    theirs = (
+        np.array(extractor.extract(net.output_names()[0])[1]).transpose(1, 2, 0).clip(0, 1) * 255
+    )
     ours = np.asarray(upscale(picture, load_x4plus()), np.float32)
     assert np.abs(ours - theirs).max() < 0.51  # rounding to whole levels is all that differs

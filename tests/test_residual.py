@@ -29,9 +29,14 @@ def test_removal_is_plain_subtraction():
     assert torch.equal(remove_residual(EPS_PISA, EPS_PIX), EPS_PISA - EPS_PIX)
 
 
-@pytest.mark.parametrize("strengths", [(0, 0), (1, 1), (0.7, 0.7), (1, 0), (-2, 0), (0, 1), (0.5, 1.5)])
+@pytest.mark.parametrize(
+    "strengths", [(0, 0), (1, 1), (0.7, 0.7), (1, 0), (-2, 0), (0, 1), (0.5, 1.5)]
+)
 def test_what_is_not_needed_changes_nothing_by_its_absence(strengths):
     z_L = torch.tensor([3.0, 1.0, 2.0])
-    given = [eps if need else None for eps, need in zip((EPS_PIX, EPS_PISA), needed(*strengths), strict=True)]
+    given = [
+        eps if need else None
+        for eps, need in zip((EPS_PIX, EPS_PISA), needed(*strengths), strict=True)
+    ]
     wanted = z_L - mix_residuals(EPS_PIX, EPS_PISA, *strengths)
     torch.testing.assert_close(restore_latent(z_L, *given, *strengths), wanted)

@@ -1,6 +1,8 @@
-"""A run that is cut short, anywhere, and started again ends with the bytes of one that was left alone.
+"""A run that is cut short, anywhere, and started again ends with the bytes of one that was left
+alone.
 
-A small part runs always; the whole matrix (20 cells, then 25 kills) with `pytest -m slow tests/test_resume.py`.
+A small part runs always; the whole matrix (20 cells, then 25 kills) with `pytest -m slow
+tests/test_resume.py`.
 """
 
 import json
@@ -56,9 +58,13 @@ PLACES = [  # in the order of a training
 def expect_same_bytes(results, cells, ends=(KILLED,)):
     assert len(results) == len(cells)
     for result in results:
-        assert result["processes"] == len(result["again"]) and len(result["ends"]) == len(result["starts"]), result
+        assert result["processes"] == len(result["again"]) and len(result["ends"]) == len(
+            result["starts"]
+        ), result
         for codes in result["ends"]:
-            assert len(codes) == result["processes"] and set(ends) & set(codes), f"nobody was cut: {result}"
+            assert len(codes) == result["processes"] and set(ends) & set(codes), (
+                f"nobody was cut: {result}"
+            )
         assert not any(result["again"]) and result["differ"] == [], result
 
 
@@ -71,7 +77,10 @@ def test_a_run_that_is_cut_again_and_again_ends_with_the_same_bytes(start_cells)
 
 def test_two_processes_are_cut_or_asked_and_go_on(start_cells):
     """SIGTERM and Slurm's SIGUSR1 tell one process; both finish the step, save it, and stop."""
-    asked = [{"cut": "asked", "at": [*at], "number": n} for at, n in ((("pix", 3), SIGTERM), (("sem", 2), SIGUSR1))]
+    asked = [
+        {"cut": "asked", "at": [*at], "number": n}
+        for at, n in ((("pix", 3), SIGTERM), (("sem", 2), SIGUSR1))
+    ]
     cells = [{"name": "asked", "starts": [*asked, PLACES[2]], "processes": 2}]
     results = start_cells(cells)
     expect_same_bytes(results, cells, ends=(KILLED, 128 + SIGTERM, 128 + SIGUSR1))
@@ -81,7 +90,11 @@ def test_two_processes_are_cut_or_asked_and_go_on(start_cells):
 @pytest.mark.slow
 def test_the_whole_matrix(start_cells):
     cells = [
-        {"name": f"{i}-{workers}-{processes}", "starts": [{**place, "workers": workers}], "processes": processes}
+        {
+            "name": f"{i}-{workers}-{processes}",
+            "starts": [{**place, "workers": workers}],
+            "processes": processes,
+        }
         for processes in (1, 2)
         for workers in (0, 2)
         for i, place in enumerate(PLACES)
@@ -92,7 +105,9 @@ def test_the_whole_matrix(start_cells):
 
 @pytest.mark.slow
 def test_kills_at_any_moment(start_cells):
-    """Twenty by the clock, from before the model is loaded to the last step; five inside a checkpoint's file."""
+    """Twenty by the clock, from before the model is loaded to the last step; five inside a
+    checkpoint's file.
+    """
     moments = random.Random(0)
     kills = [{"cut": "after_seconds", "at": ["", moments.uniform(0.05, 0.95)]} for _ in range(20)]
     kills += [{"cut": "in_the_write", "at": [s, n], "number": f} for s, n, f in
@@ -100,4 +115,6 @@ def test_kills_at_any_moment(start_cells):
     cells = [{"name": f"kill{i}", "starts": [kill], "processes": 1} for i, kill in enumerate(kills)]
     results = start_cells(cells)
     expect_same_bytes(results, cells, ends=(KILLED, -SIGALRM, 0))
-    assert sum(result["ends"] != [[0]] for result in results) >= 20  # one may have been done before its moment came
+    assert (
+        sum(result["ends"] != [[0]] for result in results) >= 20
+    )  # one may have been done before its moment came

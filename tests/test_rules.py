@@ -1,4 +1,6 @@
-"""A rule in words chooses the pair that a person would choose by it, or says in one line what it can't read."""
+"""A rule in words chooses the pair that a person would choose by it, or says in one line what it
+can't read.
+"""
 
 import math
 import subprocess
@@ -9,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pisasr.errors import PisasrError, UsageError
-from pisasr.evaluation.rules import Choice, Limit, Rule, choose, describe, parse_lambdas, parse_rule, pick
+from pisasr.evaluation.rules import (
+    Choice,
+    Limit,
+    Rule,
+    choose,
+    describe,
+    parse_lambdas,
+    parse_rule,
+    pick,
+)
 
 NAN = math.nan
 
@@ -17,7 +28,10 @@ NAN = math.nan
 def scores(**columns) -> dict[tuple[float, float], dict[str, float]]:
     """Pairs (0, 0), (1, 0), ... with one column for each metric."""
     rows = zip(*columns.values(), strict=True)
-    return {(float(number), 0.0): dict(zip(columns, row, strict=True)) for number, row in enumerate(rows)}
+    return {
+        (float(number), 0.0): dict(zip(columns, row, strict=True))
+        for number, row in enumerate(rows)
+    }
 
 
 def chosen(rule: str, **columns) -> tuple[float, bool]:
@@ -25,7 +39,7 @@ def chosen(rule: str, **columns) -> tuple[float, bool]:
     return choice.pair[0], choice.kept
 
 
-# --- reading a rule --------------------------------------------------------------------------------------------------
+# --- reading a rule -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -36,7 +50,10 @@ def chosen(rule: str, **columns) -> tuple[float, bool]:
         ("  niqe  where\npsnr_lq>=-3e1 ", Rule("niqe", (Limit("psnr_lq", ">=", -30.0),))),
         (
             "clipiqa where psnr >= 25 and ssim >= .7 and niqe <= 5",
-            Rule("clipiqa", (Limit("psnr", ">=", 25.0), Limit("ssim", ">=", 0.7), Limit("niqe", "<=", 5.0))),
+            Rule(
+                "clipiqa",
+                (Limit("psnr", ">=", 25.0), Limit("ssim", ">=", 0.7), Limit("niqe", "<=", 5.0)),
+            ),
         ),
     ],
 )
@@ -79,7 +96,7 @@ def test_what_is_no_rule_is_one_line_with_a_right_one(text, said):
     assert said in message and "'niqe where psnr_lq >= 30'" in message and "\n" not in message
 
 
-# --- choosing --------------------------------------------------------------------------------------------------------
+# --- choosing -------------------------------------------------------------------------------------
 
 
 def test_the_best_knows_its_direction():
@@ -91,7 +108,9 @@ def test_limits_are_kept_and_a_score_on_the_limit_keeps_it():
     assert chosen("niqe where psnr_lq >= 30", niqe=[3, 4, 5], psnr_lq=[29.99, 30, 31]) == (1, True)
     assert chosen("psnr where niqe <= 5", psnr=[30, 29, 28], niqe=[6, 5, 4]) == (1, True)
     both = "clipiqa where psnr >= 25 and ssim >= 0.7"
-    assert chosen(both, clipiqa=[0.9, 0.8, 0.7, 0.6], psnr=[30, 24, 25, 26], ssim=[0.6, 0.8, 0.7, 0.9]) == (2, True)
+    assert chosen(
+        both, clipiqa=[0.9, 0.8, 0.7, 0.6], psnr=[30, 24, 25, 26], ssim=[0.6, 0.8, 0.7, 0.9]
+    ) == (2, True)
 
 
 def test_of_equals_the_first_is_chosen():
@@ -116,7 +135,9 @@ def test_where_no_pair_keeps_the_limits_the_nearest_is_chosen():
     assert chosen("psnr where niqe <= 0", psnr=[9, 9], niqe=[2, 1]) == (1, False)
 
 
-@pytest.mark.parametrize("table", [{}, scores(niqe=[NAN, NAN], psnr_lq=[31, 32]), scores(psnr_lq=[31])])
+@pytest.mark.parametrize(
+    "table", [{}, scores(niqe=[NAN, NAN], psnr_lq=[31, 32]), scores(psnr_lq=[31])]
+)
 def test_without_a_number_there_is_no_choice(table):
     with pytest.raises(PisasrError, match="niqe has no number") as caught:
         choose(parse_rule("niqe where psnr_lq >= 30"), table)
@@ -129,8 +150,14 @@ SCORE = st.one_of(st.just(NAN), st.integers(-3, 3).map(float))
 @given(st.lists(st.tuples(SCORE, SCORE, SCORE), min_size=1, max_size=8))
 def test_a_choice_is_that_of_a_plain_search(rows):
     rule = parse_rule("psnr where niqe <= 1 and psnr_lq >= -1")
-    table = scores(psnr=[r[0] for r in rows], niqe=[r[1] for r in rows], psnr_lq=[r[2] for r in rows])
-    kept = [pair for pair, row in table.items() if row["niqe"] <= 1 and row["psnr_lq"] >= -1 and row["psnr"] > -9]
+    table = scores(
+        psnr=[r[0] for r in rows], niqe=[r[1] for r in rows], psnr_lq=[r[2] for r in rows]
+    )
+    kept = [
+        pair
+        for pair, row in table.items()
+        if row["niqe"] <= 1 and row["psnr_lq"] >= -1 and row["psnr"] > -9
+    ]
     if kept:
         wanted = max(kept, key=lambda pair: table[pair]["psnr"])
         assert choose(rule, table) == Choice(wanted, True, table[wanted])
@@ -141,7 +168,10 @@ def test_a_choice_is_that_of_a_plain_search(rows):
 
 
 def test_candidates_may_come_one_by_one_and_bring_their_picture():
-    rule, table = parse_rule("niqe where psnr_lq >= 30"), scores(niqe=[3, 4, 5], psnr_lq=[29, 30, 31])
+    rule, table = (
+        parse_rule("niqe where psnr_lq >= 30"),
+        scores(niqe=[3, 4, 5], psnr_lq=[29, 30, 31]),
+    )
     candidates = ((pair, row, f"picture {pair[0]:g}") for pair, row in table.items())
     assert pick(rule, candidates) == (choose(rule, table), "picture 1")
 
@@ -151,10 +181,13 @@ def test_a_choice_is_told_in_one_line():
     row = {"niqe": 4.81234, "psnr_lq": 31.2}
     said = "lambda_pix 0.75, lambda_sem 1: niqe 4.8123, psnr_lq 31.20"
     assert describe(rule, Choice((0.75, 1.0), True, row)) == said
-    assert describe(rule, Choice((0.75, 1.0), False, row)) == f"no pair has {rule.demand}; nearest: {said}"
+    assert (
+        describe(rule, Choice((0.75, 1.0), False, row))
+        == f"no pair has {rule.demand}; nearest: {said}"
+    )
 
 
-# --- strengths in a word ---------------------------------------------------------------------------------------------
+# --- strengths in a word --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

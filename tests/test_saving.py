@@ -1,4 +1,6 @@
-"""What a file tells beside its picture: nothing unless asked; then the input's EXIF, upright and of the new size."""
+"""What a file tells beside its picture: nothing unless asked; then the input's EXIF, upright and of
+the new size.
+"""
 
 import struct
 import zlib
@@ -13,7 +15,9 @@ from pisasr.pictures.images import open_image, open_picture
 from pisasr.pictures.saving import Metadata, _latin, exif_bytes, made_with, save_image
 
 BASE, IFD = ExifTags.Base, ExifTags.IFD
-MADE = made_with("embedded, adapters=0123456789ab", {"lambda_pix": 1.0, "lambda_sem": 0.7, "prompt": ""})
+MADE = made_with(
+    "embedded, adapters=0123456789ab", {"lambda_pix": 1.0, "lambda_sem": 0.7, "prompt": ""}
+)
 FORMATS = ["png", "jpg", "webp", "tif"]
 
 
@@ -42,7 +46,11 @@ def drawn(mode: str = "RGB", size: tuple[int, int] = (9, 6)) -> Image.Image:
 
 
 def input_with(exif: Image.Exif, path):
-    told = {"tiffinfo": _latin(dict(exif))} if path.suffix == ".tif" else {"exif": exif_bytes(dict(exif))}
+    told = (
+        {"tiffinfo": _latin(dict(exif))}
+        if path.suffix == ".tif"
+        else {"exif": exif_bytes(dict(exif))}
+    )
     drawn(size=(7, 5)).save(path, **told)
     return path
 
@@ -56,15 +64,31 @@ def test_the_inputs_exif_is_kept_where_it_is_still_true(tmp_path, came, made):
         told = image.getexif()
         details, place = told.get_ifd(IFD.Exif), told.get_ifd(IFD.GPSInfo)
         assert np.array_equal(np.asarray(image), np.asarray(drawn())) or made == "jpg"
-        assert ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(_file(image.info["icc_profile"]))).strip() == (
-            "sRGB built-in"
-        )
-    assert (told[BASE.Make], told[BASE.Copyright], told[BASE.ImageDescription]) == ("Maker", "someone", "a caption")
-    assert told[BASE.Artist].encode("latin-1").decode() == "© Zoë" and details[BASE.LensModel] == "Zoë 35"
+        assert ImageCms.getProfileDescription(
+            ImageCms.ImageCmsProfile(_file(image.info["icc_profile"]))
+        ).strip() == ("sRGB built-in")
+    assert (told[BASE.Make], told[BASE.Copyright], told[BASE.ImageDescription]) == (
+        "Maker",
+        "someone",
+        "a caption",
+    )
+    assert (
+        told[BASE.Artist].encode("latin-1").decode() == "© Zoë"
+        and details[BASE.LensModel] == "Zoë 35"
+    )
     assert told[BASE.Orientation] == 1 and told[BASE.Software] == MADE
-    assert details[BASE.DateTimeOriginal] == "2024:05:06 07:08:09" and float(details[BASE.ExposureTime]) == 0.008
-    assert (details[BASE.ExifImageWidth], details[BASE.ExifImageHeight], details[BASE.ColorSpace]) == (9, 6, 1)
-    assert BASE.MakerNote not in details and b"secret" not in (tmp_path / f"out.{made}").read_bytes()
+    assert (
+        details[BASE.DateTimeOriginal] == "2024:05:06 07:08:09"
+        and float(details[BASE.ExposureTime]) == 0.008
+    )
+    assert (
+        details[BASE.ExifImageWidth],
+        details[BASE.ExifImageHeight],
+        details[BASE.ColorSpace],
+    ) == (9, 6, 1)
+    assert (
+        BASE.MakerNote not in details and b"secret" not in (tmp_path / f"out.{made}").read_bytes()
+    )
     assert place[1] == "N" and [float(x) for x in place[2]] == [52.0, 30.0, 15.5]
     assert open_image(tmp_path / f"out.{made}").size == (9, 6)
 
@@ -92,7 +116,9 @@ def test_without_metadata_a_file_is_its_picture_alone(tmp_path, made):
     picture = open_image(input_with(camera(), tmp_path / "in.jpg"))
     save_image(picture, tmp_path / f"out.{made}")
     content = (tmp_path / f"out.{made}").read_bytes()
-    assert not any(word in content for word in (b"Maker", b"someone", b"caption", b"2024:", b"pisasr", b"sRGB"))
+    assert not any(
+        word in content for word in (b"Maker", b"someone", b"caption", b"2024:", b"pisasr", b"sRGB")
+    )
     with Image.open(tmp_path / f"out.{made}") as image:
         assert not image.getexif().get_ifd(IFD.GPSInfo) and "icc_profile" not in image.info
 
@@ -116,7 +142,9 @@ def test_grey_has_no_profile_of_colours_and_png_says_it_in_words_too(tmp_path):
         save_image(drawn(mode), tmp_path / "a.png", Metadata(MADE))
         with Image.open(tmp_path / "a.png") as image:
             image.load()
-            assert image.text == {"Software": MADE} and ("icc_profile" in image.info) == (mode == "RGBA")
+            assert image.text == {"Software": MADE} and ("icc_profile" in image.info) == (
+                mode == "RGBA"
+            )
 
 
 def test_equal_pictures_are_equal_files_on_any_day(tmp_path, monkeypatch):
@@ -130,8 +158,14 @@ def test_what_made_it_is_one_line_of_ascii():
     assert MADE == (
         f"pisasr {pisasr.__version__} (model=embedded, adapters=0123456789ab, lambda_pix=1, lambda_sem=0.7)"
     )
-    line = made_with("m", {"prompt": "a café\nby night", "low_memory": False, "tile_size": None, "seed": 0})
-    assert line.endswith(r"prompt=a caf\xe9\nby night, seed=0)") and line.isascii() and "\n" not in line
+    line = made_with(
+        "m", {"prompt": "a café\nby night", "low_memory": False, "tile_size": None, "seed": 0}
+    )
+    assert (
+        line.endswith(r"prompt=a caf\xe9\nby night, seed=0)")
+        and line.isascii()
+        and "\n" not in line
+    )
 
 
 def test_exif_that_cannot_be_kept_costs_a_notice_not_the_picture(tmp_path, monkeypatch):
@@ -152,7 +186,9 @@ def test_exif_that_a_jpeg_cannot_hold_is_refused(tmp_path):
     exif = Image.Exif()
     exif[BASE.ImageDescription] = "x" * 65_400
     metadata = Metadata(MADE, exif.tobytes())
-    with pytest.raises(ImageError, match=r"EXIF data of \d+ bytes is more than a JPEG holds .*; write .png"):
+    with pytest.raises(
+        ImageError, match=r"EXIF data of \d+ bytes is more than a JPEG holds .*; write .png"
+    ):
         save_image(drawn(), tmp_path / "out.jpg", metadata)
     save_image(drawn(), tmp_path / "out.png", metadata)
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]

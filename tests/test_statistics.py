@@ -32,7 +32,9 @@ def test_a_rerun_says_the_same_and_one_picture_has_no_width():
 
 
 def test_a_small_gain_on_every_picture_is_seen_through_their_differences():
-    """Pictures spread over 10 dB, the gain is 0.1 dB: intervals of the two means overlap, that of the gain does not."""
+    """Pictures spread over 10 dB, the gain is 0.1 dB: intervals of the two means overlap, that of
+    the gain does not.
+    """
     rng = np.random.default_rng(4)
     second = rng.normal(25, 5, 100)
     first = second + rng.normal(0.1, 0.1, 100)
@@ -45,12 +47,19 @@ def test_a_small_gain_on_every_picture_is_seen_through_their_differences():
 
 def test_lower_may_be_better():
     found = compare([1.0, 2, 3], [2.0, 3, 3], "niqe")
-    assert (found["first_better"], found["second_better"]) == (2, 0) and found["difference"] == pytest.approx(-2 / 3)
+    assert (found["first_better"], found["second_better"]) == (2, 0) and found[
+        "difference"
+    ] == pytest.approx(-2 / 3)
 
 
 def test_pictures_without_a_number_from_both_are_left_out_and_the_rest_counted():
     assert compare([1.0, np.nan, 3], [np.nan, 2.0, 4], "psnr")["count"] == 1
-    assert compare([np.nan], [1.0], "psnr") == {"first": "a", "second": "b", "metric": "psnr", "count": 0}
+    assert compare([np.nan], [1.0], "psnr") == {
+        "first": "a",
+        "second": "b",
+        "metric": "psnr",
+        "count": 0,
+    }
 
 
 def test_sign_flips_give_the_exact_p_of_few_pictures():

@@ -23,14 +23,18 @@ from pisasr.evaluation.testsets import (
 )
 
 REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).parents[2] / "shared" / "realsr"))
-needs_realsr = pytest.mark.skipif(not REALSR.is_dir(), reason="no RealSR beside this checkout, nor in PISASR_REALSR")
+needs_realsr = pytest.mark.skipif(
+    not REALSR.is_dir(), reason="no RealSR beside this checkout, nor in PISASR_REALSR"
+)
 
 
 def fill(folder: Path, *names: str, seed: int = 0, side: int = 8) -> Path:
     """Pictures of noise, another one under each name."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(names):
-        noise = np.random.default_rng([seed, index]).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        noise = np.random.default_rng([seed, index]).integers(
+            0, 256, (side, side, 3), dtype=np.uint8
+        )
         Image.fromarray(noise).save(folder / name)
     return folder
 
@@ -117,9 +121,18 @@ def test_without_omegaconf_one_line_says_what_to_install(tmp_path, monkeypatch):
 @pytest.fixture
 def tiny(tmp_path, monkeypatch) -> tuple[Path, Path]:
     """hr and lr of a known set of three pictures, Tiny."""
-    hr, lr = fill(tmp_path / "hr", "a.png", "b.png", "c.png"), fill(tmp_path / "lr", "a.png", "b.png", "c.png", seed=1)
-    digests = {name: {folder.name: digest_picture(folder / f"{name}.png") for folder in (hr, lr)} for name in "abc"}
-    known = {"Tiny": {"count": 3, "made": "as made here", "digests": digests}, "DRealSR": {"count": 93}}
+    hr, lr = (
+        fill(tmp_path / "hr", "a.png", "b.png", "c.png"),
+        fill(tmp_path / "lr", "a.png", "b.png", "c.png", seed=1),
+    )
+    digests = {
+        name: {folder.name: digest_picture(folder / f"{name}.png") for folder in (hr, lr)}
+        for name in "abc"
+    }
+    known = {
+        "Tiny": {"count": 3, "made": "as made here", "digests": digests},
+        "DRealSR": {"count": 93},
+    }
     monkeypatch.setattr(testsets, "known_sets", lambda: known)
     return hr, lr
 
@@ -127,7 +140,9 @@ def tiny(tmp_path, monkeypatch) -> tuple[Path, Path]:
 def test_the_known_pictures_are_verified_whatever_their_files_are_called(tiny):
     hr, lr = tiny
     assert verify_known("tiny", hr, lr) == "verified: the 3 pictures of Tiny as made here"
-    assert verify_known("Tiny", None, lr) == "verified: the 3 pictures of Tiny as made here (lr alone)"
+    assert (
+        verify_known("Tiny", None, lr) == "verified: the 3 pictures of Tiny as made here (lr alone)"
+    )
     (hr / "a.png").rename(hr / "a_HR.png")
     Image.open(lr / "b.png").save(lr / "b_LR4.bmp")
     (lr / "b.png").unlink()
@@ -190,7 +205,13 @@ def test_a_known_set_without_hashes_is_not_called_verified(tiny):
 
 def test_counts_of_the_fields_sets():
     counts = {name: known["count"] for name, known in known_sets().items()}
-    assert counts == {"DIV2K-Val": 3000, "RealSR": 100, "DRealSR": 93, "RealLR200": 200, "RealLQ250": 250}
+    assert counts == {
+        "DIV2K-Val": 3000,
+        "RealSR": 100,
+        "DRealSR": 93,
+        "RealLR200": 200,
+        "RealLQ250": 250,
+    }
     assert len(known_sets()["RealSR"]["digests"]) == 100
 
 
@@ -205,26 +226,41 @@ def test_realsr_is_the_known_realsr():
 @pytest.fixture
 def degraded(tmp_path) -> tuple[Path, Path]:
     """lr with a manifest as scripts/degrade.py writes it, and hr, two pictures each."""
-    lr, hr = fill(tmp_path / "lr", "a.png", "b.png"), fill(tmp_path / "hr", "a.png", "b.png", seed=1)
+    lr, hr = (
+        fill(tmp_path / "lr", "a.png", "b.png"),
+        fill(tmp_path / "hr", "a.png", "b.png", seed=1),
+    )
 
     def entry(path):
         return {"size": "8x8", "sha256": sha256(path.read_bytes()).hexdigest()}
 
-    pictures = [{"name": name, "lq": entry(lr / name), "hq": entry(hr / name)} for name in ("a.png", "b.png")]
+    pictures = [
+        {"name": name, "lq": entry(lr / name), "hq": entry(hr / name)}
+        for name in ("a.png", "b.png")
+    ]
     write(
-        lr / "manifest.json", json.dumps({"seed": 7, "crop": None, "recipe": {}, "versions": {}, "pictures": pictures})
+        lr / "manifest.json",
+        json.dumps({"seed": 7, "crop": None, "recipe": {}, "versions": {}, "pictures": pictures}),
     )
     return lr, hr
 
 
 def test_a_degraded_set_is_verified_against_its_manifest(degraded):
     lr, hr = degraded
-    assert verify_manifest(lr, hr) == verify_manifest(lr, None) == "verified against manifest.json: seed 7, 2 pictures"
+    assert (
+        verify_manifest(lr, hr)
+        == verify_manifest(lr, None)
+        == "verified against manifest.json: seed 7, 2 pictures"
+    )
     fill(lr, "a.png", seed=9)
     fill(lr, "c.png", seed=9)
     (hr / "b.png").unlink()
     line = refusal(verify_manifest, lr, hr)
-    for fault in ("a.png: not the picture", "c.png: not in the manifest", f"{hr / 'b.png'}: missing"):
+    for fault in (
+        "a.png: not the picture",
+        "c.png: not in the manifest",
+        f"{hr / 'b.png'}: missing",
+    ):
         assert fault in line
 
 

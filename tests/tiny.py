@@ -1,4 +1,5 @@
-"""A Stable Diffusion of a few thousand numbers, written down by formula: the same on every machine, made in no time.
+"""A Stable Diffusion of a few thousand numbers, written down by formula: the same on every machine,
+made in no time.
 
 Every weight is a sine wave over its entries, so no random generator can make two machines differ.
 """
@@ -91,7 +92,12 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    special = {"bos_token": words[-2], "eos_token": words[-1], "unk_token": words[-1], "pad_token": "!"}
+    special = {
+        "bos_token": words[-2],
+        "eos_token": words[-1],
+        "unk_token": words[-1],
+        "pad_token": "!",
+    }
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return CLIPTokenizer.from_pretrained(str(folder))
@@ -112,7 +118,9 @@ def write_photos(folder: Path, count: int) -> Path:
     """Small photos of noise, each its own."""
     folder.mkdir()
     for i in range(count):
-        noise = torch.randint(0, 256, (40, 44, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8)
+        noise = torch.randint(
+            0, 256, (40, 44, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8
+        )
         Image.fromarray(noise.numpy()).save(folder / f"{i}.png")
     return folder
 

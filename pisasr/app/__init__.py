@@ -1,1 +1,3 @@
-"""Infer, turned by hand: `pisasr app`, a local page with two sliders. desk: the work; page: its looks and its ears."""
+"""Infer, turned by hand: `pisasr app`, a local page with two sliders. desk: the work; page: its
+looks and its ears.
+"""

@@ -1,6 +1,8 @@
-"""Infer, turned by hand, first half: the desk on which pictures lie open. All that the page does, without the page.
+"""Infer, turned by hand, first half: the desk on which pictures lie open. All that the page does,
+without the page.
 
-file -> look (encode, both UNet passes, once) -> open on the desk -> show at any strengths -> HQ file
+file -> look (encode, both UNet passes, once) -> open on the desk -> show at any strengths -> HQ
+file
 """
 
 import base64
@@ -31,7 +33,12 @@ from pisasr.pictures.maps import check_proportions
 from pisasr.pictures.saving import Metadata, made_with
 from pisasr.pipeline import Looked, PiSASRPipeline
 
-CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))  # what a preview is mixed from, in the order of viewer.js
+CORNERS = (
+    (0.0, 0.0),
+    (1.0, 0.0),
+    (0.0, 1.0),
+    (1.0, 1.0),
+)  # what a preview is mixed from, in the order of viewer.js
 PREVIEW_PX = 768  # the longer side of what is mixed while a knob moves
 GRID = (0.0, 0.5, 1.0, 1.5)  # both strengths' candidates for `choose`, as in the page's sheet
 MAX_MASK_BYTES = 8 * 2**20
@@ -41,7 +48,9 @@ Step = Callable[[int, int], None]  # (done, all)
 
 @dataclass(frozen=True)
 class Limits:
-    """What the desk takes. Pixels of an input and of a result; bytes held for all users; seconds a picture may lie."""
+    """What the desk takes. Pixels of an input and of a result; bytes held for all users; seconds a
+    picture may lie.
+    """
 
     input_pixels: int = 16_000_000
     output_pixels: int = 64_000_000
@@ -51,9 +60,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Wish:
-    """What is settled before a picture is looked at. long_side, in pixels of the result, rules over upscale.
+    """What is settled before a picture is looked at. long_side, in pixels of the result, rules over
+    upscale.
 
-    working_size: the most that the model works on, in megapixels of the result, as for the pipeline; None is no limit.
+    working_size: the most that the model works on, in megapixels of the result, as for the
+    pipeline; None is no limit.
     """
 
     upscale: float = 4
@@ -62,17 +73,23 @@ class Wish:
     working_size: float | None = None
 
     def factor(self, size: tuple[int, int]) -> float:
-        """By how much a picture of this (width, height) is enlarged; PisasrError where that would be a reduction."""
+        """By how much a picture of this (width, height) is enlarged; PisasrError where that would
+        be a reduction.
+        """
         if self.long_side is None:
             return self.upscale
         if self.long_side < max(size):
-            raise PisasrError(f"the picture is {max(size)} px long, {self.long_side} px are asked for; ask for more")
+            raise PisasrError(
+                f"the picture is {max(size)} px long, {self.long_side} px are asked for; ask for more"
+            )
         return self.long_side / max(size)
 
 
 @dataclass(frozen=True)
 class Finish:
-    """What happens behind the decoder, as for the pipeline: which colours, and whether the photo is held to."""
+    """What happens behind the decoder, as for the pipeline: which colours, and whether the photo is
+    held to.
+    """
 
     color_fix: Any = None
     consistent: bool = False
@@ -80,7 +97,8 @@ class Finish:
 
 @dataclass(frozen=True)
 class Strengths:
-    """What the knobs say. mask [h, w] in [0, 1], of the picture's proportions: the place where the other pair rules.
+    """What the knobs say. mask [h, w] in [0, 1], of the picture's proportions: the place where the
+    other pair rules.
 
     feather: how softly the place ends, the standard deviation of a blur in pixels of the result.
     """
@@ -94,27 +112,40 @@ class Strengths:
 
     def __post_init__(self) -> None:
         numbers = {"lambda_pix": self.pix, "lambda_sem": self.sem, "inside_pix": self.inside_pix}
-        for name, given in (numbers | {"inside_sem": self.inside_sem, "feather": self.feather}).items():
+        for name, given in (
+            numbers | {"inside_sem": self.inside_sem, "feather": self.feather}
+        ).items():
             number: Any = given  # a script may send anything
             if not isinstance(number, int | float) or not abs(number) <= sys.float_info.max:
                 raise PisasrError(f"{name} is {number!r}; it must be a finite number")
 
     def lambdas(self, width: int) -> tuple[Any, Any]:
-        """(lambda_pix, lambda_sem) as the pipeline takes them: numbers, or maps [h, w]. width: of the result.
+        """(lambda_pix, lambda_sem) as the pipeline takes them: numbers, or maps [h, w]. width: of
+        the result.
 
-        PisasrError where the edge is softer than the picture is long: far beyond, Pillow's blur ends the process.
+        PisasrError where the edge is softer than the picture is long: far beyond, Pillow's blur
+        ends the process.
         """
-        if self.mask is None or not self.mask.any() or (self.pix, self.sem) == (self.inside_pix, self.inside_sem):
+        if (
+            self.mask is None
+            or not self.mask.any()
+            or (self.pix, self.sem) == (self.inside_pix, self.inside_sem)
+        ):
             return self.pix, self.sem
         place = self.mask
         radius = self.feather * place.shape[1] / width
         if not 0 <= radius <= max(place.shape):
-            raise PisasrError(f"feather is {self.feather}; it must be from 0 to the result's longer side, in pixels")
+            raise PisasrError(
+                f"feather is {self.feather}; it must be from 0 to the result's longer side, in pixels"
+            )
         if radius > 0:
             levels = Image.fromarray(np.rint(place * 255).astype(np.uint8))
             place = np.asarray(levels.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
         outside = 1 - place
-        return outside * self.pix + place * self.inside_pix, outside * self.sem + place * self.inside_sem
+        return (
+            outside * self.pix + place * self.inside_pix,
+            outside * self.sem + place * self.inside_sem,
+        )
 
     @property
     def told(self) -> dict[str, Any]:
@@ -122,7 +153,11 @@ class Strengths:
         told = {"lambda_pix": self.pix, "lambda_sem": self.sem}
         if self.mask is None:
             return told
-        return told | {"inside_pix": self.inside_pix, "inside_sem": self.inside_sem, "feather": self.feather}
+        return told | {
+            "inside_pix": self.inside_pix,
+            "inside_sem": self.inside_sem,
+            "feather": self.feather,
+        }
 
     @property
     def words(self) -> str:
@@ -132,8 +167,8 @@ class Strengths:
 
 @dataclass
 class Opened:
-    """One picture on the desk. path: where it came from; folder: its own files, gone when it leaves; result: what was
-    shown last, and how.
+    """One picture on the desk. path: where it came from; folder: its own files, gone when it
+    leaves; result: what was shown last, and how.
     """
 
     key: str
@@ -155,13 +190,20 @@ class Opened:
 
     @property
     def held_bytes(self) -> int:
-        """What it keeps in memory: latents, the picture as it came and as it was padded, a result in colour."""
+        """What it keeps in memory: latents, the picture as it came and as it was padded, a result
+        in colour.
+        """
         tensors = [value for value in vars(self.looked).values() if hasattr(value, "nbytes")]
-        return self.picture.pixels.nbytes + sum(tensor.nbytes for tensor in tensors) + 3 * self.size[0] * self.size[1]
+        return (
+            self.picture.pixels.nbytes
+            + sum(tensor.nbytes for tensor in tensors)
+            + 3 * self.size[0] * self.size[1]
+        )
 
 
 class Store:
-    """key -> what is open, bounded in bytes and in idle seconds; the one unused for longest leaves first.
+    """key -> what is open, bounded in bytes and in idle seconds; the one unused for longest leaves
+    first.
 
     Keys can't be guessed, and no user is handed another's. Safe among threads.
     """
@@ -172,7 +214,9 @@ class Store:
         self._lock = threading.Lock()
 
     def put(self, opened: Opened) -> None:
-        """Lay a picture on the desk, and clear away what is too old or too much; the newest always stays."""
+        """Lay a picture on the desk, and clear away what is too old or too much; the newest always
+        stays.
+        """
         with self._lock:
             now = self._clock()
             self._open[opened.key] = now, opened
@@ -232,11 +276,13 @@ class Bar:
 
 
 class Desk:
-    """The model, one piece of work at a time, and the pictures that lie open. All methods may be called by any thread.
+    """The model, one piece of work at a time, and the pictures that lie open. All methods may be
+    called by any thread.
 
-    weights: of metrics, as for `load_scorers`. takes_prompts: whether words mean something to the model. process_size:
-    as for the pipeline, the short side up to which small pictures are enlarged first.
-    Raises PisasrError, ValueError and out of memory, which `errors.explain` turns into a line.
+    weights: of metrics, as for `load_scorers`. takes_prompts: whether words mean something to the
+    model. process_size: as for the pipeline, the short side up to which small pictures are enlarged
+    first. Raises PisasrError, ValueError and out of memory, which `errors.explain` turns into a
+    line.
     """
 
     def __init__(
@@ -257,17 +303,25 @@ class Desk:
         return open_picture(path, self.limits.input_pixels)
 
     def forecast(self, size: tuple[int, int], wish: Wish) -> str:
-        """One line, before any work: what comes out, in how many tiles, and how much memory that takes."""
+        """One line, before any work: what comes out, in how many tiles, and how much memory that
+        takes.
+        """
         options = self._options(wish, self._factor(size, wish))
-        forecast, output = self.pipe.plan(size, **options), plan_frame(*size, options["upscale"]).output
+        forecast, output = (
+            self.pipe.plan(size, **options),
+            plan_frame(*size, options["upscale"]).output,
+        )
         result = f"{output[0]} × {output[1]} px"
         return f"{size[0]} × {size[1]} → {result}; the model sees {forecast} of memory"
 
-    def open(self, path: str | Path, wish: Wish, step: Step | None = None, former: Opened | None = None) -> Opened:
-        """Encode a picture and make both predictions, once; it lies on the desk until it is dropped or too old.
+    def open(
+        self, path: str | Path, wish: Wish, step: Step | None = None, former: Opened | None = None
+    ) -> Opened:
+        """Encode a picture and make both predictions, once; it lies on the desk until it is dropped
+        or too old.
 
-        step: told (done, all) of the UNet's tiles, where there are several. former: what lies open so far; if it is the
-        same picture with the same wish, it need not be looked at again.
+        step: told (done, all) of the UNet's tiles, where there are several. former: what lies open
+        so far; if it is the same picture with the same wish, it need not be looked at again.
         """
         if former is not None and (former.path, former.wish) == (Path(path), wish):
             picture, looked = former.picture, former.looked
@@ -285,7 +339,9 @@ class Desk:
         return opened
 
     def show(self, opened: Opened, strengths: Strengths, finish: Finish = Finish()) -> Image.Image:
-        """The exact picture at these strengths: mixed and decoded, no UNet. It is what a download holds."""
+        """The exact picture at these strengths: mixed and decoded, no UNet. It is what a download
+        holds.
+        """
         result = self._mix(opened, strengths.lambdas(opened.size[0]), finish)
         opened.result, opened.strengths, opened.finish = result, strengths, finish
         return result
@@ -302,9 +358,15 @@ class Desk:
             yield result
 
     def choose(
-        self, opened: Opened, finish: Finish = Finish(), rule: str = EXAMPLE, step: Step | None = None
+        self,
+        opened: Opened,
+        finish: Finish = Finish(),
+        rule: str = EXAMPLE,
+        step: Step | None = None,
     ) -> Choice:
-        """The pair of GRID that a rule calls best for this picture; PisasrError where its metrics can't be had."""
+        """The pair of GRID that a rule calls best for this picture; PisasrError where its metrics
+        can't be had.
+        """
         wanted = parse_rule(rule)
         scorers, missing = load_scorers(wanted.metrics, weights=self.weights)
         if missing:
@@ -320,14 +382,21 @@ class Desk:
         return pick(wanted, score_each(pairs, results(), opened.picture, scorers))[0]
 
     def repair(
-        self, picture: Picture, strengths: Strengths, wish: Wish, finish: Finish = Finish(), bits: int = 8
+        self,
+        picture: Picture,
+        strengths: Strengths,
+        wish: Wish,
+        finish: Finish = Finish(),
+        bits: int = 8,
     ) -> Image.Image | np.ndarray:
         """One picture from end to end, nothing of it kept; of 16 bits as uint16 [H, W, C]."""
         factor = self._factor(picture.size, wish)
         pix, sem = strengths.lambdas(round(factor * picture.size[0]))
         options = self._options(wish, factor) | asdict(finish)
         with self._device:
-            return self.pipe(picture, pix, sem, output_type="uint16" if bits == 16 else "pil", **options).images[0]
+            return self.pipe(
+                picture, pix, sem, output_type="uint16" if bits == 16 else "pil", **options
+            ).images[0]
 
     @contextmanager
     def _watched(self, step: Step | None) -> Iterator[None]:
@@ -341,19 +410,38 @@ class Desk:
                 del self.pipe.progress_bar
 
     def metadata(
-        self, picture: Picture, strengths: Strengths, wish: Wish, finish: Finish = Finish(), keep: bool = False
+        self,
+        picture: Picture,
+        strengths: Strengths,
+        wish: Wish,
+        finish: Finish = Finish(),
+        keep: bool = False,
     ) -> Metadata:
-        """What a result's file tells: model, strengths and settings; keep: and what the input's file told."""
+        """What a result's file tells: model, strengths and settings; keep: and what the input's
+        file told.
+        """
         factor = wish.factor(picture.size)
-        told = strengths.told | {"upscale": factor, "prompt": wish.prompt, "working_size": wish.working_size}
-        return Metadata(made_with(self.pipe.identity, told | asdict(finish)), picture.exif if keep else None)
+        told = strengths.told | {
+            "upscale": factor,
+            "prompt": wish.prompt,
+            "working_size": wish.working_size,
+        }
+        return Metadata(
+            made_with(self.pipe.identity, told | asdict(finish)), picture.exif if keep else None
+        )
 
-    def _mix(self, opened: Opened, lambdas: tuple[Any, Any], finish: Finish, output_type: Any = "pil") -> Any:
+    def _mix(
+        self, opened: Opened, lambdas: tuple[Any, Any], finish: Finish, output_type: Any = "pil"
+    ) -> Any:
         with self._device:
             return self.pipe.mix(opened.looked, *lambdas, output_type=output_type, **asdict(finish))
 
     def _options(self, wish: Wish, factor: float) -> dict[str, Any]:
-        settings = {"process_size": self.process_size, "working_size": wish.working_size, "prompt": wish.prompt}
+        settings = {
+            "process_size": self.process_size,
+            "working_size": wish.working_size,
+            "prompt": wish.prompt,
+        }
         return {"upscale": factor, **settings}
 
     def _factor(self, size: tuple[int, int], wish: Wish) -> float:
@@ -374,9 +462,11 @@ def input_image(picture: Picture) -> Image.Image:
 
 
 def read_mask(text: str) -> np.ndarray | None:
-    """A mask as the browser sends it, a grey PNG in a data URL: [h, w] in [0, 1], None for an empty text.
+    """A mask as the browser sends it, a grey PNG in a data URL: [h, w] in [0, 1], None for an empty
+    text.
 
-    PisasrError, one line, for anything else: what comes from a browser may have been written by anybody.
+    PisasrError, one line, for anything else: what comes from a browser may have been written by
+    anybody.
     """
     if not text:
         return None
@@ -384,17 +474,21 @@ def read_mask(text: str) -> np.ndarray | None:
     if head != "data:image/png;base64" or len(data) > MAX_MASK_BYTES:
         raise PisasrError("the painted place did not arrive as a PNG; clear it and paint again")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"]) as image:
+        with Image.open(
+            io.BytesIO(base64.b64decode(data, validate=True)), formats=["PNG"]
+        ) as image:
             if image.width * image.height > PREVIEW_PX**2:
-                raise PisasrError(f"a mask of {image.width}x{image.height} came, {PREVIEW_PX} px a side are the most")
+                raise PisasrError(
+                    f"a mask of {image.width}x{image.height} came, {PREVIEW_PX} px a side are the most"
+                )
             return np.asarray(image.convert("L"), np.float32) / 255
     except (binascii.Error, OSError, ValueError, SyntaxError):
         raise PisasrError("the painted place arrived broken; clear it and paint again") from None
 
 
 def mask_image(path: str | Path, limits: Limits, picture: Picture) -> Image.Image:
-    """A mask from a file, grey, no larger than a preview; white is the place. ImageError as for any picture,
-    ValueError where it is of other proportions than the picture whose mask it is.
+    """A mask from a file, grey, no larger than a preview; white is the place. ImageError as for any
+    picture, ValueError where it is of other proportions than the picture whose mask it is.
     """
     image = open_image(path, limits.input_pixels).convert("L")
     check_proportions("mask", np.asarray(image), picture.size)
@@ -402,12 +496,16 @@ def mask_image(path: str | Path, limits: Limits, picture: Picture) -> Image.Imag
     return image
 
 
-# --- many pictures ---------------------------------------------------------------------------------------------------
+# --- many pictures --------------------------------------------------------------------------------
 
 
 def pack(folder: Path, target: Path) -> Path:
-    """All finished files of a folder as one zip; pictures are compressed already, so it only gathers them."""
+    """All finished files of a folder as one zip; pictures are compressed already, so it only
+    gathers them.
+    """
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(folder.glob("[!.]*")):  # a name that begins with a dot is still being written
+        for path in sorted(
+            folder.glob("[!.]*")
+        ):  # a name that begins with a dot is still being written
             archive.write(path, path.name)
     return target

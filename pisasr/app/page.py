@@ -1,4 +1,6 @@
-"""Infer, turned by hand, second half: the page, its looks, and which hand moves what. The work is the desk's."""
+"""Infer, turned by hand, second half: the page, its looks, and which hand moves what. The work is
+the desk's.
+"""
 
 import html
 import logging
@@ -39,7 +41,12 @@ EXAMPLES = sorted((HERE.parent / "demo" / "examples").glob("*.png"))
 PRESETS = {"Faithful": (1.0, 0.0), "Balanced": (1.0, 0.5), "Sharp": (1.0, 1.0)}
 FACTORS = ["2 times", "3 times", "4 times", "6 times", "8 times", "to a long side of"]
 FORMATS = {"PNG": ".png", "PNG16": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif"}
-COLORS = {"as the model likes it": None, "adain": "adain", "wavelet": "wavelet", "leave them": "none"}
+COLORS = {
+    "as the model likes it": None,
+    "adain": "adain",
+    "wavelet": "wavelet",
+    "leave them": "none",
+}
 MAX_UPLOAD_MB = 32
 MAX_BATCH = 200  # files
 MAX_WAITING = 64  # requests of all users; more are told to come again
@@ -80,12 +87,18 @@ def told() -> Iterator[None]:
         raise gr.Error(html.escape(explain(error)), print_exception=False) from None
 
 
-def read_wish(enlarge: str, long_side: float | None, prompt: str, working_size: float | None = None) -> Wish:
-    """The page's words for a size as what the desk takes; an empty working_size comes as 0 or None from browsers."""
+def read_wish(
+    enlarge: str, long_side: float | None, prompt: str, working_size: float | None = None
+) -> Wish:
+    """The page's words for a size as what the desk takes; an empty working_size comes as 0 or None
+    from browsers.
+    """
     working_size = working_size or None
     if enlarge == FACTORS[-1]:
         if not long_side or long_side != long_side or not 1 <= long_side <= 100_000:
-            raise PisasrError(f"a long side of {long_side} px is asked for; give a whole number of pixels")
+            raise PisasrError(
+                f"a long side of {long_side} px is asked for; give a whole number of pixels"
+            )
         return Wish(long_side=round(long_side), prompt=prompt, working_size=working_size)
     return Wish(float(enlarge.split()[0]), prompt=prompt, working_size=working_size)
 
@@ -101,7 +114,9 @@ def to_browser(path: Path) -> dict[str, Any]:
 
 
 class Listener:
-    """What the page's events call: arguments as the components hold them, on their way to and from the desk."""
+    """What the page's events call: arguments as the components hold them, on their way to and from
+    the desk.
+    """
 
     def __init__(self, desk: Desk):
         self.desk = desk
@@ -110,7 +125,12 @@ class Listener:
     # --- one picture ---
 
     def forecast(
-        self, photo: str | None, enlarge: str, long_side: float, prompt: str, working_size: float | None = None
+        self,
+        photo: str | None,
+        enlarge: str,
+        long_side: float,
+        prompt: str,
+        working_size: float | None = None,
     ) -> str:
         """What will happen, in a line, before it happens."""
         if photo is None:
@@ -118,7 +138,12 @@ class Listener:
         try:
             picture = self.desk.read(photo)
             notices = "".join(f" ({notice})" for notice in picture.notices)
-            return self.desk.forecast(picture.size, read_wish(enlarge, long_side, prompt, working_size)) + notices
+            return (
+                self.desk.forecast(
+                    picture.size, read_wish(enlarge, long_side, prompt, working_size)
+                )
+                + notices
+            )
         except Exception as error:  # `open` tells it aloud
             return html.escape(explain(error))
 
@@ -126,26 +151,34 @@ class Listener:
         self, photo: str | None, key: str | None, pix: float, sem: float, enlarge: str, long_side: float,
         prompt: str, working_size: float | None, colors: str, consistent: bool, progress: gr.Progress = PROGRESS,
     ) -> Iterator[tuple[str | None, Any]]:  # fmt: skip
-        """Look at a picture once; show it at the current strengths, then make the knobs' preview ready."""
+        """Look at a picture once; show it at the current strengths, then make the knobs' preview
+        ready.
+        """
         if photo is None:
             yield key, gr.skip()
             return
         with told():
             former, finish = self.desk.store.find(key), Finish(COLORS[colors], consistent)
             wish = read_wish(enlarge, long_side, prompt, working_size)
-            if former and self._is_ready(former, photo, wish, finish):  # browsers tell of one photo twice
+            if former and self._is_ready(
+                former, photo, wish, finish
+            ):  # browsers tell of one photo twice
                 yield key, gr.skip()
                 return
             progress(0.05, desc="Looking at the picture")
 
             def step(done: int, count: int) -> None:
-                progress(0.1 + 0.5 * done / count, desc=f"Looking at the picture, tile {done} of {count}")
+                progress(
+                    0.1 + 0.5 * done / count, desc=f"Looking at the picture, tile {done} of {count}"
+                )
 
             opened = self.desk.open(photo, wish, step, former)
             progress(0.6, desc="Drawing the result")
             self.desk.show(opened, Strengths(pix, sem), finish)
             yield opened.key, self._view(opened) | {"at": [pix, sem]}
-            self.desk.store.drop(key)  # not before the page has the new one: it may be asked for meanwhile
+            self.desk.store.drop(
+                key
+            )  # not before the page has the new one: it may be asked for meanwhile
             for number, corner in enumerate(self.desk.corners(opened, finish)):
                 progress(0.7 + 0.07 * number, desc="Making the knobs ready")
                 opened.save(corner, f"corner{number}.jpg", format="JPEG", quality=92, subsampling=0)
@@ -162,7 +195,9 @@ class Listener:
         self, key: str | None, pix: float, sem: float, inside_pix: float, inside_sem: float, feather: float,
         colors: str, consistent: bool, event: gr.EventData,
     ) -> dict[str, Any]:  # fmt: skip
-        """The exact picture, once the knobs rest: no UNet. The browser's turn comes back, so that the last one wins."""
+        """The exact picture, once the knobs rest: no UNet. The browser's turn comes back, so that
+        the last one wins.
+        """
         with told():
             opened = self.desk.store.get(key)
             mask = read_mask(str(getattr(event, "mask", "") or ""))
@@ -211,7 +246,10 @@ class Listener:
                 raise PisasrError("nothing is shown yet; wait for the picture")
             is_deep = bits_of(kind) == 16
             name = f"{opened.path.stem}_{opened.strengths.words}{'_16bit' if is_deep else ''}{FORMATS[kind]}"
-            path, result = Path(opened.folder.name, name), self.desk.deep(opened) if is_deep else opened.result
+            path, result = (
+                Path(opened.folder.name, name),
+                self.desk.deep(opened) if is_deep else opened.result,
+            )
             how = opened.picture, opened.strengths, opened.wish, opened.finish
             save_image(result, path, self.desk.metadata(*how, keep))
             return str(path)
@@ -222,7 +260,9 @@ class Listener:
         self, files: list[str] | None, pix: float, sem: float, enlarge: str, long_side: float,
         working_size: float | None, colors: str, consistent: bool, kind: str, keep: bool, made: dict[str, Any],
     ) -> Iterator[tuple[str, Any]]:  # fmt: skip
-        """Repair one file after another; another user's picture may come between two. At the end, a zip of all."""
+        """Repair one file after another; another user's picture may come between two. At the end, a
+        zip of all.
+        """
         with told():
             if not files:
                 raise PisasrError("no pictures yet; drop some first")
@@ -235,11 +275,18 @@ class Listener:
         for number, file in enumerate(files):
             yield _table(rows, f"{number + 1} of {len(files)}: {_cell(file)}"), None
             try:
-                how = self.desk.read(file), Strengths(pix, sem), wish, Finish(COLORS[colors], consistent)
+                how = (
+                    self.desk.read(file),
+                    Strengths(pix, sem),
+                    wish,
+                    Finish(COLORS[colors], consistent),
+                )
                 result = self.desk.repair(*how, bits_of(kind))
                 name = free_name(Path(Path(file).stem), taken, FORMATS[kind])
                 save_image(result, Path(folder.name, name), self.desk.metadata(*how, keep))
-                width, height = result.shape[1::-1] if isinstance(result, np.ndarray) else result.size
+                width, height = (
+                    result.shape[1::-1] if isinstance(result, np.ndarray) else result.size
+                )
                 rows.append(f"| {_cell(file)} | {width} × {height} |")
             except Exception as error:
                 rows.append(f"| {_cell(file)} | failed: {html.escape(explain(error))} |")
@@ -262,22 +309,30 @@ class Listener:
         inside_sem: float = 0, feather: float = 8, consistent: bool = False, working_size: float | None = None,
         prompt: str = "",
     ) -> str:  # fmt: skip
-        """Repair one picture and give back the file, of the asked format: what the page does, for a script.
+        """Repair one picture and give back the file, of the asked format: what the page does, for a
+        script.
 
-        lambda_pix: how much of noise, blur and blocks is taken away, 0 to 1.5. lambda_sem: how much detail is added,
-        0 to 1.5. color_fix: adain, wavelet, none, or None for the model's own way. format: PNG, PNG16 (sixteen bits a
-        channel), JPEG, WebP or TIFF. mask: a grey picture in the image's proportions; where it is white, the strengths
-        are inside_pix and inside_sem, feather px of the result soft at the rim. consistent: whether the result, shrunk
-        to the image's size, is the image again, but for its noise. working_size: the most megapixels of the result that
-        the model works on. prompt: what the image shows.
+        lambda_pix: how much of noise, blur and blocks is taken away, 0 to 1.5. lambda_sem: how much
+        detail is added, 0 to 1.5. color_fix: adain, wavelet, none, or None for the model's own way.
+        format: PNG, PNG16 (sixteen bits a channel), JPEG, WebP or TIFF. mask: a grey picture in the
+        image's proportions; where it is white, the strengths are inside_pix and inside_sem, feather
+        px of the result soft at the rim. consistent: whether the result, shrunk to the image's
+        size, is the image again, but for its noise. working_size: the most megapixels of the result
+        that the model works on. prompt: what the image shows.
         """
         with told():
             if image is None:
-                raise PisasrError("image is missing; give a picture, handle_file(PATH) in gradio's client")
+                raise PisasrError(
+                    "image is missing; give a picture, handle_file(PATH) in gradio's client"
+                )
             if format not in FORMATS:
                 raise PisasrError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
             picture, limits = self.desk.read(image), self.desk.limits
-            place = None if mask is None else np.asarray(mask_image(mask, limits, picture), np.float32) / 255
+            place = (
+                None
+                if mask is None
+                else np.asarray(mask_image(mask, limits, picture), np.float32) / 255
+            )
             strengths = Strengths(lambda_pix, lambda_sem, inside_pix, inside_sem, feather, place)
             wish = Wish(upscale, prompt=prompt, working_size=working_size)
             how = picture, strengths, wish, Finish(color_fix, consistent)
@@ -296,13 +351,15 @@ class Listener:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-# --- the layout ------------------------------------------------------------------------------------------------------
+# --- the layout -----------------------------------------------------------------------------------
 
 
 def build(desk: Desk) -> gr.Blocks:
     """The page: every component, and what each hand sets going."""
     listen = Listener(desk)
-    with gr.Blocks(title="pisasr", analytics_enabled=False, delete_cache=CLEAN_S, fill_width=True) as page:
+    with gr.Blocks(
+        title="pisasr", analytics_enabled=False, delete_cache=CLEAN_S, fill_width=True
+    ) as page:
         key = gr.State(None, time_to_live=desk.limits.idle_s, delete_callback=desk.store.drop)
         made = gr.State({}, time_to_live=desk.limits.idle_s)
         gr.HTML(HEAD, elem_id="head")
@@ -319,9 +376,16 @@ def build(desk: Desk) -> gr.Blocks:
                 with gr.Row(elem_id="save"):
                     names = [("PNG, 16 bit" if kind == "PNG16" else kind, kind) for kind in FORMATS]
                     kind = gr.Radio(
-                        names, value="PNG", label="File format", show_label=False, container=False, elem_id="kind"
+                        names,
+                        value="PNG",
+                        label="File format",
+                        show_label=False,
+                        container=False,
+                        elem_id="kind",
                     )
-                    keep = gr.Checkbox(False, label="Keep the photo's EXIF", container=False, elem_id="keep")
+                    keep = gr.Checkbox(
+                        False, label="Keep the photo's EXIF", container=False, elem_id="keep"
+                    )
                     download = gr.Button("Download", variant="primary", elem_id="download")
                     ready = gr.DownloadButton(visible="hidden", elem_id="ready")
             with gr.Column(scale=1, min_width=280):
@@ -338,7 +402,9 @@ def build(desk: Desk) -> gr.Blocks:
                     sem = _knob("Detail", "adds texture; some of it is invented", 1.0, "sem")
                 with gr.Row(elem_id="presets"):
                     presets = {
-                        pair: gr.Button(name, size="sm", min_width=60, elem_id="at-{:g}-{:g}".format(*pair))
+                        pair: gr.Button(
+                            name, size="sm", min_width=60, elem_id="at-{:g}-{:g}".format(*pair)
+                        )
                         for name, pair in PRESETS.items()
                     }
                     choose = gr.Button("Choose for me", size="sm", min_width=60, elem_id="choose")
@@ -348,20 +414,30 @@ def build(desk: Desk) -> gr.Blocks:
                     )
                     inside_pix = _knob("Repair there", None, 1.0, "inside_pix")
                     inside_sem = _knob("Detail there", None, 0.0, "inside_sem")
-                    feather = _turned(gr.Slider(0, 64, 8, step=1, label="Soft edge, px", elem_id="feather"))
-                    mask = gr.File(label="Mask from a file", file_types=["image"], height=90, elem_id="mask")
+                    feather = _turned(
+                        gr.Slider(0, 64, 8, step=1, label="Soft edge, px", elem_id="feather")
+                    )
+                    mask = gr.File(
+                        label="Mask from a file", file_types=["image"], height=90, elem_id="mask"
+                    )
                 with gr.Accordion("Size and colours", open=False):
-                    enlarge = gr.Dropdown(FACTORS, value="4 times", label="Enlarge", elem_id="enlarge")
-                    long_side = gr.Number(1024, label="Long side, px (press Enter)", precision=0, visible=False)
-                    colors = gr.Dropdown(list(COLORS), value=next(iter(COLORS)), label="Colours from the photo")
+                    enlarge = gr.Dropdown(
+                        FACTORS, value="4 times", label="Enlarge", elem_id="enlarge"
+                    )
+                    long_side = gr.Number(
+                        1024, label="Long side, px (press Enter)", precision=0, visible=False
+                    )
+                    colors = gr.Dropdown(
+                        list(COLORS), value=next(iter(COLORS)), label="Colours from the photo"
+                    )
                     hint = "What the photo shows (press Enter)"
                     prompt = gr.Textbox("", label=hint, max_length=500, visible=desk.takes_prompts)
                 with gr.Accordion("Advanced", open=False):
                     again = "Shrunk to the photo's size, the result is the photo again, but for its noise."
-                    consistent = gr.Checkbox(False, label="Consistent with the photo", info=again, elem_id="consistent")
-                    most = (
-                        "For photos that are large and soft: more of the result than this is enlarged behind the model."
+                    consistent = gr.Checkbox(
+                        False, label="Consistent with the photo", info=again, elem_id="consistent"
                     )
+                    most = "For photos that are large and soft: more of the result than this is enlarged behind the model."
                     working_size = gr.Number(
                         None,
                         label="Megapixels the model works on, at most (press Enter)",
@@ -370,8 +446,12 @@ def build(desk: Desk) -> gr.Blocks:
                         elem_id="working_size",
                     )
         with gr.Tab("Many pictures"):
-            gr.Markdown(f"Up to {MAX_BATCH} photos, repaired and saved as the first tab says; a zip at the end.")
-            files = gr.File(label="Photos", file_count="multiple", file_types=["image"], elem_id="files")
+            gr.Markdown(
+                f"Up to {MAX_BATCH} photos, repaired and saved as the first tab says; a zip at the end."
+            )
+            files = gr.File(
+                label="Photos", file_count="multiple", file_types=["image"], elem_id="files"
+            )
             folder = gr.Button("Add a folder", size="sm", elem_id="folder")
             with gr.Row():
                 start = gr.Button("Repair them all", variant="primary", elem_id="start")
@@ -383,7 +463,11 @@ def build(desk: Desk) -> gr.Blocks:
 
         size, finish = [enlarge, long_side, prompt, working_size], [colors, consistent]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1, "api_visibility": "private"}
+        device: dict[str, Any] = {
+            "concurrency_id": "device",
+            "concurrency_limit": 1,
+            "api_visibility": "private",
+        }
 
         photo.change(listen.forecast, [photo, *size], info, **quiet)
         opening: dict[str, Any] = {
@@ -392,15 +476,28 @@ def build(desk: Desk) -> gr.Blocks:
             "outputs": [key, viewer],
         }
         resized = [enlarge.input, long_side.submit, working_size.submit]
-        gr.on([photo.change, *resized, prompt.submit, colors.input, consistent.input], **opening, **device)
+        gr.on(
+            [photo.change, *resized, prompt.submit, colors.input, consistent.input],
+            **opening,
+            **device,
+        )
         gr.on(resized, listen.forecast, [photo, *size], info, **quiet)
-        enlarge.input(lambda name: gr.update(visible=name == FACTORS[-1]), enlarge, long_side, **quiet)
+        enlarge.input(
+            lambda name: gr.update(visible=name == FACTORS[-1]), enlarge, long_side, **quiet
+        )
 
         knobs = [pix, sem, inside_pix, inside_sem, feather]
-        hear = f"(...all) => window.pisasr?.turned({[knob.maximum for knob in knobs]}, ...all) ?? []"
+        hear = (
+            f"(...all) => window.pisasr?.turned({[knob.maximum for knob in knobs]}, ...all) ?? []"
+        )
         gr.on([page.load, *(knob.change for knob in knobs)], None, knobs, None, js=hear)
         settling = viewer.settle(
-            listen.settle, [key, *knobs, *finish], viewer, trigger_mode="multiple", show_progress="hidden", **device
+            listen.settle,
+            [key, *knobs, *finish],
+            viewer,
+            trigger_mode="multiple",
+            show_progress="hidden",
+            **device,
         )
         settling.failure(None, js="() => window.pisasr.failed()")
         viewer.choose(None, viewer, [pix, sem], js="(value) => value.chosen")
@@ -414,8 +511,16 @@ def build(desk: Desk) -> gr.Blocks:
 
         folder.click(None, js=(HERE / "folder.js").read_text(encoding="utf-8"))
         inputs = [files, pix, sem, enlarge, long_side, working_size, *finish, kind, keep, made]
-        run = start.click(listen.batch, inputs, [status, archive], concurrency_id="batch", api_visibility="private")
-        halt = stop.click(None, cancels=run)  # first, lest a picture's line that is under way comes after "Stopped"
+        run = start.click(
+            listen.batch,
+            inputs,
+            [status, archive],
+            concurrency_id="batch",
+            api_visibility="private",
+        )
+        halt = stop.click(
+            None, cancels=run
+        )  # first, lest a picture's line that is under way comes after "Stopped"
         halt.then(listen.gather, made, [status, archive], **quiet)
 
         with gr.Row(visible=False):  # the same from a script
@@ -435,14 +540,23 @@ def build(desk: Desk) -> gr.Blocks:
                 gr.Textbox(""),
             ]
             gr.Button().click(
-                listen.repair, given, gr.File(), api_name="repair", concurrency_id="device", concurrency_limit=1
+                listen.repair,
+                given,
+                gr.File(),
+                api_name="repair",
+                concurrency_id="device",
+                concurrency_limit=1,
             )
     return page
 
 
 def _photo(label: str, name: str) -> gr.Image:
-    """An input whose file comes as it was uploaded: `Desk.read` opens it, and says what is wrong with it."""
-    photo: Any = gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=200, elem_id=name)
+    """An input whose file comes as it was uploaded: `Desk.read` opens it, and says what is wrong
+    with it.
+    """
+    photo: Any = gr.Image(
+        label=label, type="filepath", sources=["upload", "clipboard"], height=200, elem_id=name
+    )
     photo.preprocess = lambda payload: payload and payload.path
     return photo
 
@@ -452,8 +566,8 @@ def _knob(label: str, info: str | None, value: float, name: str) -> gr.Slider:
 
 
 def _turned(slider: gr.Slider) -> gr.Slider:
-    """A slider whose number is where its handle stands: its least when emptied, its end when beyond. (Gradio writes a
-    file beside whoever inherits from its components.)
+    """A slider whose number is where its handle stands: its least when emptied, its end when
+    beyond. (Gradio writes a file beside whoever inherits from its components.)
     """
     usual = slider.preprocess
 
@@ -471,7 +585,9 @@ def serve(
     auth: tuple[str, str] | None = None,
     browser: bool = False,
 ) -> gr.Blocks:
-    """Start the page at an address; it runs in threads until `close`. Nothing is sent to others than its readers."""
+    """Start the page at an address; it runs in threads until `close`. Nothing is sent to others
+    than its readers.
+    """
     page = build(desk).queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
     page.launch(
         server_name=host,
@@ -497,9 +613,15 @@ def serve(
 
 def theme() -> gr.themes.Base:
     """Paper, ink and one warm accent, in the system's own letters."""
-    hues: dict[str, Any] = {"primary_hue": "orange", "secondary_hue": "stone", "neutral_hue": "stone"}
+    hues: dict[str, Any] = {
+        "primary_hue": "orange",
+        "secondary_hue": "stone",
+        "neutral_hue": "stone",
+    }
     letters = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
-    paper = gr.themes.Base(**hues, font=letters, font_mono=["ui-monospace", "monospace"], radius_size="lg")
+    paper = gr.themes.Base(
+        **hues, font=letters, font_mono=["ui-monospace", "monospace"], radius_size="lg"
+    )
     return paper.set(
         body_background_fill="#faf8f5",
         body_background_fill_dark="#191614",
@@ -529,5 +651,7 @@ def _cell(file: str) -> str:
 
 def _table(rows: list[str], line: str) -> str:
     return "\n".join(
-        [html.escape(line), "", "| picture | result |", "| --- | --- |", *rows] if rows else [html.escape(line)]
+        [html.escape(line), "", "| picture | result |", "| --- | --- |", *rows]
+        if rows
+        else [html.escape(line)]
     )

@@ -1,4 +1,6 @@
-"""Measure, the loop: check each variant against a reference, count it, then time it in turn with its case's first."""
+"""Measure, the loop: check each variant against a reference, count it, then time it in turn with
+its case's first.
+"""
 
 import math
 import sys
@@ -29,7 +31,9 @@ TILE_PX = {
     "demo": 768,
     "full": 768,
 }  # the published tile; of the tiny model one that small pictures outgrow
-EXACT_LEVELS = 0.5  # grey levels by which what computes the same in float32 may differ from the reference
+EXACT_LEVELS = (
+    0.5  # grey levels by which what computes the same in float32 may differ from the reference
+)
 
 Call = Callable[[], object]
 Case = Callable[["Bench", list[int]], Iterator["list[Variant]"]]
@@ -43,7 +47,8 @@ class Skipped(Exception):
 class Variant:
     """One way of doing a case's work. shape (H, W) and results: the pictures that come out.
 
-    made, wanted: its results and the reference's, as floats in [0, 1]; exact: both are the same but for rounding.
+    made, wanted: its results and the reference's, as floats in [0, 1]; exact: both are the same but
+    for rounding.
     """
 
     name: str
@@ -62,9 +67,10 @@ class Variant:
 class Row:
     """What the report says of a variant; None where it was not measured, and `note` says why.
 
-    against: what `ratio` divides by, pair by pair. percent: of the faster ceiling in this dtype. counted_mib: tensors
-    beside the weights, counted; peak_mib: CUDA's count with weights, elsewhere the process's so far. max_levels,
-    mean_levels (grey levels), psnr: to the reference: float32 (of the tiny model float64), plain layers, no UNet tiles.
+    against: what `ratio` divides by, pair by pair. percent: of the faster ceiling in this dtype.
+    counted_mib: tensors beside the weights, counted; peak_mib: CUDA's count with weights, elsewhere
+    the process's so far. max_levels, mean_levels (grey levels), psnr: to the reference: float32 (of
+    the tiny model float64), plain layers, no UNet tiles.
     """
 
     case: str
@@ -119,7 +125,10 @@ class Bench:
     @property
     def exactly(self) -> Change:
         """The reference."""
-        return Change(torch.float64 if self.size == "tiny" and self.device != "mps" else torch.float32, plain=True)
+        return Change(
+            torch.float64 if self.size == "tiny" and self.device != "mps" else torch.float32,
+            plain=True,
+        )
 
     def changed(self, change: Change) -> PiSASRPipeline:
         """The pipeline made otherwise; the one before it is given up."""
@@ -130,7 +139,9 @@ class Bench:
             self._other = change, load(self.model, change, self.device)
         return self._other[1]
 
-    def counted(self, change: Change, call: Callable[[PiSASRPipeline], object], *unets: nn.Module) -> Counted:
+    def counted(
+        self, change: Change, call: Callable[[PiSASRPipeline], object], *unets: nn.Module
+    ) -> Counted:
         """What `call` costs with the pipeline made so; what is done once is done before."""
         pipe = self.countable(change)
         return count(lambda: call(pipe), self.counting, (pipe.unet, pipe.unet_pix, *unets))
@@ -139,7 +150,10 @@ class Bench:
         """The pipeline for counting, with all done that is done once."""
         if change not in self._counted:
             self._counted[change] = pipe = load(self.model, change, self.counting)
-            count(lambda: pipe(picture(16, 16), lambda_sem=0.5, process_size=64, **self.ours()), self.counting)
+            count(
+                lambda: pipe(picture(16, 16), lambda_sem=0.5, process_size=64, **self.ours()),
+                self.counting,
+            )
         return self._counted[change]
 
     # --- tiles ---
@@ -151,14 +165,27 @@ class Bench:
     def ours(self) -> dict[str, Any]:
         """What a user gets who asks for nothing; the tiny model is told its small tile."""
         tile_px = TILE_PX["tiny"]
-        return {"tile_size": tile_px // self.factor, "vae_tile_size": tile_px} if self.size == "tiny" else {}
+        return (
+            {"tile_size": tile_px // self.factor, "vae_tile_size": tile_px}
+            if self.size == "tiny"
+            else {}
+        )
 
     def published(self) -> dict[str, Any]:
         tile = TILE_PX[self.size] // self.factor
-        return {**self.ours(), **called_published(Options), "tile_size": tile, "tile_overlap": tile // 3}
+        return {
+            **self.ours(),
+            **called_published(Options),
+            "tile_size": tile,
+            "tile_overlap": tile // 3,
+        }
 
     def whole(self, shape: tuple[int, int]) -> dict[str, Any]:
-        return {"tile_size": max(shape) // self.factor, "tile_overlap": 0, "vae_tile_size": max(shape)}
+        return {
+            "tile_size": max(shape) // self.factor,
+            "tile_overlap": 0,
+            "vae_tile_size": max(shape),
+        }
 
     def is_whole(self, shape: tuple[int, int], plan: Mapping[str, Any]) -> bool:
         """Whether the UNet sees this shape at once."""
@@ -179,8 +206,15 @@ class Bench:
     ) -> Variant:
         """The pipeline from a picture to its enlarged result; several strengths are a sweep."""
         change, plan = change or Change(self.dtype), self.ours() if plan is None else plan
-        images = [picture(shape[0] // upscale, shape[1] // upscale, number) for number in range(pictures)]
-        settings = {"upscale": upscale, "process_size": min(shape), "batch_size": pictures, **settings}
+        images = [
+            picture(shape[0] // upscale, shape[1] // upscale, number) for number in range(pictures)
+        ]
+        settings = {
+            "upscale": upscale,
+            "process_size": min(shape),
+            "batch_size": pictures,
+            **settings,
+        }
 
         def restored(pipe: PiSASRPipeline, **keywords: Any) -> list[Any]:
             if len(lambdas) > 1:
@@ -191,7 +225,9 @@ class Bench:
             key = shape, tuple(lambdas), pictures, *settings.items()
             if self._wanted is None or self._wanted[0] != key:
                 with torch.backends.cudnn.flags(allow_tf32=False):
-                    plain = restored(self.changed(self.exactly), **self.whole(shape), output_type="np")
+                    plain = restored(
+                        self.changed(self.exactly), **self.whole(shape), output_type="np"
+                    )
                 self._wanted = key, np.stack(plain)
             return self._wanted[1]
 
@@ -201,23 +237,36 @@ class Bench:
             shape=shape,
             results=max(pictures, len(lambdas)),
             dtype=change.dtype,
-            count=lambda: self.counted(replace(change, mode=None), lambda pipe: restored(pipe, **plan)),
+            count=lambda: self.counted(
+                replace(change, mode=None), lambda pipe: restored(pipe, **plan)
+            ),
             made=lambda: np.stack(restored(self.changed(change), **plan, output_type="np")),
             wanted=wanted if shape[0] * shape[1] <= self.check_px**2 else None,
             exact=change.dtype == torch.float32 and self.is_whole(shape, plan),
         )
 
     def measure(self, name: str, case: Case, sizes: list[int]) -> Iterator[Row]:
-        """A case's rows as they are measured; the first of a list has its ratio to itself. A failure ends nothing."""
+        """A case's rows as they are measured; the first of a list has its ratio to itself. A
+        failure ends nothing.
+        """
         try:
             for variants in case(self, sizes):
                 for variant in variants:
-                    row = Row(name, variant.name, variants[0].name, variant.shape, variant.results, note=variant.note)
+                    row = Row(
+                        name,
+                        variant.name,
+                        variants[0].name,
+                        variant.shape,
+                        variant.results,
+                        note=variant.note,
+                    )
                     row.dtype = next(known for known, own in DTYPES.items() if own == variant.dtype)
                     row.megapixels = row.results * row.shape[0] * row.shape[1] / 1e6
                     self.rows.append(row)
                     try:
-                        with warnings.catch_warnings():  # whoever goes on in another way is another variant
+                        with (
+                            warnings.catch_warnings()
+                        ):  # whoever goes on in another way is another variant
                             for otherwise in (MemoryShort, NotFinite, CompilingFailed):
                                 warnings.filterwarnings("error", category=otherwise)
                             self._fill(row, variants[0], variant)
@@ -225,10 +274,15 @@ class Bench:
                         row.note = f"skipped: {reason}"
                     except Exception as error:
                         full = is_out_of_memory(error) or isinstance(error, MemoryShort)
-                        row.note, row.failed = "skipped: out of memory" if full else explain(error), not full
+                        row.note, row.failed = (
+                            "skipped: out of memory" if full else explain(error),
+                            not full,
+                        )
                     yield row
         except Exception as error:
-            self.rows.append(Row(name, "", note=explain(error), failed=not isinstance(error, ImportError)))
+            self.rows.append(
+                Row(name, "", note=explain(error), failed=not isinstance(error, ImportError))
+            )
             yield self.rows[-1]
         self._other = self._wanted = None
 
@@ -241,7 +295,10 @@ class Bench:
             wanted = variant.wanted()
             compare(row, variant.made(), wanted)
             if variant.exact and not (row.max_levels or 0) <= EXACT_LEVELS:
-                row.note, row.failed = f"differs from the reference by more than {EXACT_LEVELS} grey levels", True
+                row.note, row.failed = (
+                    f"differs from the reference by more than {EXACT_LEVELS} grey levels",
+                    True,
+                )
         for call in (first.run, variant.run):  # warm
             call()
         times = time_pairs(first.run, variant.run, self.pairs, self.seconds, self.device)
@@ -253,25 +310,35 @@ class Bench:
             row.percent = 100 * row.tflop * 1e15 / row.ms / max(self.ceiling(row.dtype).values())
 
     def ceiling(self, dtype: str) -> dict[str, float]:
-        """FLOP/s of a matrix product and of a 3x3 convolution of 256 channels, each at its best of six."""
+        """FLOP/s of a matrix product and of a 3x3 convolution of 256 channels, each at its best of
+        six.
+        """
         if dtype not in self.ceilings:
             side = 8192 if self.device == "cuda" else 256 if self.size == "tiny" else 2048
             to: Any = {"device": self.device, "dtype": DTYPES[dtype]}
             a, b = torch.randn(2, side, side, **to)
-            x, kernel = torch.randn(1, 256, side // 16, side // 16, **to), torch.randn(256, 256, 3, 3, **to)
+            x, kernel = (
+                torch.randn(1, 256, side // 16, side // 16, **to),
+                torch.randn(256, 256, 3, 3, **to),
+            )
             x, kernel = (tensor.to(memory_format=torch.channels_last) for tensor in (x, kernel))
             work: dict[str, tuple[Call, int]] = {
                 "matmul": (lambda: a @ b, 2 * side**3),
                 "conv3x3": (lambda: F.conv2d(x, kernel, padding=1), 2 * 9 * 256 * x.numel()),
             }
             self.ceilings[dtype] = {
-                name: flops / min(_seconds(call, self.device) for _ in range(6)) for name, (call, flops) in work.items()
+                name: flops / min(_seconds(call, self.device) for _ in range(6))
+                for name, (call, flops) in work.items()
             }
         return self.ceilings[dtype]
 
 
-def time_pairs(first: Call, second: Call, pairs: int, seconds: float, device: str) -> list[tuple[float, float]]:
-    """Seconds of both in turn, ABAB, so that what the machine does meanwhile meets both. Both are warm already."""
+def time_pairs(
+    first: Call, second: Call, pairs: int, seconds: float, device: str
+) -> list[tuple[float, float]]:
+    """Seconds of both in turn, ABAB, so that what the machine does meanwhile meets both. Both are
+    warm already.
+    """
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(times) < pairs and (not times or time.perf_counter() < end):
@@ -295,23 +362,37 @@ def middle(values: list[float]) -> tuple[float, float]:
 
 
 def peak_bytes(call: Call, device: str) -> int:
-    """The most that was held: on CUDA by PyTorch while `call` runs, else by this process so far, call or no call."""
+    """The most that was held: on CUDA by PyTorch while `call` runs, else by this process so far,
+    call or no call.
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         call()
         return torch.cuda.max_memory_allocated()
     import resource  # Windows has none
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def compare(row: Row, made: np.ndarray, wanted: np.ndarray) -> None:
     """Differences in grey levels of floats in [0, 1]."""
     difference = 255 * np.abs(made.astype(np.float64) - wanted)
     row.max_levels, row.mean_levels = float(difference.max()), float(difference.mean())
-    row.psnr = 20 * math.log10(255 / root) if (root := float(np.square(difference).mean()) ** 0.5) else None
+    row.psnr = (
+        20 * math.log10(255 / root)
+        if (root := float(np.square(difference).mean()) ** 0.5)
+        else None
+    )
 
 
 def called_published(options: type) -> dict[str, Any]:
-    """Those settings of `options` that can be "published", as such: none where there is but one plan."""
-    return {name: "published" for name, hint in get_type_hints(options).items() if "'published'" in str(hint)}
+    """Those settings of `options` that can be "published", as such: none where there is but one
+    plan.
+    """
+    return {
+        name: "published"
+        for name, hint in get_type_hints(options).items()
+        if "'published'" in str(hint)
+    }

@@ -1,4 +1,6 @@
-"""Measure, what for: a case is a few ways of doing one piece of work, each timed against the first of its list."""
+"""Measure, what for: a case is a few ways of doing one piece of work, each timed against the first
+of its list.
+"""
 
 import os
 import subprocess
@@ -50,7 +52,10 @@ def grid_of(count: int) -> list[Pair]:
 def sweep(bench: Bench, sizes: list[int]) -> Iterator[Group]:
     """Several strengths of one picture."""
     for px in sizes:
-        yield [bench.restoring(f"{count} strengths", (px, px), grid_of(count)) for count in (1, 4, 9, 16)]
+        yield [
+            bench.restoring(f"{count} strengths", (px, px), grid_of(count))
+            for count in (1, 4, 9, 16)
+        ]
 
 
 def tiles(bench: Bench, sizes: list[int]) -> Iterator[Group]:
@@ -72,7 +77,10 @@ def tiles(bench: Bench, sizes: list[int]) -> Iterator[Group]:
 def scaling(bench: Bench, sizes: list[int]) -> Iterator[Group]:
     """Squares and long thin pictures."""
     thin = [(sizes[0], sizes[-1]), (sizes[-1], sizes[0])] if len(sizes) > 1 else []
-    yield [bench.restoring("{} x {}".format(*shape), shape) for shape in [*((px, px) for px in sizes), *thin]]
+    yield [
+        bench.restoring("{} x {}".format(*shape), shape)
+        for shape in [*((px, px) for px in sizes), *thin]
+    ]
 
 
 def dtypes(bench: Bench, sizes: list[int]) -> Iterator[Group]:
@@ -86,12 +94,18 @@ def dtypes(bench: Bench, sizes: list[int]) -> Iterator[Group]:
         for (name, dtype), (order, memory_format) in product(DTYPES.items(), formats.items()):
             change = Change(dtype, memory_format=memory_format)
             variant = bench.restoring(f"{name} {order}", (px, px), change=change)
-            group.append(without(variant, absent[name]) if bench.device == "cpu" and name in absent else variant)
+            group.append(
+                without(variant, absent[name])
+                if bench.device == "cpu" and name in absent
+                else variant
+            )
         yield group
 
 
 def execution(bench: Bench, sizes: list[int]) -> Iterator[Group]:
-    """Eager, blocks compiled, and whole networks as CUDA graphs (reduce-overhead). Minutes of compiling on a CPU."""
+    """Eager, blocks compiled, and whole networks as CUDA graphs (reduce-overhead). Minutes of
+    compiling on a CPU.
+    """
     for px in sizes:
         compiled, graphs = (
             bench.restoring(name, (px, px), change=Change(bench.dtype, mode=mode))
@@ -104,12 +118,19 @@ def execution(bench: Bench, sizes: list[int]) -> Iterator[Group]:
 def batch(bench: Bench, sizes: list[int]) -> Iterator[Group]:
     """Pictures of one size at once."""
     for px in sizes:
-        yield [bench.restoring(f"batch of {count}", (px, px), pictures=count) for count in (1, 2, 4, 8, 16)]
+        yield [
+            bench.restoring(f"batch of {count}", (px, px), pictures=count)
+            for count in (1, 2, 4, 8, 16)
+        ]
 
 
 def folder(bench: Bench, sizes: list[int]) -> Iterator[Group]:
-    """Small files through `pisasr infer`, loading and PNG included, against the pipeline alone on the same pictures."""
-    from pisasr.commands.infer import infer  # here, so that nothing but this case needs the commands
+    """Small files through `pisasr infer`, loading and PNG included, against the pipeline alone on
+    the same pictures.
+    """
+    from pisasr.commands.infer import (
+        infer,
+    )  # here, so that nothing but this case needs the commands
 
     px, dtype = sizes[0], next(name for name, own in DTYPES.items() if own == bench.dtype)
     images = [picture(px // 4, px // 4, number) for number in range(FILES)]
@@ -122,7 +143,15 @@ def folder(bench: Bench, sizes: list[int]) -> Iterator[Group]:
         paths = [Path(place) / f"{number:02}.png" for number in range(FILES)]
         for path, image in zip(paths, images, strict=True):
             image.save(path)
-        options = ["--output", f"{place}/outputs", "--quiet", "--device", bench.device, "--dtype", dtype]
+        options = [
+            "--output",
+            f"{place}/outputs",
+            "--quiet",
+            "--device",
+            bench.device,
+            "--dtype",
+            dtype,
+        ]
         options += ["--process_size", str(px), *model_options(bench)]
 
         def command(count: int) -> None:
@@ -141,7 +170,9 @@ def model_options(bench: Bench) -> list[str]:
 
 
 def startup(bench: Bench, sizes: list[int]) -> Iterator[Group]:
-    """From the command to an imported pipeline, and to the first written picture, in processes of their own."""
+    """From the command to an imported pipeline, and to the first written picture, in processes of
+    their own.
+    """
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
@@ -150,24 +181,39 @@ def startup(bench: Bench, sizes: list[int]) -> Iterator[Group]:
 
     with TemporaryDirectory() as place:
         picture(sizes[0] // 4, sizes[0] // 4).save(f"{place}/one.png")
-        words = ["-m", "pisasr.commands.main", "infer", "--input", f"{place}/one.png", "--output", f"{place}/outputs"]
+        words = [
+            "-m",
+            "pisasr.commands.main",
+            "infer",
+            "--input",
+            f"{place}/one.png",
+            "--output",
+            f"{place}/outputs",
+        ]
         words += ["--device", bench.device, "--process_size", str(sizes[0]), *model_options(bench)]
         yield [
             Variant("import torch", partial(python, "-c", "import torch"), results=0),
-            Variant("import the pipeline", partial(python, "-c", "import pisasr.pipeline"), results=0),
+            Variant(
+                "import the pipeline", partial(python, "-c", "import pisasr.pipeline"), results=0
+            ),
             Variant("first written picture", partial(python, *words), (sizes[0], sizes[0])),
         ]
 
 
 def training(bench: Bench, sizes: list[int]) -> Iterator[Group]:
-    """A step of each stage, one picture; sem without LPIPS, whose network would be a download. Wants extra `train`."""
+    """A step of each stage, one picture; sem without LPIPS, whose network would be a download.
+    Wants extra `train`.
+    """
     from pisasr.config import TrainConfig
     from pisasr.method.adapters import active, parameters_of, train_only
     from pisasr.training.loop import restore_batch
     from pisasr.training.setup import Predictor, load_model
     from pisasr.training.stages import Batch, Stage, build_objective, distillation, stages_of
 
-    px, precision = sizes[0], {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[bench.dtype]
+    px, precision = (
+        sizes[0],
+        {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}[bench.dtype],
+    )
     config = TrainConfig.model_validate(
         {
             "model": {"pretrained_model": bench.model and str(bench.model)},
@@ -177,7 +223,10 @@ def training(bench: Bench, sizes: list[int]) -> Iterator[Group]:
         }
     )
     model, words, alphas_cumprod = load_model(config, torch.device(bench.device))
-    x = torch.from_numpy(np.array(picture(px, px))).permute(2, 0, 1)[None].to(bench.device) / 127.5 - 1
+    x = (
+        torch.from_numpy(np.array(picture(px, px))).permute(2, 0, 1)[None].to(bench.device) / 127.5
+        - 1
+    )
     examples = Batch(x_L=x, x_H=x.flip(3), captions=["a photo"], seeds=[0], cell_px=model.factor)
 
     def step(stage: Stage, optimizer: torch.optim.Optimizer) -> None:
@@ -188,7 +237,14 @@ def training(bench: Bench, sizes: list[int]) -> Iterator[Group]:
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad(), active(model.unet, stage.active):
             with torch.autocast(bench.device, bench.dtype, enabled=bench.dtype != torch.float32):
-                made = restore_batch(examples, stage, model, Predictor(model.unet), words, config.data.null_text_ratio)
+                made = restore_batch(
+                    examples,
+                    stage,
+                    model,
+                    Predictor(model.unet),
+                    words,
+                    config.data.null_text_ratio,
+                )
                 total, _ = objective(examples, *made)
             total.backward()
         optimizer.step()
@@ -199,8 +255,12 @@ def training(bench: Bench, sizes: list[int]) -> Iterator[Group]:
 
     group = []
     for stage in stages_of(config):
-        call = partial(step, stage, torch.optim.AdamW(parameters_of(model.unet, stage.learns).values()))
-        group.append(Variant(f"{stage.name} step", call, (px, px), 1, bench.dtype, partial(counted, call)))
+        call = partial(
+            step, stage, torch.optim.AdamW(parameters_of(model.unet, stage.learns).values())
+        )
+        group.append(
+            Variant(f"{stage.name} step", call, (px, px), 1, bench.dtype, partial(counted, call))
+        )
     yield group
 
 
@@ -213,7 +273,11 @@ def x4plus(bench: Bench, sizes: list[int]) -> Iterator[Group]:
     network.to(bench.device, bench.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for px in sizes:
         x_L = torch.from_numpy(np.array(picture(px // 4, px // 4))).permute(2, 0, 1)[None] / 255
-        call = partial(run_network, network, x_L.to(bench.device, bench.dtype, memory_format=torch.channels_last))
+        call = partial(
+            run_network,
+            network,
+            x_L.to(bench.device, bench.dtype, memory_format=torch.channels_last),
+        )
         counted = partial(count, call, bench.device)
         yield [
             Variant("x4plus", call, (px, px), 1, bench.dtype, counted, note=note),
@@ -227,9 +291,11 @@ def run_network(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def published(bench: Bench, sizes: list[int]) -> Iterator[Group]:
-    """The published algorithm on the same networks: tiles one by one, two weight swaps for each, one encode a strength.
+    """The published algorithm on the same networks: tiles one by one, two weight swaps for each,
+    one encode a strength.
 
-    A lower bound of its time: its trips of the VAE's maps to the CPU and its text encodes are left out.
+    A lower bound of its time: its trips of the VAE's maps to the CPU and its text encodes are left
+    out.
     """
     swap_of = lru_cache(maxsize=2)(WeightSwap)  # of the pipeline and of the one without data
     for px, pairs in product(sizes, ([DEFAULT], [ADJUSTED], grid_of(4))):
@@ -240,22 +306,39 @@ def beside_published(
     bench: Bench, px: int, pairs: Sequence[Pair], swap_of: "Callable[[PiSASRPipeline], WeightSwap]"
 ) -> Group:
     """The published algorithm, ours in its tiles, whose pictures must be the same, and ours."""
-    what = "default" if pairs == [DEFAULT] else "adjustable" if len(pairs) == 1 else f"{len(pairs)} strengths"
+    what = (
+        "default"
+        if pairs == [DEFAULT]
+        else "adjustable"
+        if len(pairs) == 1
+        else f"{len(pairs)} strengths"
+    )
     plain, plan = Change(bench.dtype, plain=True), bench.published()
     same, ours = (
         bench.restoring(f"{what}, {name}", (px, px), pairs, tiles, upscale=1, color_fix="none")
         for name, tiles in (("ours in published tiles", plan), ("ours", bench.ours()))
     )
     vae_tile_px = plan.get("vae_tile_size", VAE_TILE_PX)
-    cut = Plan(tile=plan["tile_size"], overlap=plan["tile_overlap"], vae_tile_px=vae_tile_px, **called_published(Plan))
+    cut = Plan(
+        tile=plan["tile_size"],
+        overlap=plan["tile_overlap"],
+        vae_tile_px=vae_tile_px,
+        **called_published(Plan),
+    )
     levels = torch.from_numpy(np.array(picture(px, px))).permute(2, 0, 1)[None]
 
     def restored(pipe: PiSASRPipeline) -> list[Tensor]:
-        """[3, H, W] in [0, 1] for each pair: strengths are weights, written before each pass of a tile."""
+        """[3, H, W] in [0, 1] for each pair: strengths are weights, written before each pass of a
+        tile.
+        """
         x_L, embeds = levels.to(pipe.device) / 127.5 - 1, pipe.model.prompt_encoder("", pipe.device)
 
         def eps(pair: Pair, z: Tensor) -> Tensor:
-            return predict(pipe.unet, z, embeds) if pair == DEFAULT else swap_of(pipe).mixed(z, embeds, pair)
+            return (
+                predict(pipe.unet, z, embeds)
+                if pair == DEFAULT
+                else swap_of(pipe).mixed(z, embeds, pair)
+            )
 
         found = []
         for pair in pairs:
@@ -277,12 +360,16 @@ def beside_published(
 
 
 class WeightSwap:
-    """One UNet whose weights are written before each pass: original + share * difference, every adapted tensor."""
+    """One UNet whose weights are written before each pass: original + share * difference, every
+    adapted tensor.
+    """
 
     def __init__(self, pipe: PiSASRPipeline):
         self.unet = deepcopy(pipe.unet)
         both, pix, own = (unet.state_dict() for unet in (pipe.unet, pipe.unet_pix, self.unet))
-        adapted = [name for name in both if both[name].is_meta or not torch.equal(both[name], pix[name])]
+        adapted = [
+            name for name in both if both[name].is_meta or not torch.equal(both[name], pix[name])
+        ]
         self._tensors = [(own[name], pix[name], both[name] - pix[name]) for name in adapted]
 
     def predicted(self, z: Tensor, embeds: Tensor, share: float) -> Tensor:

@@ -1,7 +1,8 @@
-"""Measure, without a clock: FLOPs, operations, UNet calls and bytes held, on tensors that may hold no data.
+"""Measure, without a clock: FLOPs, operations, UNet calls and bytes held, on tensors that may hold
+no data.
 
-On the meta device the pipeline's whole journey runs without arithmetic: 4096 px of Stable Diffusion cost seconds and no
-memory, and the numbers are the same on every machine.
+On the meta device the pipeline's whole journey runs without arithmetic: 4096 px of Stable Diffusion
+cost seconds and no memory, and the numbers are the same on every machine.
 """
 
 import weakref
@@ -20,8 +21,9 @@ aten = torch.ops.aten
 
 
 class Counted(NamedTuple):
-    """Of one call: FLOPs (two for each multiplied and added pair, of convolutions, products and attention), operations,
-    calls of a UNet, and the most bytes held at once beside weights and what was there before."""
+    """Of one call: FLOPs (two for each multiplied and added pair, of convolutions, products and
+    attention), operations, calls of a UNet, and the most bytes held at once beside weights and what
+    was there before."""
 
     flops: int
     operations: int
@@ -29,7 +31,9 @@ class Counted(NamedTuple):
     peak_bytes: int
 
 
-def count(call: Callable[[], object], device: str = "meta", unets: tuple[nn.Module, ...] = ()) -> Counted:
+def count(
+    call: Callable[[], object], device: str = "meta", unets: tuple[nn.Module, ...] = ()
+) -> Counted:
     """Run `call` once and count what it does; bytes are those of tensors on `device`."""
     counter, calls = Counter(device), []
     hooks = [unet.register_forward_pre_hook(lambda *_: calls.append(1)) for unet in set(unets)]
@@ -43,15 +47,17 @@ def count(call: Callable[[], object], device: str = "meta", unets: tuple[nn.Modu
 
 
 class Counter(TorchDispatchMode):
-    """Sees every operation below autograd. Tensors without data answer "is it so?" with yes, and come to the CPU as
-    zeros, so that a call which looks at its results goes on."""
+    """Sees every operation below autograd. Tensors without data answer "is it so?" with yes, and
+    come to the CPU as zeros, so that a call which looks at its results goes on."""
 
     def __init__(self, device: str):
         super().__init__()
         self.flops = self.operations = self.held = self.peak = 0
         self._device = device
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         self.operations += 1
         if args and isinstance(args[0], Tensor) and args[0].is_meta:
@@ -61,11 +67,17 @@ class Counter(TorchDispatchMode):
                 return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         out = func(*args, **kwargs)
         self.flops += _flops(func._overloadpacket, args, kwargs, out)
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        given = {
+            x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)
+        }
         made = [
-            x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor) and x.device.type == self._device
+            x.untyped_storage()
+            for x in tree_leaves(out)
+            if isinstance(x, Tensor) and x.device.type == self._device
         ]
-        for storage in {storage._cdata: storage for storage in made if storage._cdata not in given}.values():
+        for storage in {
+            storage._cdata: storage for storage in made if storage._cdata not in given
+        }.values():
             self.held += storage.nbytes()
             self.peak = max(self.peak, self.held)
             weakref.finalize(storage, self._release, storage.nbytes())
@@ -76,7 +88,9 @@ class Counter(TorchDispatchMode):
 
 
 def _flops(operation: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> int:
-    """By torch's own table, and by its formulas for attention as a CPU computes it, which the table leaves out."""
+    """By torch's own table, and by its formulas for attention as a CPU computes it, which the table
+    leaves out.
+    """
     if operation is aten._scaled_dot_product_flash_attention_for_cpu:
         return sdpa_flop_count(*(x.shape for x in args[:3]))
     if operation is aten._scaled_dot_product_flash_attention_for_cpu_backward:
@@ -86,9 +100,13 @@ def _flops(operation: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> in
 
 
 class _EfficientAttention(TorchFunctionMode):
-    """Attention of tensors without data as a GPU and a CPU compute it: never with all scores at once."""
+    """Attention of tensors without data as a GPU and a CPU compute it: never with all scores at
+    once.
+    """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and args[0].is_meta:
             mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)

@@ -16,9 +16,7 @@ from pisasr.benchmark.bench import Bench, Row
 SCHEMA = 1
 NOISY = 0.03  # by which A against A may differ from 1 before its case's ratios are doubted
 
-COLUMNS = (
-    "ms ms_iqr ms_per_mp ratio ratio_iqr tflop percent unet_calls counted_mib peak_mib max_levels mean_levels".split()
-)
+COLUMNS = "ms ms_iqr ms_per_mp ratio ratio_iqr tflop percent unet_calls counted_mib peak_mib max_levels mean_levels".split()
 
 
 def as_json(bench: Bench, settings: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +28,11 @@ def as_json(bench: Bench, settings: dict[str, Any]) -> dict[str, Any]:
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "torch": torch.__version__,
     }
-    measured = {"ceilings": bench.ceilings, "exponents": exponents(bench.rows), "rows": list(map(asdict, bench.rows))}
+    measured = {
+        "ceilings": bench.ceilings,
+        "exponents": exponents(bench.rows),
+        "rows": list(map(asdict, bench.rows)),
+    }
     return {"schema": SCHEMA, "machine": machine, "settings": settings, **measured}
 
 
@@ -40,8 +42,14 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def exponents(rows: Sequence[Row]) -> dict[str, float]:
-    """How time and FLOPs of the case `scaling` grow with a square's area: 1 is linear. Empty below two squares."""
-    squares = [row for row in rows if row.case == "scaling" and row.shape[0] == row.shape[1] and row.ms and row.tflop]
+    """How time and FLOPs of the case `scaling` grow with a square's area: 1 is linear. Empty below
+    two squares.
+    """
+    squares = [
+        row
+        for row in rows
+        if row.case == "scaling" and row.shape[0] == row.shape[1] and row.ms and row.tflop
+    ]
     if len(squares) < 2:
         return {}
     areas = [row.megapixels for row in squares]
@@ -52,12 +60,16 @@ def exponents(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def as_markdown(report: dict[str, Any], rows: Sequence[Row]) -> str:
-    """What the machine reaches, then a table a case; columns that a case leaves empty are left out."""
+    """What the machine reaches, then a table a case; columns that a case leaves empty are left
+    out.
+    """
     lines = [", ".join(f"{name} {value}" for name, value in report["machine"].items()), ""]
     for dtype, ceiling in report["ceilings"].items():
         reached = ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in ceiling.items())
         lines.append(f"Ceiling in {dtype}: {reached}.")
-    lines += [f"Exponent of {name} over area: {value:.3f}." for name, value in report["exponents"].items()]
+    lines += [
+        f"Exponent of {name} over area: {value:.3f}." for name, value in report["exponents"].items()
+    ]
     for case, group in groupby(rows, key=lambda row: row.case):
         lines += ["", f"### {case}", "", *_table(list(group))]
     return "\n".join(lines) + "\n"
@@ -65,7 +77,10 @@ def as_markdown(report: dict[str, Any], rows: Sequence[Row]) -> str:
 
 def _table(rows: list[Row]) -> list[str]:
     shown = [name for name in COLUMNS if any(getattr(row, name) is not None for row in rows)]
-    table = [["variant", "result", "dtype", *shown, "note"], ["---"] * 3 + ["---:"] * len(shown) + ["---"]]
+    table = [
+        ["variant", "result", "dtype", *shown, "note"],
+        ["---"] * 3 + ["---:"] * len(shown) + ["---"],
+    ]
     for row in rows:
         values = [getattr(row, name) for name in shown]
         size = " x ".join(map(str, row.shape)) + f", {row.results}" * (row.results > 1)

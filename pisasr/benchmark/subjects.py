@@ -1,4 +1,6 @@
-"""Measure, what is measured: a whole model on disk in one of three sizes, loaded as users load theirs; pictures."""
+"""Measure, what is measured: a whole model on disk in one of three sizes, loaded as users load
+theirs; pictures.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ from pisasr.pipeline import PiSASRPipeline
 
 RANK = 4
 
-# What differs from diffusers' and transformers' defaults. full: SD-2.1-base; tiny: its kinds of layers, for tests.
+# What differs from diffusers' and transformers' defaults. full: SD-2.1-base; tiny: its kinds of
+# layers, for tests.
 TINY: dict[str, dict[str, Any]] = {
     "unet": {
         "block_out_channels": (16, 32),
@@ -31,7 +34,12 @@ TINY: dict[str, dict[str, Any]] = {
         "cross_attention_dim": 32,
     },
     "vae": {"block_out_channels": (8, 8, 16), "norm_num_groups": 4},
-    "text_encoder": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "text_encoder": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    },
 }
 FULL: dict[str, dict[str, Any]] = {
     "unet": {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024},
@@ -47,8 +55,8 @@ FULL: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Change:
-    """How a pipeline is made. plain: with diffusers' own layers where pisasr has faster ones. memory_format: None is as
-    it is loaded. mode: torch.compile's; None is eager.
+    """How a pipeline is made. plain: with diffusers' own layers where pisasr has faster ones.
+    memory_format: None is as it is loaded. mode: torch.compile's; None is eager.
     """
 
     dtype: torch.dtype
@@ -58,14 +66,18 @@ class Change:
 
 
 def write_model(size: str, folder: Path) -> Path | None:
-    """A model with seeded random weights and two adapters below `folder`; None, the embedded one, for "demo".
+    """A model with seeded random weights and two adapters below `folder`; None, the embedded one,
+    for "demo".
 
     Full weights are held in bfloat16: 3 GB.
     """
     if size == "demo":
         return None
     torch.manual_seed(0)
-    kinds, held = {"tiny": TINY, "full": FULL}[size], torch.bfloat16 if size == "full" else torch.float32
+    kinds, held = (
+        {"tiny": TINY, "full": FULL}[size],
+        torch.bfloat16 if size == "full" else torch.float32,
+    )
     unet, vae = build(kinds)
     text_encoder = CLIPTextModel(CLIPTextConfig(**kinds["text_encoder"], hidden_act="gelu"))
     for name in ("pix", "sem"):
@@ -80,14 +92,21 @@ def write_model(size: str, folder: Path) -> Path | None:
 
 
 def build(kinds: dict[str, dict[str, Any]]) -> tuple[UNet2DConditionModel, AutoencoderKL]:
-    """A UNet and a VAE of these kinds of layers, with random weights; on the device that is current."""
+    """A UNet and a VAE of these kinds of layers, with random weights; on the device that is
+    current.
+    """
     levels = len(kinds["vae"]["block_out_channels"])
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels}
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+    }
     unet = UNet2DConditionModel(**kinds["unet"], use_linear_projection=True)
     return unet, AutoencoderKL(**kinds["vae"], **blocks, latent_channels=4)
 
 
-def without_data(kinds: dict[str, dict[str, Any]], dtype: torch.dtype) -> tuple[UNet2DConditionModel, AutoencoderKL]:
+def without_data(
+    kinds: dict[str, dict[str, Any]], dtype: torch.dtype
+) -> tuple[UNet2DConditionModel, AutoencoderKL]:
     """Both as a pipeline holds them, on the device meta, for counting."""
     with torch.device("meta"):
         unet, vae = build(kinds)
@@ -124,6 +143,8 @@ def load(model: Path | None, change: Change, device: str) -> PiSASRPipeline:
 def picture(height: int, width: int, number: int = 0) -> Image.Image:
     """Flat areas, edges and noise, seeded: never zeros, whose arithmetic some processors skip."""
     chance = np.random.default_rng(number)
-    coarse = Image.fromarray(chance.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height))
+    coarse = Image.fromarray(chance.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
+        (width, height)
+    )
     noisy = np.asarray(coarse) + chance.normal(0, 12, (height, width, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))

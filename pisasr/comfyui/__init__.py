@@ -1,6 +1,8 @@
-"""Infer, in ComfyUI: the folder that it loads, by a link or a copy in its custom_nodes; pisasr is installed beside it.
+"""Infer, in ComfyUI: the folder that it loads, by a link or a copy in its custom_nodes; pisasr is
+installed beside it.
 
-ComfyUI gives this folder a module name of its own, so what belongs to it is imported by relative names.
+ComfyUI gives this folder a module name of its own, so what belongs to it is imported by relative
+names.
 """
 
 import logging

@@ -1,9 +1,12 @@
-"""Infer, in ComfyUI: four nodes. A model, a picture looked at, strengths mixed; and all of it at once.
+"""Infer, in ComfyUI: four nodes. A model, a picture looked at, strengths mixed; and all of it at
+once.
 
-ComfyUI keeps what a node gave until its inputs change. So a strength that moves runs `MixAndDecode` alone: one decode.
+ComfyUI keeps what a node gave until its inputs change. So a strength that moves runs `MixAndDecode`
+alone: one decode.
 
-An IMAGE is [B, H, W, C] in [0, 1], float32; it never passes through eight bits. A MASK is [H, W] or [B, H, W], 1 where
-it is painted. Nothing here is left to chance (the VAE's mean is taken), so no node has a seed.
+An IMAGE is [B, H, W, C] in [0, 1], float32; it never passes through eight bits. A MASK is [H, W] or
+[B, H, W], 1 where it is painted. Nothing here is left to chance (the VAE's mean is taken), so no
+node has a seed.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +28,9 @@ PiSASRLooked = io.Custom("PISASR_LOOKED")
 
 
 class Seen(NamedTuple):
-    """What PISASR_LOOKED is: the pictures of a batch as a model saw them, kept where ComfyUI keeps pictures."""
+    """What PISASR_LOOKED is: the pictures of a batch as a model saw them, kept where ComfyUI keeps
+    pictures.
+    """
 
     model: Model
     pictures: tuple[Looked, ...]
@@ -93,7 +98,9 @@ class Predict(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Model, image: Tensor, upscale: float, prompt: str = "") -> io.NodeOutput:
+    def execute(
+        cls, model: Model, image: Tensor, upscale: float, prompt: str = ""
+    ) -> io.NodeOutput:
         pipe = model.for_looking(_pixels(image, upscale))
         keep = manager.intermediate_device()
         pictures = (
@@ -104,7 +111,9 @@ class Predict(io.ComfyNode):
 
 
 class MixAndDecode(io.ComfyNode):
-    """The half that makes a picture of it, at two strengths, others inside a mask: PISASR_LOOKED -> IMAGE."""
+    """The half that makes a picture of it, at two strengths, others inside a mask: PISASR_LOOKED ->
+    IMAGE.
+    """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -159,7 +168,9 @@ class MixAndDecode(io.ComfyNode):
 
 
 class Upscale(io.ComfyNode):
-    """The whole method at once: IMAGE -> IMAGE, with only the passes that the two strengths need."""
+    """The whole method at once: IMAGE -> IMAGE, with only the passes that the two strengths
+    need.
+    """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -173,7 +184,9 @@ class Upscale(io.ComfyNode):
                 _upscale(),
                 *_strengths(),
                 _color_fix(),
-                PiSASRModel.Input("model", optional=True, tooltip="Of PiSA-SR Load; without it, the small model."),
+                PiSASRModel.Input(
+                    "model", optional=True, tooltip="Of PiSA-SR Load; without it, the small model."
+                ),
             ],
             outputs=[io.Image.Output(display_name="image")],
         )
@@ -194,7 +207,9 @@ class Upscale(io.ComfyNode):
         results = [
             result
             for picture in model.one_by_one(_pictures(image))
-            for result in pipe(picture, lambda_pix, lambda_sem, upscale=upscale, color_fix=fix, output_type="pt").images
+            for result in pipe(
+                picture, lambda_pix, lambda_sem, upscale=upscale, color_fix=fix, output_type="pt"
+            ).images
         ]
         return io.NodeOutput(_image(results))
 
@@ -211,40 +226,60 @@ async def comfy_entrypoint() -> PiSASRExtension:
     return PiSASRExtension()
 
 
-# --- inputs that nodes share -----------------------------------------------------------------------------------------
+# --- inputs that nodes share ----------------------------------------------------------------------
 
 
 def _upscale() -> Any:
     return io.Float.Input(
-        "upscale", default=4.0, min=1.0, max=16.0, step=0.25, tooltip="How many times as wide and as high."
+        "upscale",
+        default=4.0,
+        min=1.0,
+        max=16.0,
+        step=0.25,
+        tooltip="How many times as wide and as high.",
     )
 
 
 def _strength(name: str, default: float, tooltip: str, optional: bool = False) -> Any:
     slider = io.NumberDisplay.slider
     return io.Float.Input(
-        name, default=default, min=0.0, max=2.0, step=0.05, display_mode=slider, tooltip=tooltip, optional=optional
+        name,
+        default=default,
+        min=0.0,
+        max=2.0,
+        step=0.05,
+        display_mode=slider,
+        tooltip=tooltip,
+        optional=optional,
     )
 
 
 def _strengths() -> list[Any]:
     return [
-        _strength("lambda_pix", 1.0, "How much of noise, blur and blocks is taken away: 0 none, 1 as trained."),
+        _strength(
+            "lambda_pix",
+            1.0,
+            "How much of noise, blur and blocks is taken away: 0 none, 1 as trained.",
+        ),
         _strength("lambda_sem", 1.0, "How much detail is added: 0 none, 1 as trained."),
     ]
 
 
 def _color_fix() -> Any:
     return io.Combo.Input(
-        "color_fix", options=[MODELS_OWN, *COLOR_FIXES], tooltip="How the result gets the picture's colours back."
+        "color_fix",
+        options=[MODELS_OWN, *COLOR_FIXES],
+        tooltip="How the result gets the picture's colours back.",
     )
 
 
-# --- ComfyUI's tensors and the pipeline's ----------------------------------------------------------------------------
+# --- ComfyUI's tensors and the pipeline's ---------------------------------------------------------
 
 
 def _pictures(image: Tensor) -> list[Tensor]:
-    """IMAGE -> [C, H, W] each. What is a little outside [0, 1], as some nodes leave it, is clamped as on saving."""
+    """IMAGE -> [C, H, W] each. What is a little outside [0, 1], as some nodes leave it, is clamped
+    as on saving.
+    """
     return list(image.clamp(0, 1).movedim(-1, 1))
 
 
@@ -258,17 +293,25 @@ def _pixels(image: Tensor, upscale: float) -> float:
 
 
 def _masks(mask: Tensor | None, count: int) -> list[Tensor | None]:
-    """A mask [H, W] for each of `count` pictures. ValueError where there are neither one nor `count` of them."""
+    """A mask [H, W] for each of `count` pictures. ValueError where there are neither one nor
+    `count` of them.
+    """
     if mask is None:
         return [None] * count
     masks = list(mask if mask.ndim == 3 else mask[None])
     if len(masks) not in (1, count):
-        raise ValueError(f"{len(masks)} masks came with {count} pictures; give one mask, or one for each picture.")
+        raise ValueError(
+            f"{len(masks)} masks came with {count} pictures; give one mask, or one for each picture."
+        )
     return masks * count if len(masks) == 1 else masks
 
 
 def _by_place(outside: float, inside: float, mask: Tensor | None) -> float | Tensor:
-    """A strength where the mask is 0, another where it is 1, in between what lies between; [H, W]."""
-    if mask is None or not mask.any():  # ComfyUI's word for no mask is black, 64x64, whatever the picture
+    """A strength where the mask is 0, another where it is 1, in between what lies between; [H,
+    W].
+    """
+    if (
+        mask is None or not mask.any()
+    ):  # ComfyUI's word for no mask is black, 64x64, whatever the picture
         return outside
     return torch.lerp(torch.full_like(mask, outside), torch.full_like(mask, inside), mask)

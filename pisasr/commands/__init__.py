@@ -1,1 +1,3 @@
-"""argv in, exit code out: infer, app, train, evaluate, convert, compare, and what they share: options, batches."""
+"""argv in, exit code out: infer, app, train, evaluate, convert, compare, and what they share:
+options, batches.
+"""

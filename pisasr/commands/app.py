@@ -1,4 +1,6 @@
-"""argv in, exit code out: `pisasr app`, a local page on which the two strengths are turned by hand."""
+"""argv in, exit code out: `pisasr app`, a local page on which the two strengths are turned by
+hand.
+"""
 
 import argparse
 import os
@@ -48,11 +50,23 @@ def app(argv: list[str]) -> int:
 
 def app_parser() -> argparse.ArgumentParser:
     """Every option of `app`."""
-    parser = command_parser("pisasr app", "Repair photos on a local page, with two knobs.", EXAMPLES)
+    parser = command_parser(
+        "pisasr app", "Repair photos on a local page, with two knobs.", EXAMPLES
+    )
     add = parser.add_argument_group("page").add_argument
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help="where it listens (default: %(default)s, this machine)")
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="where it listens (default: %(default)s, this machine)",
+    )
     add("--port", type=port_number, metavar="N", help="default: the first free one from 7860")
-    add("--auth", type=parse_auth, metavar="USER:PASSWORD", help="who may see it; anything but this machine needs it")
+    add(
+        "--auth",
+        type=parse_auth,
+        metavar="USER:PASSWORD",
+        help="who may see it; anything but this machine needs it",
+    )
     add("--open", action="store_true", help="open it in the browser")
     pixels = "refuse larger photos (default: %(default)s)"
     add("--max_input_pixels", type=positive_int, default=16_000_000, metavar="N", help=pixels)
@@ -77,7 +91,9 @@ def parse_auth(text: str) -> tuple[str, str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone. A name that isn't localhost might not be."""
+    """Whether an address is reached from this machine alone. A name that isn't localhost might not
+    be.
+    """
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -99,8 +115,12 @@ def _app(args: argparse.Namespace) -> int:
 
 
 def remove_dead_pages() -> None:
-    """Delete what pages left here that were killed, people's photos among it; those of a living page stay."""
-    for lock in Path(tempfile.gettempdir()).glob(f"pisasr-*/{LOCK}") if os.name != "nt" else ():  # no locks there
+    """Delete what pages left here that were killed, people's photos among it; those of a living
+    page stay.
+    """
+    for lock in (
+        Path(tempfile.gettempdir()).glob(f"pisasr-*/{LOCK}") if os.name != "nt" else ()
+    ):  # no locks there
         with suppress(OSError), lock.open("r+b") as file:
             if is_locked(file):
                 shutil.rmtree(lock.parent, ignore_errors=True)
@@ -110,8 +130,8 @@ def remove_dead_pages() -> None:
 def writing_below(folder: str) -> Iterator[None]:
     """Have everything that the page writes lie in a folder, which goes when the page does.
 
-    Gradio's copies lie beside what is handed to it: a file inside its own folder keeps its address whatever it holds,
-    and a browser goes on showing what it has seen there first.
+    Gradio's copies lie beside what is handed to it: a file inside its own folder keeps its address
+    whatever it holds, and a browser goes on showing what it has seen there first.
     """
     usual = tempfile.tempdir
     tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = folder, str(Path(folder, "gradio"))
@@ -133,7 +153,9 @@ def _serve(args: argparse.Namespace) -> NoReturn:
         page = serve(desk, args.host, args.port, args.auth, browser=args.open)
     except OSError:
         port = "any port from 7860" if args.port is None else f"port {args.port}"
-        raise PisasrError(f"no page can be at {args.host}, {port}; choose another --port, or --host") from None
+        raise PisasrError(
+            f"no page can be at {args.host}, {port}; choose another --port, or --host"
+        ) from None
     try:
         print(f"The page is at {page.local_url} until Ctrl-C.", flush=True)
         while True:

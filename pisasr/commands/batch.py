@@ -1,7 +1,8 @@
-"""Infer, around the journey: many files through one model. Name the outputs, share them out, restore, report each.
+"""Infer, around the journey: many files through one model. Name the outputs, share them out,
+restore, report each.
 
-Nothing here knows the model. `restore_files` is given a function from pictures to their results, and no file, however
-bad, ends the batch. torch is not needed before the first picture is read.
+Nothing here knows the model. `restore_files` is given a function from pictures to their results,
+and no file, however bad, ends the batch. torch is not needed before the first picture is read.
 """
 
 import errno
@@ -37,7 +38,14 @@ REPORT_NAME = "report.jsonl"
 ROW_START = '{"input": '  # of every row, by which a report is known
 TEMPORARY_PREFIX = ".pisasr-"
 HANDS = 4  # threads that write: of small pictures a GPU makes more than one PNG encoder can take
-KEPT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")  # bmp can tell nothing beside its picture
+KEPT_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".tif",
+    ".tiff",
+)  # bmp can tell nothing beside its picture
 WAITING_BYTES = 2**28  # of results that wait for the disk, beside the one that is written
 
 Existing = Literal["overwrite", "skip", "error"]
@@ -46,8 +54,8 @@ NONE: Mapping[str, float] = MappingProxyType({})
 
 
 class Made(NamedTuple):
-    """What became of one picture: a result for each target, what its row shall say, further fields of the row, and what
-    each file tells beside its picture, if anything.
+    """What became of one picture: a result for each target, what its row shall say, further fields
+    of the row, and what each file tells beside its picture, if anything.
     """
 
     results: Sequence[Any]  # PIL pictures, or uint16 arrays
@@ -62,33 +70,42 @@ Restore = Callable[[Sequence["Picture"], Sequence[Path], Sequence[int]], Sequenc
 
 @dataclass(frozen=True)
 class Job:
-    """One input and the files it becomes, none where it can't be read; the report names the last of `targets`."""
+    """One input and the files it becomes, none where it can't be read; the report names the last of
+    `targets`.
+    """
 
     found: Found
     targets: tuple[Path, ...]
 
 
-# --- what to write ---------------------------------------------------------------------------------------------------
+# --- what to write --------------------------------------------------------------------------------
 
 
 def plan_jobs(
     inputs: Sequence[Found], output: Path, variants: Sequence[str] = (), suffix: str | None = ".png"
 ) -> list[Job]:
-    """Give every input its own place below `output`: NAME.png, or a folder NAME with one file for each of `variants`.
+    """Give every input its own place below `output`: NAME.png, or a folder NAME with one file for
+    each of `variants`.
 
-    suffix: of the files, in place of .png; None is each input's own, where results can be written so, else .png.
-    Sub-folders stay. Inputs that would meet keep their extension (photo.jpg.png beside photo.png.png); of inputs with
-    one and the same name all but the first are numbered. What can't be read has no place, and takes none away.
-    OverlapError if an output would be written over an input.
+    suffix: of the files, in place of .png; None is each input's own, where results can be written
+    so, else .png. Sub-folders stay. Inputs that would meet keep their extension (photo.jpg.png
+    beside photo.png.png); of inputs with one and the same name all but the first are numbered. What
+    can't be read has no place, and takes none away. OverlapError if an output would be written over
+    an input.
     """
     ready = [found for found in inputs if found.status == "ready"]
     stems = Counter(folded(found.name.with_suffix("")) for found in ready)
     names = Counter(folded(found.name) for found in ready)
-    # A file can't have the name of a folder, nor the folder of x/grid.png.jpg that of a file in the folder of x.jpg.
-    taken = set() if variants else {folded(place) for found in ready for place in found.name.parents}
+    # A file can't have the name of a folder, nor the folder of x/grid.png.jpg that of a file in the
+    # folder of x.jpg.
+    taken = (
+        set() if variants else {folded(place) for found in ready for place in found.name.parents}
+    )
     files = {folded(f"{variant}{end}") for variant in variants for end in KEPT_SUFFIXES}
     for place in (place for found in ready for place in (found.name, found.name.with_suffix(""))):
-        if folded(place.name) in files and (folded(place.parent) in stems or folded(place.parent) in names):
+        if folded(place.name) in files and (
+            folded(place.parent) in stems or folded(place.parent) in names
+        ):
             taken.add(folded(place))
     jobs = []
     for found in inputs:
@@ -97,9 +114,15 @@ def plan_jobs(
             continue
         stem = found.name.with_suffix("")
         meets_another = stems[folded(stem)] > names[folded(found.name)]
-        end = suffix or (found.name.suffix.lower() if found.name.suffix.lower() in KEPT_SUFFIXES else ".png")
-        place = output / free_name(found.name if meets_another else stem, taken, "" if variants else end)
-        jobs.append(Job(found, tuple(place / f"{variant}{end}" for variant in variants) or (place,)))
+        end = suffix or (
+            found.name.suffix.lower() if found.name.suffix.lower() in KEPT_SUFFIXES else ".png"
+        )
+        place = output / free_name(
+            found.name if meets_another else stem, taken, "" if variants else end
+        )
+        jobs.append(
+            Job(found, tuple(place / f"{variant}{end}" for variant in variants) or (place,))
+        )
     _check_apart(jobs)
     return jobs
 
@@ -108,28 +131,43 @@ def _check_apart(jobs: Sequence[Job]) -> None:
     inputs = {resolved(job.found.path) for job in jobs if job.found.status == "ready"}
     for target in (target for job in jobs for target in job.targets):
         if resolved(target) in inputs:
-            raise OverlapError(f"{shown(target)} is an input and would be written over; choose another --output")
+            raise OverlapError(
+                f"{shown(target)} is an input and would be written over; choose another --output"
+            )
 
 
 def check_output(folder: Path, *files: str) -> None:
-    """Make the output folder and be sure that files can be made in it, these among them. PisasrError if not."""
+    """Make the output folder and be sure that files can be made in it, these among them.
+    PisasrError if not.
+    """
     probe = folder / f"{TEMPORARY_PREFIX}{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink(missing_ok=True)  # a process of this number may be here from another machine, too
+        probe.unlink(
+            missing_ok=True
+        )  # a process of this number may be here from another machine, too
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = "it is a file" if isinstance(error, FileExistsError) else getattr(error, "strerror", None) or error
-        raise PisasrError(f"cannot write to {shown(folder)}: {reason}; choose another --output") from None
+        reason = (
+            "it is a file"
+            if isinstance(error, FileExistsError)
+            else getattr(error, "strerror", None) or error
+        )
+        raise PisasrError(
+            f"cannot write to {shown(folder)}: {reason}; choose another --output"
+        ) from None
     if taken := next((folder / file for file in files if (folder / file).is_dir()), None):
-        raise PisasrError(f"{shown(taken)} is a folder, where a file is to be written; choose another --output")
+        raise PisasrError(
+            f"{shown(taken)} is a folder, where a file is to be written; choose another --output"
+        )
 
 
 def remove_leftovers(targets: Iterable[Path], is_alone: bool = True) -> None:
-    """Delete the temporary files that a killed run left beside what this one will write; those of a living run stay.
+    """Delete the temporary files that a killed run left beside what this one will write; those of a
+    living run stay.
 
-    is_alone: whether all of them may go. If not, other machines may be writing there, whose processes look dead from
-    here: only what would become one of the targets goes.
+    is_alone: whether all of them may go. If not, other machines may be writing there, whose
+    processes look dead from here: only what would become one of the targets goes.
     """
     targets = set(targets)
     own = {(target.parent, _without_owner(temporary_name(target))) for target in targets}
@@ -157,7 +195,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-# --- whose it is -----------------------------------------------------------------------------------------------------
+# --- whose it is ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -168,7 +206,8 @@ class Shard:
     count: int = 1
 
     def of(self, jobs: Sequence[Job]) -> Sequence[Job]:
-        """Every count-th job: the shares are disjoint and nothing is left over, if all see the same files.
+        """Every count-th job: the shares are disjoint and nothing is left over, if all see the same
+        files.
 
         Outputs must have been named before: the whole list decides on names.
         """
@@ -176,8 +215,14 @@ class Shard:
 
     @property
     def report_name(self) -> str:
-        """report.jsonl, or report.2of4.jsonl: each process has a file of its own, so none can harm another's."""
-        return REPORT_NAME if self.count == 1 else REPORT_NAME.replace(".", f".{self.index}of{self.count}.")
+        """report.jsonl, or report.2of4.jsonl: each process has a file of its own, so none can harm
+        another's.
+        """
+        return (
+            REPORT_NAME
+            if self.count == 1
+            else REPORT_NAME.replace(".", f".{self.index}of{self.count}.")
+        )
 
 
 def parse_shard(text: str) -> Shard:
@@ -189,7 +234,9 @@ def parse_shard(text: str) -> Shard:
 
 
 def launched() -> Shard:
-    """This process' place among those that accelerate or torchrun started; the only one if neither did."""
+    """This process' place among those that accelerate or torchrun started; the only one if neither
+    did.
+    """
     rank, count = place_among_processes()
     return Shard(rank + 1, count)
 
@@ -199,7 +246,7 @@ def share_of(shard: Shard, process: Shard) -> Shard:
     return Shard((shard.index - 1) * process.count + process.index, shard.count * process.count)
 
 
-# --- the journey -----------------------------------------------------------------------------------------------------
+# --- the journey ----------------------------------------------------------------------------------
 
 
 def restore_files(
@@ -214,17 +261,21 @@ def restore_files(
     batch_pixels: int = 0,
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Take every job from its file to its targets, and write a row for it whatever happens, in the order of the jobs.
+    """Take every job from its file to its targets, and write a row for it whatever happens, in the
+    order of the jobs.
 
-    While one picture is computed, in the calling thread, the next is read and those before it are written. What waits
-    is bounded: one picture (or batch) that was read, and results of HANDS pictures or WAITING_BYTES, whichever is less.
+    While one picture is computed, in the calling thread, the next is read and those before it are
+    written. What waits is bounded: one picture (or batch) that was read, and results of HANDS
+    pictures or WAITING_BYTES, whichever is less.
 
-    The seed that `restore` is given comes from `seed` and the input's name, so that neither the order nor the company
-    of the inputs changes a result. With a `batch_size` above 1 neighbours of one size and of at most `batch_pixels`
-    are restored together, which changes them by rounding; if that fails, one by one.
+    The seed that `restore` is given comes from `seed` and the input's name, so that neither the
+    order nor the company of the inputs changes a result. With a `batch_size` above 1 neighbours of
+    one size and of at most `batch_pixels` are restored together, which changes them by rounding; if
+    that fails, one by one.
 
-    Stops early only when the disk is full, or when `stopping` says so: then the picture in hand is finished, those
-    before it are written, and it ends in KeyboardInterrupt. One that comes by itself drops the picture in hand.
+    Stops early only when the disk is full, or when `stopping` says so: then the picture in hand is
+    finished, those before it are written, and it ends in KeyboardInterrupt. One that comes by
+    itself drops the picture in hand.
     """
     full = Event()
 
@@ -250,18 +301,26 @@ def restore_files(
 
     waiting: deque[tuple[int, Future[None]]] = deque()
     # The teller is left last: rows that are known are told, whatever ends this.
-    with ThreadPoolExecutor(1) as teller, ThreadPoolExecutor(HANDS) as writers, ThreadPoolExecutor(1) as reader:
+    with (
+        ThreadPoolExecutor(1) as teller,
+        ThreadPoolExecutor(HANDS) as writers,
+        ThreadPoolExecutor(1) as reader,
+    ):
         courses = _until(stopping, _one_ahead(jobs, lambda job: reader.submit(read, job)))
         for batch in _batches(courses, batch_size, batch_pixels):
             if not full.is_set():
-                _compute([course for course in batch if course.picture is not None], restore, seed, debug)
+                _compute(
+                    [course for course in batch if course.picture is not None], restore, seed, debug
+                )
             for course in batch:
                 if full.is_set() and course.made is None and course.status == "ok":
                     course.status, course.reason = "failed", "not started: the disk is full"
                 course.picture = None
                 size = 0 if course.made is None else sum(map(_bytes, course.made.results))
                 waiting.append((size, teller.submit(tell, writers.submit(write, course))))
-            while waiting and (len(waiting) > HANDS or sum(size for size, _ in waiting) > WAITING_BYTES):
+            while waiting and (
+                len(waiting) > HANDS or sum(size for size, _ in waiting) > WAITING_BYTES
+            ):
                 waiting.popleft()[1].result()
         for _, told in waiting:
             told.result()
@@ -271,7 +330,9 @@ def restore_files(
 
 @dataclass
 class Course:
-    """A job on its way: what is known of it, what it holds at the moment, and the seconds it took, waiting left out."""
+    """A job on its way: what is known of it, what it holds at the moment, and the seconds it took,
+    waiting left out.
+    """
 
     job: Job
     status: str = "ok"
@@ -292,7 +353,10 @@ class Course:
             if debug:
                 traceback.print_exc()
             self.status, self.reason, self.fields = "failed", explain(error), NONE
-            self.is_disk_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            self.is_disk_full = isinstance(error, OSError) and error.errno in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+            )
         self.seconds += time.perf_counter() - start
 
 
@@ -315,7 +379,9 @@ def _until(stopping: Callable[[], bool], courses: Iterable[Course]) -> Iterator[
 
 
 def _batches(courses: Iterable[Course], size: int, pixels: int) -> Iterator[list[Course]]:
-    """Neighbours whose pictures have one shape and kind, at most `size` of them, if none has more than `pixels`."""
+    """Neighbours whose pictures have one shape and kind, at most `size` of them, if none has more
+    than `pixels`.
+    """
     batch: list[Course] = []
     for course in courses:
         kind = _kind(course, pixels)
@@ -344,7 +410,10 @@ def _read(course: Course, existing: Existing, max_pixels: int | None) -> None:
     if found.status != "ready":
         course.status, course.reason = found.status, found.reason
     elif folder := next((target for target in targets if target.is_dir()), None):
-        course.status, course.reason = "failed", f"{folder} is a folder; move it away, or choose another --output"
+        course.status, course.reason = (
+            "failed",
+            f"{folder} is a folder; move it away, or choose another --output",
+        )
     elif existing == "skip" and all(_is_picture(target) for target in targets):
         course.status, course.reason = "skipped", "the output exists"
     elif existing == "error" and any(target.exists() for target in targets):
@@ -354,7 +423,9 @@ def _read(course: Course, existing: Existing, max_pixels: int | None) -> None:
 
 
 def _compute(courses: Sequence[Course], restore: Restore, seed: int, debug: bool) -> None:
-    """Results of pictures of one shape, together; one by one if there is only one, or if together doesn't work."""
+    """Results of pictures of one shape, together; one by one if there is only one, or if together
+    doesn't work.
+    """
     if len(courses) > 1:
         trial = Course(courses[0].job)
         with trial.stage(debug):
@@ -386,11 +457,17 @@ def _write(made: Made, targets: Sequence[Path]) -> None:
 
 
 def _bytes(result: Any) -> int:
-    return result.nbytes if hasattr(result, "nbytes") else result.width * result.height * len(result.getbands())
+    return (
+        result.nbytes
+        if hasattr(result, "nbytes")
+        else result.width * result.height * len(result.getbands())
+    )
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether `path` holds a whole picture: what a killed or full disk left behind is made again."""
+    """Whether `path` holds a whole picture: what a killed or full disk left behind is made
+    again.
+    """
     from pisasr.pictures.opening import opened
 
     try:
@@ -407,14 +484,16 @@ def picture_seed(seed: int, name: Path) -> int:
     return int.from_bytes(sha256(text).digest()[:8], "big") >> 1
 
 
-# --- what happened ---------------------------------------------------------------------------------------------------
+# --- what happened --------------------------------------------------------------------------------
 
 
 def _own_report(folder: Path, name: str) -> tuple[Path, IO[str]]:
-    """An empty report of this run's own: NAME, or where that is no old report to write over, NAME-2, NAME-3, ...
+    """An empty report of this run's own: NAME, or where that is no old report to write over,
+    NAME-2, NAME-3, ...
 
-    So a run that is not over keeps its own, and so do a folder, a pipe, and what somebody else wrote or made read-only.
-    A link of that name, of either kind, makes way: what it leads to is not ours to write.
+    So a run that is not over keeps its own, and so do a folder, a pipe, and what somebody else
+    wrote or made read-only. A link of that name, of either kind, makes way: what it leads to is not
+    ours to write.
     """
     for number in count(1):
         path = folder / (name if number == 1 else name.replace(".", f"-{number}.", 1))
@@ -434,19 +513,24 @@ def _own_report(folder: Path, name: str) -> tuple[Path, IO[str]]:
 
 
 class Report:
-    """Rows of OUTPUT/report.jsonl (`_own_report`), one for every input as soon as it and those before it are done, and
-    the same for the person watching.
+    """Rows of OUTPUT/report.jsonl (`_own_report`), one for every input as soon as it and those
+    before it are done, and the same for the person watching.
 
-    A row holds input, output (null if there is none), status ok | skipped | failed, reason ("" or what was noticed) and
-    seconds, and lambda_pix and lambda_sem where they were chosen for the picture. On a terminal a bar shows the time
-    left; elsewhere every picture has a line. `quiet` leaves the failures.
+    A row holds input, output (null if there is none), status ok | skipped | failed, reason ("" or
+    what was noticed) and seconds, and lambda_pix and lambda_sem where they were chosen for the
+    picture. On a terminal a bar shows the time left; elsewhere every picture has a line. `quiet`
+    leaves the failures.
     """
 
-    def __init__(self, folder: Path, total: int, quiet: bool = False, name: str = REPORT_NAME) -> None:
+    def __init__(
+        self, folder: Path, total: int, quiet: bool = False, name: str = REPORT_NAME
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self._quiet, self._started = quiet, time.perf_counter()
         self.path, self._file = _own_report(folder, name)
-        self._bar = tqdm(total=total, unit="picture", disable=True if quiet else None)  # None: on a terminal alone
+        self._bar = tqdm(
+            total=total, unit="picture", disable=True if quiet else None
+        )  # None: on a terminal alone
 
     def __enter__(self) -> "Report":
         return self
@@ -458,7 +542,9 @@ class Report:
         if not self._quiet:
             print(self.summary(), flush=True)
 
-    def add(self, job: Job, status: str, reason: str, seconds: float, fields: Mapping[str, float] = NONE) -> None:
+    def add(
+        self, job: Job, status: str, reason: str, seconds: float, fields: Mapping[str, float] = NONE
+    ) -> None:
         """Record how a job ended; `fields` are further ones of its row."""
         self.counts[status] += 1
         output = None if status == "failed" or job.found.status != "ready" else str(job.targets[-1])
@@ -471,7 +557,11 @@ class Report:
             tqdm.write(f"{name}: {shown(reason)}", file=sys.stderr)
         elif not self._quiet and (reason or self._bar.disable):
             note = f" ({shown(reason)})" if reason else ""
-            done = f"{name} -> {shown(job.targets[-1])}  {seconds:.1f} s" if status == "ok" else f"{name}: skipped"
+            done = (
+                f"{name} -> {shown(job.targets[-1])}  {seconds:.1f} s"
+                if status == "ok"
+                else f"{name}: skipped"
+            )
             tqdm.write(f"[{self.counts.total()}/{self._bar.total}] {done}{note}")
             sys.stdout.flush()
         self._bar.update()
@@ -479,6 +569,8 @@ class Report:
     def summary(self) -> str:
         """`3 restored, 1 failed in 4.2 s; report: results/report.jsonl`."""
         words = {"ok": "restored", "skipped": "skipped", "failed": "failed"}
-        parts = [f"{self.counts[status]} {word}" for status, word in words.items() if self.counts[status]]
+        parts = [
+            f"{self.counts[status]} {word}" for status, word in words.items() if self.counts[status]
+        ]
         spent = time.perf_counter() - self._started
         return f"{', '.join(parts) or 'nothing done'} in {spent:.1f} s; report: {shown(self.path)}"

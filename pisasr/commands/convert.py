@@ -1,4 +1,6 @@
-"""argv in, exit code out: `pisasr convert`, the published checkpoint, which is a pickle, to safetensors."""
+"""argv in, exit code out: `pisasr convert`, the published checkpoint, which is a pickle, to
+safetensors.
+"""
 
 import argparse
 from pathlib import Path
@@ -12,8 +14,12 @@ def convert(argv: list[str]) -> int:
     """Turn the published checkpoint into safetensors: `pisasr convert --help`."""
     about = "Turn the published pisa_sr.pkl into OUT/pix.safetensors and OUT/sem.safetensors."
     parser = command_parser("pisasr convert", about)
-    parser.add_argument("checkpoint", type=Path, help="pisa_sr.pkl; read without running any code in it")
-    parser.add_argument("output", type=Path, metavar="OUT", help="a folder, to be given to infer as --adapters")
+    parser.add_argument(
+        "checkpoint", type=Path, help="pisa_sr.pkl; read without running any code in it"
+    )
+    parser.add_argument(
+        "output", type=Path, metavar="OUT", help="a folder, to be given to infer as --adapters"
+    )
     args = parser.parse_args(argv)
     return guarded(lambda: _convert(args), args.debug)
 

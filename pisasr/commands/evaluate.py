@@ -65,7 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command_parser("pisasr evaluate", about, EXAMPLES)
     parser.usage = "%(prog)s --sr [NAME=]DIR ... --hr DIR --output DIR [options]; --help tells them"
     add = parser.add_argument_group("pictures").add_argument
-    add("--sr", nargs="+", default=[], metavar="[NAME=]DIR", help="restored pictures, one folder per method")
+    add(
+        "--sr",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="restored pictures, one folder per method",
+    )
     add("--hr", type=Path, metavar="DIR", help="the true pictures")
     add("--lr", type=Path, metavar="DIR", help="the inputs")
     add("--sets", type=Path, metavar="YAML", help="several test sets at once, see below")
@@ -73,7 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--set", default="", metavar="NAME", help=known)
     endings = "name endings to disregard instead of the ones below"
     add("--suffix", type=_regex, default=SUFFIX, metavar="REGEX", help=endings)
-    add("--allow_missing", action="store_true", help="score what every folder has, list the rest in the tables")
+    add(
+        "--allow_missing",
+        action="store_true",
+        help="score what every folder has, list the rest in the tables",
+    )
 
     add = parser.add_argument_group("numbers").add_argument
     usual = f"any of {' '.join(METRICS)} (default: psnr ssim niqe featdist, and lpips where its weights are at hand)"
@@ -128,7 +138,9 @@ def evaluate(argv: list[str] | None = None) -> int:
 
 
 def score(sets: list[TestSet], args: argparse.Namespace, processes: Processes, **notes: Any) -> int:
-    """Check everything, then score and report set after set. notes: what Settings knows of the pictures' making."""
+    """Check everything, then score and report set after set. notes: what Settings knows of the
+    pictures' making.
+    """
     outputs = {one.name: args.output / one.name if len(sets) > 1 else args.output for one in sets}
     _check_sets(sets, outputs, args)
     pairings = processes.once(lambda: _pair(sets, args))
@@ -150,53 +162,76 @@ def score(sets: list[TestSet], args: argparse.Namespace, processes: Processes, *
     return OK
 
 
-# --- before ----------------------------------------------------------------------------------------------------------
+# --- before ---------------------------------------------------------------------------------------
 
 
 def _check_sets(sets: list[TestSet], outputs: Mapping[str, Path], args: argparse.Namespace) -> None:
-    """What can be known to fail before a picture is read: names of methods and sets, and folders."""
+    """What can be known to fail before a picture is read: names of methods and sets, and
+    folders.
+    """
     aliases = dict(args.compare_published or [])
     grid = name_pairs(*args.lambdas) if args.lambdas else {}
     for one in sets:
         if args.lambdas and not one.lr:
-            raise PisasrError(f"--lambdas restores inputs, and {one.name} has none; name their folder with lr")
+            raise PisasrError(
+                f"--lambdas restores inputs, and {one.name} has none; name their folder with lr"
+            )
         _refuse_own_folders(one, outputs[one.name], args.output)
         methods, named = [*one.sr, *grid], [*args.paired, *aliases]
         if clash := grid.keys() & one.sr.keys():
-            raise PisasrError(f"--sr {min(clash)} has the name of a pair of --lambdas; call it otherwise")
+            raise PisasrError(
+                f"--sr {min(clash)} has the name of a pair of --lambdas; call it otherwise"
+            )
         if absent := [name for name in named if name not in methods]:
-            raise PisasrError(f"{one.name or 'the set'} has no method {absent[0]}; it has {', '.join(methods)}")
+            raise PisasrError(
+                f"{one.name or 'the set'} has no method {absent[0]}; it has {', '.join(methods)}"
+            )
     if args.compare_published is not None:
         if not all(one.name for one in sets):
-            raise PisasrError("--compare_published: which set are these pictures of? name it with --set")
+            raise PisasrError(
+                "--compare_published: which set are these pictures of? name it with --set"
+            )
         check_aliases([one.name for one in sets], aliases)
 
 
 def _refuse_own_folders(one: TestSet, *outputs: Path) -> None:
-    """Folders that this run writes, and empties of what an earlier one wrote, can't be its inputs."""
+    """Folders that this run writes, and empties of what an earlier one wrote, can't be its
+    inputs.
+    """
     for folder in filter(None, [*one.sr.values(), one.hr, one.lr]):
         for output in outputs:
             if output.exists() and not output.is_dir():
                 raise PisasrError(f"--output {output} is a file; name a folder")
             if folder.resolve() == output.resolve():
-                raise UsageError(f"--output {output} is a folder of pictures that are scored; choose another one")
+                raise UsageError(
+                    f"--output {output} is a folder of pictures that are scored; choose another one"
+                )
             for own in (output / name for name in ("sheets", "plots", JOURNALS)):
                 if own.resolve() in [folder.resolve(), *folder.resolve().parents]:
-                    raise PisasrError(f"{folder} lies where this run writes ({own}); choose another --output")
+                    raise PisasrError(
+                        f"{folder} lies where this run writes ({own}); choose another --output"
+                    )
 
 
 def _pair(sets: list[TestSet], args: argparse.Namespace) -> list[Pairing] | None:
-    """Every set's examples; None, with the reasons told, if some do not fit: nothing is scored before all do."""
+    """Every set's examples; None, with the reasons told, if some do not fit: nothing is scored
+    before all do.
+    """
     pairings = {one.name: check_set(one, args.suffix) for one in sets}
     for name, pairing in pairings.items():
         for problem in pairing.problems:
             print(shown(f"{name}: {problem}" if args.sets else problem), file=sys.stderr)
     if any(pairing.problems for pairing in pairings.values()) and not args.allow_missing:
-        print("Nothing was scored; evaluate --allow_missing scores what every folder has.", file=sys.stderr)
+        print(
+            "Nothing was scored; evaluate --allow_missing scores what every folder has.",
+            file=sys.stderr,
+        )
         return None
     if empty := [name for name, pairing in pairings.items() if not pairing.examples]:
         where = f"{empty[0]}: no" if args.sets else "No"
-        print(f"{where} picture is in every folder, readable and of the right size.", file=sys.stderr)
+        print(
+            f"{where} picture is in every folder, readable and of the right size.", file=sys.stderr
+        )
         return None
     return list(pairings.values())
 
@@ -205,18 +240,29 @@ def _settle(args: argparse.Namespace, with_hq: bool, processes: Processes) -> Se
     """What holds for every set: the protocol, the scorers that can be had, the grid."""
     protocol = PROTOCOLS[args.protocol]
     if args.border not in (None, protocol.border_px):
-        name, source = f"{protocol.name}, border {args.border} px", f"{protocol.source}; but for the border"
+        name, source = (
+            f"{protocol.name}, border {args.border} px",
+            f"{protocol.source}; but for the border",
+        )
         protocol = replace(protocol, name=name, source=source, border_px=args.border)
     metrics = args.metrics or usual_metrics(with_hq)
     if not processes.is_first:
         processes.wait()  # what must be fetched is fetched once
-    scorers, missing = load_scorers(metrics, protocol, args.weights, None if args.device == "auto" else args.device)
+    scorers, missing = load_scorers(
+        metrics, protocol, args.weights, None if args.device == "auto" else args.device
+    )
     if processes.is_first:
         for name, reason in missing.items():
             print(f"{name}: n/a. {reason}", file=sys.stderr)
         processes.wait()
-    if scorers and args.rule and (absent := [name for name in args.rule.metrics if name in missing]):
-        raise PisasrError(f"--rule '{args.rule}' needs {absent[0]}, which can't be had here (the reason stands above)")
+    if (
+        scorers
+        and args.rule
+        and (absent := [name for name in args.rule.metrics if name in missing])
+    ):
+        raise PisasrError(
+            f"--rule '{args.rule}' needs {absent[0]}, which can't be had here (the reason stands above)"
+        )
     grid = _build_grid(metrics, args) if scorers and args.lambdas else None
     plots = "" if args.plots == "none" else args.plots
     return Settings(metrics, protocol, scorers, missing, args.paired, plots, args.sheets, grid)
@@ -235,12 +281,19 @@ def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
         seed = picture_seed(args.seed, Path(path.name))
         return pipe.sweep_lazily(open_image(path), pairs, generator=seed, **options)
 
-    model = [args.pretrained_model, args.adapters, args.dtype, args.seed, str(options), *map(str, args.lambdas)]
+    model = [
+        args.pretrained_model,
+        args.adapters,
+        args.dtype,
+        args.seed,
+        str(options),
+        *map(str, args.lambdas),
+    ]
     lambdas_pix, lambdas_sem = args.lambdas
     return Grid(lambdas_pix, lambdas_sem, restore, args.rule, repr(model))
 
 
-# --- after -----------------------------------------------------------------------------------------------------------
+# --- after ----------------------------------------------------------------------------------------
 
 
 def _tell(summary: dict[str, Any], output: Path, args: argparse.Namespace) -> None:
@@ -252,14 +305,16 @@ def _tell(summary: dict[str, Any], output: Path, args: argparse.Namespace) -> No
         print(shown(fault))
     if best := summary.get("surface", {}).get("best"):
         print(f"{best['rule']}: {best['words']}")
-    print(f"Written to {output}: table.md (with intervals and protocol), table.tex, per_image.csv, summary.json")
+    print(
+        f"Written to {output}: table.md (with intervals and protocol), table.tex, per_image.csv, summary.json"
+    )
     if args.compare_published is not None:
         told = "\n".join(compare_summary(summary, dict(args.compare_published)))
         print(f"\n{told}")
         write_whole(output / "published.md", told)
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- words ----------------------------------------------------------------------------------------
 
 
 def _metric(word: str) -> str:
@@ -282,7 +337,9 @@ def _regex(word: str) -> str:
 def _alias(word: str) -> tuple[str, str]:
     ours, equals, theirs = word.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"{word!r}: wanted OURS=THEIRS, or nothing where the names are the same")
+        raise argparse.ArgumentTypeError(
+            f"{word!r}: wanted OURS=THEIRS, or nothing where the names are the same"
+        )
     return ours, theirs
 
 
@@ -296,7 +353,9 @@ def _name_methods(words: list[str], parser: argparse.ArgumentParser) -> dict[str
         if not name.isprintable():
             parser.error(f"--sr {word!r}: a name that can't be printed; give another as NAME=DIR")
         if not name or name in methods:
-            parser.error(f"--sr {word}: every method needs a name of its own, as in --sr NAME={folder}")
+            parser.error(
+                f"--sr {word}: every method needs a name of its own, as in --sr NAME={folder}"
+            )
         methods[name] = Path(folder)
     return methods
 
@@ -310,10 +369,22 @@ def _check_usage(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     own_sets = args.sets and (args.sr or args.hr or args.lr or args.set)
     for wrong, said in (
         (own_sets, "--sets names the folders itself; leave out others"),
-        (not (args.sets or args.sr or args.lambdas), "nothing to score: give --sr, --sets, or --lambdas with --lr"),
-        (args.lambdas and not (args.sets or args.lr), "--lambdas restores the inputs; name their folder with --lr"),
-        (with_hr and not args.hr, f"--metrics {with_hr} compares with the true pictures; name their folder with --hr"),
-        ("lq" in needs and not args.lr, f"--metrics {needs.get('lq')} compares with the inputs; name them with --lr"),
+        (
+            not (args.sets or args.sr or args.lambdas),
+            "nothing to score: give --sr, --sets, or --lambdas with --lr",
+        ),
+        (
+            args.lambdas and not (args.sets or args.lr),
+            "--lambdas restores the inputs; name their folder with --lr",
+        ),
+        (
+            with_hr and not args.hr,
+            f"--metrics {with_hr} compares with the true pictures; name their folder with --hr",
+        ),
+        (
+            "lq" in needs and not args.lr,
+            f"--metrics {needs.get('lq')} compares with the inputs; name them with --lr",
+        ),
         (args.rule and not args.lambdas, "--rule chooses among the pairs of --lambdas; give both"),
         (len({*(args.paired or "ab")}) == 1, "--paired: two different methods are wanted"),
     ):

@@ -1,4 +1,6 @@
-"""argv in, exit code out: `pisasr export`, a model for other programs: two strengths in one UNet, files of ONNX."""
+"""argv in, exit code out: `pisasr export`, a model for other programs: two strengths in one UNet,
+files of ONNX.
+"""
 
 import argparse
 from importlib.util import find_spec
@@ -38,20 +40,41 @@ def export(argv: list[str]) -> int:
         help="what infer takes as --pretrained_model, but for ONNX",
     )
     onnx = "write encoder, UNets and decoder as ONNX files, checked, and repair.py, which uses them without PyTorch; "
-    add("--onnx", action="store_true", help=onnx + "where no strength is given, both stay to choose")
-    add("--approximate", action="store_true", help="allow strengths that one UNet meets nearly; says how nearly")
+    add(
+        "--onnx", action="store_true", help=onnx + "where no strength is given, both stay to choose"
+    )
+    add(
+        "--approximate",
+        action="store_true",
+        help="allow strengths that one UNet meets nearly; says how nearly",
+    )
     on = "pictures to measure that on (default: the four example photos)"
     add("--input", type=Path, nargs="+", metavar="PICTURE", help=on)
-    add("--pretrained_model", metavar="MODEL", help="the base (default: the small model that comes with pisasr)")
-    add("--adapters", metavar="ADAPTERS", help="a folder, a hub id or a published .pkl (default: those of the model)")
-    add("--dtype", choices=("fp32", "fp16"), default="fp32", help="how weights are written (default: %(default)s)")
+    add(
+        "--pretrained_model",
+        metavar="MODEL",
+        help="the base (default: the small model that comes with pisasr)",
+    )
+    add(
+        "--adapters",
+        metavar="ADAPTERS",
+        help="a folder, a hub id or a published .pkl (default: those of the model)",
+    )
+    add(
+        "--dtype",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="how weights are written (default: %(default)s)",
+    )
     args = parser.parse_args(normalise(argv))
     return guarded(lambda: _export(args), args.debug)
 
 
 def _export(args: argparse.Namespace) -> int:
     if args.onnx and (absent := [package for package in PACKAGES if find_spec(package) is None]):
-        raise PisasrError(f"--onnx needs {', '.join(absent)}, not installed: pip install 'pisasr[onnx]'")
+        raise PisasrError(
+            f"--onnx needs {', '.join(absent)}, not installed: pip install 'pisasr[onnx]'"
+        )
     if args.onnx and args.dtype != "fp32":
         raise UsageError("--onnx writes float32 alone; leave out --dtype")
     import torch
@@ -61,7 +84,10 @@ def _export(args: argparse.Namespace) -> int:
     from pisasr.pipeline import PiSASRPipeline
 
     bakes = not args.onnx or args.lambda_pix is not None or args.lambda_sem is not None
-    pair = (1.0 if args.lambda_pix is None else args.lambda_pix, 1.0 if args.lambda_sem is None else args.lambda_sem)
+    pair = (
+        1.0 if args.lambda_pix is None else args.lambda_pix,
+        1.0 if args.lambda_sem is None else args.lambda_sem,
+    )
     exact = is_exact(*pair)
     if not exact and not args.approximate:
         raise UsageError(
@@ -76,7 +102,9 @@ def _export(args: argparse.Namespace) -> int:
         _measure(made, pipe, pair, args.input)
     near = "exact to rounding" if exact else "near"
     what = (
-        f"lambda_pix {pair[0]:g}, lambda_sem {pair[1]:g} in one UNet, {near}" if bakes else "both strengths to choose"
+        f"lambda_pix {pair[0]:g}, lambda_sem {pair[1]:g} in one UNet, {near}"
+        if bakes
+        else "both strengths to choose"
     )
     if args.onnx:
         from pisasr.hub.onnx import write_onnx
@@ -84,12 +112,16 @@ def _export(args: argparse.Namespace) -> int:
         off = write_onnx(made, args.output)
         what += f"; {off:.2g} of 255 levels from PyTorch's picture at most; try {shown(args.output / 'repair.py')}"
     else:
-        made.to(torch.float16 if args.dtype == "fp16" else torch.float32).save_pretrained(args.output)
+        made.to(torch.float16 if args.dtype == "fp16" else torch.float32).save_pretrained(
+            args.output
+        )
     print(f"{shown(args.output)}: {what}")
     return OK
 
 
-def _measure(made: "PiSASRPipeline", pipe: "PiSASRPipeline", pair: tuple[float, float], given: list[Path]) -> None:
+def _measure(
+    made: "PiSASRPipeline", pipe: "PiSASRPipeline", pair: tuple[float, float], given: list[Path]
+) -> None:
     """Print how far an approximation is off, a picture a line."""
     from pisasr.hub.baked import errors_of
     from pisasr.models.bases import EMBEDDED
@@ -97,4 +129,6 @@ def _measure(made: "PiSASRPipeline", pipe: "PiSASRPipeline", pair: tuple[float, 
 
     for path in given or sorted((EMBEDDED / "examples").glob("*.png")):
         (error,) = errors_of(made, pipe, [open_picture(path)], *pair)
-        print(f"{shown(path)}: off by {error.mean:.2f} of 255 levels on average, {error.most:.0f} at most")
+        print(
+            f"{shown(path)}: off by {error.mean:.2f} of 255 levels on average, {error.most:.0f} at most"
+        )

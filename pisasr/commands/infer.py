@@ -1,4 +1,6 @@
-"""argv in, exit code out: `pisasr infer`, pictures in, restored pictures out, and a report of what happened to each."""
+"""argv in, exit code out: `pisasr infer`, pictures in, restored pictures out, and a report of what
+happened to each.
+"""
 
 import argparse
 import sys
@@ -45,7 +47,8 @@ if TYPE_CHECKING:
     from pisasr.pictures.saving import Metadata
     from pisasr.pipeline import PiSASRPipeline
 
-# Where they are installed, diffusers and transformers import them, a quarter of the start-up, for models not used here.
+# Where they are installed, diffusers and transformers import them, a quarter of the start-up, for
+# models not used here.
 UNUSED = ("scipy", "torchvision")
 LAMBDAS = ("lambda_pix", "lambda_sem")
 AUTO_LAMBDAS = "0:1.5:0.25"  # both strengths' candidates for --lambda_auto
@@ -72,23 +75,49 @@ def infer(argv: list[str]) -> int:
 
 def infer_parser() -> argparse.ArgumentParser:
     """Every option of `infer`; the published script's names are aliases of ours."""
-    parser = command_parser("pisasr infer", "Restore low-quality photos, enlarged and sharp.", EXAMPLES)
+    parser = command_parser(
+        "pisasr infer", "Restore low-quality photos, enlarged and sharp.", EXAMPLES
+    )
     add = parser.add_argument_group("files").add_argument
-    names, given = ("--input", "--input_image", "-i"), "pictures, folders or globs (PNG, JPEG, WebP, TIFF, BMP)"
+    names, given = (
+        ("--input", "--input_image", "-i"),
+        "pictures, folders or globs (PNG, JPEG, WebP, TIFF, BMP)",
+    )
     add(*names, nargs="+", action="extend", required=True, metavar="PATH", help=given)
-    add("--output", "--output_dir", "-o", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    add(
+        "--output",
+        "--output_dir",
+        "-o",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="default: results",
+    )
     add("--recursive", action="store_true", help="go into sub-folders, and keep them in the output")
-    choices, there = ("overwrite", "skip", "error"), "when an output is there already (default: overwrite)"
+    choices, there = (
+        ("overwrite", "skip", "error"),
+        "when an output is there already (default: overwrite)",
+    )
     add("--existing", choices=choices, default="overwrite", help=there)
     share = "do the I-th of N shares, as a Slurm array does; with --existing skip a rerun makes what is missing"
     add("--shard", type=parse_shard, default=Shard(), metavar="I/N", help=share)
     bits = "of each channel of the results (default: 8); inputs of sixteen bits are read as such either way"
     add("--bits", type=int, choices=(8, 16), default=8, help=bits)
     formats = "of the results: as the input's name has it with `same`, where it can be; jpg loses a little"
-    add("--format", choices=("png", "jpg", "webp", "tif", "same"), default="png", help=f"{formats} (default: png)")
+    add(
+        "--format",
+        choices=("png", "jpg", "webp", "tif", "same"),
+        default="png",
+        help=f"{formats} (default: png)",
+    )
     kept = "the results' files tell the input's EXIF, with the place where it was taken, and how they were made"
     add("--keep_metadata", action="store_true", help=f"{kept} (default: the picture alone)")
-    add("--max_input_pixels", type=positive_int, metavar="N", help="refuse larger inputs (default: 64 million)")
+    add(
+        "--max_input_pixels",
+        type=positive_int,
+        metavar="N",
+        help="refuse larger inputs (default: 64 million)",
+    )
 
     add = parser.add_argument_group("strengths").add_argument
     add("--lambda_pix", type=finite, help="how much to repair (default: 1)")
@@ -103,7 +132,11 @@ def infer_parser() -> argparse.ArgumentParser:
         "METRIC" or "METRIC where METRIC >= X and ..."; only metrics that need no true picture"""
     add("--lambda_auto", type=parse_rule, metavar="RULE", help=best)
     add_weights_option(add)
-    add("--default", action="store_true", help="both strengths at 1, whatever else is said (published option)")
+    add(
+        "--default",
+        action="store_true",
+        help="both strengths at 1, whatever else is said (published option)",
+    )
     add_pipeline_options(parser)
     parser.add_argument("--quiet", action="store_true", help="say nothing but what failed")
     return parser
@@ -114,23 +147,35 @@ def _check_infer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     check_pipeline_options(parser, args)
     fixed = ["default"] * args.default + [n for n in LAMBDAS if getattr(args, n) is not None]
     if fixed and args.lambda_auto:
-        parser.error(f"--{fixed[0]} fixes strengths, --lambda_auto chooses them: leave one of them out")
+        parser.error(
+            f"--{fixed[0]} fixes strengths, --lambda_auto chooses them: leave one of them out"
+        )
     if fixed and args.lambda_grid:
-        parser.error(f"--{fixed[0]} fixes strengths, --lambda_grid varies both: leave one of them out")
+        parser.error(
+            f"--{fixed[0]} fixes strengths, --lambda_grid varies both: leave one of them out"
+        )
     for name in (f"{name}_map" for name in LAMBDAS if getattr(args, f"{name}_map")):
-        if other := next((o for o in ("lambda_grid", "lambda_auto", "default") if getattr(args, o)), None):
-            parser.error(f"--{name} varies a strength by place, --{other} sets it for the whole: leave one of them out")
+        if other := next(
+            (o for o in ("lambda_grid", "lambda_auto", "default") if getattr(args, o)), None
+        ):
+            parser.error(
+                f"--{name} varies a strength by place, --{other} sets it for the whole: leave one of them out"
+            )
         if not getattr(args, name).exists():
             parser.error(f"--{name} {shown(getattr(args, name))}: no such file or folder")
     if args.bits == 16 and args.format != "png":
-        parser.error(f"--bits 16 is written as PNG alone, --format {args.format} is not: leave one of them out")
+        parser.error(
+            f"--bits 16 is written as PNG alone, --format {args.format} is not: leave one of them out"
+        )
     if args.lambda_auto:
         from pisasr.evaluation.metrics import METRICS
 
         allowed = [name for name, metric in METRICS.items() if metric.needs in (None, "lq")]
         if absent := [name for name in args.lambda_auto.metrics if name not in allowed]:
             known = ", ".join(allowed)
-            parser.error(f"--lambda_auto: {absent[0]} needs a true picture; without one there are {known}")
+            parser.error(
+                f"--lambda_auto: {absent[0]} needs a true picture; without one there are {known}"
+            )
         args.lambda_grid = args.lambda_grid or [parse_lambdas(AUTO_LAMBDAS)] * 2
     for name in LAMBDAS:
         if args.default or getattr(args, name) is None:
@@ -156,20 +201,26 @@ def _infer(args: argparse.Namespace) -> int:
         if pipe is not None:
             alone = pairs or args.lambda_pix_map or args.lambda_sem_map
             batch: tuple[int, int] = (
-                (1, 0) if args.batch_size == 1 or alone else (args.batch_size, _small_pixels(pipe, args))
+                (1, 0)
+                if args.batch_size == 1 or alone
+                else (args.batch_size, _small_pixels(pipe, args))
             )
             restore = _restorer(pipe, args, pairs, scorers)
             how = args.existing, args.seed, args.max_input_pixels, args.debug
             once = "stopping after the picture in hand; once more stops at once"
             with StopRequests(ENDING, patient=False, advice=once) as asked:
-                restore_files(jobs, restore, report, *how, *batch, stopping=lambda: asked.number != 0)
+                restore_files(
+                    jobs, restore, report, *how, *batch, stopping=lambda: asked.number != 0
+                )
     if process.count > 1:
         _wait_for_the_others()
     return SOME_FAILED if report.counts["failed"] else OK
 
 
 def _small_pixels(pipe: "PiSASRPipeline", args: argparse.Namespace) -> int:
-    """Pixels of the largest input that shares a batch: one whose result is no more than one tile of the UNet."""
+    """Pixels of the largest input that shares a batch: one whose result is no more than one tile of
+    the UNet.
+    """
     from pisasr.options import TILE_PX
 
     side = args.tile_size * pipe.model.factor if args.tile_size else TILE_PX
@@ -177,7 +228,9 @@ def _small_pixels(pipe: "PiSASRPipeline", args: argparse.Namespace) -> int:
 
 
 def _wait_for_the_others() -> None:
-    """Launchers end all processes when one leaves with a code other than 0, and a bad picture must not end theirs."""
+    """Launchers end all processes when one leaves with a code other than 0, and a bad picture must
+    not end theirs.
+    """
     from pisasr.evaluation.processes import Processes
 
     processes = Processes()
@@ -187,7 +240,9 @@ def _wait_for_the_others() -> None:
 
 @contextmanager
 def _unseen(*packages: str) -> Iterator[None]:
-    """Let what is imported in the block believe that these packages are not installed; they can be had afterwards."""
+    """Let what is imported in the block believe that these packages are not installed; they can be
+    had afterwards.
+    """
     modules: dict[str, Any] = sys.modules
     hidden = [name for name in packages if name not in modules]
     modules.update(dict.fromkeys(hidden))  # None says so to `import` and to find_spec
@@ -201,7 +256,9 @@ def _unseen(*packages: str) -> Iterator[None]:
 def _check_inputs(asked: list[str], inputs: list[Found]) -> None:
     if any(found.status == "ready" for found in inputs):
         return
-    reasons = [f"{found.path}: {found.reason}" for found in inputs[:3]] + ["..."] * (len(inputs) > 3)
+    reasons = [f"{found.path}: {found.reason}" for found in inputs[:3]] + ["..."] * (
+        len(inputs) > 3
+    )
     looked = "looked for png, jpg, webp, tif, bmp; --recursive goes deeper"
     raise PisasrError(f"no images in {', '.join(asked)} ({'; '.join(reasons)}; {looked})")
 
@@ -217,43 +274,64 @@ def _check_maps(args: argparse.Namespace, inputs: list[Found]) -> None:
 
 
 def _find_scorers(args: argparse.Namespace) -> "dict[str, Scorer]":
-    """The rule's metrics; PisasrError if one can't be had here, since no other could take its place."""
+    """The rule's metrics; PisasrError if one can't be had here, since no other could take its
+    place.
+    """
     if not args.lambda_auto:
         return {}
     from pisasr.evaluation.scoring import load_scorers
 
     scorers, missing = load_scorers(args.lambda_auto.metrics, weights=args.weights)
     if missing:
-        raise PisasrError("--lambda_auto: " + "; ".join(f"no {name} here: {why}" for name, why in missing.items()))
+        raise PisasrError(
+            "--lambda_auto: " + "; ".join(f"no {name} here: {why}" for name, why in missing.items())
+        )
     return scorers
 
 
 def _restorer(
-    pipe: "PiSASRPipeline", args: argparse.Namespace, pairs: list[Pair], scorers: "dict[str, Scorer]"
+    pipe: "PiSASRPipeline",
+    args: argparse.Namespace,
+    pairs: list[Pair],
+    scorers: "dict[str, Scorer]",
 ) -> Restore:
-    """What to do with one picture: one result; or one for every pair and a sheet of them all; or the rule's choice."""
+    """What to do with one picture: one result; or one for every pair and a sheet of them all; or
+    the rule's choice.
+    """
     from pisasr.pictures.images import eight_bits
     from pisasr.pictures.sheets import draw_sheet
 
     settings = pipeline_settings(args) | {"output_type": "uint16" if args.bits == 16 else "pil"}
-    metadata_of = _labeller(pipe, args, settings) if args.keep_metadata else lambda picture, pairs: None
+    metadata_of = (
+        _labeller(pipe, args, settings) if args.keep_metadata else lambda picture, pairs: None
+    )
 
     def tell(picture: "Picture") -> None:
         """Of a picture that the model sees in tiles, what it will take, before it is begun."""
-        if not args.quiet and (forecast := pipe.plan(picture.size, **pipeline_settings(args))).tiles > 1:
+        if (
+            not args.quiet
+            and (forecast := pipe.plan(picture.size, **pipeline_settings(args))).tiles > 1
+        ):
             tqdm.write(f"{forecast} ...")
 
-    def restore(pictures: Sequence["Picture"], names: Sequence[Path], seeds: Sequence[int]) -> list[Made]:
+    def restore(
+        pictures: Sequence["Picture"], names: Sequence[Path], seeds: Sequence[int]
+    ) -> list[Made]:
         tell(pictures[0])
         pair, notes = _strengths(args, names[0])  # with maps, one picture comes at a time
         results = pipe(pictures, *pair, generator=seeds, **settings).images
-        return [Made([r], notes, metadata=metadata_of(p, [pair])) for p, r in zip(pictures, results, strict=True)]
+        return [
+            Made([r], notes, metadata=metadata_of(p, [pair]))
+            for p, r in zip(pictures, results, strict=True)
+        ]
 
     def restore_grid(picture: "Picture", seed: int) -> Made:
         tell(picture)
         results = pipe.sweep(picture, pairs, generator=seed, **settings)
         sheet = draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)
-        return Made([*results, sheet], metadata=metadata_of(picture, [*pairs, tuple(args.lambda_grid)]))
+        return Made(
+            [*results, sheet], metadata=metadata_of(picture, [*pairs, tuple(args.lambda_grid)])
+        )
 
     def restore_best(picture: "Picture", seed: int) -> Made:
         from pisasr.evaluation.scoring import score_each
@@ -262,7 +340,12 @@ def _restorer(
         results = pipe.sweep_lazily(picture, pairs, generator=seed, **settings)
         choice, result = pick(args.lambda_auto, score_each(pairs, results, picture, scorers))
         fields = {"lambda_pix": choice.pair[0], "lambda_sem": choice.pair[1]}
-        return Made([result], describe(args.lambda_auto, choice), fields, metadata_of(picture, [choice.pair]))
+        return Made(
+            [result],
+            describe(args.lambda_auto, choice),
+            fields,
+            metadata_of(picture, [choice.pair]),
+        )
 
     def each(restore_one: Callable[["Picture", int], Made]) -> Restore:
         return lambda pictures, _, seeds: list(map(restore_one, pictures, seeds))
@@ -271,7 +354,9 @@ def _restorer(
 
 
 def _strengths(args: argparse.Namespace, name: Path) -> tuple[tuple[Any, Any], str]:
-    """(lambda_pix, lambda_sem) of the input of this name, numbers or maps, and a note where it has no map."""
+    """(lambda_pix, lambda_sem) of the input of this name, numbers or maps, and a note where it has
+    no map.
+    """
     from pisasr.pictures.maps import find_map, read_map
 
     strengths, notes = [], []
@@ -303,6 +388,9 @@ def _labeller(
 
     def metadata_of(picture: "Picture", pairs: Sequence[tuple[Any, Any]]) -> "list[Metadata]":
         strengths = [dict(zip(LAMBDAS, map(words, pair, LAMBDAS), strict=True)) for pair in pairs]
-        return [Metadata(made_with(model, {**each, **others, **chance}), picture.exif) for each in strengths]
+        return [
+            Metadata(made_with(model, {**each, **others, **chance}), picture.exif)
+            for each in strengths
+        ]
 
     return metadata_of

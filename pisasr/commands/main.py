@@ -1,6 +1,8 @@
-"""argv in, exit code out: the `pisasr` command, infer, app, train, evaluate, convert, publish, export.
+"""argv in, exit code out: the `pisasr` command, infer, app, train, evaluate, convert, publish,
+export.
 
-Everything that needs torch is imported after the arguments are known to be good, so mistakes are answered at once.
+Everything that needs torch is imported after the arguments are known to be good, so mistakes are
+answered at once.
 """
 
 import argparse
@@ -22,7 +24,9 @@ COMMANDS = {  # each is a function of pisasr.commands.NAME, which is imported wh
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code. Wrong usage leaves through SystemExit(2), as argparse has it."""
+    """Run one command and return its exit code. Wrong usage leaves through SystemExit(2), as
+    argparse has it.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(
         prog="pisasr",
@@ -31,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do; each has its own --help")
+    parser.add_argument(
+        "command", choices=COMMANDS, metavar="COMMAND", help="what to do; each has its own --help"
+    )
     name = parser.parse_args(argv[:1]).command
     module = import_module(f"pisasr.commands.{name}")
     return getattr(module, name)(argv[1:])

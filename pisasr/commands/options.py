@@ -1,4 +1,5 @@
-"""The options of every command that runs the model, and what they stand for: which model, how, on which device.
+"""The options of every command that runs the model, and what they stand for: which model, how, on
+which device.
 
 Nothing here waits for torch before a model is loaded.
 """
@@ -32,7 +33,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def command_parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """What every command's parser has in common: examples as they are written, whole names of options, --debug."""
+    """What every command's parser has in common: examples as they are written, whole names of
+    options, --debug.
+    """
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog, None, description, epilog, formatter_class=form, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -73,7 +76,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--pretrained_model", "--pretrained_model_path", metavar="MODEL", help=base)
     both = "the two adapters: a folder, a hub id or a published .pkl (default: those of the model)"
     add("--adapters", "--pretrained_path", metavar="ADAPTERS", help=both)
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: %(default)s")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="default: %(default)s",
+    )
     dtypes = ("auto", "fp32", "bf16", "fp16", "no")
     usual = "default: %(default)s; auto is fp16 on CUDA, bf16 on a CPU that multiplies it natively, fp32 elsewhere"
     add("--dtype", "--mixed_precision", choices=dtypes, default="auto", help=usual)
@@ -89,13 +97,22 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     """add_model_options, and what happens to a picture in how much memory."""
     add_model_options(parser)
     add = parser.add_argument_group("picture").add_argument
-    add("--upscale", type=partial(finite, least=1), default=4, help="any factor from 1 (default: 4)")
+    add(
+        "--upscale", type=partial(finite, least=1), default=4, help="any factor from 1 (default: 4)"
+    )
     least = "smaller pictures are first enlarged to give the model this many pixels (default: 512)"
     add("--process_size", type=positive_int, default=512, help=least)
     most = "larger ones are shrunk for the model, to no more megapixels of the result (default: none are)"
-    add("--working_size", type=partial(finite, least=1e-3, unit=" megapixels"), metavar="MP", help=most)
+    add(
+        "--working_size",
+        type=partial(finite, least=1e-3, unit=" megapixels"),
+        metavar="MP",
+        help=most,
+    )
     colours = "how the result gets the input's colours (default: the model's own way, adain if it names none)"
-    add("--color_fix", "--align_method", choices=("adain", "wavelet", "none", "nofix"), help=colours)
+    add(
+        "--color_fix", "--align_method", choices=("adain", "wavelet", "none", "nofix"), help=colours
+    )
     agreed = "see to it that the result, reduced to the input's size, is the input within the input's noise"
     add("--consistent", action="store_true", help=agreed)
     add("--prompt", default="", help="what the picture shows (default: nothing)")
@@ -111,23 +128,34 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     add("--tile_overlap", "--latent_tiled_overlap", type=whole, help=overlap)
     tile = "VAE tile in pixels of the picture; changes memory, up to 1024 px not the result (default: 512)"
     add("--vae_tile_size", "--vae_encoder_tiled_size", help=tile)
-    add("--vae_decoder_tiled_size", help="the same in latent pixels, as published; the smaller one rules")
+    add(
+        "--vae_decoder_tiled_size",
+        help="the same in latent pixels, as published; the smaller one rules",
+    )
     many = """tiles of a picture at once, and small neighbours of one size (default: 1, so that a picture's bytes don't
         depend on its company: batches change results by rounding)"""
     add("--batch_size", default=1, help=many)
     plan = "an even grid of tiles up to that size (default), or tiles as published, nearly twice the work"
     memory("--tiling", choices=("even", "published"), help=plan)
-    memory("--low_memory", action="store_true", help="halve what the VAE holds of a big picture, for more time")
+    memory(
+        "--low_memory",
+        action="store_true",
+        help="halve what the VAE holds of a big picture, for more time",
+    )
 
 
 def add_weights_option(add: Callable[..., Any]) -> None:
     """--weights, where metrics and peers find their files."""
-    files = f"files of NIQE, the feature distance and x4plus, by their own names (default: ${WEIGHTS})"
+    files = (
+        f"files of NIQE, the feature distance and x4plus, by their own names (default: ${WEIGHTS})"
+    )
     add("--weights", type=Path, default=os.environ.get(WEIGHTS) or None, metavar="DIR", help=files)
 
 
 def normalise(argv: list[str]) -> list[str]:
-    """Let options be spelled with hyphens, and let negative numbers and lists of them follow an option."""
+    """Let options be spelled with hyphens, and let negative numbers and lists of them follow an
+    option.
+    """
     words = []
     for word in argv:
         if word.startswith("--"):
@@ -143,24 +171,40 @@ def normalise(argv: list[str]) -> list[str]:
 def check_pipeline_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse what contradicts itself, and give the published values our names."""
     if args.tile_size and args.tile_overlap is not None and args.tile_overlap >= args.tile_size:
-        parser.error(f"--tile_overlap {args.tile_overlap} must be below --tile_size {args.tile_size}")
+        parser.error(
+            f"--tile_overlap {args.tile_overlap} must be below --tile_size {args.tile_size}"
+        )
     if args.consistent and args.upscale == 1:
-        parser.error("at --upscale 1 what agrees with the input is the input: leave out --consistent")
+        parser.error(
+            "at --upscale 1 what agrees with the input is the input: leave out --consistent"
+        )
     args.color_fix = {"nofix": "none"}.get(args.color_fix, args.color_fix)
 
 
 def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What `PiSASRPipeline.__call__` and its sweeps are told beside the generator; known once the model is loaded."""
-    picture = ("upscale", "process_size", "working_size", "color_fix", "consistent", "prompt", "posterior")
+    """What `PiSASRPipeline.__call__` and its sweeps are told beside the generator; known once the
+    model is loaded.
+    """
+    picture = (
+        "upscale",
+        "process_size",
+        "working_size",
+        "color_fix",
+        "consistent",
+        "prompt",
+        "posterior",
+    )
     memory = ("tile_size", "tile_overlap", "tiling", "vae_tile_size", "batch_size", "low_memory")
     return {name: getattr(args, name) for name in (*picture, *memory)}
 
 
-# --- the model -------------------------------------------------------------------------------------------------------
+# --- the model ------------------------------------------------------------------------------------
 
 
 def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
-    """The model that the options name, on the device and in the dtype that they and the machine allow."""
+    """The model that the options name, on the device and in the dtype that they and the machine
+    allow.
+    """
     import torch
 
     from pisasr.pipeline import PiSASRPipeline
@@ -170,7 +214,9 @@ def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
     choose_arithmetic(args.fast_math)
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # for kernels that ask for the current one
-    pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, adapters=args.adapters, torch_dtype=dtype).to(device)
+    pipe = PiSASRPipeline.from_pretrained(
+        args.pretrained_model, adapters=args.adapters, torch_dtype=dtype
+    ).to(device)
     pipe.set_progress_bar_config(desc="tiles", leave=False, disable=None)  # on a terminal alone
     if args.compile:
         pipe.compile(mode=args.compile)
@@ -178,8 +224,9 @@ def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
 
 
 def choose_arithmetic(fast: bool) -> None:
-    """What PyTorch may do on CUDA, for the whole process. Not fast: the same bytes again from the same card and
-    versions, and float32 products of full precision. fast: TF32, and cuDNN tries what is fastest for each shape.
+    """What PyTorch may do on CUDA, for the whole process. Not fast: the same bytes again from the
+    same card and versions, and float32 products of full precision. fast: TF32, and cuDNN tries what
+    is fastest for each shape.
     """
     import torch
 
@@ -189,14 +236,18 @@ def choose_arithmetic(fast: bool) -> None:
 
 
 def check_apart(output: Path, pretrained_model: str | None, adapters: str | None) -> None:
-    """OverlapError where what is written would take the place of the model or the adapters that it is made of."""
+    """OverlapError where what is written would take the place of the model or the adapters that it
+    is made of.
+    """
     from pisasr.models.bases import EMBEDDED
 
     output = output.resolve()
     for given in (pretrained_model or EMBEDDED, adapters):
         place = Path(given or os.devnull).expanduser().resolve()
         if place.is_dir() and output in (place, *place.parents):
-            raise OverlapError(f"{shown(output)} holds what this is made of, {shown(place)}; choose another folder")
+            raise OverlapError(
+                f"{shown(output)} holds what this is made of, {shown(place)}; choose another folder"
+            )
 
 
 def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
@@ -205,11 +256,13 @@ def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
 
     pipe = load_model(args)
     if args.vae_decoder_tiled_size:
-        args.vae_tile_size = min(args.vae_decoder_tiled_size * pipe.model.factor, args.vae_tile_size or math.inf)
-    try:
-        Options(tile_size=args.tile_size, tile_overlap=args.tile_overlap, tiling=args.tiling).tile_plan(
-            pipe.model.factor
+        args.vae_tile_size = min(
+            args.vae_decoder_tiled_size * pipe.model.factor, args.vae_tile_size or math.inf
         )
+    try:
+        Options(
+            tile_size=args.tile_size, tile_overlap=args.tile_overlap, tiling=args.tiling
+        ).tile_plan(pipe.model.factor)
     except ValueError as error:
         raise UsageError(str(error)) from None
     return pipe
@@ -218,22 +271,31 @@ def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
 def choose_device(name: str) -> str:
     """What `auto` stands for here; UsageError for a device that this PyTorch lacks.
 
-    cuda is cuda:N where accelerate or torchrun started several processes: each has a GPU of its own, while there are.
+    cuda is cuda:N where accelerate or torchrun started several processes: each has a GPU of its
+    own, while there are.
     """
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         name = next(device for device, available in there.items() if available)
     if not there[name]:
-        raise UsageError(f"--device {name} is not available to this PyTorch; use --device auto or cpu")
+        raise UsageError(
+            f"--device {name} is not available to this PyTorch; use --device auto or cpu"
+        )
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     return name
 
 
 def choose_dtype(name: str, device: str) -> "torch.dtype":
-    """What `auto` stands for there; fp32, and a line that says so, where the device can't do as told."""
+    """What `auto` stands for there; fp32, and a line that says so, where the device can't do as
+    told.
+    """
     import torch
 
     from pisasr.pipeline import usual_dtype

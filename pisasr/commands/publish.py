@@ -1,4 +1,6 @@
-"""argv in, exit code out: `pisasr publish`, adapters as a folder that the hub and diffusers understand."""
+"""argv in, exit code out: `pisasr publish`, adapters as a folder that the hub and diffusers
+understand.
+"""
 
 import argparse
 from pathlib import Path
@@ -21,20 +23,43 @@ def publish(argv: list[str]) -> int:
     parser = command_parser("pisasr publish", about, EXAMPLES)
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="it is made, or its files are replaced")
-    add("--pretrained_model", metavar="MODEL", help="the base (default: the small model that comes with pisasr)")
-    add("--adapters", metavar="ADAPTERS", help="a folder, a hub id or a published .pkl (default: those of the model)")
+    add(
+        "--pretrained_model",
+        metavar="MODEL",
+        help="the base (default: the small model that comes with pisasr)",
+    )
+    add(
+        "--adapters",
+        metavar="ADAPTERS",
+        help="a folder, a hub id or a published .pkl (default: those of the model)",
+    )
     add(
         "--licence",
         "--license",
         metavar="ID",
         help="of the adapters, as the hub spells it; the small model has its own",
     )
-    add("--base", metavar="OWNER/NAME", help="by which name others find the base (default: as it was loaded)")
-    add("--name", metavar="OWNER/NAME", help="the id that it will have on the hub, for the card's examples")
-    add("--about", type=Path, metavar="FILE.md", help="the card's end: data, training, limits; the small model has one")
+    add(
+        "--base",
+        metavar="OWNER/NAME",
+        help="by which name others find the base (default: as it was loaded)",
+    )
+    add(
+        "--name",
+        metavar="OWNER/NAME",
+        help="the id that it will have on the hub, for the card's examples",
+    )
+    add(
+        "--about",
+        type=Path,
+        metavar="FILE.md",
+        help="the card's end: data, training, limits; the small model has one",
+    )
     args = parser.parse_args(normalise(argv))
     if args.licence is None and (args.pretrained_model or args.adapters):
-        parser.error("whose weights these are is yours to say: give --licence, such as apache-2.0 or openrail++")
+        parser.error(
+            "whose weights these are is yours to say: give --licence, such as apache-2.0 or openrail++"
+        )
     return guarded(lambda: _publish(args), args.debug)
 
 
@@ -43,7 +68,9 @@ def _publish(args: argparse.Namespace) -> int:
     from pisasr.models.bases import EMBEDDED
     from pisasr.pipeline import PiSASRPipeline
 
-    own_card = EMBEDDED / "README.md" if args.pretrained_model is None and args.adapters is None else None
+    own_card = (
+        EMBEDDED / "README.md" if args.pretrained_model is None and args.adapters is None else None
+    )
     about = args.about or own_card
     text = "" if about is None else about.read_text(encoding="utf-8")
     check_apart(args.folder, args.pretrained_model, args.adapters)
@@ -51,5 +78,7 @@ def _publish(args: argparse.Namespace) -> int:
     check_output(args.folder)
     publish(pipe, args.folder, args.licence or "apache-2.0", args.name, args.base, text)
     name = args.name or f"OWNER/{args.folder.resolve().name}"
-    print(f"{shown(args.folder)}: adapters, card and code; `hf upload {name} {shown(args.folder)}` sends it")
+    print(
+        f"{shown(args.folder)}: adapters, card and code; `hf upload {name} {shown(args.folder)}` sends it"
+    )
     return OK

@@ -20,7 +20,9 @@ def train(argv: list[str]) -> int:
     about = "Train the two adapters, as a file of options says; the same command continues an interrupted run."
     parser = command_parser("pisasr train", about, EXAMPLES)
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="YAML over the defaults in pisasr/config.py")
+    add(
+        "--config", required=True, metavar="FILE", help="YAML over the defaults in pisasr/config.py"
+    )
     plan = "print the resolved options and what a step costs, look for the photos, and stop"
     add("--dry_run", "--dry-run", action="store_true", help=plan)
     change = "continue a run although its photos, processes or settings differ"

@@ -1,4 +1,6 @@
-"""Before training: captions for a manifest, written once, by whatever model of transformers looks at pictures."""
+"""Before training: captions for a manifest, written once, by whatever model of transformers looks
+at pictures.
+"""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -23,17 +25,19 @@ Describe = Callable[[list[Image.Image]], list[str]]
 def fill_captions(
     manifest: Path, model: str, batch_size: int = 8, prompt: str | None = None
 ) -> tuple[int, dict[str, str]]:
-    """Caption the rows that have no caption. Returns how many were filled, and {path: reason} of what can't be read.
+    """Caption the rows that have no caption. Returns how many were filled, and {path: reason} of
+    what can't be read.
 
-    Under `accelerate launch` every process captions its part. Each batch is written down at once, a file a process
-    beside the manifest; at the end the main process merges them, and all return the same. A later call goes on where
-    one was interrupted, also with another number of processes.
+    Under `accelerate launch` every process captions its part. Each batch is written down at once, a
+    file a process beside the manifest; at the end the main process merges them, and all return the
+    same. A later call goes on where one was interrupted, also with another number of processes.
     """
     try:
         from accelerate import PartialState
     except ModuleNotFoundError:
         raise PisasrError("--caption needs accelerate; pip install 'pisasr[train]'.") from None
-    # Processes without a GPU find each other only when told that there is none; who is done waits for the slowest.
+    # Processes without a GPU find each other only when told that there is none; who is done waits
+    # for the slowest.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     if not manifest.is_file():
         raise PisasrError(f"{manifest} does not exist; make it with --input first.")
@@ -45,7 +49,9 @@ def fill_captions(
     with state.split_between_processes(todo) as part:
         if part:
             describe = load_captioner(model, state.device, prompt)
-        for start in trange(0, len(part), batch_size, unit="batch", delay=2, disable=not state.is_main_process):
+        for start in trange(
+            0, len(part), batch_size, unit="batch", delay=2, disable=not state.is_main_process
+        ):
             for row in _caption_batch(part[start : start + batch_size], manifest.parent, describe):
                 journal.append({**row, "model": model})
     state.wait_for_everyone()
@@ -75,8 +81,16 @@ def _shard(folder: Path, rank: int | str) -> Path:
 
 
 def _read_shards(folder: Path, model: str, with_failed: bool = False) -> dict[str, dict]:
-    rows = [row for shard in sorted(folder.glob(_shard(folder, "*").name)) for row in Journal(shard).rows()]
-    return {row["path"]: row for row in rows if row.get("model") == model and (with_failed or row.get("caption"))}
+    rows = [
+        row
+        for shard in sorted(folder.glob(_shard(folder, "*").name))
+        for row in Journal(shard).rows()
+    ]
+    return {
+        row["path"]: row
+        for row in rows
+        if row.get("model") == model and (with_failed or row.get("caption"))
+    }
 
 
 def _caption_batch(paths: list[str], folder: Path, describe: Describe) -> Iterator[dict]:
@@ -89,23 +103,31 @@ def _caption_batch(paths: list[str], folder: Path, describe: Describe) -> Iterat
     if pictures:
         for path, caption in zip(pictures, describe(list(pictures.values())), strict=True):
             caption = " ".join(caption.split())
-            yield {"path": path, "caption": caption} if caption else {"path": path, "failed": "the model said nothing"}
+            yield (
+                {"path": path, "caption": caption}
+                if caption
+                else {"path": path, "failed": "the model said nothing"}
+            )
 
 
-# --- models ----------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def load_captioner(model: str, device: torch.device, prompt: str | None = None) -> Describe:
-    """A function from RGB pictures to captions. `model` is a folder or hub id of a classifier or a captioning model.
+    """A function from RGB pictures to captions. `model` is a folder or hub id of a classifier or a
+    captioning model.
 
-    A classifier's caption is its likeliest labels. ModelError for what transformers can't load as either.
+    A classifier's caption is its likeliest labels. ModelError for what transformers can't load as
+    either.
     """
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(model)
         is_classifier = any("ForImageClassification" in name for name in config.architectures or ())
-        return _load_tagger(model, device) if is_classifier else _load_generator(model, device, prompt)
+        return (
+            _load_tagger(model, device) if is_classifier else _load_generator(model, device, prompt)
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"--caption {model}: no captioning or image-classification model ({explain(error)})."
@@ -130,7 +152,12 @@ def _name(tag: dict[str, Any]) -> str:
 
 
 def _load_generator(model: str, device: torch.device, prompt: str | None) -> Describe:
-    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from transformers import (
+        AutoImageProcessor,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        AutoTokenizer,
+    )
 
     network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
     network.to(device).eval()
@@ -138,7 +165,10 @@ def _load_generator(model: str, device: torch.device, prompt: str | None) -> Des
     if hasattr(processor, "tokenizer"):
         tokenizer = processor.tokenizer
     else:  # an encoder and a decoder that were put together have no processor of their own
-        processor, tokenizer = AutoImageProcessor.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+        processor, tokenizer = (
+            AutoImageProcessor.from_pretrained(model),
+            AutoTokenizer.from_pretrained(model),
+        )
     text = _ask(processor, prompt)
 
     @torch.inference_mode()
@@ -158,7 +188,9 @@ def _load_generator(model: str, device: torch.device, prompt: str | None) -> Des
 
 
 def _ask(processor: Any, prompt: str | None) -> str | None:
-    """The prompt as the model wants it: a model that talks is asked in its own form, others as they are."""
+    """The prompt as the model wants it: a model that talks is asked in its own form, others as they
+    are.
+    """
     if not getattr(processor, "chat_template", None):
         return prompt
     words = {"type": "text", "text": prompt or "Describe this photo in one sentence."}

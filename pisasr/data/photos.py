@@ -1,4 +1,6 @@
-"""Stop one of training, HQ photo -> (x_L, x_H): choose, crop, mirror, degrade, with chance tied to the sample alone."""
+"""Stop one of training, HQ photo -> (x_L, x_H): choose, crop, mirror, degrade, with chance tied to
+the sample alone.
+"""
 
 import json
 import logging
@@ -21,10 +23,12 @@ from pisasr.pictures.images import open_image, split
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 16  # photos asked for one sample before training stops: by then nearly all of them are bad
+ATTEMPTS = (
+    16  # photos asked for one sample before training stops: by then nearly all of them are bad
+)
 
 
-# --- which photos ----------------------------------------------------------------------------------------------------
+# --- which photos ---------------------------------------------------------------------------------
 
 
 def list_photos(sources: Sequence[str]) -> list[Path]:
@@ -35,11 +39,12 @@ def list_photos(sources: Sequence[str]) -> list[Path]:
 def choose_photos(
     sources: Sequence[str], hq_fraction: float = 1.0, mix: Mapping[str, float] | None = None
 ) -> list[Photo]:
-    """All photos of some folders (searched recursively), path lists (a path a line) and manifests (.jsonl).
+    """All photos of some folders (searched recursively), path lists (a path a line) and manifests
+    (.jsonl).
 
-    A folder with hq/ and lq/ in it holds pairs, and with teacher/ what another method made of lq; names are the same.
-    `hq_fraction` keeps this share of them, the best by their manifest's score. `mix`, where given, has a weight for
-    each source by name; a source of weight 0 is left out.
+    A folder with hq/ and lq/ in it holds pairs, and with teacher/ what another method made of lq;
+    names are the same. `hq_fraction` keeps this share of them, the best by their manifest's score.
+    `mix`, where given, has a weight for each source by name; a source of weight 0 is left out.
     """
     photos: list[Photo] = []
     for source in map(Path, sources):
@@ -63,7 +68,9 @@ def choose_photos(
     if hq_fraction < 1:
         photos = keep_best(photos, hq_fraction)
     if not photos:
-        raise UsageError(f"data.photos: no photos in {', '.join(sources)} (looked for {', '.join(EXTENSIONS)}).")
+        raise UsageError(
+            f"data.photos: no photos in {', '.join(sources)} (looked for {', '.join(EXTENSIONS)})."
+        )
     return photos
 
 
@@ -71,7 +78,10 @@ def _pairs_in(folder: Path, name: str) -> list[Photo]:
     there = {side: sorted((folder / side).glob("*")) for side in ("hq", "lq", "teacher")}
     for side, files in there.items():
         tell_foreign(folder / side, files)
-    sides = {side: {p.stem: p for p in files if p.suffix.lower() in EXTENSIONS} for side, files in there.items()}
+    sides = {
+        side: {p.stem: p for p in files if p.suffix.lower() in EXTENSIONS}
+        for side, files in there.items()
+    }
     needed = ("lq", "teacher") if (folder / "teacher").is_dir() else ("lq",)
     for side in needed:
         if without := sorted(sides["hq"].keys() ^ sides[side].keys()):
@@ -98,46 +108,59 @@ def _from_row(row: dict, manifest: Path) -> Photo:
 def _with_weight(photos: list[Photo], mix: Mapping[str, float]) -> list[Photo]:
     names = sorted({photo.source for photo in photos})
     if set(names) != set(mix):
-        raise UsageError(f"data.mix has weights for {', '.join(mix)}; wanted one for each of {', '.join(names)}.")
+        raise UsageError(
+            f"data.mix has weights for {', '.join(mix)}; wanted one for each of {', '.join(names)}."
+        )
     return [photo for photo in photos if mix[photo.source] > 0]
 
 
 def keep_best(photos: list[Photo], fraction: float) -> list[Photo]:
-    """The best-scored share of the photos, at least one, in their order; of equal ones the first."""
+    """The best-scored share of the photos, at least one, in their order; of equal ones the
+    first.
+    """
     if without := next((photo for photo in photos if photo.score is None), None):
         raise UsageError(
             f"data.hq_fraction={fraction:g} needs a score for every photo, {without.path} has none; "
             "make a manifest with scripts/prepare_data.py and name it in data.photos."
         )
-    best = sorted(range(len(photos)), key=lambda i: -(photos[i].score or 0))[: max(1, round(fraction * len(photos)))]
+    best = sorted(range(len(photos)), key=lambda i: -(photos[i].score or 0))[
+        : max(1, round(fraction * len(photos)))
+    ]
     return [photos[i] for i in sorted(best)]
 
 
 def count_captions(photos: Iterable[Photo]) -> int:
-    """How many photos have a caption, in PHOTO.txt or in the manifest. Looks into each folder once."""
+    """How many photos have a caption, in PHOTO.txt or in the manifest. Looks into each folder
+    once.
+    """
     names: dict[Path, set[str]] = {}
     for folder in {photo.path.parent for photo in photos}:
         names[folder] = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return sum(bool(photo.caption) or f"{photo.path.stem}.txt" in names[photo.path.parent] for photo in photos)
+    return sum(
+        bool(photo.caption) or f"{photo.path.stem}.txt" in names[photo.path.parent]
+        for photo in photos
+    )
 
 
-# --- pairs -----------------------------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 @dataclass
 class Photos(Dataset):
-    """Pairs made on the fly. Asked for (epoch, index), not for an index: the same key gives the same pair, whichever
-    worker or process asks, and however often training was interrupted before.
+    """Pairs made on the fly. Asked for (epoch, index), not for an index: the same key gives the
+    same pair, whichever worker or process asks, and however often training was interrupted before.
 
-    A pair: {"x_H", "x_L": [3, crop_px, crop_px] in [-1, 1], "caption": str, "seed": int, "photo": str, "failed": str}.
-    x_L is degraded to 1 / scale of the size and enlarged again by bicubic interpolation, as inference enlarges its
-    input. The seed is for whatever else is drawn for this sample.
+    A pair: {"x_H", "x_L": [3, crop_px, crop_px] in [-1, 1], "caption": str, "seed": int, "photo":
+    str, "failed": str}. x_L is degraded to 1 / scale of the size and enlarged again by bicubic
+    interpolation, as inference enlarges its input. The seed is for whatever else is drawn for this
+    sample.
 
-    A photo in `pairs` has its x_L given: both are cut at the same place. If all have a teacher's picture, samples have
-    it too, as "x_T" like x_H.
+    A photo in `pairs` has its x_L given: both are cut at the same place. If all have a teacher's
+    picture, samples have it too, as "x_T" like x_H.
 
-    A photo that can't be used (unreadable, gone, too small) is replaced by another one, drawn for this key alone;
-    "failed" tells `BadPhotos` so, as JSON {path: reason}, and is "" where all went well.
+    A photo that can't be used (unreadable, gone, too small) is replaced by another one, drawn for
+    this key alone; "failed" tells `BadPhotos` so, as JSON {path: reason}, and is "" where all went
+    well.
     """
 
     photos: list[Path]
@@ -146,7 +169,9 @@ class Photos(Dataset):
     seed: int
     caption: str = ""  # for photos without one of their own
     keep_in_memory: bool = False
-    captions: Mapping[Path, str] = field(default_factory=dict)  # from a manifest; PHOTO.txt goes before it
+    captions: Mapping[Path, str] = field(
+        default_factory=dict
+    )  # from a manifest; PHOTO.txt goes before it
     pairs: Mapping[Path, PhotoPair] = field(default_factory=dict)
     _kept: dict[Path, list[Tensor]] = field(default_factory=dict, repr=False)
 
@@ -168,14 +193,20 @@ class Photos(Dataset):
                 first = first or f"{path}: {error}"
             else:
                 return
-        raise UsageError(f"data.photos: none of {len(self.photos)} photos can be used, like {first}.")
+        raise UsageError(
+            f"data.photos: none of {len(self.photos)} photos can be used, like {first}."
+        )
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         path, levels, failed = self._find_usable(epoch, index)
         generator = sample_generator(self.seed, epoch, index)
         x_H, *given = random_crop(levels, self.crop_px, generator)
-        x_L = given[0].float() / 255 if given else degrade_one(x_H.float() / 255, self.recipe, generator, by_place=True)
+        x_L = (
+            given[0].float() / 255
+            if given
+            else degrade_one(x_H.float() / 255, self.recipe, generator, by_place=True)
+        )
         return {
             "x_H": to_range(x_H),
             "x_L": enlarge(x_L, self.crop_px),
@@ -187,7 +218,9 @@ class Photos(Dataset):
         }
 
     def _find_usable(self, epoch: int, index: int) -> tuple[Path, list[Tensor], dict[str, str]]:
-        """The photo of this key or, when it fails, the first of its replacements that doesn't; and what failed."""
+        """The photo of this key or, when it fails, the first of its replacements that doesn't; and
+        what failed.
+        """
         failed: dict[str, str] = {}
         generator = sample_generator(self.seed, epoch, -1 - index)  # negative: no sample's own
         for _ in range(ATTEMPTS):
@@ -197,11 +230,13 @@ class Photos(Dataset):
             except (PisasrError, OSError) as error:
                 failed[str(path)] = str(error)
             index = int(torch.randint(len(self.photos), (), generator=generator))
-        raise PisasrError(f"{ATTEMPTS} photos in a row can't be used, like {path}: {failed[str(path)]}.")
+        raise PisasrError(
+            f"{ATTEMPTS} photos in a row can't be used, like {path}: {failed[str(path)]}."
+        )
 
     def _read(self, path: Path) -> list[Tensor]:
-        """Levels of 255, uint8 [3, H, W]: the photo and, of a pair, lq and the teacher's picture. PisasrError if they
-        don't fit each other or crop_px."""
+        """Levels of 255, uint8 [3, H, W]: the photo and, of a pair, lq and the teacher's picture.
+        PisasrError if they don't fit each other or crop_px."""
         if path in self._kept:
             return self._kept[path]
         pair = self.pairs.get(path)
@@ -209,11 +244,19 @@ class Photos(Dataset):
         pictures = [split(open_image(file))[0] for file in files]
         width, height = pictures[0].size
         if min(width, height) < self.crop_px:
-            raise PisasrError(f"it is {width}x{height}; wanted at least data.crop_px={self.crop_px} on each side")
-        wanted = [(width, height), (width // self.recipe.scale, height // self.recipe.scale), (width, height)]
+            raise PisasrError(
+                f"it is {width}x{height}; wanted at least data.crop_px={self.crop_px} on each side"
+            )
+        wanted = [
+            (width, height),
+            (width // self.recipe.scale, height // self.recipe.scale),
+            (width, height),
+        ]
         for file, picture, size in zip(files, pictures, wanted, strict=False):
             if picture.size != size:
-                raise PisasrError(f"{file} is {'x'.join(map(str, picture.size))}; wanted {'x'.join(map(str, size))}")
+                raise PisasrError(
+                    f"{file} is {'x'.join(map(str, picture.size))}; wanted {'x'.join(map(str, size))}"
+                )
         levels = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures]
         if self.keep_in_memory:
             self._kept[path] = levels
@@ -226,33 +269,43 @@ def to_range(levels: Tensor) -> Tensor:
 
 
 def enlarge(x_L: Tensor, side: int) -> Tensor:
-    """x_L [3, h, w] in [0, 1] at side x side, in [-1, 1]: bicubic as Pillow's, and eight bits, as in inference."""
-    x_L = torch.nn.functional.interpolate(x_L[None], size=(side, side), mode="bicubic", antialias=True)[0]
+    """x_L [3, h, w] in [0, 1] at side x side, in [-1, 1]: bicubic as Pillow's, and eight bits, as
+    in inference.
+    """
+    x_L = torch.nn.functional.interpolate(
+        x_L[None], size=(side, side), mode="bicubic", antialias=True
+    )[0]
     return (x_L.clamp(0, 1) * 255).round() / 127.5 - 1
 
 
 def random_crop(pictures: list[Tensor], size: int, generator: torch.Generator) -> list[Tensor]:
     """The same random piece of every picture of one scene, mirrored half of the time.
 
-    pictures [3, H, W], of which the first is as large as any: size x size of its pixels, and of a smaller one, in
-    proportion, fewer. With a smaller one among them the piece begins where its pixels do.
+    pictures [3, H, W], of which the first is as large as any: size x size of its pixels, and of a
+    smaller one, in proportion, fewer. With a smaller one among them the piece begins where its
+    pixels do.
     """
     height, width = pictures[0].shape[1:]
     step = height // min(picture.shape[1] for picture in pictures)
     rows, columns = (height - size) // step + 1, (width - size) // step + 1
-    row, column, mirror = (int(torch.randint(high, (), generator=generator)) for high in (rows, columns, 2))
+    row, column, mirror = (
+        int(torch.randint(high, (), generator=generator)) for high in (rows, columns, 2)
+    )
     pieces = []
     for picture in pictures:
         ratio = height // picture.shape[1]
         top, left, side = row * step // ratio, column * step // ratio, size // ratio
         piece = picture[:, top : top + side, left : left + side]
-        pieces.append((piece.flip(2) if mirror else piece).contiguous())  # as decoded, colours come last
+        pieces.append(
+            (piece.flip(2) if mirror else piece).contiguous()
+        )  # as decoded, colours come last
     return pieces
 
 
 @dataclass
 class BadPhotos:
-    """Counts the photos that failed, names each once in the log, and stops training when they are too many.
+    """Counts the photos that failed, names each once in the log, and stops training when they are
+    too many.
 
     It belongs into the main process; workers send what failed with their samples.
     """
@@ -275,14 +328,15 @@ class BadPhotos:
             )
 
 
-# --- in which order --------------------------------------------------------------------------------------------------
+# --- in which order -------------------------------------------------------------------------------
 
 
 def share_out(photos: Sequence[Photo], mix: Mapping[str, float]) -> list[tuple[list[int], int]]:
-    """How many samples of an epoch come from each source: [(the places of its photos, its samples)], in mix's order.
+    """How many samples of an epoch come from each source: [(the places of its photos, its
+    samples)], in mix's order.
 
-    An epoch has as many samples as there are photos, divided by weight, rounded, and at least one for each source.
-    Without a mix all photos are one source.
+    An epoch has as many samples as there are photos, divided by weight, rounded, and at least one
+    for each source. Without a mix all photos are one source.
     """
     if not mix:
         return [(list(range(len(photos))), len(photos))]
@@ -301,11 +355,12 @@ def share_out(photos: Sequence[Photo], mix: Mapping[str, float]) -> list[tuple[l
 class KeyedBatches(Sampler):
     """Endless batches of (epoch, index), every epoch in an order of its own; starts anywhere.
 
-    The order depends on the seed and the shares alone. Batch b of process `rank` holds its share of the global batch b,
-    so that `world` processes together see what one process would.
+    The order depends on the seed and the shares alone. Batch b of process `rank` holds its share of
+    the global batch b, so that `world` processes together see what one process would.
 
-    With `shares` (`share_out`) every source is gone through in rounds of its own, all its photos once a round, and the
-    key's epoch is the source's round: a small source that comes up more often has other crops every time.
+    With `shares` (`share_out`) every source is gone through in rounds of its own, all its photos
+    once a round, and the key's epoch is the source's round: a small source that comes up more often
+    has other crops every time.
     """
 
     length: int
@@ -337,7 +392,9 @@ class KeyedBatches(Sampler):
         for number, (places, count) in enumerate(shares):
             for draw in range(epoch * count, (epoch + 1) * count):
                 turn, place = divmod(draw, len(places))
-                if count % len(places):  # whole rounds need no order inside: they are shuffled below
+                if count % len(
+                    places
+                ):  # whole rounds need no order inside: they are shuffled below
                     if place == 0 or draw == epoch * count:
                         order = self._shuffle(len(places), turn, self.length + 1 + number)
                     place = order[place]
@@ -345,5 +402,9 @@ class KeyedBatches(Sampler):
         return [keys[i] for i in self._shuffle(len(keys), epoch, self.length)]
 
     def _shuffle(self, length: int, epoch: int, purpose: int) -> list[int]:
-        """A permutation; `purpose` is beyond the indices of samples, so that it shares no chance with any."""
-        return torch.randperm(length, generator=sample_generator(self.seed, epoch, purpose)).tolist()
+        """A permutation; `purpose` is beyond the indices of samples, so that it shares no chance
+        with any.
+        """
+        return torch.randperm(
+            length, generator=sample_generator(self.seed, epoch, purpose)
+        ).tolist()

@@ -1,4 +1,6 @@
-"""Before training, from found photos to a set: measure each, drop what is broken, small or a copy, rank the rest."""
+"""Before training, from found photos to a set: measure each, drop what is broken, small or a copy,
+rank the rest.
+"""
 
 import re
 from collections import Counter, defaultdict
@@ -29,7 +31,7 @@ MAX_DISTANCE = 40  # of 255 bits. Of 469 tiles of 40 photos no two are nearer th
 SIDE, KEPT = 64, 16
 BAND = 16  # bits
 
-# --- what is known of a file -----------------------------------------------------------------------------------------
+# --- what is known of a file ----------------------------------------------------------------------
 
 
 Task = tuple[Path, dict | None]  # a photo, and what was known of it before
@@ -45,7 +47,8 @@ def stamp(path: Path) -> dict[str, int | None]:
 
 
 def measure_photo(path: Path, known: dict | None = None) -> dict[str, Any]:
-    """What a file is: its sha256, its size upright, its hash and its quality, or the "error" that kept it from us.
+    """What a file is: its sha256, its size upright, its hash and its quality, or the "error" that
+    kept it from us.
 
     `known`, an earlier answer, is kept where the bytes are the same.
     """
@@ -57,7 +60,12 @@ def measure_photo(path: Path, known: dict | None = None) -> dict[str, Any]:
         if known and known.get("sha256") == digest:
             return known | row
         rgb = split(open_image(path))[0]
-        row |= {"sha256": digest, "width": rgb.width, "height": rgb.height, "hash": f"{perceptual_hash(rgb):064x}"}
+        row |= {
+            "sha256": digest,
+            "width": rgb.width,
+            "height": rgb.height,
+            "hash": f"{perceptual_hash(rgb):064x}",
+        }
         if min(rgb.size) >= quality.MIN_SIDE:
             row |= asdict(quality.measure(np.asarray(rgb.convert("L"))))
     except Exception as error:  # whatever a file does to its decoder, the others wait
@@ -65,8 +73,11 @@ def measure_photo(path: Path, known: dict | None = None) -> dict[str, Any]:
     return row
 
 
-def measure_photos(photos: Iterable[Path], journal: Journal, workers: int) -> Iterator[dict[str, Any]]:
-    """The row of every photo, in order: from the journal where the file is the same, else measured and written there.
+def measure_photos(
+    photos: Iterable[Path], journal: Journal, workers: int
+) -> Iterator[dict[str, Any]]:
+    """The row of every photo, in order: from the journal where the file is the same, else measured
+    and written there.
 
     What could not be read is tried again.
     """
@@ -85,9 +96,14 @@ def measure_photos(photos: Iterable[Path], journal: Journal, workers: int) -> It
 
 
 def _is_whole(row: dict[str, Any]) -> bool:
-    """Whether a row of the journal is what `measure_photo` answers, of a photo that it could read."""
+    """Whether a row of the journal is what `measure_photo` answers, of a photo that it could
+    read.
+    """
     numbers = ["bytes", "mtime_ns", "width", "height"]
-    if all(isinstance(row.get(side), int) for side in numbers) and min(row["width"], row["height"]) >= quality.MIN_SIDE:
+    if (
+        all(isinstance(row.get(side), int) for side in numbers)
+        and min(row["width"], row["height"]) >= quality.MIN_SIDE
+    ):
         numbers += [field.name for field in fields(quality.Quality)]
     texts = {"path": r".+", "sha256": r"[0-9a-f]{64}", "hash": r"[0-9a-f]{64}"}
     return (
@@ -104,7 +120,9 @@ def _is_current(row: dict | None, path: Path) -> bool:
 def map_photos(
     tasks: list[Task], workers: int, measure: Callable[[Path, dict | None], dict] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """`measure_photo` of each task, in order, over processes. One that dies costs the photo it died of, not the run."""
+    """`measure_photo` of each task, in order, over processes. One that dies costs the photo it died
+    of, not the run.
+    """
     measure = measure or measure_photo
     if workers <= 1:
         yield from (measure(*task) for task in tasks)
@@ -117,21 +135,32 @@ def map_photos(
                     rows = list(pool.map(measure, *zip(*part, strict=True)))
                     place += len(part)
                     yield from rows
-            except BrokenProcessPool:  # of which of them? Each is asked again, in a process of its own
+            except (
+                BrokenProcessPool
+            ):  # of which of them? Each is asked again, in a process of its own
                 place += len(part)
                 yield from (_measure_alone(*task, measure) for task in part)
 
 
-def _measure_alone(path: Path, known: dict | None, measure: Callable[[Path, dict | None], dict]) -> dict[str, Any]:
+def _measure_alone(
+    path: Path, known: dict | None, measure: Callable[[Path, dict | None], dict]
+) -> dict[str, Any]:
     with ProcessPoolExecutor(1, mp_context=_context()) as pool:
         try:
             return pool.submit(measure, path, known).result()
         except BrokenProcessPool:
-            return {"path": str(path), "version": quality.VERSION, **stamp(path), "error": "its reader died of it"}
+            return {
+                "path": str(path),
+                "version": quality.VERSION,
+                **stamp(path),
+                "error": "its reader died of it",
+            }
 
 
 def _context() -> BaseContext:
-    """Not plain forks: torch has threads, and a fork with threads can hang. The server has none, and loads us once."""
+    """Not plain forks: torch has threads, and a fork with threads can hang. The server has none,
+    and loads us once.
+    """
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
@@ -139,38 +168,46 @@ def _context() -> BaseContext:
     return context
 
 
-# --- which of them to take -------------------------------------------------------------------------------------------
+# --- which of them to take ------------------------------------------------------------------------
 
 
 def perceptual_hash(picture: Image.Image) -> int:
-    """255 bits: which of the 16 x 16 lowest frequencies of the picture, shrunk to 64 x 64, are above their median.
+    """255 bits: which of the 16 x 16 lowest frequencies of the picture, shrunk to 64 x 64, are
+    above their median.
 
-    It hardly changes under compression, scaling and light. A mirrored or turned copy has another hash: for training it
-    is another picture. Low frequencies come first.
+    It hardly changes under compression, scaling and light. A mirrored or turned copy has another
+    hash: for training it is another picture. Low frequencies come first.
     """
     box = min(picture.size) >= SIDE
-    small = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX if box else Image.Resampling.BICUBIC)
+    small = picture.convert("L").resize(
+        (SIDE, SIDE), Image.Resampling.BOX if box else Image.Resampling.BICUBIC
+    )
     k = np.arange(SIDE)
     cosines = np.cos(np.pi * (k[None] + 0.5) * k[:KEPT, None] / SIDE)
     spectrum = (cosines @ np.asarray(small, np.float64) @ cosines.T).ravel()
-    order = np.argsort(np.add.outer(k[:KEPT], k[:KEPT]).ravel(), kind="stable")[1:]  # without the mean
+    order = np.argsort(np.add.outer(k[:KEPT], k[:KEPT]).ravel(), kind="stable")[
+        1:
+    ]  # without the mean
     low_first = spectrum[order]
     return sum(1 << i for i, above in enumerate(low_first > np.median(low_first)) if above)
 
 
 def find_near_duplicates(hashes: Sequence[int], max_distance: int = MAX_DISTANCE) -> dict[int, int]:
-    """Which places show the same as an earlier one that stays: {place: the earlier place}. Put the best photos first.
+    """Which places show the same as an earlier one that stays: {place: the earlier place}. Put the
+    best photos first.
 
-    Only hashes that share one of sixteen bands of 16 bits are compared, so the time grows about linearly with their
-    number; of pairs at distance 20 this misses fewer than one in a hundred even when any bit may differ, and those that
-    differ little differ in the high frequencies.
+    Only hashes that share one of sixteen bands of 16 bits are compared, so the time grows about
+    linearly with their number; of pairs at distance 20 this misses fewer than one in a hundred even
+    when any bit may differ, and those that differ little differ in the high frequencies.
     """
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
     near = {}
     for place, value in enumerate(hashes):
         bands = [(i, value >> i & 0xFFFF) for i in range(0, KEPT * KEPT, BAND)]
         rivals = sorted({rival for band in bands for rival in buckets[band]})
-        same = next((rival for rival in rivals if (hashes[rival] ^ value).bit_count() <= max_distance), None)
+        same = next(
+            (rival for rival in rivals if (hashes[rival] ^ value).bit_count() <= max_distance), None
+        )
         if same is None:
             for band in bands:
                 buckets[band].append(place)
@@ -184,7 +221,9 @@ def score_of(row: dict) -> float:
     return quality.Quality(**{name: row[name] for name in PARTS}).score if PARTS[0] in row else 0.0
 
 
-def select(found: list[Photo], rows: list[dict], min_side: int, folder: Path) -> tuple[list[int], list[dict]]:
+def select(
+    found: list[Photo], rows: list[dict], min_side: int, folder: Path
+) -> tuple[list[int], list[dict]]:
     """Which photos stay, in the order found, and for every other one {"path", "reason"}.
 
     Of photos that show the same, the one with the best score stays, of equal ones the first.
@@ -199,11 +238,17 @@ def select(found: list[Photo], rows: list[dict], min_side: int, folder: Path) ->
             dropped[i] = f"too small: {row['width']}x{row['height']}, wanted {min_side} px a side"
         elif (twin := first.setdefault(row["sha256"], i)) != i:
             dropped[i] = f"exact duplicate: of {shown[twin]}"
-    best_first = sorted((i for i in range(len(rows)) if i not in dropped), key=lambda i: -score_of(rows[i]))
+    best_first = sorted(
+        (i for i in range(len(rows)) if i not in dropped), key=lambda i: -score_of(rows[i])
+    )
     near = find_near_duplicates([int(rows[i]["hash"], 16) for i in best_first])
-    dropped |= {best_first[i]: f"near duplicate: of {shown[best_first[kept]]}" for i, kept in near.items()}
+    dropped |= {
+        best_first[i]: f"near duplicate: of {shown[best_first[kept]]}" for i, kept in near.items()
+    }
     stay = [i for i in range(len(rows)) if i not in dropped]
-    return stay, [{"path": shown[i], "source": found[i].source, "reason": dropped[i]} for i in sorted(dropped)]
+    return stay, [
+        {"path": shown[i], "source": found[i].source, "reason": dropped[i]} for i in sorted(dropped)
+    ]
 
 
 def manifest_row(photo: Photo, row: dict, folder: Path, licence: str | None) -> dict[str, Any]:

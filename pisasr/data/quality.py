@@ -1,4 +1,5 @@
-"""Before training: how good a photo is as a target, from 0 to 1, by what is measured on its luma without a network.
+"""Before training: how good a photo is as a target, from 0 to 1, by what is measured on its luma
+without a network.
 
 Four things spoil a high-quality photo, and each is measured where it shows:
 
@@ -8,19 +9,26 @@ Four things spoil a high-quality photo, and each is measured where it shows:
     blockiness  how much more the luma jumps every eight pixels than elsewhere: JPEG
     flatness    the share of patches without an edge that stands out of the noise: sky, walls, soft backgrounds
 
-and each becomes a factor between 0 and 1. The score is their weighted geometric mean, so that one bad one spoils a
-photo. Colour is not looked at, and neither is what the photo shows. Detail near the pixel and noise look alike to these
-filters: a photo that is texture from edge to edge (grass) is taken for a noisy one.
+and each becomes a factor between 0 and 1. The score is their weighted geometric mean, so that one
+bad one spoils a photo. Colour is not looked at, and neither is what the photo shows. Detail near
+the pixel and noise look alike to these filters: a photo that is texture from edge to edge (grass)
+is taken for a noisy one.
 """
 
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-VERSION = 1  # of what is measured and of the curves below; scores of another version can't be compared
+VERSION = (
+    1  # of what is measured and of the curves below; scores of another version can't be compared
+)
 PATCH = 16  # px
-MIN_SLOPE = 4.0  # levels a px, after smoothing: what is flatter is no edge but what JPEG and grain leave
-SLOPE_OF_NOISE = 2.0  # that many times the noise; the steepest place of a patch of pure noise has half of it
+MIN_SLOPE = (
+    4.0  # levels a px, after smoothing: what is flatter is no edge but what JPEG and grain leave
+)
+SLOPE_OF_NOISE = (
+    2.0  # that many times the noise; the steepest place of a patch of pure noise has half of it
+)
 RELIEF = 0.25  # an edge is at least so steep, compared with the steepest of its picture
 FINE, COARSE = 0.5, 1.2  # px of smoothing under which the slopes of edges are compared
 MIN_SIDE = 2 * PATCH  # px; nothing smaller is scored
@@ -46,7 +54,10 @@ class Quality:
     @property
     def factors(self) -> dict[str, float]:
         """Each measurement as a number from 1 (faultless) to 0."""
-        return {name: 1 / (1 + (value / CURVES[name][0]) ** CURVES[name][1]) for name, value in asdict(self).items()}
+        return {
+            name: 1 / (1 + (value / CURVES[name][0]) ** CURVES[name][1])
+            for name, value in asdict(self).items()
+        }
 
     @property
     def score(self) -> float:
@@ -57,7 +68,9 @@ class Quality:
 def measure(luma: np.ndarray) -> Quality:
     """Measure a photo at its own size: luma [H, W] in [0, 255], at least MIN_SIDE on each side."""
     if min(luma.shape) < MIN_SIDE:
-        raise ValueError(f"a picture of {luma.shape[1]}x{luma.shape[0]} can't be scored; wanted {MIN_SIDE} px a side")
+        raise ValueError(
+            f"a picture of {luma.shape[1]}x{luma.shape[0]} can't be scored; wanted {MIN_SIDE} px a side"
+        )
     luma = np.ascontiguousarray(luma, dtype=np.float32)
     noise = measure_noise(luma)
     blur, flatness = measure_edges(luma, noise)
@@ -65,13 +78,15 @@ def measure(luma: np.ndarray) -> Quality:
 
 
 def measure_edges(luma: np.ndarray, noise: float) -> tuple[float, float]:
-    """How wide the edges are, in px of a Gaussian's standard deviation, and the share of patches without any.
+    """How wide the edges are, in px of a Gaussian's standard deviation, and the share of patches
+    without any.
 
-    Each patch has one, its steepest place, if it stands out of the noise; the sharpest tenth of them count. A step
-    blurred by s has a slope of 1 / s; smoothed by c before, of 1 / sqrt(s^2 + c^2). The slopes after two smoothings
-    a < b give sqrt(s^2 + a^2) (the idea is Zhuo and Sim's, Pattern Recognition 44, 2011), which is returned: the
-    smoothing by a keeps noise out, and a step without any blur is a px wide. Finer texture comes out below a. A picture
-    without a single edge has the width of a patch.
+    Each patch has one, its steepest place, if it stands out of the noise; the sharpest tenth of
+    them count. A step blurred by s has a slope of 1 / s; smoothed by c before, of 1 / sqrt(s^2 +
+    c^2). The slopes after two smoothings a < b give sqrt(s^2 + a^2) (the idea is Zhuo and Sim's,
+    Pattern Recognition 44, 2011), which is returned: the smoothing by a keeps noise out, and a step
+    without any blur is a px wide. Finer texture comes out below a. A picture without a single edge
+    has the width of a patch.
     """
     a, b = FINE, COARSE
     fine, coarse = patches(slope(smooth(luma, a))), patches(slope(smooth(luma, b)))
@@ -80,14 +95,17 @@ def measure_edges(luma: np.ndarray, noise: float) -> tuple[float, float]:
     visible = coarse > max(MIN_SLOPE, SLOPE_OF_NOISE * noise)
     if not visible.any():
         return float(PATCH), 1.0
-    edges = visible & (coarse > RELIEF * np.quantile(coarse, 0.99))  # no soft shade beside the steepest edges
+    edges = visible & (
+        coarse > RELIEF * np.quantile(coarse, 0.99)
+    )  # no soft shade beside the steepest edges
     steeper = np.maximum((fine[edges] / coarse[edges]) ** 2 - 1, 1e-6)
     widths = np.minimum(np.sqrt((b**2 - a**2) / steeper), PATCH)
     return float(np.quantile(widths, 0.1)), float(1 - visible.mean())
 
 
 def measure_noise(luma: np.ndarray) -> float:
-    """Standard deviation of the noise in grey levels: the flattest tenth of the patches that are not clipped.
+    """Standard deviation of the noise in grey levels: the flattest tenth of the patches that are
+    not clipped.
 
     The filter is zero on planes and on straight edges along the axes (Immerkaer, CVIU 64, 1996).
     """
@@ -100,9 +118,11 @@ def measure_noise(luma: np.ndarray) -> float:
 
 
 def measure_blockiness(luma: np.ndarray) -> float:
-    """By which part the luma jumps more along an 8-px grid than beside it, at whatever offset the grid has; 0 is none.
+    """By which part the luma jumps more along an 8-px grid than beside it, at whatever offset the
+    grid has; 0 is none.
 
-    A jump is what the steps on either side don't explain, cut at 16 levels so that edges of the scene don't count more.
+    A jump is what the steps on either side don't explain, cut at 16 levels so that edges of the
+    scene don't count more.
     """
     excess = []
     for picture in (luma, luma.T):
@@ -127,7 +147,9 @@ def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     for weights in (kernel / kernel.sum(),) * 2:
         padded = np.pad(x, ((0, 0), (radius, radius)), mode="reflect")
-        x = np.asarray(sum(np.float32(w) * padded[:, i : i + x.shape[1]] for i, w in enumerate(weights))).T
+        x = np.asarray(
+            sum(np.float32(w) * padded[:, i : i + x.shape[1]] for i, w in enumerate(weights))
+        ).T
     return x
 
 

@@ -1,12 +1,15 @@
-"""Before training: where photos lie. Folders, path lists, and the layouts of the usual data sets, as one list.
+"""Before training: where photos lie. Folders, path lists, and the layouts of the usual data sets,
+as one list.
 
-Folders are searched recursively and in order, so numbered shards (LSDIR, FFHQ) need nothing of their own. Of sets that
-come in pairs (DIV2K, Flickr2K, LSDIR's validation) the reduced pictures are never taken, and pictures held out for
-validation only where their folder is named. Captions and licences come from the metadata files of Hugging Face's
-imagefolder layout, and from PHOTO.txt and LICENSE files.
+Folders are searched recursively and in order, so numbered shards (LSDIR, FFHQ) need nothing of
+their own. Of sets that come in pairs (DIV2K, Flickr2K, LSDIR's validation) the reduced pictures are
+never taken, and pictures held out for validation only where their folder is named. Captions and
+licences come from the metadata files of Hugging Face's imagefolder layout, and from PHOTO.txt and
+LICENSE files.
 
-A manifest is JSON Lines, a row a photo: "path" (relative to the manifest where that is possible), "sha256", "width",
-"height", "licence", "source", "score" with its parts, and "caption"; what isn't known is null.
+A manifest is JSON Lines, a row a photo: "path" (relative to the manifest where that is possible),
+"sha256", "width", "height", "licence", "source", "score" with its parts, and "caption"; what isn't
+known is null.
 """
 
 import csv
@@ -26,10 +29,13 @@ CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description")
 LICENCE_COLUMNS = ("licence", "license")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 LICENCE_FILES = tuple(
-    name + end for name in ("LICENSE", "LICENCE", "COPYING", "license", "licence") for end in ("", ".txt", ".md")
+    name + end
+    for name in ("LICENSE", "LICENCE", "COPYING", "license", "licence")
+    for end in ("", ".txt", ".md")
 )
 
-# Names of folders as the makers of the sets chose them; the second kind is only telling beside full-size pictures.
+# Names of folders as the makers of the sets chose them; the second kind is only telling beside
+# full-size pictures.
 SAYS_REDUCED = re.compile(r"(^|[_-])LR([_-]|$)")
 MAY_BE_REDUCED = re.compile(r"(lr|lq|[xX][2-9]|[xX]1[0-9]|bicubic|unknown|mild|wild|difficult)$")
 SAYS_FULL = re.compile(r"(^|[_-])(HR|GT|HQ)([_-]|$)", re.IGNORECASE)
@@ -65,7 +71,8 @@ class LeftOut:
 
 
 def name_sources(sources: list[str]) -> dict[str, str]:
-    """Each source as it was given -> what its photos are called in the manifest: the last part of its path.
+    """Each source as it was given -> what its photos are called in the manifest: the last part of
+    its path.
 
     Where two would share a name both keep the path as it was given.
     """
@@ -84,19 +91,33 @@ def find_photos(source: str, name: str, output: Path) -> tuple[list[Photo], list
     left_out: list[LeftOut] = []
     if path.is_dir():
         if path.resolve() == output.resolve():
-            raise PisasrError(f"--input {source} is --output, too, where nothing is looked for; name another --output.")
-        reason = next((why for p in [path.resolve(), *path.resolve().parents][:3] if (why := says_reduced(p))), None)
+            raise PisasrError(
+                f"--input {source} is --output, too, where nothing is looked for; name another --output."
+            )
+        reason = next(
+            (
+                why
+                for p in [path.resolve(), *path.resolve().parents][:3]
+                if (why := says_reduced(p))
+            ),
+            None,
+        )
         if reason:
             raise PisasrError(f"--input {source}: {reason}; wanted the full-size pictures.")
         photos = list(_walk(path, name, output.resolve(), left_out))
     elif path.is_file():
         photos = [
-            Photo(photo, name, read_sidecar(photo), licence=_licence_in(photo.parent)) for photo in read_list(path)
+            Photo(photo, name, read_sidecar(photo), licence=_licence_in(photo.parent))
+            for photo in read_list(path)
         ]
     else:
-        raise PisasrError(f"--input {source} does not exist; wanted a folder of photos or a list of paths.")
+        raise PisasrError(
+            f"--input {source} does not exist; wanted a folder of photos or a list of paths."
+        )
     if not photos:
-        raise PisasrError(f"--input {source}: no photos there (looked for {', '.join(EXTENSIONS)}).")
+        raise PisasrError(
+            f"--input {source}: no photos there (looked for {', '.join(EXTENSIONS)})."
+        )
     return photos, left_out
 
 
@@ -128,14 +149,20 @@ def _walk(root: Path, name: str, output: Path, left_out: list[LeftOut]) -> Itera
             if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
                 row = told.get(path, {})
                 licence = pick(row, LICENCE_COLUMNS) or licences[here]
-                yield Photo(path, name, read_sidecar(path) or pick(row, CAPTION_COLUMNS), licence=licence)
+                yield Photo(
+                    path, name, read_sidecar(path) or pick(row, CAPTION_COLUMNS), licence=licence
+                )
 
 
 def read_list(path: Path) -> list[Path]:
-    """The photos that a text file names, a path a line, seen from its folder. PisasrError for what is no text."""
+    """The photos that a text file names, a path a line, seen from its folder. PisasrError for what
+    is no text.
+    """
     content = path.read_bytes()
     if b"\0" in content:
-        raise PisasrError(f"{path} is no text; wanted a folder of photos, or a list with a path a line.")
+        raise PisasrError(
+            f"{path} is no text; wanted a folder of photos, or a list with a path a line."
+        )
     lines = map(str.strip, content.decode(errors="surrogateescape").splitlines())
     return [path.parent / line for line in lines if line]
 
@@ -146,7 +173,9 @@ def read_sidecar(photo: Path) -> str | None:
 
 
 def _read_text(path: Path) -> str:
-    """What a file says, if there is one that can be read; a pipe or a device is none: it may never end."""
+    """What a file says, if there is one that can be read; a pipe or a device is none: it may never
+    end.
+    """
     try:
         return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError:
@@ -158,7 +187,9 @@ def says_reduced(folder: Path) -> str | None:
     if SAYS_REDUCED.search(folder.name):
         return f"{folder.name} holds reduced pictures"
     if MAY_BE_REDUCED.match(folder.name):
-        if full := next((name for name in _folders_in(folder.parent) if SAYS_FULL.search(name)), None):
+        if full := next(
+            (name for name in _folders_in(folder.parent) if SAYS_FULL.search(name)), None
+        ):
             return f"{folder.name} beside {full} holds reduced pictures"
     return None
 
@@ -199,7 +230,9 @@ def _read_metadata(path: Path) -> dict[Path, dict]:
                 rows = [parse_json(line) for line in file if line.strip()]
         return {path.parent / row["file_name"]: row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
-        raise PisasrError(f"{path} is no imagefolder metadata ({error!r}); wanted a file_name column.") from None
+        raise PisasrError(
+            f"{path} is no imagefolder metadata ({error!r}); wanted a file_name column."
+        ) from None
 
 
 def pick(row: dict, columns: tuple[str, ...]) -> str | None:
@@ -212,13 +245,15 @@ def pick(row: dict, columns: tuple[str, ...]) -> str | None:
     return None
 
 
-# --- manifests -------------------------------------------------------------------------------------------------------
+# --- manifests ------------------------------------------------------------------------------------
 
 
 def read_manifest(path: Path) -> list[dict]:
     """The rows of a manifest, each with a "path". PisasrError at the first line that is none."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
+    ):
         if not line.strip():
             continue
         try:
@@ -239,7 +274,9 @@ def write_rows(path: Path, rows: Iterable[dict]) -> None:
 
 
 def relative_path(photo: Path, folder: Path) -> str:
-    """`photo` as seen from the manifest's folder, with forward slashes; absolute where there is no way (drives)."""
+    """`photo` as seen from the manifest's folder, with forward slashes; absolute where there is no
+    way (drives).
+    """
     try:
         # The real folder: from a link to it, ".." would lead elsewhere.
         return Path(os.path.relpath(photo, os.path.realpath(folder))).as_posix()

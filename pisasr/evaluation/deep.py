@@ -1,7 +1,8 @@
 """Score: networks that judge a picture alone, and FID's: pyiqa's, through one doorway.
 
-pyiqa is no part of pisasr: its licence forbids commercial use since 2026. The files that it would download are known
-here by name, so that what is missing can be named, with the place where pyiqa looks for it.
+pyiqa is no part of pisasr: its licence forbids commercial use since 2026. The files that it would
+download are known here by name, so that what is missing can be named, with the place where pyiqa
+looks for it.
 """
 
 import contextlib
@@ -42,19 +43,24 @@ NETWORKS = {
 
 
 def load_network(metric: str, create: Callable[[str], Any]) -> Any:
-    """What `create(pyiqa's name)` makes, with files from torch's hub folder; pyiqa fetches those that are not there.
+    """What `create(pyiqa's name)` makes, with files from torch's hub folder; pyiqa fetches those
+    that are not there.
 
-    MetricUnavailable, one line, when pyiqa is not there or fails, and at once where a file is missing while
-    HF_HUB_OFFLINE=1 says that nothing can be fetched. MANIQA and TOPIQ want a backbone from timm beside their file,
-    which timm keeps in Hugging Face's cache.
+    MetricUnavailable, one line, when pyiqa is not there or fails, and at once where a file is
+    missing while HF_HUB_OFFLINE=1 says that nothing can be fetched. MANIQA and TOPIQ want a
+    backbone from timm beside their file, which timm keeps in Hugging Face's cache.
     """
     network = NETWORKS[metric]
     if find_spec("pyiqa") is None:
         files = " and ".join(network.urls)
         install = "pip install 'pisasr[pyiqa]' (PolyForm Noncommercial licence)"
         raise MetricUnavailable(f"pyiqa is not installed: {install}; it then fetches {files}")
-    places = {url: place_of(url, "clip" if url.startswith(CLIP) else "pyiqa") for url in network.urls}
-    advice = " and ".join(f"put {url} at {place}" for url, place in places.items() if not place.is_file())
+    places = {
+        url: place_of(url, "clip" if url.startswith(CLIP) else "pyiqa") for url in network.urls
+    }
+    advice = " and ".join(
+        f"put {url} at {place}" for url, place in places.items() if not place.is_file()
+    )
     if advice and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise MetricUnavailable(f"offline, and a file is missing: {advice}")
     try:
@@ -67,7 +73,9 @@ def load_network(metric: str, create: Callable[[str], Any]) -> Any:
 
 
 def load_scorer(metric: str, device: str | None = None) -> Scorer:
-    """pyiqa's judgement of a uint8 picture alone, on `device` (None for the GPU if there is one)."""
+    """pyiqa's judgement of a uint8 picture alone, on `device` (None for the GPU if there is
+    one).
+    """
     place = choose_device(device)
 
     def create(name: str) -> Any:

@@ -1,7 +1,9 @@
-"""Score: FID, how far one set's features lie from another's (Heusel et al. 2017, clean-fid's resizing).
+"""Score: FID, how far one set's features lie from another's (Heusel et al. 2017, clean-fid's
+resizing).
 
-Features are taken picture by picture, so that a set can be shared among processes, continued, or lack pictures that
-the table leaves out. The extractor is any function from a picture to a vector; InceptionV3 is the published one.
+Features are taken picture by picture, so that a set can be shared among processes, continued, or
+lack pictures that the table leaves out. The extractor is any function from a picture to a vector;
+InceptionV3 is the published one.
 """
 
 from typing import Any
@@ -21,9 +23,9 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 
         |mean_x - mean_y|^2 + tr(C_x) + tr(C_y) - 2 tr((C_x C_y)^(1/2))
 
-    With C = A^T A, A the centred features over sqrt(n - 1), the last trace is the sum of the singular values of
-    A_x A_y^T: exact for any number of pictures, where a matrix root of the d x d product needs full rank. NaN for a set
-    of fewer than two pictures.
+    With C = A^T A, A the centred features over sqrt(n - 1), the last trace is the sum of the
+    singular values of A_x A_y^T: exact for any number of pictures, where a matrix root of the d x d
+    product needs full rank. NaN for a set of fewer than two pictures.
     """
     if min(len(x), len(y)) < 2:
         return float("nan")
@@ -36,14 +38,20 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def resize_clean(picture: np.ndarray, side: int = INCEPTION_SIDE) -> np.ndarray:
-    """float32 [side, side, 3] in [0, 255]: Pillow's antialiased bicubic, each channel in floats, not rounded."""
+    """float32 [side, side, 3] in [0, 255]: Pillow's antialiased bicubic, each channel in floats,
+    not rounded.
+    """
     channels = (Image.fromarray(picture[..., k].astype(np.float32)) for k in range(3))
-    resized = [np.asarray(channel.resize((side, side), Image.Resampling.BICUBIC)) for channel in channels]
+    resized = [
+        np.asarray(channel.resize((side, side), Image.Resampling.BICUBIC)) for channel in channels
+    ]
     return np.stack(resized, axis=-1).clip(0, 255)
 
 
 def load_inception(device: str | None = None) -> Extractor:
-    """pool3 of the InceptionV3 that FID was defined with: 2048 features. MetricUnavailable without its weights."""
+    """pool3 of the InceptionV3 that FID was defined with: 2048 features. MetricUnavailable without
+    its weights.
+    """
     place = choose_device(device)
 
     def create(name: str) -> Any:

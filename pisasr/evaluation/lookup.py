@@ -1,4 +1,6 @@
-"""Score: where the files that metrics need are looked for. Nothing is downloaded here and nothing found is imported."""
+"""Score: where the files that metrics need are looked for. Nothing is downloaded here and nothing
+found is imported.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,23 +16,34 @@ class MetricUnavailable(PisasrError):
 def find_weights(pattern: str, folder: Path | None, packages: dict[str, str], advice: str) -> Path:
     """The file matching `pattern` in `folder` or else inside an installed package.
 
-    packages maps an import name to the folder inside it. The package is located, not imported: basicsr and iqa cannot
-    be imported without a working torchvision, and reading one file of theirs needs no code.
+    packages maps an import name to the folder inside it. The package is located, not imported:
+    basicsr and iqa cannot be imported without a working torchvision, and reading one file of theirs
+    needs no code.
     """
     if folder and not folder.is_dir():
-        raise MetricUnavailable(f"no folder at {folder}, where {pattern} is to be; correct it, or leave --weights out")
+        raise MetricUnavailable(
+            f"no folder at {folder}, where {pattern} is to be; correct it, or leave --weights out"
+        )
     places = [folder] if folder else []
     for package, inside in packages.items():
         spec = find_spec(package)
-        places += [Path(place) / inside for place in (spec.submodule_search_locations or [])] if spec else []
+        places += (
+            [Path(place) / inside for place in (spec.submodule_search_locations or [])]
+            if spec
+            else []
+        )
     for place in places:
         if found := sorted(place.glob(pattern)):
             return found[0]
-    raise MetricUnavailable(f"{pattern} not found: {advice}, or put the file into a folder and give --weights FOLDER")
+    raise MetricUnavailable(
+        f"{pattern} not found: {advice}, or put the file into a folder and give --weights FOLDER"
+    )
 
 
 def find_efficientnet(folder: Path | None = None, variant: str = "lite0") -> Path:
-    """The network behind the feature distance. Asked for here and not beside it, so that the answer needs no torch."""
+    """The network behind the feature distance. Asked for here and not beside it, so that the answer
+    needs no torch.
+    """
     return find_weights(
         f"efficientnet-{variant}-*.pth",
         folder,
@@ -47,7 +60,8 @@ def place_of(url: str, inside: str) -> Path:
 
 
 def choose_device(wanted: str | None = None) -> str:
-    """Where a network runs: as wanted, else on this process' GPU (accelerate makes it the current one), else the CPU.
+    """Where a network runs: as wanted, else on this process' GPU (accelerate makes it the current
+    one), else the CPU.
 
     MetricUnavailable for a GPU that is not there.
     """

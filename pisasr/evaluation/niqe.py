@@ -1,7 +1,9 @@
-"""Score: NIQE, how far a picture's local statistics lie from those of pristine photographs (Mittal et al. 2013).
+"""Score: NIQE, how far a picture's local statistics lie from those of pristine photographs (Mittal
+et al. 2013).
 
-Lower is better and no reference is needed. The pristine statistics (36 means, a 36x36 covariance) come from the
-authors' release and are not part of this project: `find_parameters` looks for a file that holds them. Numpy only.
+Lower is better and no reference is needed. The pristine statistics (36 means, a 36x36 covariance)
+come from the authors' release and are not part of this project: `find_parameters` looks for a file
+that holds them. Numpy only.
 """
 
 import math
@@ -18,7 +20,9 @@ BLOCK_PX = 96
 
 
 class PristineStatistics(NamedTuple):
-    """mean [36] and covariance [36, 36] of the features of pristine blocks; window [7]: the local-mean weights."""
+    """mean [36] and covariance [36, 36] of the features of pristine blocks; window [7]: the
+    local-mean weights.
+    """
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -36,7 +40,8 @@ def find_parameters(weights: Path | None = None) -> Path:
 
 
 def load_parameters(path: Path) -> PristineStatistics:
-    """Read niqe_pris_params.npz as basicsr and iqa-torch ship it; its 7x7 window is the product of two equal ones.
+    """Read niqe_pris_params.npz as basicsr and iqa-torch ship it; its 7x7 window is the product of
+    two equal ones.
 
     MetricUnavailable for any other file. Of pickles nothing is read.
     """
@@ -45,14 +50,17 @@ def load_parameters(path: Path) -> PristineStatistics:
             window = file["gaussian_window"].sum(axis=0)
             return PristineStatistics(file["mu_pris_param"].ravel(), file["cov_pris_param"], window)
     except Exception as error:  # numpy's own words advise to load pickles
-        raise MetricUnavailable(f"{path.name} does not hold NIQE's parameters ({type(error).__name__})") from error
+        raise MetricUnavailable(
+            f"{path.name} does not hold NIQE's parameters ({type(error).__name__})"
+        ) from error
 
 
 def niqe(picture: np.ndarray, pristine: PristineStatistics) -> float:
-    """Distance between the picture's block statistics and the pristine ones, of uint8 [H, W, 3] RGB.
+    """Distance between the picture's block statistics and the pristine ones, of uint8 [H, W, 3]
+    RGB.
 
-    NaN when fewer than two whole 96 px blocks have any structure. The luma is YIQ's (no 16..235 squeeze), rounded:
-    the variant whose values the papers of this field print.
+    NaN when fewer than two whole 96 px blocks have any structure. The luma is YIQ's (no 16..235
+    squeeze), rounded: the variant whose values the papers of this field print.
     """
     y = np.round(picture @ np.array([0.299, 0.587, 0.114]))
     rows, columns = y.shape[0] // BLOCK_PX, y.shape[1] // BLOCK_PX
@@ -74,7 +82,9 @@ def niqe(picture: np.ndarray, pristine: PristineStatistics) -> float:
 
 
 def _normalise(y: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Take away the local mean and divide by the local deviation + 1: the contrast-normalised picture."""
+    """Take away the local mean and divide by the local deviation + 1: the contrast-normalised
+    picture.
+    """
     padded = np.pad(y, len(window) // 2, mode="edge")
     mean = filter_separable(padded, window)
     deviation = np.sqrt(np.abs(filter_separable(padded**2, window) - mean**2))
@@ -82,7 +92,9 @@ def _normalise(y: np.ndarray, window: np.ndarray) -> np.ndarray:
 
 
 def _halve(y: np.ndarray) -> np.ndarray:
-    """MATLAB's antialiased bicubic x1/2 of even-sided [H, W]: eight fixed taps, the border mirrored."""
+    """MATLAB's antialiased bicubic x1/2 of even-sided [H, W]: eight fixed taps, the border
+    mirrored.
+    """
     distance = np.abs(np.arange(8) - 3.5) / 2
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
@@ -91,7 +103,9 @@ def _halve(y: np.ndarray) -> np.ndarray:
 
 
 def _block_features(x: np.ndarray, side: int) -> np.ndarray:
-    """18 numbers for each block of `side` px: the shape of its values and of their products with four neighbours."""
+    """18 numbers for each block of `side` px: the shape of its values and of their products with
+    four neighbours.
+    """
     rows, columns = x.shape[0] // side, x.shape[1] // side
     blocks = x.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(-1, side, side)
     alpha, left, right = _fit_asymmetric_gaussian(blocks)
@@ -104,7 +118,9 @@ def _block_features(x: np.ndarray, side: int) -> np.ndarray:
 
 
 def _fit_asymmetric_gaussian(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shape alpha and both scales of an asymmetric generalised Gaussian, by matching moments: three arrays [blocks]."""
+    """Shape alpha and both scales of an asymmetric generalised Gaussian, by matching moments: three
+    arrays [blocks].
+    """
     x = blocks.reshape(len(blocks), -1)
     with np.errstate(invalid="ignore", divide="ignore"):
         left = np.sqrt(np.sum(np.where(x < 0, x, 0) ** 2, axis=1) / np.sum(x < 0, axis=1))
@@ -120,7 +136,9 @@ def _fit_asymmetric_gaussian(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 @cache
 def _shape_table() -> tuple[np.ndarray, np.ndarray]:
-    """Shapes 0.2, 0.201 ... 10 and the ratio (mean |x|)^2 / mean x^2 that a Gaussian of each shape has."""
+    """Shapes 0.2, 0.201 ... 10 and the ratio (mean |x|)^2 / mean x^2 that a Gaussian of each shape
+    has.
+    """
     shapes = np.arange(0.2, 10.001, 0.001)
     return shapes, _gamma(2 / shapes) ** 2 / (_gamma(1 / shapes) * _gamma(3 / shapes))
 

@@ -1,4 +1,6 @@
-"""Score, first stop: folders of pictures -> examples: every method's file, the true picture, the input."""
+"""Score, first stop: folders of pictures -> examples: every method's file, the true picture, the
+input.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +13,9 @@ from pisasr.pictures.opening import read_picture
 
 @dataclass
 class Example:
-    """One picture of the test set: its file under every method, its true version and its input where there are any."""
+    """One picture of the test set: its file under every method, its true version and its input
+    where there are any.
+    """
 
     name: str
     sr: dict[str, Path]
@@ -21,8 +25,8 @@ class Example:
 
 @dataclass
 class Pairing:
-    """The examples that can be scored, one line for each thing that keeps a picture out, how many there were; check:
-    what was found out about the set as a whole, as a sentence."""
+    """The examples that can be scored, one line for each thing that keeps a picture out, how many
+    there were; check: what was found out about the set as a whole, as a sentence."""
 
     examples: list[Example]
     problems: list[str] = field(default_factory=list)
@@ -33,10 +37,11 @@ class Pairing:
 def pair_folders(
     methods: dict[str, Path], hq: Path | None = None, lq: Path | None = None, suffix: str = SUFFIX
 ) -> Pairing:
-    """Bring together the files of every method, the true pictures and the inputs, and look into each file once.
+    """Bring together the files of every method, the true pictures and the inputs, and look into
+    each file once.
 
-    An example stays only if every folder has it, every file can be read and every method's picture has the size of the
-    true one (or, without true pictures, of the first method's).
+    An example stays only if every folder has it, every file can be read and every method's picture
+    has the size of the true one (or, without true pictures, of the first method's).
     """
     folders = {f"--sr {name}": folder for name, folder in methods.items()}
     folders |= {"--hr": hq} if hq else {}
@@ -58,7 +63,9 @@ def pair_folders(
     return pairing
 
 
-def _describe_strays(files: dict[str, dict], matches: dict[str, dict], anchor: str) -> Iterable[str]:
+def _describe_strays(
+    files: dict[str, dict], matches: dict[str, dict], anchor: str
+) -> Iterable[str]:
     for role, stems in files.items():
         missing = [files[anchor][stem].name for stem in files[anchor].keys() - matches[role].keys()]
         extra = [stems[stem].name for stem in stems.keys() - set(matches[role].values())]
@@ -70,7 +77,9 @@ def _describe_strays(files: dict[str, dict], matches: dict[str, dict], anchor: s
 
 
 def _find_faults(example: Example) -> list[str]:
-    """Lines about files that cannot be read or have another size; none when the example can be scored."""
+    """Lines about files that cannot be read or have another size; none when the example can be
+    scored.
+    """
     paths = {f"--sr {name}": path for name, path in example.sr.items()}
     paths |= {role: path for role, path in (("--hr", example.hq), ("--lr", example.lq)) if path}
     faults, sizes = [], {}
@@ -87,6 +96,10 @@ def _find_faults(example: Example) -> list[str]:
     for role, (w, h) in sizes.items():
         if role != "--lr" and (w, h) != (width, height):
             faults.append(f"{role}: {paths[role].name} is {w}x{h}, in {anchor} it is {wanted}")
-        if role == "--lr" and abs(w * height - h * width) > max(width, height):  # a pixel is rounding, more is not
-            faults.append(f"--lr: {paths[role].name} is {w}x{h}, another shape than {wanted} in {anchor}")
+        if role == "--lr" and abs(w * height - h * width) > max(
+            width, height
+        ):  # a pixel is rounding, more is not
+            faults.append(
+                f"--lr: {paths[role].name} is {w}x{h}, another shape than {wanted} in {anchor}"
+            )
     return sorted(faults)

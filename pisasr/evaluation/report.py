@@ -1,6 +1,8 @@
-"""Score, third stop: scores -> a summary, one dict ready for JSON; and last stop: everything that it is shown as.
+"""Score, third stop: scores -> a summary, one dict ready for JSON; and last stop: everything that
+it is shown as.
 
-A mean is over all pictures or not given at all; beside it stand how sure it is and the protocol it was taken by.
+A mean is over all pictures or not given at all; beside it stand how sure it is and the protocol it
+was taken by.
 """
 
 import csv
@@ -31,17 +33,22 @@ from pisasr.evaluation.surface import Grid
 from pisasr.files import write_whole
 
 # What an earlier run may have left in the output and this one would not write over.
-OWN_FILES = ("published.md", "surface.csv", "sheets/sheet_[0-9][0-9].png", "plots/perception_distortion.*")
+OWN_FILES = (
+    "published.md",
+    "surface.csv",
+    "sheets/sheet_[0-9][0-9].png",
+    "plots/perception_distortion.*",
+)
 
 Columns = dict[str, dict[str, list[float]]]  # method -> metric -> a number per picture
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for every set of a run. metrics: all that was asked; scorers: what can be had of it; missing: what the
-    others lack. paired: two methods, none for the first two. plots: a file ending, "" for none. sheets: how many
-    pictures the comparison sheets show. seconds: method -> median per picture. made_by: what else produced the
-    pictures, in words for the notes."""
+    """What holds for every set of a run. metrics: all that was asked; scorers: what can be had of
+    it; missing: what the others lack. paired: two methods, none for the first two. plots: a file
+    ending, "" for none. sheets: how many pictures the comparison sheets show. seconds: method ->
+    median per picture. made_by: what else produced the pictures, in words for the notes."""
 
     metrics: Sequence[str]
     protocol: Protocol = STABLESR
@@ -58,10 +65,12 @@ class Settings:
 def summarise(
     scores: Scores, settings: Settings, name: str, pairing: Pairing, paired: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Everything that is needed to judge or repeat the numbers. paired: two methods to compare picture by picture.
+    """Everything that is needed to judge or repeat the numbers. paired: two methods to compare
+    picture by picture.
 
-    A mean is over all pictures of the table or it is not given: one NaN makes it null, and the pictures are named.
-    Equal pictures score what the protocol says (80 dB, or infinitely many) and are named, too.
+    A mean is over all pictures of the table or it is not given: one NaN makes it null, and the
+    pictures are named. Equal pictures score what the protocol says (80 dB, or infinitely many) and
+    are named, too.
     """
     names = list(dict.fromkeys(row["name"] for row in scores.rows))
     single = [metric for metric in settings.scorers if METRICS[metric].needs != "hq_set"]
@@ -72,7 +81,9 @@ def summarise(
             of_method[metric].append(row[metric])
     protocol = settings.protocol
     methods: dict[str, dict[str, Any]] = {
-        method: {metric: _summarise(metric, column, names, protocol) for metric, column in found.items()}
+        method: {
+            metric: _summarise(metric, column, names, protocol) for metric, column in found.items()
+        }
         for method, found in columns.items()
     }
     _add_intervals(methods, columns)
@@ -80,7 +91,10 @@ def summarise(
         for method, vectors in features.items():
             if method != TRUTH:
                 score = frechet_distance(vectors, features[TRUTH])
-                methods[method][metric] = {"mean": score if math.isfinite(score) else None, "count": len(vectors)}
+                methods[method][metric] = {
+                    "mean": score if math.isfinite(score) else None,
+                    "count": len(vectors),
+                }
     for method, seconds in settings.seconds.items():
         methods[method]["seconds"] = seconds
     summary = {
@@ -89,7 +103,9 @@ def summarise(
         "pictures": len(names),
         "pictures_before": max(pairing.total, len(names)),
         "methods": methods,
-        "paired": [_compare(columns, paired[0], paired[1], metric) for metric in single] if paired else [],
+        "paired": [_compare(columns, paired[0], paired[1], metric) for metric in single]
+        if paired
+        else [],
         "protocol": {
             "name": protocol.name,
             "source": protocol.source,
@@ -112,9 +128,15 @@ def summarise(
     return summary
 
 
-def _summarise(metric: str, column: Sequence[float], names: Sequence[str], protocol: Protocol) -> dict[str, Any]:
+def _summarise(
+    metric: str, column: Sequence[float], names: Sequence[str], protocol: Protocol
+) -> dict[str, Any]:
     by_name = dict(zip(names, column, strict=True))
-    equal = [n for n, score in by_name.items() if metric == "psnr" and score >= protocol.psnr_of_equals - 1e-9]
+    equal = [
+        n
+        for n, score in by_name.items()
+        if metric == "psnr" and score >= protocol.psnr_of_equals - 1e-9
+    ]
     nan = [name for name, score in by_name.items() if math.isnan(score)]
     finite = all(math.isfinite(score) for score in column)
     found = {"mean": math.fsum(column) / len(column) if finite else None, "count": len(column)}
@@ -122,19 +144,29 @@ def _summarise(metric: str, column: Sequence[float], names: Sequence[str], proto
 
 
 def _add_intervals(methods: dict[str, dict[str, Any]], columns: Columns) -> None:
-    whole = [(method, m) for method, found in methods.items() for m, c in found.items() if c["mean"] is not None]
-    if not whole or len(columns[whole[0][0]][whole[0][1]]) < 2:  # one picture says nothing about others
+    whole = [
+        (method, m)
+        for method, found in methods.items()
+        for m, c in found.items()
+        if c["mean"] is not None
+    ]
+    if (
+        not whole or len(columns[whole[0][0]][whole[0][1]]) < 2
+    ):  # one picture says nothing about others
         return
-    intervals = bootstrap_intervals(np.array([columns[method][metric] for method, metric in whole]).T)
+    intervals = bootstrap_intervals(
+        np.array([columns[method][metric] for method, metric in whole]).T
+    )
     for (method, metric), interval in zip(whole, intervals, strict=True):
         methods[method][metric]["interval"] = _ten_digits(interval)
 
 
 def _compare(columns: Columns, first: str, second: str, metric: str) -> dict[str, Any]:
-    """What `first` has more than `second`, over the pictures on which both have a finite number, which are counted.
+    """What `first` has more than `second`, over the pictures on which both have a finite number,
+    which are counted.
 
-    The mean difference and its interval, on how many pictures each is better (in the metric's direction), and the
-    two-sided p of the sign-flip test.
+    The mean difference and its interval, on how many pictures each is better (in the metric's
+    direction), and the two-sided p of the sign-flip test.
     """
     both = np.array([columns[first][metric], columns[second][metric]])
     both = both[:, np.isfinite(both).all(axis=0)]
@@ -169,11 +201,15 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def write_report(
-    output: Path, examples: Sequence[Example], scores: Scores, summary: dict[str, Any], settings: Settings
+    output: Path,
+    examples: Sequence[Example],
+    scores: Scores,
+    summary: dict[str, Any],
+    settings: Settings,
 ) -> None:
     """Everything that a set's summary is shown as, in place of what an earlier run left there."""
     for old in (path for pattern in OWN_FILES for path in output.glob(pattern)):
@@ -186,10 +222,18 @@ def write_report(
     write_whole(output / "table.tex", tables.to_latex([table]))
     if surface := summary.get("surface"):
         rows: list[dict[str, Any]] = []
-        for (i, pix), (j, sem) in product(enumerate(surface["lambdas_pix"]), enumerate(surface["lambdas_sem"])):
-            known = {metric: means[i][j] for metric, means in surface["maps"].items() if means[i][j] is not None}
+        for (i, pix), (j, sem) in product(
+            enumerate(surface["lambdas_pix"]), enumerate(surface["lambdas_sem"])
+        ):
+            known = {
+                metric: means[i][j]
+                for metric, means in surface["maps"].items()
+                if means[i][j] is not None
+            }
             rows.append({"lambda_pix": pix, "lambda_sem": sem, **known})
-        write_whole(output / "surface.csv", _to_csv(["lambda_pix", "lambda_sem", *surface["maps"]], rows))
+        write_whole(
+            output / "surface.csv", _to_csv(["lambda_pix", "lambda_sem", *surface["maps"]], rows)
+        )
     if settings.plots:
         try:
             draw_plots(output / "plots", summary, settings.plots)
@@ -214,9 +258,17 @@ def _to_csv(heads: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _draw_sheets(folder: Path, examples: Sequence[Example], scores: Scores, count: int) -> None:
-    """sheets/sheet_01.png ...: the pictures on which the methods of the folders differ most, where they do."""
+    """sheets/sheet_01.png ...: the pictures on which the methods of the folders differ most, where
+    they do.
+    """
     decimals = METRICS["psnr"].decimals
-    captions = {(row["method"], row["name"]): f"{row['psnr']:.{decimals}f} dB" for row in scores.rows if "psnr" in row}
+    captions = {
+        (row["method"], row["name"]): f"{row['psnr']:.{decimals}f} dB"
+        for row in scores.rows
+        if "psnr" in row
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    for number, sheet in enumerate(draw_sheets(pick_examples(examples, count), captions=captions), start=1):
+    for number, sheet in enumerate(
+        draw_sheets(pick_examples(examples, count), captions=captions), start=1
+    ):
         sheet.save(folder / f"sheet_{number:02d}.png")

@@ -1,8 +1,10 @@
-"""Score, second stop: what every picture is asked, and the loop that asks it; a kill costs the picture at hand.
+"""Score, second stop: what every picture is asked, and the loop that asks it; a kill costs the
+picture at hand.
 
-A metric that can't be had costs its own column, no other. What is done lies in FOLDER/rows-N.jsonl, a journal per
-process and a row per picture of the set, under a key that holds everything the numbers depend on. A later run with the
-same keys takes them over; the folder goes when all is written.
+A metric that can't be had costs its own column, no other. What is done lies in FOLDER/rows-N.jsonl,
+a journal per process and a row per picture of the set, under a key that holds everything the
+numbers depend on. A later run with the same keys takes them over; the folder goes when all is
+written.
 """
 
 import hashlib
@@ -38,11 +40,13 @@ SECONDS_BETWEEN_LINES = 20  # of progress in a log file; short runs have none th
 TRUTH = ""  # among the methods, whose features are the true picture's
 
 
-# --- what is asked ---------------------------------------------------------------------------------------------------
+# --- what is asked --------------------------------------------------------------------------------
 
 
 def usual_metrics(with_hq: bool = True) -> list[str]:
-    """What is asked unless somebody says: the metrics that want no download; LPIPS where its files are."""
+    """What is asked unless somebody says: the metrics that want no download; LPIPS where its files
+    are.
+    """
     if not with_hq:
         return ["niqe"]
     from pisasr.evaluation.perceptual import is_at_hand
@@ -51,12 +55,16 @@ def usual_metrics(with_hq: bool = True) -> list[str]:
 
 
 def load_scorers(
-    names: Iterable[str], protocol: Protocol = STABLESR, weights: Path | None = None, device: str | None = None
+    names: Iterable[str],
+    protocol: Protocol = STABLESR,
+    weights: Path | None = None,
+    device: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The metrics that can run here, a Scorer each (an Extractor if it needs a set); for the others what they lack.
+    """The metrics that can run here, a Scorer each (an Extractor if it needs a set); for the others
+    what they lack.
 
-    weights: a folder with the files of NIQE and the feature distance; the others' lie where torch's hub keeps them.
-    device: torch's; None for the GPU if there is one.
+    weights: a folder with the files of NIQE and the feature distance; the others' lie where torch's
+    hub keeps them. device: torch's; None for the GPU if there is one.
     """
     loaded, missing = {}, {}
     for name in names:
@@ -105,9 +113,15 @@ def load_scorer(name: str, protocol: Protocol, weights: Path | None, device: str
 
 
 def describe(metric: str, protocol: Protocol) -> str:
-    """The recipe of one column, with the library that computes it: what must stand beside its numbers."""
+    """The recipe of one column, with the library that computes it: what must stand beside its
+    numbers.
+    """
     recipe = protocol.describe(metric) if metric in ("psnr", "ssim") else METRICS[metric].recipe
-    package, name = ("pyiqa", f" {NETWORKS[metric].name}") if metric in NETWORKS else (METRICS[metric].package, "")
+    package, name = (
+        ("pyiqa", f" {NETWORKS[metric].name}")
+        if metric in NETWORKS
+        else (METRICS[metric].package, "")
+    )
     try:
         package = f"{package} {version(package)}"
     except PackageNotFoundError:
@@ -115,14 +129,15 @@ def describe(metric: str, protocol: Protocol) -> str:
     return f"{recipe}; {package}{name}"
 
 
-# --- the loop --------------------------------------------------------------------------------------------------------
+# --- the loop -------------------------------------------------------------------------------------
 
 
 class Scores(NamedTuple):
-    """What came of a set. rows: method, name, then a number per metric (NaN stays NaN), ordered by method, then name.
+    """What came of a set. rows: method, name, then a number per metric (NaN stays NaN), ordered by
+    method, then name.
 
-    features: metric -> method -> [pictures, d], TRUTH among the methods. faults: one line for each metric that failed
-    on a picture, whose number is NaN.
+    features: metric -> method -> [pictures, d], TRUTH among the methods. faults: one line for each
+    metric that failed on a picture, whose number is NaN.
     """
 
     rows: list[Row]
@@ -145,21 +160,31 @@ def score_set(
     processes: Processes,
     label: str = "scoring",
 ) -> Scores | None:
-    """Score this process' share, wait for the others, and give the first process everything (the others None).
+    """Score this process' share, wait for the others, and give the first process everything (the
+    others None).
 
-    fingerprint: what the numbers depend on beside the files: metrics, protocol, versions, model. The result is the same
-    for any number of processes and however often the run was killed. OSError when the disk has no room for the journal.
+    fingerprint: what the numbers depend on beside the files: metrics, protocol, versions, model.
+    The result is the same for any number of processes and however often the run was killed. OSError
+    when the disk has no room for the journal.
     """
-    keys, done = processes.once(lambda: ([_key(e, fingerprint) for e in examples], set(_read_journals(folder))))
-    share = processes.split([(key, e) for key, e in zip(keys, examples, strict=True) if key not in done])
+    keys, done = processes.once(
+        lambda: ([_key(e, fingerprint) for e in examples], set(_read_journals(folder)))
+    )
+    share = processes.split(
+        [(key, e) for key, e in zip(keys, examples, strict=True) if key not in done]
+    )
     if processes.is_first and len(share) < len(examples):
         others = f", {processes.count} processes" if processes.count > 1 else ""
-        print(f"{label}: {len(share)} of {len(examples)} pictures to do here{others}", file=sys.stderr)
+        print(
+            f"{label}: {len(share)} of {len(examples)} pictures to do here{others}", file=sys.stderr
+        )
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / f"rows-{processes.rank}.jsonl")
     seldom = 0 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
     silent = not processes.is_first
-    for key, example in tqdm(share, label, unit="picture", disable=silent, delay=seldom, mininterval=seldom or 0.1):
+    for key, example in tqdm(
+        share, label, unit="picture", disable=silent, delay=seldom, mininterval=seldom or 0.1
+    ):
         journal.append({"key": key, **_score_example(example, scorers, pictures)})
     journal.sync()
     processes.wait()
@@ -182,28 +207,43 @@ def _read_journals(folder: Path) -> dict[str, Row]:
 
 
 def _score_example(example: Example, scorers: Mapping[str, Any], pictures: Pictures) -> Row:
-    """One row of the journal: method -> metric -> number, and -> features. A metric that fails costs a line."""
+    """One row of the journal: method -> metric -> number, and -> features. A metric that fails
+    costs a line.
+    """
     hq, lq = (read_picture(path) if path else None for path in (example.hq, example.lq))
-    extractors = {name: extract for name, extract in scorers.items() if METRICS[name].needs == "hq_set"}
+    extractors = {
+        name: extract for name, extract in scorers.items() if METRICS[name].needs == "hq_set"
+    }
     row: Row = {"scores": {}, "features": {}, "faults": []}
     if hq is not None and extractors:
-        row["features"][TRUTH] = {name: extract(hq).tolist() for name, extract in extractors.items()}
+        row["features"][TRUTH] = {
+            name: extract(hq).tolist() for name, extract in extractors.items()
+        }
     for method, sr in pictures(example):
         scores = row["scores"][method] = {}
         for name in (name for name in scorers if name not in extractors):
             try:
                 scores[name] = scorers[name](sr, hq, lq)
             except Exception as error:
-                scores[name], words = math.nan, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+                scores[name], words = (
+                    math.nan,
+                    f"{type(error).__name__}: {' '.join(str(error).split())[:120]}",
+                )
                 row["faults"].append(f"{method}, {example.name}: {name} failed ({words})")
-        row["features"][method] = {name: extract(sr).tolist() for name, extract in extractors.items()}
+        row["features"][method] = {
+            name: extract(sr).tolist() for name, extract in extractors.items()
+        }
     return row
 
 
 def _merge(found: list[Row], names: list[str]) -> Scores:
     """The journal's rows, a picture each, as rows of a method and a picture each."""
     methods = found[0]["scores"] if found else ()
-    rows = [{"method": m, "name": n, **row["scores"][m]} for m in methods for n, row in zip(names, found, strict=True)]
+    rows = [
+        {"method": m, "name": n, **row["scores"][m]}
+        for m in methods
+        for n, row in zip(names, found, strict=True)
+    ]
     features: dict[str, dict[str, np.ndarray]] = {}
     for method, vectors in (found[0]["features"] if found else {}).items():
         for metric in vectors:
@@ -212,13 +252,15 @@ def _merge(found: list[Row], names: list[str]) -> Scores:
     return Scores(rows, features, [fault for row in found for fault in row["faults"]])
 
 
-# --- strengths -------------------------------------------------------------------------------------------------------
+# --- strengths ------------------------------------------------------------------------------------
 
 
 def score_each(
     pairs: Iterable[Pair], results: Iterable[Any], picture: "Picture", scorers: Mapping[str, Any]
 ) -> Iterator[tuple[Pair, dict[str, float], Any]]:
-    """(pair, scores, result) for each result, judged as its 8-bit file holds it, beside the input; without alpha."""
+    """(pair, scores, result) for each result, judged as its 8-bit file holds it, beside the input;
+    without alpha.
+    """
     from pisasr.pictures.images import eight_bits
 
     lq = np.asarray(eight_bits(picture.pixels))

@@ -1,7 +1,8 @@
 """Score, first stop: which pictures are scored, and whether they are the ones that others scored.
 
-A YAML file names the test sets. Sets that papers share are known by name, by count, and where they were at hand by the
-pixels of every picture (testsets.json); sets that scripts/degrade.py made are known by its manifest.
+A YAML file names the test sets. Sets that papers share are known by name, by count, and where they
+were at hand by the pixels of every picture (testsets.json); sets that scripts/degrade.py made are
+known by its manifest.
 """
 
 import difflib
@@ -24,7 +25,9 @@ from pisasr.pictures.opening import read_picture
 
 @dataclass(frozen=True)
 class TestSet:
-    """One set of pictures: a folder per method, the true pictures and the inputs where there are any."""
+    """One set of pictures: a folder per method, the true pictures and the inputs where there are
+    any.
+    """
 
     __test__ = False  # pytest would take the name for a test's
 
@@ -62,20 +65,25 @@ def load_sets(path: Path) -> list[TestSet]:
         raise PisasrError(f"{path} names no test set; wanted sets: {{NAME: {{lr: FOLDER}}}}")
     for name in entries:
         if not re.fullmatch(r"[^/\\\x00-\x1f]+", name) or name.strip(". ") == "":
-            raise PisasrError(f"{path}: {name!r} can't name a set, whose results get a folder of that name; quote it")
+            raise PisasrError(
+                f"{path}: {name!r} can't name a set, whose results get a folder of that name; quote it"
+            )
     return [_build_set(path, name, entry, common) for name, entry in entries.items()]
 
 
 @cache
 def known_sets() -> dict[str, dict]:
-    """Name -> what is known of a set that papers share: its count, and perhaps {stem: {hr, lr}}, its digests."""
+    """Name -> what is known of a set that papers share: its count, and perhaps {stem: {hr, lr}},
+    its digests.
+    """
     return json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))["sets"]
 
 
 def verify_known(name: str, hr: Path | None, lr: Path | None) -> str | None:
     """The sentence for the protocol on a set of a known name, None for any other name.
 
-    PisasrError when the pixels are known and these are others, by their names (endings disregarded) and pixels.
+    PisasrError when the pixels are known and these are others, by their names (endings disregarded)
+    and pixels.
     """
     known = next((key for key in known_sets() if fold_name(key) == fold_name(name)), None)
     folders = {role: folder for role, folder in (("hr", hr), ("lr", lr)) if folder}
@@ -86,24 +94,35 @@ def verify_known(name: str, hr: Path | None, lr: Path | None) -> str | None:
     count, digests = known_sets()[known]["count"], known_sets()[known].get("digests")
     if digests is None:
         came = len(list_pictures(next(iter(folders.values()))))
-        counted = f"{count} pictures came, as wanted" if came == count else f"{came} pictures came, {count} are wanted"
+        counted = (
+            f"{count} pictures came, as wanted"
+            if came == count
+            else f"{came} pictures came, {count} are wanted"
+        )
         return f"not verified: no hashes of {known} are known here; {counted}"
     faults: list[str] = []
     for role, folder in folders.items():
         files = list_pictures(folder)
         names = match_names(digests, files)
         there = {stem: files[names[stem]] for stem in sorted(names)}
-        faults += [f"{p} differs" for stem, p in there.items() if digest_picture(p) != digests[stem][role]]
-        faults += [f"{files[name]} is no picture of it" for name in sorted(files.keys() - names.values())]
+        faults += [
+            f"{p} differs" for stem, p in there.items() if digest_picture(p) != digests[stem][role]
+        ]
+        faults += [
+            f"{files[name]} is no picture of it" for name in sorted(files.keys() - names.values())
+        ]
         faults += [f"{stem} is missing from {folder}" for stem in sorted(digests.keys() - names)]
     if faults:
-        raise PisasrError(f"{known} is not the known set: {_first_few(faults)}; take its pictures or another name")
+        raise PisasrError(
+            f"{known} is not the known set: {_first_few(faults)}; take its pictures or another name"
+        )
     part = "" if len(folders) == 2 else f" ({next(iter(folders))} alone)"
     return f"verified: the {count} pictures of {known} {known_sets()[known]['made']}{part}"
 
 
 def digest_picture(path: Path) -> str:
-    """Sixteen hex digits of the decoded pixels: SHA-256 of 'WxH' and the RGB bytes, whatever the file's format.
+    """Sixteen hex digits of the decoded pixels: SHA-256 of 'WxH' and the RGB bytes, whatever the
+    file's format.
 
     "" for a file that cannot be read: it is then no picture of any known set.
     """
@@ -111,14 +130,17 @@ def digest_picture(path: Path) -> str:
         picture = read_picture(path)
     except ImageError:
         return ""
-    return sha256(f"{picture.shape[1]}x{picture.shape[0]}".encode() + picture.tobytes()).hexdigest()[:16]
+    return sha256(
+        f"{picture.shape[1]}x{picture.shape[0]}".encode() + picture.tobytes()
+    ).hexdigest()[:16]
 
 
 def verify_manifest(lr: Path, hr: Path | None) -> str | None:
-    """The sentence for the protocol on a set that scripts/degrade.py made; None where its manifest does not lie in lr.
+    """The sentence for the protocol on a set that scripts/degrade.py made; None where its manifest
+    does not lie in lr.
 
-    PisasrError when a picture is missing, another one, or too many. The true pictures are held against the manifest
-    only where it has them (--hq_output).
+    PisasrError when a picture is missing, another one, or too many. The true pictures are held
+    against the manifest only where it has them (--hq_output).
     """
     path = lr / "manifest.json"
     if not path.is_file():
@@ -126,7 +148,9 @@ def verify_manifest(lr: Path, hr: Path | None) -> str | None:
     try:
         manifest = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise PisasrError(f"{path} is not readable as JSON; take it away, or make the folder anew") from error
+        raise PisasrError(
+            f"{path} is not readable as JSON; take it away, or make the folder anew"
+        ) from error
     if not isinstance(manifest, dict) or not {"seed", "recipe", "pictures"} <= manifest.keys():
         return None
     entries = read_entries(path)
@@ -135,10 +159,16 @@ def verify_manifest(lr: Path, hr: Path | None) -> str | None:
         folders["hq"] = hr
     for kind, folder in folders.items():
         wanted = {entry["name"]: entry[kind]["sha256"] for entry in entries if kind in entry}
-        inside = [other.resolve() for other in (lr, hr) if other and folder.resolve() in other.resolve().parents]
+        inside = [
+            other.resolve()
+            for other in (lr, hr)
+            if other and folder.resolve() in other.resolve().parents
+        ]
         faults += find_differences(folder, wanted, inside)
     if faults:
-        raise PisasrError(f"{path} is about other pictures: {_first_few(faults)}; make the folder anew")
+        raise PisasrError(
+            f"{path} is about other pictures: {_first_few(faults)}; make the folder anew"
+        )
     part = "; it says nothing of the true pictures" if hr and "hq" not in folders else ""
     return f"verified against manifest.json: seed {manifest['seed']}, {len(entries)} pictures{part}"
 
@@ -152,10 +182,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a line about a word that nobody knows: the nearest known one, then all of them."""
     spellings = {fold_name(name): name for name in known}
     close = difflib.get_close_matches(fold_name(word), spellings, n=1, cutoff=0.5)
-    return (f"did you mean {spellings[close[0]]!r}? " if close else "") + f"Known are {', '.join(spellings.values())}"
+    return (
+        f"did you mean {spellings[close[0]]!r}? " if close else ""
+    ) + f"Known are {', '.join(spellings.values())}"
 
 
-# --- the file of sets ------------------------------------------------------------------------------------------------
+# --- the file of sets -----------------------------------------------------------------------------
 
 
 def _read_yaml(path: Path) -> object:
@@ -164,7 +196,9 @@ def _read_yaml(path: Path) -> object:
         from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
     except ModuleNotFoundError as error:
-        raise PisasrError(f"{path} can't be read without {error.name}; install pisasr[eval]") from error
+        raise PisasrError(
+            f"{path} can't be read without {error.name}; install pisasr[eval]"
+        ) from error
     try:
         return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
@@ -176,17 +210,29 @@ def _build_set(path: Path, name: str, given: object, common: dict[str, Any]) -> 
     key = f"sets.{name}"
     entry = _mapping(path, key, given, ("hr", "lr", "sr"))
     own = _mapping(path, f"{key}.sr", entry.get("sr"))
-    keys = {method: f"sr.{method} for {name}" for method in common} | {m: f"{key}.sr.{m}" for m in own}
+    keys = {method: f"sr.{method} for {name}" for method in common} | {
+        m: f"{key}.sr.{m}" for m in own
+    }
     if not keys:
-        raise PisasrError(f"{path}: {key} has no pictures to score; give {key}.sr, or sr for every set, NAME: FOLDER")
-    places = {m: v.replace("{set}", name) if isinstance(v, str) else v for m, v in {**common, **own}.items()}
+        raise PisasrError(
+            f"{path}: {key} has no pictures to score; give {key}.sr, or sr for every set, NAME: FOLDER"
+        )
+    places = {
+        m: v.replace("{set}", name) if isinstance(v, str) else v
+        for m, v in {**common, **own}.items()
+    }
     sr = {method: _folder(path, keys[method], place) for method, place in places.items()}
-    hr, lr = (_folder(path, f"{key}.{role}", entry[role]) if role in entry else None for role in ("hr", "lr"))
+    hr, lr = (
+        _folder(path, f"{key}.{role}", entry[role]) if role in entry else None
+        for role in ("hr", "lr")
+    )
     return TestSet(name, sr, hr, lr)
 
 
 def _mapping(path: Path, key: str, value: object, known: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What stands under a key, with text for names; nothing counts as an empty one. known: all names that may be."""
+    """What stands under a key, with text for names; nothing counts as an empty one. known: all
+    names that may be.
+    """
     if value is not None and not isinstance(value, dict):
         raise PisasrError(f"{path}: {key} is {value!r}; wanted NAME: VALUE lines")
     entries = {str(name): entry for name, entry in (value or {}).items()}

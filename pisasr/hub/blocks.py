@@ -1,4 +1,5 @@
-"""Infer, in a modular pipeline of diffusers': two blocks, so that strengths can be moved without looking again.
+"""Infer, in a modular pipeline of diffusers': two blocks, so that strengths can be moved without
+looking again.
 
 look    image -> looked      the encode and both predictions
 mix     looked -> images     at two strengths, for a decode alone
@@ -36,12 +37,19 @@ class LookBlock(ModularPipelineBlocks):
 
     @property
     def inputs(self) -> list[InputParam]:
-        image = InputParam("image", required=True, description="One picture: PIL, an array or a tensor.")
-        return [image, *(_option(field.name) for field in fields(Options) if field.name != "output_type")]
+        image = InputParam(
+            "image", required=True, description="One picture: PIL, an array or a tensor."
+        )
+        return [
+            image,
+            *(_option(field.name) for field in fields(Options) if field.name != "output_type"),
+        ]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return [OutputParam("looked", type_hint=Looked, description="All that strengths choose from.")]
+        return [
+            OutputParam("looked", type_hint=Looked, description="All that strengths choose from.")
+        ]
 
     @torch.no_grad()
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
@@ -67,15 +75,27 @@ class MixBlock(ModularPipelineBlocks):
     @property
     def inputs(self) -> list[InputParam]:
         return [
-            InputParam("looked", type_hint=Looked, required=True, description="What the other block saw."),
-            InputParam("lambda_pix", default=1.0, description="How much of noise, blur and blocks is taken away."),
-            InputParam("lambda_sem", default=1.0, description="How much detail is added; a number or a map [H, W]."),
+            InputParam(
+                "looked", type_hint=Looked, required=True, description="What the other block saw."
+            ),
+            InputParam(
+                "lambda_pix",
+                default=1.0,
+                description="How much of noise, blur and blocks is taken away.",
+            ),
+            InputParam(
+                "lambda_sem",
+                default=1.0,
+                description="How much detail is added; a number or a map [H, W].",
+            ),
             *map(_option, MIXED),
         ]
 
     @property
     def intermediate_outputs(self) -> list[OutputParam]:
-        return [OutputParam("images", type_hint=list, description="A list with the repaired picture.")]
+        return [
+            OutputParam("images", type_hint=list, description="A list with the repaired picture.")
+        ]
 
     @torch.no_grad()
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:

@@ -1,14 +1,16 @@
-"""Infer, without PyTorch: every network of a pipeline as an ONNX file, for pictures of any size and number.
+"""Infer, without PyTorch: every network of a pipeline as an ONNX file, for pictures of any size and
+number.
 
-encoder.onnx    x_L [B, 3, H, W] in [-1, 1]     -> z_L [B, c, H / factor, W / factor], the posterior's mean, scaled
-unet_pix.onnx   z_L                             -> eps_pix, like z_L; no such file where one UNet makes both predictions
-unet.onnx       z_L                             -> eps_pisa, like z_L
-decoder.onnx    z_H, like z_L                   -> x_H [B, 3, H, W], not clamped
-colors.onnx     x_H, x_L, of any height, width  -> the picture in [0, 1], with the model's own colour fix
-repair.py       one photo through all of them   pisasr.json     what they are
+encoder.onnx    x_L [B, 3, H, W] in [-1, 1]     -> z_L [B, c, H / factor, W / factor], the
+posterior's mean, scaled unet_pix.onnx   z_L                             -> eps_pix, like z_L; no
+such file where one UNet makes both predictions unet.onnx       z_L                             ->
+eps_pisa, like z_L decoder.onnx    z_H, like z_L                   -> x_H [B, 3, H, W], not clamped
+colors.onnx     x_H, x_L, of any height, width  -> the picture in [0, 1], with the model's own
+colour fix repair.py       one photo through all of them   pisasr.json     what they are
 
-Between the UNets and the decoder is the formula alone, so both strengths stay free, and may be maps [h, w]. The prompt
-is the empty one. All is float32; H and W are multiples of `multiple_of`, which lets the UNet halve every side.
+Between the UNets and the decoder is the formula alone, so both strengths stay free, and may be maps
+[h, w]. The prompt is the empty one. All is float32; H and W are multiples of `multiple_of`, which
+lets the UNet halve every side.
 """
 
 import json
@@ -50,8 +52,8 @@ class Step(nn.Module):
 
 
 def write_onnx(pipe: PiSASRPipeline, folder: Path) -> float:
-    """Write a float32 pipeline on the CPU into a folder that exists; how far the files' picture is from its own, at
-    most, in levels of 255.
+    """Write a float32 pipeline on the CPU into a folder that exists; how far the files' picture is
+    from its own, at most, in levels of 255.
 
     pisasr.json is written last, when this is known. ModelError where it is too much.
     """
@@ -60,7 +62,9 @@ def write_onnx(pipe: PiSASRPipeline, folder: Path) -> float:
     fix = COLOR_FIXES[pipe.config.color_fix]
 
     def predict(z_L: Tensor) -> Tensor:
-        return pipe.unet(z_L, ONE_STEP, encoder_hidden_states=words.expand(z_L.shape[0], -1, -1)).sample
+        return pipe.unet(
+            z_L, ONE_STEP, encoder_hidden_states=words.expand(z_L.shape[0], -1, -1)
+        ).sample
 
     def colors(x_H: Tensor, x_L: Tensor) -> Tensor:
         return to_unit(x_H) if fix is None else fix(to_unit(x_H), to_unit(x_L))
@@ -91,18 +95,24 @@ def write_onnx(pipe: PiSASRPipeline, folder: Path) -> float:
     }
     off = deviation(pipe, folder, facts)
     if not off <= MOST_OFF:
-        raise ModelError(f"the files' picture is off by {off:.3g} of 255 levels, so they are not what they should be.")
+        raise ModelError(
+            f"the files' picture is off by {off:.3g} of 255 levels, so they are not what they should be."
+        )
     write_whole(folder / "pisasr.json", json.dumps(facts, indent=2) + "\n")
     return off
 
 
 def multiple_of(pipe: PiSASRPipeline) -> int:
-    """Pixels that H and W are multiples of, so that the UNet halves every side without a remainder."""
+    """Pixels that H and W are multiples of, so that the UNet halves every side without a
+    remainder.
+    """
     return pipe.model.factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
 
 
 def deviation(pipe: PiSASRPipeline, folder: Path, facts: dict[str, Any]) -> float:
-    """Levels of 255 between an example photo repaired by the files and by the pipeline, at its own size."""
+    """Levels of 255 between an example photo repaired by the files and by the pipeline, at its own
+    size.
+    """
     from pisasr.hub.repair import restore  # which wants onnxruntime
 
     strengths = (1.0, 1.0) if pipe.unet_pix is pipe.unet else (1.0, 0.5)  # which asks both
@@ -115,9 +125,16 @@ def deviation(pipe: PiSASRPipeline, folder: Path, facts: dict[str, Any]) -> floa
 
 def _traced(step: Step, inputs: dict[str, tuple[int, int]], output: str) -> Any:
     """The program of a step. inputs: of each the channels, and what its sides are multiples of."""
-    batch, height, width = (torch.export.Dim(name, min=1, max=2**20) for name in ("batch", "height", "width"))
-    given = tuple(torch.zeros(2, channels, 3 * multiple, 2 * multiple) for channels, multiple in inputs.values())
-    shapes = tuple({0: batch, 2: multiple * height, 3: multiple * width} for _, multiple in inputs.values())
+    batch, height, width = (
+        torch.export.Dim(name, min=1, max=2**20) for name in ("batch", "height", "width")
+    )
+    given = tuple(
+        torch.zeros(2, channels, 3 * multiple, 2 * multiple)
+        for channels, multiple in inputs.values()
+    )
+    shapes = tuple(
+        {0: batch, 2: multiple * height, 3: multiple * width} for _, multiple in inputs.values()
+    )
     with torch.no_grad(), _quiet():
         return torch.onnx.export(
             step.eval(),

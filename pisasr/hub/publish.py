@@ -1,9 +1,11 @@
-"""After train: a folder in the hub's layout, which others load by pisasr, or by diffusers where pisasr is installed.
+"""After train: a folder in the hub's layout, which others load by pisasr, or by diffusers where
+pisasr is installed.
 
-README.md          the model card                     adapters/            pix.safetensors, sem.safetensors
-model_index.json   the base's name                    pipeline.py          what custom_pipeline loads
-block.py, modular_config.json                         what ModularPipelineBlocks loads
-modular_model_index.json                              what ModularPipeline loads: the blocks, and where the adapters are
+README.md          the model card                     adapters/            pix.safetensors,
+sem.safetensors model_index.json   the base's name                    pipeline.py          what
+custom_pipeline loads block.py, modular_config.json                         what
+ModularPipelineBlocks loads modular_model_index.json                              what
+ModularPipeline loads: the blocks, and where the adapters are
 """
 
 import json
@@ -81,21 +83,30 @@ def publish(
 ) -> None:
     """Write what a pipeline of a base and adapters needs to be loaded elsewhere.
 
-    licence: of the adapters, as the hub spells it. name: the id that it will have there, for the card's examples; None
-    is OWNER and the folder's name. base: by which name others find the base; None is the name that it was loaded by.
-    about: Markdown for the card's end.
-    ModelError where this name is a folder of this disk, or where nobody knows it, and where README.md is no card of
+    licence: of the adapters, as the hub spells it. name: the id that it will have there, for the
+    card's examples; None is OWNER and the folder's name. base: by which name others find the base;
+    None is the name that it was loaded by. about: Markdown for the card's end. ModelError where
+    this name is a folder of this disk, or where nobody knows it, and where README.md is no card of
     ours.
     """
     card_file = folder / "README.md"
-    if card_file.is_file() and f"- {TAGS[2]}\n" not in card_file.read_text(encoding="utf-8", errors="replace"):
-        raise ModelError(f"{card_file} is none of our cards, and would be lost; move it, or choose another folder.")
+    if card_file.is_file() and f"- {TAGS[2]}\n" not in card_file.read_text(
+        encoding="utf-8", errors="replace"
+    ):
+        raise ModelError(
+            f"{card_file} is none of our cards, and would be lost; move it, or choose another folder."
+        )
     pipe.save_pretrained(folder, adapters_only=True)
     index_file = folder / "model_index.json"
     index = json.loads(index_file.read_text())
     if base is None and index["base"] is not None and Path(index["base"]).expanduser().exists():
-        raise ModelError(f"the base is a folder here, {index['base']}, which others haven't; say its hub id as `base`.")
-    kind, name = [AdaptersOnBase.__module__, AdaptersOnBase.__name__], name or f"OWNER/{folder.resolve().name}"
+        raise ModelError(
+            f"the base is a folder here, {index['base']}, which others haven't; say its hub id as `base`."
+        )
+    kind, name = (
+        [AdaptersOnBase.__module__, AdaptersOnBase.__name__],
+        name or f"OWNER/{folder.resolve().name}",
+    )
     index |= {"base": base or index["base"], "adapters": kind}
     write_whole(index_file, json.dumps(index, indent=2) + "\n")
     write_whole(folder / "pipeline.py", _door(PublishedPipeline, PiSASRPipeline.__name__))
@@ -140,14 +151,18 @@ def _card(folder: Path, licence: str, name: str, base: str | None) -> str:
     ]
     head = "| adapter | rank | alpha | layers | timestep |\n|---|---|---|---|---|"
     facts = "\n".join([head, *rows]) + f"\n\nFingerprint: `{fingerprint(*adapters)}`."
-    on = f"[{base}](https://huggingface.co/{base})" if base else "the small model that comes with the package `pisasr`"
+    on = (
+        f"[{base}](https://huggingface.co/{base})"
+        if base
+        else "the small model that comes with the package `pisasr`"
+    )
     card = CARD.format(title=name.split("/")[-1], base=on, facts=facts, name=name)
     return f"---\n{data.to_yaml()}\n---\n{card}"
 
 
 def as_part(markdown: str) -> str:
-    """A card as a part of another: without the settings in front, titles one step lower, and of links to files that
-    stay behind the words alone.
+    """A card as a part of another: without the settings in front, titles one step lower, and of
+    links to files that stay behind the words alone.
     """
     body = re.sub(r"\A---\n.*?\n---\n", "", markdown, flags=re.DOTALL)
     body = re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", body)

@@ -1,9 +1,10 @@
-"""Infer, without PyTorch: one photo through the ONNX files beside this one, by numpy, onnxruntime and Pillow alone.
+"""Infer, without PyTorch: one photo through the ONNX files beside this one, by numpy, onnxruntime
+and Pillow alone.
 
     python FOLDER/repair.py photo.png repaired.png --lambda_pix 1 --lambda_sem 0.7 --upscale 4
 
-`pisasr export --onnx` copies it to where it writes the files. It takes the photo whole and in colour: no tiles, no
-alpha, eight bits. pisasr.json says what the files take and give.
+`pisasr export --onnx` copies it to where it writes the files. It takes the photo whole and in
+colour: no tiles, no alpha, eight bits. pisasr.json says what the files take and give.
 """
 
 import argparse
@@ -17,15 +18,23 @@ from PIL import Image, ImageOps
 
 
 def run(path: Path, **inputs: np.ndarray) -> np.ndarray:
-    """The one output of a file; networks are loaded one after another, so that one at a time needs memory."""
-    session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+    """The one output of a file; networks are loaded one after another, so that one at a time needs
+    memory.
+    """
+    session = onnxruntime.InferenceSession(
+        str(path), providers=onnxruntime.get_available_providers()
+    )
     return session.run(None, inputs)[0]
 
 
-def restore(x_L: np.ndarray, folder: Path, facts: dict[str, Any], lambda_pix: float, lambda_sem: float) -> np.ndarray:
-    """x_L [B, 3, H, W] in [-1, 1] -> a picture [B, 3, H, W] in [0, 1], all float32. facts: those of pisasr.json.
+def restore(
+    x_L: np.ndarray, folder: Path, facts: dict[str, Any], lambda_pix: float, lambda_sem: float
+) -> np.ndarray:
+    """x_L [B, 3, H, W] in [-1, 1] -> a picture [B, 3, H, W] in [0, 1], all float32. facts: those of
+    pisasr.json.
 
-    Each UNet is asked where it has a part in lambda_pix * eps_pix + lambda_sem * (eps_pisa - eps_pix).
+    Each UNet is asked where it has a part in lambda_pix * eps_pix + lambda_sem * (eps_pisa -
+    eps_pix).
     """
     height, width = x_L.shape[2:]
     below, right = -height % facts["multiple_of"], -width % facts["multiple_of"]
@@ -57,8 +66,12 @@ def main() -> None:
     size = [round(args.upscale * side) for side in photo.size]
     short, wanted = min(photo.size), int(facts["process_size"] // args.upscale)
     if short < wanted:  # the model saw nothing smaller
-        photo = photo.resize([wanted * side // short for side in photo.size], Image.Resampling.BICUBIC)
-    photo = photo.resize([round(args.upscale * side) for side in photo.size], Image.Resampling.BICUBIC)
+        photo = photo.resize(
+            [wanted * side // short for side in photo.size], Image.Resampling.BICUBIC
+        )
+    photo = photo.resize(
+        [round(args.upscale * side) for side in photo.size], Image.Resampling.BICUBIC
+    )
 
     x_L = np.asarray(photo, np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
     (picture,) = restore(x_L, folder, facts, args.lambda_pix, args.lambda_sem)

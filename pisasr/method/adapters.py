@@ -1,4 +1,5 @@
-"""Infer and train, what predicts eps: two LoRAs, "pix" and "sem", on one UNet, put on, switched, frozen, merged.
+"""Infer and train, what predicts eps: two LoRAs, "pix" and "sem", on one UNet, put on, switched,
+frozen, merged.
 
 The only file that knows peft.
 """
@@ -19,32 +20,59 @@ from pisasr.errors import CheckpointError, ModelError
 if TYPE_CHECKING:
     from pisasr.models.weights import Adapter
 
-# Which layers learn, as published (PiSA-SR 9c76e12): every convolution and every attention or feed-forward projection.
-TARGETS = ("to_k", "to_q", "to_v", "to_out.0", "conv", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+# Which layers learn, as published (PiSA-SR 9c76e12): every convolution and every attention or
+# feed-forward projection.
+TARGETS = (
+    "to_k",
+    "to_q",
+    "to_v",
+    "to_out.0",
+    "conv",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+)
 
 
 def target_modules(unet: nn.Module) -> list[str]:
     """Name the layers that carry an adapter, by the published rule.
 
-    A layer is one if the name of its weight holds one of TARGETS and neither "norm" nor "bias"; the timestep's layers
-    are therefore none. On a UNet that already carries adapters the answer is the same.
+    A layer is one if the name of its weight holds one of TARGETS and neither "norm" nor "bias"; the
+    timestep's layers are therefore none. On a UNet that already carries adapters the answer is the
+    same.
     """
-    weights = (name for name, _ in unet.named_parameters() if name.endswith(".weight") and ".lora_" not in name)
+    weights = (
+        name
+        for name, _ in unet.named_parameters()
+        if name.endswith(".weight") and ".lora_" not in name
+    )
     names = (name.removesuffix(".weight").removesuffix(".base_layer") for name in weights)
-    return [name for name in names if "norm" not in name and "bias" not in name and any(t in name for t in TARGETS)]
+    return [
+        name
+        for name in names
+        if "norm" not in name and "bias" not in name and any(t in name for t in TARGETS)
+    ]
 
 
 def attach(unet: nn.Module, name: str, rank: int, alpha: float) -> None:
     """Add a fresh adapter that changes nothing yet: A is drawn from N(0, 1/rank), B is zero.
 
-    Its tensors are float32, whatever the base is held in. What was active stays active (on a bare UNet: nothing), and
-    no other tensor's requires_grad moves.
+    Its tensors are float32, whatever the base is held in. What was active stays active (on a bare
+    UNet: nothing), and no other tensor's requires_grad moves.
     """
     if name in _known(_layers(unet)):
-        raise ModelError(f"this UNet already has an adapter {name!r}; give the new one another name.")
+        raise ModelError(
+            f"this UNet already has an adapter {name!r}; give the new one another name."
+        )
     wanted = target_modules(unet)
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=wanted)
-    found, flags = active_names(unet), [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=wanted
+    )
+    found, flags = (
+        active_names(unet),
+        [(parameter, parameter.requires_grad) for parameter in unet.parameters()],
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, unet, adapter_name=name)
@@ -57,10 +85,12 @@ def attach(unet: nn.Module, name: str, rank: int, alpha: float) -> None:
 
 @contextmanager
 def active(unet: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Run the block with exactly these adapters on (none of them: the base), then leave the UNet as it was found.
+    """Run the block with exactly these adapters on (none of them: the base), then leave the UNet as
+    it was found.
 
-    What is active and what learns are two questions: requires_grad is not touched, neither inside nor after.
-    With gradient checkpointing, call backward() inside the block: it runs the UNet again.
+    What is active and what learns are two questions: requires_grad is not touched, neither inside
+    nor after. With gradient checkpointing, call backward() inside the block: it runs the UNet
+    again.
     """
     layers = _layers(unet)
     _check_known(layers, names)
@@ -78,7 +108,9 @@ def active_names(unet: nn.Module) -> list[str]:
 
 
 def train_only(unet: nn.Module, name: str) -> None:
-    """Let this adapter learn and nothing else in the UNet. Stays so through every `active` block."""
+    """Let this adapter learn and nothing else in the UNet. Stays so through every `active`
+    block.
+    """
     _check_known(_layers(unet), [name])
     unet.requires_grad_(False)
     for parameter in parameters_of(unet, name).values():
@@ -86,7 +118,9 @@ def train_only(unet: nn.Module, name: str) -> None:
 
 
 def parameters_of(unet: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """The live tensors of one adapter, keyed "MODULE.lora_A.weight" / "MODULE.lora_B.weight" as in the file."""
+    """The live tensors of one adapter, keyed "MODULE.lora_A.weight" / "MODULE.lora_B.weight" as in
+    the file.
+    """
     _check_known(_layers(unet), [name])
     ending = f".{name}.weight"
     return {
@@ -98,18 +132,22 @@ def parameters_of(unet: nn.Module, name: str) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def load_into(unet: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Fill an attached adapter. Every key and shape must fit: CheckpointError otherwise, and nothing was changed."""
+    """Fill an attached adapter. Every key and shape must fit: CheckpointError otherwise, and
+    nothing was changed.
+    """
     parameters = parameters_of(unet, name)
     _check_same(f"adapter {name!r}", {k: p.shape for k, p in parameters.items()}, tensors)
     for key, parameter in parameters.items():
         parameter.copy_(tensors[key])
 
 
-def merged(unet: nn.Module, adapters: Sequence["Adapter"], dtype: torch.dtype | None = None) -> nn.Module:
+def merged(
+    unet: nn.Module, adapters: Sequence["Adapter"], dtype: torch.dtype | None = None
+) -> nn.Module:
     """A new UNet whose weights are W + sum of (alpha / rank) B A; the given one is untouched.
 
-    Each sum is made in float32 and cast once, to `dtype` (None: as the base). Needs no second full float32 set: the
-    copy is made tensor by tensor in its final dtype.
+    Each sum is made in float32 and cast once, to `dtype` (None: as the base). Needs no second full
+    float32 set: the copy is made tensor by tensor in its final dtype.
     """
     deltas = _deltas(unet, adapters)
     memo = {}
@@ -119,8 +157,12 @@ def merged(unet: nn.Module, adapters: Sequence["Adapter"], dtype: torch.dtype | 
     return copy.deepcopy(unet, memo)
 
 
-def merge_in_place(unet: nn.Module, adapters: Sequence["Adapter"], dtype: torch.dtype | None = None) -> nn.Module:
-    """Like `merged`, but the base is given up for it: its weights are replaced one by one. Returns the same UNet."""
+def merge_in_place(
+    unet: nn.Module, adapters: Sequence["Adapter"], dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Like `merged`, but the base is given up for it: its weights are replaced one by one. Returns
+    the same UNet.
+    """
     deltas = _deltas(unet, adapters)
     for name, parameter in unet.named_parameters():
         parameter.data = _plus(parameter, deltas.get(name, ()), dtype or parameter.dtype)
@@ -128,8 +170,12 @@ def merge_in_place(unet: nn.Module, adapters: Sequence["Adapter"], dtype: torch.
     return unet
 
 
-def _plus(weight: Tensor, deltas: Sequence[tuple[float, Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
-    """W + (alpha / rank) B A, in float32, as a tensor of its own. A convolution's A has its kernel, its B is 1 x 1."""
+def _plus(
+    weight: Tensor, deltas: Sequence[tuple[float, Tensor, Tensor]], dtype: torch.dtype
+) -> Tensor:
+    """W + (alpha / rank) B A, in float32, as a tensor of its own. A convolution's A has its kernel,
+    its B is 1 x 1.
+    """
     if not deltas:
         return weight.detach().to(dtype, copy=True)
     total = weight.detach().to(torch.float32, copy=True)
@@ -138,13 +184,21 @@ def _plus(weight: Tensor, deltas: Sequence[tuple[float, Tensor, Tensor]], dtype:
     return total.to(dtype)
 
 
-def _deltas(unet: nn.Module, adapters: Sequence["Adapter"]) -> dict[str, list[tuple[float, Tensor, Tensor]]]:
-    """What is added to each weight, after checking that every adapter fits this UNet by name and shape."""
+def _deltas(
+    unet: nn.Module, adapters: Sequence["Adapter"]
+) -> dict[str, list[tuple[float, Tensor, Tensor]]]:
+    """What is added to each weight, after checking that every adapter fits this UNet by name and
+    shape.
+    """
     if _layers(unet):
-        raise ModelError("merging wants a bare UNet, this one carries live adapters; load the base anew.")
+        raise ModelError(
+            "merging wants a bare UNet, this one carries live adapters; load the base anew."
+        )
     deltas: dict[str, list[tuple[float, Tensor, Tensor]]] = {}
     for adapter in adapters:
-        _check_same(f"adapter {adapter.name!r}", adapter_shapes(unet, adapter.rank), adapter.tensors)
+        _check_same(
+            f"adapter {adapter.name!r}", adapter_shapes(unet, adapter.rank), adapter.tensors
+        )
         for module in target_modules(unet):
             A, B = (adapter.tensors[f"{module}.lora_{side}.weight"] for side in "AB")
             deltas.setdefault(f"{module}.weight", []).append((adapter.alpha / adapter.rank, A, B))
@@ -190,7 +244,9 @@ def _check_known(layers: list[BaseTunerLayer], names: Sequence[str]) -> None:
     known = _known(layers)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ModelError(f"no adapter {unknown[0]!r} on this UNet, it has {known}; attach it first.")
+        raise ModelError(
+            f"no adapter {unknown[0]!r} on this UNet, it has {known}; attach it first."
+        )
 
 
 def _active_names(layers: list[BaseTunerLayer]) -> list[str]:
@@ -200,8 +256,9 @@ def _active_names(layers: list[BaseTunerLayer]) -> list[str]:
 def _switch(layers: list[BaseTunerLayer], names: Sequence[str]) -> None:
     """Turn on exactly these adapters.
 
-    peft's own set_adapter and enable_adapters also rewrite requires_grad: the frozen pixel adapter would learn again,
-    and a switch would take some forty times as long. These two attributes are all that a layer's forward pass looks at.
+    peft's own set_adapter and enable_adapters also rewrite requires_grad: the frozen pixel adapter
+    would learn again, and a switch would take some forty times as long. These two attributes are
+    all that a layer's forward pass looks at.
     """
     for layer in layers:
         layer._disable_adapters = not names

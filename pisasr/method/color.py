@@ -1,8 +1,9 @@
-"""Infer, behind x_H: it gets x_L's colours back. A one-step model drifts in tone, the low-quality picture knows better.
+"""Infer, behind x_H: it gets x_L's colours back. A one-step model drifts in tone, the low-quality
+picture knows better.
 
-Both ways take two float tensors [B, 3, H, W] in [0, 1] of the same size, the restored picture (`target`) and the
-prepared input (`source`), and return a tensor like `target`, clamped to [0, 1]. `in_bands` does the same to pictures
-that are never whole as floats.
+Both ways take two float tensors [B, 3, H, W] in [0, 1] of the same size, the restored picture
+(`target`) and the prepared input (`source`), and return a tensor like `target`, clamped to [0, 1].
+`in_bands` does the same to pictures that are never whole as floats.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,8 +26,8 @@ def adain(target: Tensor, source: Tensor) -> Tensor:
 
         out = (target - mean_t) / std_t * std_s + mean_s,    std = sqrt(unbiased variance + 1e-5)
 
-    Per picture, over all its pixels (PiSA-SR's published colour fix). A flat target is all noise to this formula: it is
-    stretched by up to std_s / sqrt(1e-5).
+    Per picture, over all its pixels (PiSA-SR's published colour fix). A flat target is all noise to
+    this formula: it is stretched by up to std_s / sqrt(1e-5).
     """
     return _adain(target, source, _statistics(lambda: [target]), _statistics(lambda: [source]))
 
@@ -36,8 +37,8 @@ def wavelet(target: Tensor, source: Tensor) -> Tensor:
 
         out = high(target) + low(source),    high(x) = x - low(x)
 
-    `low` is five [1 2 1] blurs in a row, their taps 1, 2, 4, 8, 16 pixels apart (the colour fix of StableSR,
-    arXiv:2305.07015).
+    `low` is five [1 2 1] blurs in a row, their taps 1, 2, 4, 8, 16 pixels apart (the colour fix of
+    StableSR, arXiv:2305.07015).
     """
     return (target - low_frequencies(target)).add_(low_frequencies(source)).clamp_(0, 1)
 
@@ -52,9 +53,13 @@ def low_frequencies(x: Tensor) -> Tensor:
 def _blur(x: Tensor, reach: int) -> Tensor:
     height, width = x.shape[-2:]
     rows = F.pad(x, (0, 0, reach, reach), mode="replicate")
-    x = _mean_121(rows[..., :height, :], rows[..., reach : reach + height, :], rows[..., 2 * reach :, :])
+    x = _mean_121(
+        rows[..., :height, :], rows[..., reach : reach + height, :], rows[..., 2 * reach :, :]
+    )
     columns = F.pad(x, (reach, reach, 0, 0), mode="replicate")
-    return _mean_121(columns[..., :width], columns[..., reach : reach + width], columns[..., 2 * reach :])
+    return _mean_121(
+        columns[..., :width], columns[..., reach : reach + width], columns[..., 2 * reach :]
+    )
 
 
 def _mean_121(before: Tensor, middle: Tensor, after: Tensor) -> Tensor:
@@ -62,16 +67,22 @@ def _mean_121(before: Tensor, middle: Tensor, after: Tensor) -> Tensor:
     return torch.add(before, middle, alpha=2).add_(after).div_(4)
 
 
-Rows = Callable[[int, int], Tensor]  # rows start .. stop of a picture, [B, 3, stop - start, W] in [0, 1]
+Rows = Callable[
+    [int, int], Tensor
+]  # rows start .. stop of a picture, [B, 3, stop - start, W] in [0, 1]
 
 
 def in_bands(
-    fix: Callable[[Tensor, Tensor], Tensor] | None, target: Rows, source: Rows, size: tuple[int, int]
+    fix: Callable[[Tensor, Tensor], Tensor] | None,
+    target: Rows,
+    source: Rows,
+    size: tuple[int, int],
 ) -> Iterator[Tensor]:
-    """fix(target, source) of pictures of size (height, width), some rows after the other; None changes nothing.
+    """fix(target, source) of pictures of size (height, width), some rows after the other; None
+    changes nothing.
 
-    fix: `adain` or `wavelet`. Equal to the whole picture's up to the order of summation, and the same where one band
-    holds it.
+    fix: `adain` or `wavelet`. Equal to the whole picture's up to the order of summation, and the
+    same where one band holds it.
     """
     reach = 2**WAVELET_LEVELS - 1 if fix is wavelet else 0
     if fix is adain:

@@ -1,7 +1,9 @@
-"""Infer, inside the networks: compiled by torch.compile, and compared with themselves before they are used.
+"""Infer, inside the networks: compiled by torch.compile, and compared with themselves before they
+are used.
 
-Off by default: compiling takes a minute or more, and on a CPU the result was slower than without it (a decoder of
-Stable Diffusion's took 1.1 times as long). No GPU was measured yet; `scripts/benchmark.py --cases execution` does it.
+Off by default: compiling takes a minute or more, and on a CPU the result was slower than without it
+(a decoder of Stable Diffusion's took 1.1 times as long). No GPU was measured yet;
+`scripts/benchmark.py --cases execution` does it.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,11 +14,15 @@ from torch import Tensor, nn
 
 from pisasr.errors import Told
 
-# Blocks that a network repeats. Compiled one by one they take an eighth of the time that the whole network takes, and
-# what gains, group norms and SiLUs and products with their biases, lies inside them.
+# Blocks that a network repeats. Compiled one by one they take an eighth of the time that the whole
+# network takes, and what gains, group norms and SiLUs and products with their biases, lies inside
+# them.
 BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
 VARIANTS = 64  # sizes that a block may be compiled for; SD-2.1's UNet has twelve of ResnetBlock2D at one size
-BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the largest value, that compiling may change the result by
+BOUNDS = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-3,
+}  # of the largest value, that compiling may change the result by
 HALF_BOUND = 3e-2
 
 
@@ -24,9 +30,12 @@ class CompilingFailed(Told):
     """A network stays as it was, since it doesn't compile here, or compiles to something else."""
 
 
-def compile_checked(name: str, network: Any, call: Callable[[], Tensor], whole: bool, **options: Any) -> str:
-    """Compile a network in place; "" if `call`, which runs it, gives what it gave before, within BOUNDS; else the
-    reason, and the network is as before. whole: at once, instead of block by block; options: torch.compile's.
+def compile_checked(
+    name: str, network: Any, call: Callable[[], Tensor], whole: bool, **options: Any
+) -> str:
+    """Compile a network in place; "" if `call`, which runs it, gives what it gave before, within
+    BOUNDS; else the reason, and the network is as before. whole: at once, instead of block by
+    block; options: torch.compile's.
     """
     wanted = call()
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, VARIANTS)
@@ -53,7 +62,11 @@ def undo_compiling(network: nn.Module) -> None:
 
 
 def _regions(network: Any, whole: bool) -> Iterator[nn.Module]:
-    """What is compiled of a network by itself: a VAE's halves, or blocks, of each network that has any."""
-    for part in [network] if not hasattr(network, "decoder") else [network.encoder, network.decoder]:
+    """What is compiled of a network by itself: a VAE's halves, or blocks, of each network that has
+    any.
+    """
+    for part in (
+        [network] if not hasattr(network, "decoder") else [network.encoder, network.decoder]
+    ):
         blocks = [module for module in part.modules() if type(module).__name__ in BLOCKS]
         yield from [part] if whole or not blocks else blocks

@@ -1,11 +1,12 @@
 """Infer, inside the networks: diffusers' layers, computed in fewer steps to the same result.
 
-`use_fast_layers` is asked once for every network that a pipeline is given. It changes no weight and no name of one, so
-that a network is saved and loaded as before.
+`use_fast_layers` is asked once for every network that a pipeline is given. It changes no weight and
+no name of one, so that a network is saved and loaded as before.
 
-What depends on weights and constants alone is computed once for a weight set: the taps of folded enlargements, and in
-the UNet what becomes of the timestep and of the prompt (`constant_input`). Counted for SD-2.1's UNet at 512 px in half
-precision: 1,551 operations for 1,750, 762 GFLOP for 766, 65 MiB of tensors at once for 313, and 112 MiB of taps kept.
+What depends on weights and constants alone is computed once for a weight set: the taps of folded
+enlargements, and in the UNet what becomes of the timestep and of the prompt (`constant_input`).
+Counted for SD-2.1's UNet at 512 px in half precision: 1,551 operations for 1,750, 762 GFLOP for
+766, 65 MiB of tensors at once for 313, and 112 MiB of taps kept.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -19,7 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Layers of a UNet that see the timestep or the prompt, and nothing of the picture.
-CONSTANT = (".time_emb_proj", "time_embedding.linear_1", "time_embedding.linear_2", ".attn2.to_k", ".attn2.to_v")
+CONSTANT = (
+    ".time_emb_proj",
+    "time_embedding.linear_1",
+    "time_embedding.linear_2",
+    ".attn2.to_k",
+    ".attn2.to_v",
+)
 
 
 def use_fast_layers(network: nn.Module) -> None:
@@ -32,11 +39,13 @@ def use_fast_layers(network: nn.Module) -> None:
 
 
 def lay_out(network: nn.Module) -> None:
-    """Have convolutions work on pixels whose channels lie together, on a CPU and in networks without group norms.
+    """Have convolutions work on pixels whose channels lie together, on a CPU and in networks
+    without group norms.
 
-    On one core without AVX-512, float32, the embedded model's decoder takes a fifth less time so. A UNet would gain
-    less, and PyTorch's group norm of such maps on a CPU is coarse: errors of 1e-4 where a channel's mean is five times
-    its spread, 160 times the usual ones. GPUs were not measured.
+    On one core without AVX-512, float32, the embedded model's decoder takes a fifth less time so. A
+    UNet would gain less, and PyTorch's group norm of such maps on a CPU is coarse: errors of 1e-4
+    where a channel's mean is five times its spread, 160 times the usual ones. GPUs were not
+    measured.
     """
     norms = any(isinstance(module, nn.GroupNorm) for module in network.modules())
     on_cpu = all(weight.device.type == "cpu" for weight in network.parameters())
@@ -45,14 +54,17 @@ def lay_out(network: nn.Module) -> None:
 
 
 class FoldedUpsample2D(Upsample2D):
-    """Nearest-neighbour enlargement by two and the 3x3 convolution behind it, as one transposed convolution.
+    """Nearest-neighbour enlargement by two and the 3x3 convolution behind it, as one transposed
+    convolution.
 
-    Each of four neighbouring output pixels sees two by two input pixels and no more, so 4/9 of the arithmetic is left
-    and the enlarged map is never made. Where the output is to have an odd side, or the convolution carries an adapter,
-    it is computed in two steps as before.
+    Each of four neighbouring output pixels sees two by two input pixels and no more, so 4/9 of the
+    arithmetic is left and the enlarged map is never made. Where the output is to have an odd side,
+    or the convolution carries an adapter, it is computed in two steps as before.
     """
 
-    def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """x [B, c, h, w] -> [B, c', 2 h, 2 w], or output_size."""
         doubled = tuple(2 * side for side in hidden_states.shape[-2:])
         if type(self.conv) is not nn.Conv2d or tuple(output_size or doubled) != doubled:
@@ -61,15 +73,19 @@ class FoldedUpsample2D(Upsample2D):
 
 
 def enlarge(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """conv(x enlarged by two, each pixel four times), [B, c, h, w] -> [B, c', 2 h, 2 w]; conv: 3x3, padding 1.
+    """conv(x enlarged by two, each pixel four times), [B, c, h, w] -> [B, c', 2 h, 2 w]; conv: 3x3,
+    padding 1.
 
-    Row o of the output sees the rows o - 1, o, o + 1 of the enlarged map, which are the rows (o - 1) // 2 to
-    (o + 1) // 2 of x: a transposed convolution of stride 2 whose taps are sums of neighbouring ones, 4x4 in all.
+    Row o of the output sees the rows o - 1, o, o + 1 of the enlarged map, which are the rows (o -
+    1) // 2 to (o + 1) // 2 of x: a transposed convolution of stride 2 whose taps are sums of
+    neighbouring ones, 4x4 in all.
     """
     with awake(conv):
         together = x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if together else torch.contiguous_format
-        taps = remembered(conv, layout, None, lambda conv: _taps(conv).contiguous(memory_format=layout))
+        taps = remembered(
+            conv, layout, None, lambda conv: _taps(conv).contiguous(memory_format=layout)
+        )
         return F.conv_transpose2d(x, taps, conv.bias, stride=2, padding=1)
 
 
@@ -85,8 +101,9 @@ _input: ContextVar[tuple[Hashable, Tensor] | None] = ContextVar("_input", defaul
 
 @contextmanager
 def constant_input(unet: Any, words: Tensor, *others: Hashable) -> Iterator[None]:
-    """In this block the UNet is given these embeddings [B, tokens, d] and what the others name: its timestep, and how
-    many latents. Where all comes again, the words as the same tensor, a `RememberingLinear` answers as before."""
+    """In this block the UNet is given these embeddings [B, tokens, d] and what the others name: its
+    timestep, and how many latents. Where all comes again, the words as the same tensor, a
+    `RememberingLinear` answers as before."""
     time = _state(unet.time_embedding) if hasattr(unet, "time_embedding") else None
     version = 0 if words.is_inference() else words._version
     token = _input.set(((id(words), version, time, *others), words))
@@ -97,22 +114,34 @@ def constant_input(unet: Any, words: Tensor, *others: Hashable) -> Iterator[None
 
 
 class RememberingLinear(nn.Linear):
-    """A linear layer that sees nothing but the `constant_input`; outside such a block it is any linear layer."""
+    """A linear layer that sees nothing but the `constant_input`; outside such a block it is any
+    linear layer.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or (constant := _input.get()) is None:
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or (constant := _input.get()) is None
+        ):
             return super().forward(input)
         return remembered(self, *constant, lambda _: nn.Linear.forward(self, input))
 
 
 def remembered(layer: Any, what: Hashable, alive: Any, compute: Callable[[Any], Tensor]) -> Tensor:
-    """compute(layer), kept beside the layer until its weights are moved, cast, written over or replaced, or `what` is
-    asked for is another; `alive` is kept with it. In compiled code and where weights learn it is computed anew.
+    """compute(layer), kept beside the layer until its weights are moved, cast, written over or
+    replaced, or `what` is asked for is another; `alive` is kept with it. In compiled code and where
+    weights learn it is computed anew.
     """
     learns = torch.is_grad_enabled() and layer.weight.requires_grad
-    if torch.compiler.is_compiling() or learns or layer.weight.is_inference():  # these have no version
+    if (
+        torch.compiler.is_compiling() or learns or layer.weight.is_inference()
+    ):  # these have no version
         return compute(layer)
-    key, known = (what, _state(layer), torch.is_inference_mode_enabled()), layer.__dict__.get("_remembered")
+    key, known = (
+        (what, _state(layer), torch.is_inference_mode_enabled()),
+        layer.__dict__.get("_remembered"),
+    )
     if known is None or known[0] != key:
         layer.__dict__["_remembered"] = known = key, compute(layer), alive
     return known[1]
@@ -120,7 +149,10 @@ def remembered(layer: Any, what: Hashable, alive: Any, compute: Callable[[Any], 
 
 def _state(module: nn.Module) -> Hashable:
     """Which weights a module has: other ones, and the same with other numbers, have another."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in module.parameters())
+    return tuple(
+        (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device)
+        for p in module.parameters()
+    )
 
 
 def forget(network: nn.Module) -> None:
@@ -144,9 +176,11 @@ def _is_plain(layer: Upsample2D) -> bool:
 
 @contextmanager
 def awake(*modules: Any) -> Iterator[None]:
-    """What offloading does before and after a module's forward, for modules whose parts are called without it.
+    """What offloading does before and after a module's forward, for modules whose parts are called
+    without it.
 
-    Model and sequential offload are accelerate's hooks, group offload and layerwise casting are diffusers'.
+    Model and sequential offload are accelerate's hooks, group offload and layerwise casting are
+    diffusers'.
     """
     hooks = [(hook, module) for module in modules for hook in _hooks_of(module)]
     for hook, module in hooks:
@@ -166,4 +200,7 @@ def has_hooks(module: Any) -> bool:
 def _hooks_of(module: Any) -> list[Any]:
     own = getattr(module, "_hf_hook", None)
     registry = getattr(module, "_diffusers_hook", None)
-    return [*([own] if own is not None else []), *(registry.hooks.values() if registry is not None else [])]
+    return [
+        *([own] if own is not None else []),
+        *(registry.hooks.values() if registry is not None else []),
+    ]

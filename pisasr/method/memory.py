@@ -1,8 +1,10 @@
-"""Infer, beforehand: how much memory a picture will take, told from sizes alone, and how much is free.
+"""Infer, beforehand: how much memory a picture will take, told from sizes alone, and how much is
+free.
 
-Bytes are those of tensors, by what the benchmark counts: for Stable Diffusion 2.1 the estimate is the count, or up to a
-tenth more (256 to 1536 px). What lies outside tensors is not in it, a convolution's workspace or an allocator's gaps:
-at 2048 px on a CPU the embedded model took a quarter more for its picture.
+Bytes are those of tensors, by what the benchmark counts: for Stable Diffusion 2.1 the estimate is
+the count, or up to a tenth more (256 to 1536 px). What lies outside tensors is not in it, a
+convolution's workspace or an allocator's gaps: at 2048 px on a CPU the embedded model took a
+quarter more for its picture.
 """
 
 from dataclasses import dataclass
@@ -16,15 +18,19 @@ from pisasr.method.tiling import count_tiles, needs_tiling, tile_grid
 
 GIB = 2**30
 LATENTS = 6  # float32 ones at once: z_L, both predictions, z_H, and two on their way
-UNET_MAPS = {True: 26, False: 10}  # of its first level, where that level attends and where it does not
+UNET_MAPS = {
+    True: 26,
+    False: 10,
+}  # of its first level, where that level attends and where it does not
 
 
 @dataclass(frozen=True)
 class Forecast:
     """What repairing a picture will take, told beforehand.
 
-    megapixels: that the model sees; tiles: of one UNet pass; bytes: the most that the device will hold, with what it
-    holds already (on a CPU this process, elsewhere the weights); lean: whether the VAE works in its saving way.
+    megapixels: that the model sees; tiles: of one UNet pass; bytes: the most that the device will
+    hold, with what it holds already (on a CPU this process, elsewhere the weights); lean: whether
+    the VAE works in its saving way.
     """
 
     megapixels: float
@@ -45,11 +51,15 @@ def tiles_of(shape: tuple[int, int, int, int], plan: Plan) -> int:
 
 
 def held_bytes(unet: Any, vae: Any, shape: tuple[int, int, int, int], plan: Plan) -> int:
-    """The most bytes of tensors at once, weights aside, while pictures of a z of this shape [B, c, h, w] are made."""
+    """The most bytes of tensors at once, weights aside, while pictures of a z of this shape [B, c,
+    h, w] are made.
+    """
     count, channels, h, w = shape
     pixels = count * h * w * vae_factor(vae) ** 2
     size = vae.dtype.itemsize
-    pictures = pixels * (3 + 3 * 4 + (3 * size if size < 4 else 0))  # as given; in float32, and in the VAE's dtype
+    pictures = pixels * (
+        3 + 3 * 4 + (3 * size if size < 4 else 0)
+    )  # as given; in float32, and in the VAE's dtype
     latents = LATENTS * 4 * count * channels * h * w
     return pictures + latents + max(_unet_bytes(unet, shape, plan), _vae_bytes(vae, pixels, plan))
 
@@ -66,7 +76,9 @@ def _unet_bytes(unet: Any, shape: tuple[int, int, int, int], plan: Plan) -> int:
 
 
 def _vae_bytes(vae: Any, pixels: int, plan: Plan) -> int:
-    """Stable Diffusion's: `vae_tiling` says what it holds. One with a halo: three maps of a crop with its margin."""
+    """Stable Diffusion's: `vae_tiling` says what it holds. One with a halo: three maps of a crop
+    with its margin.
+    """
     size, piece = vae.dtype.itemsize, plan.vae_tile_px or 0
     in_pieces = piece > 0 and pixels > piece**2
     if hasattr(vae, "halo"):
@@ -80,15 +92,21 @@ def _vae_bytes(vae: Any, pixels: int, plan: Plan) -> int:
 
 
 def resident_bytes(device: torch.device, *networks: Any) -> int:
-    """What a device holds before a picture comes: this process on a CPU, where Linux tells; else these weights."""
+    """What a device holds before a picture comes: this process on a CPU, where Linux tells; else
+    these weights.
+    """
     if device.type == "cpu" and (told := _told("/proc/self/status", "VmRSS")) is not None:
         return told
-    weights = {p for network in networks for p in network.parameters() if p.device.type == device.type}
+    weights = {
+        p for network in networks for p in network.parameters() if p.device.type == device.type
+    }
     return sum(weight.nbytes for weight in weights)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What tensors may still take of a device, PyTorch's own reserve included; None where nobody tells."""
+    """What tensors may still take of a device, PyTorch's own reserve included; None where nobody
+    tells.
+    """
     if device.type == "cuda":
         own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + own
@@ -99,15 +117,24 @@ def free_bytes(device: torch.device) -> int | None:
     return min(of_machine, *_left_in_groups())
 
 
-def _left_in_groups(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What this process' control groups leave it of their limits, which containers and Slurm set; cache is free."""
+def _left_in_groups(
+    groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """What this process' control groups leave it of their limits, which containers and Slurm set;
+    cache is free.
+    """
     left: list[int] = []
     for line in own.read_text().splitlines() if own.is_file() else ():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
         root, limit, used, cache = (
-            (groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            (
+                groups / "memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
             if controllers
             else (groups, "memory.max", "memory.current", "inactive_file")
         )
@@ -115,7 +142,9 @@ def _left_in_groups(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pr
         for place in (root.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)):
             most, now = (_number(place / name) for name in (limit, used))
             if most is not None and now is not None:
-                left.append(max(most - now + (_told(str(place / "memory.stat"), cache, " ", 1) or 0), 0))
+                left.append(
+                    max(most - now + (_told(str(place / "memory.stat"), cache, " ", 1) or 0), 0)
+                )
     return left
 
 
@@ -132,5 +161,9 @@ def _told(file: str, name: str, mark: str = ":", unit: int = 1024) -> int | None
     """A number that Linux tells by name, in kB unless it is another unit, in bytes."""
     if not (path := Path(file)).is_file():
         return None
-    found = (line.split()[1] for line in path.read_text().splitlines() if line.startswith(f"{name}{mark}"))
+    found = (
+        line.split()[1]
+        for line in path.read_text().splitlines()
+        if line.startswith(f"{name}{mark}")
+    )
     return next((unit * int(number) for number in found), None)

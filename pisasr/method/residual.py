@@ -1,4 +1,6 @@
-"""Infer and train, from eps to z_H: the paper in one place. What is taken from z_L, and in which proportion."""
+"""Infer and train, from eps to z_H: the paper in one place. What is taken from z_L, and in which
+proportion.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,30 +11,36 @@ from torch import Tensor
 Strength = float | Tensor  # one for all places, or a map [h, w] with that of each latent pixel
 
 
-def mix_residuals(eps_pix: Tensor, eps_pisa: Tensor, lambda_pix: Strength, lambda_sem: Strength) -> Tensor:
+def mix_residuals(
+    eps_pix: Tensor, eps_pisa: Tensor, lambda_pix: Strength, lambda_sem: Strength
+) -> Tensor:
     """Blend what to remove by how much of each the viewer wants.
 
-    eps_pix is what the pixel adapter alone takes from z_L: noise, blur, blocks. eps_pisa is what both adapters take
-    together; the difference is the semantic adapter's own doing.
+    eps_pix is what the pixel adapter alone takes from z_L: noise, blur, blocks. eps_pisa is what
+    both adapters take together; the difference is the semantic adapter's own doing.
 
         eps = lambda_pix * eps_pix + lambda_sem * (eps_pisa - eps_pix)
 
-    Both [B, c, h, w], shaped like z_L. (1, 1) is eps_pisa, (1, 0) is eps_pix, (0, 0) leaves z_L alone. It is linear in
-    the predictions at every place, so strengths may differ from place to place at no cost.
-    The strengths weigh predictions: weighing the adapters' weights passes through the UNet and gives another image.
+    Both [B, c, h, w], shaped like z_L. (1, 1) is eps_pisa, (1, 0) is eps_pix, (0, 0) leaves z_L
+    alone. It is linear in the predictions at every place, so strengths may differ from place to
+    place at no cost. The strengths weigh predictions: weighing the adapters' weights passes through
+    the UNet and gives another image.
     """
     return lambda_pix * eps_pix + lambda_sem * (eps_pisa - eps_pix)
 
 
 def remove_residual(z_L: Tensor, eps: Tensor) -> Tensor:
-    """z_H = z_L - eps: one plain subtraction. No noise level enters; the low-quality latent is the starting point."""
+    """z_H = z_L - eps: one plain subtraction. No noise level enters; the low-quality latent is the
+    starting point.
+    """
     return z_L - eps
 
 
 def needed(lambda_pix: Strength, lambda_sem: Strength) -> tuple[bool, bool]:
     """Whether (eps_pix, eps_pisa) have a part in the mix; one that has none need not be predicted.
 
-    Equal strengths cancel eps_pix, lambda_sem = 0 cancels eps_pisa; of maps, where they do so everywhere.
+    Equal strengths cancel eps_pix, lambda_sem = 0 cancels eps_pisa; of maps, where they do so
+    everywhere.
     """
     return _anywhere(lambda_pix != lambda_sem), _anywhere(lambda_sem != 0)
 
@@ -44,7 +52,11 @@ def needed_by(lambdas: Iterable[tuple[Strength, Strength]]) -> tuple[bool, bool]
 
 
 def restore_latent(
-    z_L: Tensor, eps_pix: Tensor | Any, eps_pisa: Tensor | Any, lambda_pix: Strength, lambda_sem: Strength
+    z_L: Tensor,
+    eps_pix: Tensor | Any,
+    eps_pisa: Tensor | Any,
+    lambda_pix: Strength,
+    lambda_sem: Strength,
 ) -> Tensor:
     """z_H at these strengths. A prediction that is not `needed` is not looked at, and may be None.
 
@@ -58,7 +70,9 @@ def restore_latent(
         case True, False:
             return remove_residual(z_L, lambda_pix * eps_pix)
     eps = mix_residuals(eps_pix, eps_pisa, lambda_pix, lambda_sem)
-    if isinstance(equal := lambda_pix == lambda_sem, Tensor):  # equal numbers cancel eps_pix without its rounding
+    if isinstance(
+        equal := lambda_pix == lambda_sem, Tensor
+    ):  # equal numbers cancel eps_pix without its rounding
         eps = torch.where(equal, lambda_sem * eps_pisa, eps)
     return remove_residual(z_L, eps)
 

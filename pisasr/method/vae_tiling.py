@@ -1,25 +1,29 @@
-"""Infer, x_L to z_L and z_H to x_H: a picture too big for the VAE at once, in bands, with the whole picture's result.
+"""Infer, x_L to z_L and z_H to x_H: a picture too big for the VAE at once, in bands, with the whole
+picture's result.
 
-Cutting a picture into crops changes it: Stable Diffusion's VAE normalises by statistics of the whole picture, and its
-middle attends over all of it. So here every layer is finished before the next begins. Statistics are taken over the
-whole map; a convolution runs band by band and reads the rows it needs beyond its band from the whole map. Up to 1024 x
-1024 px nothing is approximated, and beyond it the middle's attention alone (below). What is saved: normalised copies,
-convolution workspaces and second operands exist for one band at a time, and results replace maps that are no longer
-needed.
+Cutting a picture into crops changes it: Stable Diffusion's VAE normalises by statistics of the
+whole picture, and its middle attends over all of it. So here every layer is finished before the
+next begins. Statistics are taken over the whole map; a convolution runs band by band and reads the
+rows it needs beyond its band from the whole map. Up to 1024 x 1024 px nothing is approximated, and
+beyond it the middle's attention alone (below). What is saved: normalised copies, convolution
+workspaces and second operands exist for one band at a time, and results replace maps that are no
+longer needed.
 
-What is held at once, besides a few bands: two maps, at the most 384 channels of the picture's full size when Stable
-Diffusion's decoder begins its last block (256 come in, 128 go out; 12.9 GB in half precision at 4096 px), 256 in its
-encoder. `lean` computes maps of the picture's size anew where they are read again, instead of keeping them: 192 and
-160 channels, half of it, for 1.48 and 1.13 times the arithmetic (counted at 1024 px, bands of 512 px).
+What is held at once, besides a few bands: two maps, at the most 384 channels of the picture's full
+size when Stable Diffusion's decoder begins its last block (256 come in, 128 go out; 12.9 GB in half
+precision at 4096 px), 256 in its encoder. `lean` computes maps of the picture's size anew where
+they are read again, instead of keeping them: 192 and 160 channels, half of it, for 1.48 and 1.13
+times the arithmetic (counted at 1024 px, bands of 512 px).
 
-Measured on Stable Diffusion's VAE with random weights, decoding to 1024 px in float32 on one CPU thread, against the
-untiled result: with tiles of 32 latent pixels (256 px) 1.8 GiB of memory for 3.7, 91 s of processor time for 96, a
-relative difference of 1.8e-6 that is no larger at the bands' borders than elsewhere (1.02 times the mean step).
-Small tiles cost nothing there. The middle's attention is exact up to 1024 x 1024 px. Whole, it would nearly double the
-arithmetic of the VAE at 4096 px, so beyond that size a pixel attends to the 1024 px square around it.
+Measured on Stable Diffusion's VAE with random weights, decoding to 1024 px in float32 on one CPU
+thread, against the untiled result: with tiles of 32 latent pixels (256 px) 1.8 GiB of memory for
+3.7, 91 s of processor time for 96, a relative difference of 1.8e-6 that is no larger at the bands'
+borders than elsewhere (1.02 times the mean step). Small tiles cost nothing there. The middle's
+attention is exact up to 1024 x 1024 px. Whole, it would nearly double the arithmetic of the VAE at
+4096 px, so beyond that size a pixel attends to the 1024 px square around it.
 
-A VAE without normalisation needs none of this. One that names its `halo`, the latent pixels its output can see around
-itself, is cut into crops with that margin, and its maps are never whole.
+A VAE without normalisation needs none of this. One that names its `halo`, the latent pixels its
+output can see around itself, is cut into crops with that margin, and its maps are never whole.
 """
 
 import warnings
@@ -37,16 +41,21 @@ from pisasr.method.tiling import Tile
 
 WINDOW = 128  # latent pixels, each way, that the middle's attention sees of a larger map: 1024 px of the picture
 BLOCK = 32  # latent pixels, each way, that share a window
-ATTENTION_SCORES = 2**26  # query-key pairs at once in the mid attention: 256 MB in float32 where a backend stores them
+ATTENTION_SCORES = (
+    2**26
+)  # query-key pairs at once in the mid attention: 256 MB in float32 where a backend stores them
 
 
 @torch.no_grad()
-def encode_tiled(vae: Any, x: Tensor, tile: int, lean: bool = False) -> DiagonalGaussianDistribution:
+def encode_tiled(
+    vae: Any, x: Tensor, tile: int, lean: bool = False
+) -> DiagonalGaussianDistribution:
     """`vae.encode(x).latent_dist`, working on about `tile` x `tile` image pixels at a time.
 
-    x [B, 3, H, W] in [-1, 1], H and W multiples of the VAE's factor, in the VAE's dtype. A picture no larger than a
-    tile, by area, is encoded whole. lean: hold half as much, compute more. No gradients. Equal to the untiled result up
-    to the order of summation, up to WINDOW * WINDOW latent pixels.
+    x [B, 3, H, W] in [-1, 1], H and W multiples of the VAE's factor, in the VAE's dtype. A picture
+    no larger than a tile, by area, is encoded whole. lean: hold half as much, compute more. No
+    gradients. Equal to the untiled result up to the order of summation, up to WINDOW * WINDOW
+    latent pixels.
     """
     _check_tile(tile)
     if _fits(x, tile):
@@ -59,16 +68,19 @@ def encode_tiled(vae: Any, x: Tensor, tile: int, lean: bool = False) -> Diagonal
         return vae.encode(x).latent_dist
     with awake(vae):
         moments = _encoder(vae.encoder, x, Bands.of(x, tile, max(x.shape[-2:]) if lean else 0))
-        return DiagonalGaussianDistribution(moments if vae.quant_conv is None else vae.quant_conv(moments))
+        return DiagonalGaussianDistribution(
+            moments if vae.quant_conv is None else vae.quant_conv(moments)
+        )
 
 
 @torch.no_grad()
 def decode_tiled(vae: Any, z: Tensor, tile: int, lean: bool = False) -> Tensor:
     """`vae.decode(z).sample`, working on about `tile` x `tile` latent pixels at a time.
 
-    z [B, c, h, w] as `vae.decode` takes it (not scaled), in the VAE's dtype -> x [B, 3, H, W], not clamped. A latent no
-    larger than a tile, by area, is decoded whole. lean: hold half as much, compute more. No gradients. Equal to the
-    untiled result up to the order of summation, up to WINDOW * WINDOW latent pixels.
+    z [B, c, h, w] as `vae.decode` takes it (not scaled), in the VAE's dtype -> x [B, 3, H, W], not
+    clamped. A latent no larger than a tile, by area, is decoded whole. lean: hold half as much,
+    compute more. No gradients. Equal to the untiled result up to the order of summation, up to
+    WINDOW * WINDOW latent pixels.
     """
     _check_tile(tile)
     if _fits(z, tile):
@@ -81,13 +93,17 @@ def decode_tiled(vae: Any, z: Tensor, tile: int, lean: bool = False) -> Tensor:
     with awake(vae):
         x = z if vae.post_quant_conv is None else vae.post_quant_conv(z)
         levels = len(vae.decoder.up_blocks)
-        return _decoder(vae.decoder, x, Bands.of(z, tile, max(z.shape[-2:]) * 2 ** (levels - 1) if lean else 0))
+        return _decoder(
+            vae.decoder, x, Bands.of(z, tile, max(z.shape[-2:]) * 2 ** (levels - 1) if lean else 0)
+        )
 
 
 class Bands(NamedTuple):
-    """How maps are cut: into `pieces` bands along dimension `dim`, the longer side. The same at every scale.
+    """How maps are cut: into `pieces` bands along dimension `dim`, the longer side. The same at
+    every scale.
 
-    Maps whose longer side is that of the picture, `lean_side`, are computed anew where they are read again; 0: none.
+    Maps whose longer side is that of the picture, `lean_side`, are computed anew where they are
+    read again; 0: none.
     """
 
     dim: int
@@ -100,14 +116,20 @@ class Bands(NamedTuple):
         return cls(2 if h >= w else 3, -(-h * w // tile**2), lean_side)
 
     def along(self, size: int) -> list[tuple[int, int]]:
-        """The bands of an axis as (start, stop), equal within one; fewer bands where there are fewer rows."""
+        """The bands of an axis as (start, stop), equal within one; fewer bands where there are
+        fewer rows.
+        """
         count = max(min(self.pieces, size // 2), 1)  # of two rows at least: see `Deferred.in_bands`
         edges = [size * i // count for i in range(count + 1)]
         return list(zip(edges[:-1], edges[1:], strict=True))
 
     def cut(self, x: "Tensor | Deferred", start: int, stop: int) -> Tensor:
         """x from start to stop: the view of a tensor, or what has to be computed first."""
-        return x.narrow(self.dim, start, stop - start) if isinstance(x, Tensor) else x.rows(start, stop)
+        return (
+            x.narrow(self.dim, start, stop - start)
+            if isinstance(x, Tensor)
+            else x.rows(start, stop)
+        )
 
 
 class Deferred:
@@ -121,7 +143,9 @@ class Deferred:
         norm: nn.GroupNorm | None = None,
         pad_after: int | None = None,
     ):
-        """pad_after: zeros at the right and the bottom only, in place of the convolution's own padding."""
+        """pad_after: zeros at the right and the bottom only, in place of the convolution's own
+        padding.
+        """
         self.x, self.conv, self.bands = x, conv, bands
         self.dtype: torch.dtype = x.dtype
         self.affine = None if norm is None else _affine(x, norm, bands)
@@ -136,19 +160,25 @@ class Deferred:
         return self.convolve(self.read(start, stop))
 
     def read(self, start: int, stop: int) -> Tensor:
-        """What the convolution must see for these rows: normalised and padded. A tensor of its own."""
+        """What the convolution must see for these rows: normalised and padded. A tensor of its
+        own.
+        """
         bands = self.bands
         first = start * self.conv.stride[0] - self.before
         last = (stop - 1) * self.conv.stride[0] - self.before + self.conv.kernel_size[0]
         inside = max(first, 0), min(last, self.x.shape[bands.dim])
         piece = bands.cut(self.x, *inside)
         if self.affine is not None:
-            piece = F.silu(torch.addcmul(self.affine[1], piece, self.affine[0]).to(self.dtype), inplace=True)
+            piece = F.silu(
+                torch.addcmul(self.affine[1], piece, self.affine[0]).to(self.dtype), inplace=True
+            )
         along, across = (inside[0] - first, last - inside[1]), (self.before, self.after)
         return F.pad(piece, (*across, *along) if bands.dim == 2 else (*along, *across))
 
     def convolve(self, piece: Tensor) -> Tensor:
-        """The convolution itself, as a module, so that offloading hears of it; its padding is done already."""
+        """The convolution itself, as a module, so that offloading hears of it; its padding is done
+        already.
+        """
         own, self.conv.padding = self.conv.padding, (0, 0)
         try:
             return self.conv(piece)
@@ -158,9 +188,9 @@ class Deferred:
     def in_bands(self) -> Iterator[tuple[int, int, Tensor]]:
         """Yield (start, stop, rows start .. stop), band by band.
 
-        By the time a band is yielded the next one's input has been read, so where input and output have the same size
-        the caller may write the band over x. That holds for a map deferred behind this one, too: bands have two rows
-        at least, and two 3x3 convolutions see no further.
+        By the time a band is yielded the next one's input has been read, so where input and output
+        have the same size the caller may write the band over x. That holds for a map deferred
+        behind this one, too: bands have two rows at least, and two 3x3 convolutions see no further.
         """
         places = self.bands.along(self.shape[self.bands.dim])
         piece = self.read(*places[0])
@@ -210,14 +240,18 @@ def _encoder(encoder: Any, x: Tensor, bands: Bands) -> Tensor:
                     h = _resnet(resnet, h, bands)
                 for down in block.downsamplers or ():
                     with awake(down):
-                        h = Deferred(h, down.conv, bands, pad_after=1 if down.padding == 0 else None).whole()
+                        h = Deferred(
+                            h, down.conv, bands, pad_after=1 if down.padding == 0 else None
+                        ).whole()
         h = _middle(encoder.mid_block, h, bands)
         return Deferred(h, encoder.conv_out, bands, norm=encoder.conv_norm_out).whole()
 
 
 def _decoder(decoder: Any, z: Tensor, bands: Bands) -> Tensor:
     with awake(decoder), ExitStack() as block_awake:
-        x: Tensor | Deferred = _middle(decoder.mid_block, Deferred(z, decoder.conv_in, bands).whole(), bands)
+        x: Tensor | Deferred = _middle(
+            decoder.mid_block, Deferred(z, decoder.conv_in, bands).whole(), bands
+        )
         for block in decoder.up_blocks:
             former = block_awake.pop_all()  # its upsampler may still be asked
             block_awake.enter_context(awake(block))
@@ -246,8 +280,9 @@ def _middle(block: Any, x: "Tensor | Deferred", bands: Bands) -> Tensor:
 
 
 def _resnet(block: Any, x: "Tensor | Deferred", bands: Bands) -> Tensor:
-    """(shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))) / scale, written over x, or over the map between the
-    convolutions where the shortcut changes the channels. Lean, that map is never whole, and a new one may be."""
+    """(shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))) / scale, written over x, or over
+    the map between the convolutions where the shortcut changes the channels. Lean, that map is
+    never whole, and a new one may be."""
     with awake(block):
         h = _kept(Deferred(x, block.conv1, bands, norm=block.norm1))
         last = Deferred(h, block.conv2, bands, norm=block.norm2)
@@ -258,16 +293,20 @@ def _resnet(block: Any, x: "Tensor | Deferred", bands: Bands) -> Tensor:
             kept = bands.cut(x, start, stop)
             if block.conv_shortcut is not None:
                 kept = block.conv_shortcut(kept)
-            torch.add(kept, residual, out=bands.cut(result, start, stop)).div_(block.output_scale_factor)
+            torch.add(kept, residual, out=bands.cut(result, start, stop)).div_(
+                block.output_scale_factor
+            )
         assert isinstance(result, Tensor)
         return result
 
 
 def _attend(attention: Any, x: Tensor, bands: Bands) -> Tensor:
-    """Self-attention of every pixel to the WINDOW * WINDOW pixels around it, some queries at a time.
+    """Self-attention of every pixel to the WINDOW * WINDOW pixels around it, some queries at a
+    time.
 
-    A map of no more pixels attends to all of itself, exactly. Blocks of neighbouring queries share a window, which has
-    the same area wherever it is and lies inside the map, so that time grows with the area and not with its square.
+    A map of no more pixels attends to all of itself, exactly. Blocks of neighbouring queries share
+    a window, which has the same area wherever it is and lies inside the map, so that time grows
+    with the area and not with its square.
     """
     with awake(attention):
         height, width = x.shape[-2:]
@@ -276,27 +315,45 @@ def _attend(attention: Any, x: Tensor, bands: Bands) -> Tensor:
         key, value = (_linear(layer, tokens) for layer in (attention.to_k, attention.to_v))
         for block, window in _windows(height, width):
             keys, values = (_heads(window.crop(each), attention.heads) for each in (key, value))
-            step = max(1, ATTENTION_SCORES // (len(x) * attention.heads * window.height * window.width * block.width))
+            step = max(
+                1,
+                ATTENTION_SCORES
+                // (len(x) * attention.heads * window.height * window.width * block.width),
+            )
             for top in range(block.top, block.top + block.height, step):
                 rows = block._replace(top=top, height=min(step, block.top + block.height - top))
                 query = _heads(_linear(attention.to_q, rows.crop(tokens)), attention.heads)
-                mixed = F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2)
-                rows.crop(x).add_(attention.to_out[0](mixed).transpose(1, 2).unflatten(2, (rows.height, rows.width)))
+                mixed = (
+                    F.scaled_dot_product_attention(query, keys, values).transpose(1, 2).flatten(2)
+                )
+                rows.crop(x).add_(
+                    attention.to_out[0](mixed)
+                    .transpose(1, 2)
+                    .unflatten(2, (rows.height, rows.width))
+                )
         return x.div_(attention.rescale_output_factor)
 
 
 def _windows(height: int, width: int) -> Iterator[tuple[Tile, Tile]]:
-    """Yield (block of queries, window of keys) over a map; one of each where it is no larger than a window."""
+    """Yield (block of queries, window of keys) over a map; one of each where it is no larger than a
+    window.
+    """
     if height * width <= WINDOW**2:
         whole = Tile(0, 0, height, width)
         yield whole, whole
         return
-    tall, wide = min(height, max(WINDOW, WINDOW**2 // width)), min(width, max(WINDOW, WINDOW**2 // height))
+    tall, wide = (
+        min(height, max(WINDOW, WINDOW**2 // width)),
+        min(width, max(WINDOW, WINDOW**2 // height)),
+    )
     for top in range(0, height, BLOCK):
         for left in range(0, width, BLOCK):
             block = Tile(top, left, min(BLOCK, height - top), min(BLOCK, width - left))
             y, x = top + block.height // 2 - tall // 2, left + block.width // 2 - wide // 2
-            yield block, Tile(min(max(y, 0), height - tall), min(max(x, 0), width - wide), tall, wide)
+            yield (
+                block,
+                Tile(min(max(y, 0), height - tall), min(max(x, 0), width - wide), tall, wide),
+            )
 
 
 def _linear(layer: nn.Module, x: Tensor) -> Tensor:
@@ -310,14 +367,18 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _affine(x: "Tensor | Deferred", norm: nn.GroupNorm, bands: Bands) -> tuple[Tensor, Tensor]:
-    """GroupNorm of the whole map as scale and shift [B, C, 1, 1]: norm(x) = scale * x + shift, float32 at least.
+    """GroupNorm of the whole map as scale and shift [B, C, 1, 1]: norm(x) = scale * x + shift,
+    float32 at least.
 
-    Means and variances of the bands are joined exactly: the spread of their means belongs to the whole's variance.
+    Means and variances of the bands are joined exactly: the spread of their means belongs to the
+    whole's variance.
     """
     parts, parted, shares = [], [], []
     for start, stop in bands.along(x.shape[bands.dim]):
         band = bands.cut(x, start, stop)
-        groups = band.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (norm.num_groups, -1))
+        groups = band.to(torch.promote_types(x.dtype, torch.float32)).unflatten(
+            1, (norm.num_groups, -1)
+        )
         mean = groups.mean((2, 3, 4), keepdim=True)
         parts.append(mean)
         parted.append((groups - mean).square_().mean((2, 3, 4), keepdim=True))
@@ -328,7 +389,9 @@ def _affine(x: "Tensor | Deferred", norm: nn.GroupNorm, bands: Bands) -> tuple[T
     variance = (share * (variances + (means - mean).square())).sum(0)
 
     with awake(norm):
-        weight, bias = (p.to(mean).view(1, norm.num_groups, -1, 1, 1) for p in (norm.weight, norm.bias))
+        weight, bias = (
+            p.to(mean).view(1, norm.num_groups, -1, 1, 1) for p in (norm.weight, norm.bias)
+        )
         scale = weight * torch.rsqrt(variance + norm.eps)
         return scale.flatten(1, 2), (bias - mean * scale).flatten(1, 2)
 
@@ -336,7 +399,9 @@ def _affine(x: "Tensor | Deferred", norm: nn.GroupNorm, bands: Bands) -> tuple[T
 # A VAE without normalisation, in crops with a margin.
 
 
-def _encode_crops(vae: Any, x: Tensor, tile: int, halo: int, factor: int) -> DiagonalGaussianDistribution:
+def _encode_crops(
+    vae: Any, x: Tensor, tile: int, halo: int, factor: int
+) -> DiagonalGaussianDistribution:
     moments: Tensor | None = None
     h, w = (side // factor for side in x.shape[-2:])
     for core, crop, inner in _haloed(h, w, tile, halo):
@@ -358,7 +423,9 @@ def _decode_crops(vae: Any, z: Tensor, tile: int, halo: int, factor: int) -> Ten
 
 
 def _haloed(h: int, w: int, tile: int, halo: int) -> Iterator[tuple[Tile, Tile, Tile]]:
-    """Yield (core, crop, inner): where a result goes, what to read for it, and where in the crop's result it lies."""
+    """Yield (core, crop, inner): where a result goes, what to read for it, and where in the crop's
+    result it lies.
+    """
     for top in range(0, h, tile):
         for left in range(0, w, tile):
             core = Tile(top, left, min(tile, h - top), min(tile, w - left))
@@ -373,7 +440,15 @@ def _scaled(place: Tile, factor: int) -> Tile:
 
 # What may be computed here, and what may not.
 
-KNOWN = {"Encoder", "Decoder", "DownEncoderBlock2D", "UpDecoderBlock2D", "UNetMidBlock2D", "ResnetBlock2D", "Attention"}
+KNOWN = {
+    "Encoder",
+    "Decoder",
+    "DownEncoderBlock2D",
+    "UpDecoderBlock2D",
+    "UNetMidBlock2D",
+    "ResnetBlock2D",
+    "Attention",
+}
 KNOWN |= {
     "Downsample2D",
     "Upsample2D",
@@ -385,18 +460,32 @@ KNOWN |= {
     "SiLU",
     "Dropout",
 }
-PLAIN: dict[str, dict[str, object]] = {  # settings of diffusers' layers that the functions above take for granted
+PLAIN: dict[
+    str, dict[str, object]
+] = {  # settings of diffusers' layers that the functions above take for granted
     "ResnetBlock2D": {"time_emb_proj": None, "upsample": None, "downsample": None},
-    "Attention": {"norm_q": None, "norm_k": None, "spatial_norm": None, "residual_connection": True},
+    "Attention": {
+        "norm_q": None,
+        "norm_k": None,
+        "spatial_norm": None,
+        "residual_connection": True,
+    },
     "Downsample2D": {"use_conv": True, "norm": None},
-    "Upsample2D": {"use_conv": True, "use_conv_transpose": False, "norm": None, "interpolate": True},
+    "Upsample2D": {
+        "use_conv": True,
+        "use_conv_transpose": False,
+        "norm": None,
+        "interpolate": True,
+    },
     "Conv2d": {"groups": 1, "dilation": (1, 1), "padding_mode": "zeros"},
 }
 PLAIN["FoldedUpsample2D"] = PLAIN["Upsample2D"]
 
 
 def _first_unknown(part: nn.Module) -> str | None:
-    """The first layer of an encoder or decoder that isn't computed as this file assumes, or None."""
+    """The first layer of an encoder or decoder that isn't computed as this file assumes, or
+    None.
+    """
     for name, module in part.named_modules():
         kind = type(module).__name__
         if kind not in KNOWN:
@@ -408,7 +497,9 @@ def _first_unknown(part: nn.Module) -> str | None:
 
 
 def _warn_untiled(verb: str, unknown: str) -> None:
-    warnings.warn(f"VAE tiling doesn't know the layer {unknown}; the picture is {verb}d whole.", stacklevel=4)
+    warnings.warn(
+        f"VAE tiling doesn't know the layer {unknown}; the picture is {verb}d whole.", stacklevel=4
+    )
 
 
 def _fits(x: Tensor, tile: int) -> bool:

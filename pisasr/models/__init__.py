@@ -1,1 +1,3 @@
-"""What lies on disk: bases (whole models), weights (adapters), autoencoder (the small model's VAE)."""
+"""What lies on disk: bases (whole models), weights (adapters), autoencoder (the small model's
+VAE).
+"""

@@ -1,10 +1,12 @@
-"""Infer and train, the small default's own VAE: an overlapping linear transform with a convolutional correction.
+"""Infer and train, the small default's own VAE: an overlapping linear transform with a
+convolutional correction.
 
-A convolutional autoencoder trained from nothing needs days to pass on what a principal-component transform passes on
-at once. So this one is a linear transform first: C filters of 12x12 px at every fourth pixel in each direction, and as
-many on the way back. Their overlap keeps the grid from showing. Two small residual networks, one on each side, start
-at zero and add what a linear map can't. There is no normalisation layer: every output depends on a bounded
-neighbourhood alone, so a picture cut into tiles with `halo` decodes to exactly the same pixels.
+A convolutional autoencoder trained from nothing needs days to pass on what a principal-component
+transform passes on at once. So this one is a linear transform first: C filters of 12x12 px at every
+fourth pixel in each direction, and as many on the way back. Their overlap keeps the grid from
+showing. Two small residual networks, one on each side, start at zero and add what a linear map
+can't. There is no normalisation layer: every output depends on a bounded neighbourhood alone, so a
+picture cut into tiles with `halo` decodes to exactly the same pixels.
 """
 
 import torch
@@ -19,7 +21,9 @@ DOWNSCALE = 4
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(x))); the second convolution starts at zero, so the block starts as the identity."""
+    """x + conv(silu(conv(x))); the second convolution starts at zero, so the block starts as the
+    identity.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -32,16 +36,22 @@ class ResidualBlock(nn.Module):
 
 
 class LappedAutoencoder(ModelMixin, ConfigMixin):
-    """x [B, 3, H, W] in [-1, 1] <-> latents [B, C, H/4, W/4], with the calls of diffusers' AutoencoderKL.
+    """x [B, 3, H, W] in [-1, 1] <-> latents [B, C, H/4, W/4], with the calls of diffusers'
+    AutoencoderKL.
 
-    `encode(x).latent_dist` is a Gaussian of fixed small width (`posterior_std`) around the transform's output; every
-    latent channel is scaled to unit variance over the training photos, so `scaling_factor` is 1.
-    H and W must be multiples of 4.
+    `encode(x).latent_dist` is a Gaussian of fixed small width (`posterior_std`) around the
+    transform's output; every latent channel is scaled to unit variance over the training photos, so
+    `scaling_factor` is 1. H and W must be multiples of 4.
     """
 
     use_tiling = False  # as diffusers' autoencoders have it; the pipeline looks at it
     tile_sample_min_size = 512
-    _group_offload_block_modules = ["analysis", "synthesis", "encoder", "decoder"]  # what group offload moves
+    _group_offload_block_modules = [
+        "analysis",
+        "synthesis",
+        "encoder",
+        "decoder",
+    ]  # what group offload moves
 
     @register_to_config
     def __init__(
@@ -84,14 +94,18 @@ class LappedAutoencoder(ModelMixin, ConfigMixin):
 
     @property
     def halo(self) -> int:
-        """Latent pixels on each side that an output pixel can depend on, when encoding or decoding."""
+        """Latent pixels on each side that an output pixel can depend on, when encoding or
+        decoding.
+        """
         return 2 + 2 * max(self.config.encoder_blocks, self.config.decoder_blocks)
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         blocks = nn.functional.pixel_unshuffle(x, DOWNSCALE)
         mean = self.analysis(blocks) + self.encoder(blocks)
-        log_variance = torch.full_like(mean, 2 * torch.tensor(self.config.posterior_std).log().item())
+        log_variance = torch.full_like(
+            mean, 2 * torch.tensor(self.config.posterior_std).log().item()
+        )
         posterior = DiagonalGaussianDistribution(torch.cat([mean, log_variance], dim=1))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
@@ -105,12 +119,18 @@ class LappedAutoencoder(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def start_from_principal_components(self, x: Tensor) -> None:
-        """Set the linear path to the principal components of 4x4 blocks, whitened, and leave the rest silent.
+        """Set the linear path to the principal components of 4x4 blocks, whitened, and leave the
+        rest silent.
 
-        x [N, 3, H, W] in [-1, 1]: the photos whose statistics count. The components fill the middle tap of each 3x3
-        block kernel; training spreads them over the overlap.
+        x [N, 3, H, W] in [-1, 1]: the photos whose statistics count. The components fill the middle
+        tap of each 3x3 block kernel; training spreads them over the overlap.
         """
-        blocks = nn.functional.pixel_unshuffle(x, DOWNSCALE).permute(0, 2, 3, 1).reshape(-1, 3 * DOWNSCALE**2).double()
+        blocks = (
+            nn.functional.pixel_unshuffle(x, DOWNSCALE)
+            .permute(0, 2, 3, 1)
+            .reshape(-1, 3 * DOWNSCALE**2)
+            .double()
+        )
         center = blocks.mean(0)
         variance, directions = torch.linalg.eigh(torch.cov((blocks - center).T))
         largest = variance.argsort(descending=True)[: self.config.latent_channels]

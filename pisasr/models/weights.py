@@ -1,4 +1,6 @@
-"""Before infer, after train: adapters on disk, a safetensors file each that says what it is; and the published .pkl."""
+"""Before infer, after train: adapters on disk, a safetensors file each that says what it is; and
+the published .pkl.
+"""
 
 import hashlib
 import json
@@ -39,9 +41,9 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 class Adapter:
     """One LoRA: W grows by (alpha / rank) B A.
 
-    tensors: "MODULE.lora_A.weight" [rank, in, ...] and "MODULE.lora_B.weight" [out, rank, ...], float32.
-    base: facts about the UNet it was trained on (`base_facts`), for refusing another by name.
-    timestep: the one step it was trained at.
+    tensors: "MODULE.lora_A.weight" [rank, in, ...] and "MODULE.lora_B.weight" [out, rank, ...],
+    float32. base: facts about the UNet it was trained on (`base_facts`), for refusing another by
+    name. timestep: the one step it was trained at.
     """
 
     name: Kind
@@ -58,19 +60,31 @@ class Adapter:
 
 
 def base_facts(unet_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells one base from another, out of a UNet's config; lists where the config has tuples, as JSON keeps it."""
-    facts = {key: unet_config[key] for key in ("in_channels", "cross_attention_dim", "block_out_channels")}
+    """What tells one base from another, out of a UNet's config; lists where the config has tuples,
+    as JSON keeps it.
+    """
+    facts = {
+        key: unet_config[key]
+        for key in ("in_channels", "cross_attention_dim", "block_out_channels")
+    }
     return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
 
-def save_adapter(path: str | os.PathLike, adapter: Adapter, dtype: torch.dtype = torch.float32) -> None:
-    """Write one adapter; the file appears whole or not at all. dtype float16 halves it, for shipping.
+def save_adapter(
+    path: str | os.PathLike, adapter: Adapter, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write one adapter; the file appears whole or not at all. dtype float16 halves it, for
+    shipping.
 
-    What the file says of itself is one JSON text, so that equal adapters are equal files (safetensors orders several
-    texts anew in each process), and its SHA-256 covers that text as well as the tensors.
+    What the file says of itself is one JSON text, so that equal adapters are equal files
+    (safetensors orders several texts anew in each process), and its SHA-256 covers that text as
+    well as the tensors.
     """
     _check(adapter, str(path))
-    tensors = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in adapter.tensors.items()}
+    tensors = {
+        key: tensor.detach().to("cpu", dtype).contiguous()
+        for key, tensor in adapter.tensors.items()
+    }
     head: dict[str, Any] = {
         "version": VERSION,
         "kind": adapter.name,
@@ -87,19 +101,24 @@ def save_adapter(path: str | os.PathLike, adapter: Adapter, dtype: torch.dtype =
 
 
 def load_adapter(path: str | os.PathLike) -> Adapter:
-    """Read one adapter. CheckpointError if it is missing, damaged (to the bit), too new for us, or inconsistent.
+    """Read one adapter. CheckpointError if it is missing, damaged (to the bit), too new for us, or
+    inconsistent.
 
     Files of version 1 are read too; their checksum covers the tensors alone.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no adapter at {path}; give the folder that holds pix.safetensors and sem.safetensors.")
+        raise CheckpointError(
+            f"no adapter at {path}; give the folder that holds pix.safetensors and sem.safetensors."
+        )
     try:
         with heard_afterwards(), safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except Exception as error:  # a crafted header makes the library raise more than its own errors
-        raise CheckpointError(f"{path} is not a whole safetensors file ({_one_line(error)}); get it again.") from error
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({_one_line(error)}); get it again."
+        ) from error
     _check_dtypes(tensors, str(path))
     head = _head_of(path, metadata)
     wanted = head.pop("sha256", None)
@@ -111,7 +130,8 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
 
 
 def load_adapters(source: str | os.PathLike, **hub: Any) -> tuple[Adapter, Adapter | None]:
-    """(pix, sem) from a folder, a hub id, or the published .pkl. sem is None where only the pixel stage was trained.
+    """(pix, sem) from a folder, a hub id, or the published .pkl. sem is None where only the pixel
+    stage was trained.
 
     hub: of `snapshot_download` (cache_dir, token, local_files_only, force_download), for a hub id.
     """
@@ -119,38 +139,54 @@ def load_adapters(source: str | os.PathLike, **hub: Any) -> tuple[Adapter, Adapt
     if path.suffix in (".pkl", ".pt", ".pth", ".bin"):
         return convert_release(path)
     if path.is_file():
-        raise CheckpointError(f"{path} is a file; give the folder with pix.safetensors and sem.safetensors, or a .pkl.")
+        raise CheckpointError(
+            f"{path} is a file; give the folder with pix.safetensors and sem.safetensors, or a .pkl."
+        )
     if not path.is_dir():
         path = _fetch_adapters(source, hub)
     if (path / "adapters").is_dir() and not (path / "pix.safetensors").exists():
         path = path / "adapters"  # of a model, or of what save_pretrained wrote
-    adapters = [_load_kind(path, kind) for kind in KINDS if kind == "pix" or (path / f"{kind}.safetensors").exists()]
+    adapters = [
+        _load_kind(path, kind)
+        for kind in KINDS
+        if kind == "pix" or (path / f"{kind}.safetensors").exists()
+    ]
     return adapters[0], adapters[1] if len(adapters) > 1 else None
 
 
 def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
     """(pix, sem) out of the published checkpoint.
 
-    Read with torch's weights-only unpickler, which runs no code. A plain dict is expected, with six lists of layers,
-    two ranks and the tensors, named MODULE.lora_{A,B}.default_{encoder,decoder,others}_{pix,sem}.weight; anything else
-    is refused. The three groups are put together again: they tell layers apart that the names tell apart already.
+    Read with torch's weights-only unpickler, which runs no code. A plain dict is expected, with six
+    lists of layers, two ranks and the tensors, named
+    MODULE.lora_{A,B}.default_{encoder,decoder,others}_{pix,sem}.weight; anything else is refused.
+    The three groups are put together again: they tell layers apart that the names tell apart
+    already.
     """
     path = Path(path)
     content = _unpickle(path)
     lists = [
-        f"unet_lora_{group}_modules_{kind}" for kind in PUBLISHED_KINDS for group in ("encoder", "decoder", "others")
+        f"unet_lora_{group}_modules_{kind}"
+        for kind in PUBLISHED_KINDS
+        for group in ("encoder", "decoder", "others")
     ]
     wanted = {*lists, *(f"lora_rank_unet_{kind}" for kind in PUBLISHED_KINDS), "state_dict_unet"}
     if not isinstance(content, dict) or content.keys() != wanted:
-        raise CheckpointError(f"{path} is no PiSA-SR checkpoint: wanted a dict of {sorted(wanted)}; get pisa_sr.pkl.")
+        raise CheckpointError(
+            f"{path} is no PiSA-SR checkpoint: wanted a dict of {sorted(wanted)}; get pisa_sr.pkl."
+        )
     if not isinstance(content["state_dict_unet"], dict):
-        raise CheckpointError(f"{path}: state_dict_unet is no dict of tensors; get pisa_sr.pkl again.")
+        raise CheckpointError(
+            f"{path}: state_dict_unet is no dict of tensors; get pisa_sr.pkl again."
+        )
 
     tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in PUBLISHED_KINDS}
     for key, tensor in content["state_dict_unet"].items():
         match = _PUBLISHED_KEY.fullmatch(str(key))
         if match is None or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: {key!r} is not an entry of the published layout; get pisa_sr.pkl again.")
+            raise CheckpointError(
+                f"{path}: {key!r} is not an entry of the published layout; get pisa_sr.pkl again."
+            )
         _check_dtypes({key: tensor}, str(path))
         tensors[match[3]][f"{match[1]}.weight"] = tensor.float()
     pix, sem = (_published(path, kind, content, tensors[kind]) for kind in PUBLISHED_KINDS)
@@ -158,23 +194,37 @@ def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
 
 
 def looks_like_hub_id(name: str | os.PathLike) -> bool:
-    """OWNER/NAME as a text, where nothing of the kind lies here. All else is a path and never asked for online."""
+    """OWNER/NAME as a text, where nothing of the kind lies here. All else is a path and never asked
+    for online.
+    """
     if not isinstance(name, str):
         return False
-    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists() and not Path(name).parent.exists()
+    return (
+        _HUB_ID.fullmatch(name) is not None
+        and not Path(name).exists()
+        and not Path(name).parent.exists()
+    )
 
 
 def _published(path: Path, kind: Kind, content: dict, tensors: dict[str, Tensor]) -> Adapter:
     rank = content[f"lora_rank_unet_{kind}"]
-    lists = [content[f"unet_lora_{group}_modules_{kind}"] for group in ("encoder", "decoder", "others")]
-    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+    lists = [
+        content[f"unet_lora_{group}_modules_{kind}"] for group in ("encoder", "decoder", "others")
+    ]
+    if not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists
+    ):
         raise CheckpointError(f"{path}: the layers of {kind} are no lists of names; get it again.")
     listed = [name for names in lists for name in names]
     if not isinstance(rank, int) or rank < 1:
-        raise CheckpointError(f"{path}: the rank of {kind} is {rank!r}, wanted a positive integer; get it again.")
+        raise CheckpointError(
+            f"{path}: the rank of {kind} is {rank!r}, wanted a positive integer; get it again."
+        )
     adapter = Adapter(kind, rank, PUBLISHED_ALPHA, tensors, timestep=PUBLISHED_TIMESTEP)
     if sorted(listed) != adapter.targets:
-        raise CheckpointError(f"{path}: the layers listed for {kind} are not those that have tensors; get it again.")
+        raise CheckpointError(
+            f"{path}: the layers listed for {kind} are not those that have tensors; get it again."
+        )
     _check(adapter, str(path))
     return replace(adapter, base=_facts_from(tensors))
 
@@ -184,7 +234,11 @@ def _facts_from(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     facts = {}
     if "conv_in.lora_A.weight" in tensors:
         facts["in_channels"] = tensors["conv_in.lora_A.weight"].shape[1]
-    widths = {tensor.shape[1] for key, tensor in tensors.items() if key.endswith("attn2.to_k.lora_A.weight")}
+    widths = {
+        tensor.shape[1]
+        for key, tensor in tensors.items()
+        if key.endswith("attn2.to_k.lora_A.weight")
+    }
     if len(widths) == 1:
         facts["cross_attention_dim"] = widths.pop()
     return facts
@@ -196,24 +250,35 @@ def _unpickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file makes torch raise whatever it likes, and advise to trust it
-        raise CheckpointError(f"{path} can't be read as plain weights; get pisa_sr.pkl again.") from error
+        raise CheckpointError(
+            f"{path} can't be read as plain weights; get pisa_sr.pkl again."
+        ) from error
 
 
 def _head_of(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """What the file says of itself, of either version."""
     if FORMAT not in metadata and metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by pisasr; convert pisa_sr.pkl with scripts/convert.py.")
+        raise CheckpointError(
+            f"{path} was not written by pisasr; convert pisa_sr.pkl with scripts/convert.py."
+        )
     try:
         if FORMAT in metadata:
             head = dict(parse_json(metadata[FORMAT]))
         else:  # version 1: a text for each
-            head = {key: metadata[key] for key in ("kind", "sha256", "version", "rank", "alpha", "timestep")}
+            head = {
+                key: metadata[key]
+                for key in ("kind", "sha256", "version", "rank", "alpha", "timestep")
+            }
             head |= {key: parse_json(metadata[key]) for key in ("base", "targets")}
         version = int(head["version"])
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path} has an unreadable header ({_one_line(error)}); get it again.") from error
+        raise CheckpointError(
+            f"{path} has an unreadable header ({_one_line(error)}); get it again."
+        ) from error
     if version > VERSION:
-        raise CheckpointError(f"{path} is of format version {version}, this pisasr reads {VERSION}; update it.")
+        raise CheckpointError(
+            f"{path} is of format version {version}, this pisasr reads {VERSION}; update it."
+        )
     return head
 
 
@@ -223,9 +288,13 @@ def _from_head(path: Path, head: Mapping[str, Any], tensors: dict[str, Tensor]) 
         adapter = Adapter(head["kind"], rank, alpha, tensors, dict(head["base"]), timestep)
         targets = head["targets"]
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path} has an unreadable header ({_one_line(error)}); get it again.") from error
+        raise CheckpointError(
+            f"{path} has an unreadable header ({_one_line(error)}); get it again."
+        ) from error
     if targets != adapter.targets:
-        raise CheckpointError(f"{path}: the layers its header names are not those that have tensors; get it again.")
+        raise CheckpointError(
+            f"{path}: the layers its header names are not those that have tensors; get it again."
+        )
     return adapter
 
 
@@ -234,7 +303,9 @@ def _check_dtypes(tensors: Mapping[str, Tensor], where: str) -> None:
     for key, tensor in tensors.items():
         if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
             kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            raise CheckpointError(f"{where}: {key} is {kind}; wanted float16, bfloat16, float32 or float64.")
+            raise CheckpointError(
+                f"{where}: {key} is {kind}; wanted float16, bfloat16, float32 or float64."
+            )
 
 
 def _check(adapter: Adapter, where: str) -> None:
@@ -242,55 +313,84 @@ def _check(adapter: Adapter, where: str) -> None:
     if adapter.name not in KINDS:
         raise CheckpointError(f"{where}: an adapter is 'pix' or 'sem', not {adapter.name!r}.")
     if not (math.isfinite(adapter.alpha) and adapter.alpha > 0):
-        raise CheckpointError(f"{where}: alpha is {adapter.alpha}, wanted a positive number; get it again.")
+        raise CheckpointError(
+            f"{where}: alpha is {adapter.alpha}, wanted a positive number; get it again."
+        )
     if not 0 <= adapter.timestep < TIMESTEPS:
-        raise CheckpointError(f"{where}: timestep is {adapter.timestep}, wanted 0 to {TIMESTEPS - 1}; get it again.")
+        raise CheckpointError(
+            f"{where}: timestep is {adapter.timestep}, wanted 0 to {TIMESTEPS - 1}; get it again."
+        )
     if not adapter.tensors:
-        raise CheckpointError(f"{where}: the {adapter.name} adapter holds no tensors; get it again.")
+        raise CheckpointError(
+            f"{where}: the {adapter.name} adapter holds no tensors; get it again."
+        )
     for key, tensor in adapter.tensors.items():
         match = _KEY.fullmatch(key)
-        if match is None or f"{match['module']}.lora_{OTHER_SIDE[match['side']]}.weight" not in adapter.tensors:
-            raise CheckpointError(f"{where}: {key!r} has no counterpart; a LoRA is pairs of lora_A and lora_B.")
+        if (
+            match is None
+            or f"{match['module']}.lora_{OTHER_SIDE[match['side']]}.weight" not in adapter.tensors
+        ):
+            raise CheckpointError(
+                f"{where}: {key!r} has no counterpart; a LoRA is pairs of lora_A and lora_B."
+            )
         rank = tensor.shape[0 if match["side"] == "A" else 1] if tensor.ndim in (2, 4) else None
         if rank != adapter.rank:
-            raise CheckpointError(f"{where}: {key} is {list(tensor.shape)}, which is not of rank {adapter.rank}.")
+            raise CheckpointError(
+                f"{where}: {key} is {list(tensor.shape)}, which is not of rank {adapter.rank}."
+            )
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise CheckpointError(f"{where}: {key} holds values that are no finite numbers; get or train it again.")
+            raise CheckpointError(
+                f"{where}: {key} holds values that are no finite numbers; get or train it again."
+            )
 
 
 def _load_kind(folder: Path, kind: str) -> Adapter:
     adapter = load_adapter(folder / f"{kind}.safetensors")
     if adapter.name != kind:
         found = adapter.name
-        raise CheckpointError(f"{folder}/{kind}.safetensors holds the {found} adapter; were the two files swapped?")
+        raise CheckpointError(
+            f"{folder}/{kind}.safetensors holds the {found} adapter; were the two files swapped?"
+        )
     return adapter
 
 
 def _fetch_adapters(name: str | os.PathLike, hub: dict[str, Any]) -> Path:
     if not looks_like_hub_id(name):
-        raise CheckpointError(f"no adapters at {name}; give a folder with pix.safetensors, a .pkl, or OWNER/NAME.")
+        raise CheckpointError(
+            f"no adapters at {name}; give a folder with pix.safetensors, a .pkl, or OWNER/NAME."
+        )
     from huggingface_hub import snapshot_download
 
     wanted = [f"{place}{kind}.safetensors" for place in ("", "adapters/") for kind in KINDS]
     try:
         return Path(snapshot_download(str(name), allow_patterns=wanted, **hub))
-    except Exception as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
+    except (
+        Exception
+    ) as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
         reason = _one_line(error)
-        raise CheckpointError(f"no adapters from hub id {name} ({reason}); download them, give the folder.") from error
+        raise CheckpointError(
+            f"no adapters from hub id {name} ({reason}); download them, give the folder."
+        ) from error
 
 
 def fingerprint(*adapters: Adapter | None) -> str:
-    """Twelve hex digits that equal adapters share, whatever files they came in: of the SHA-256 of their numbers as
-    float32, and of what weighs them.
+    """Twelve hex digits that equal adapters share, whatever files they came in: of the SHA-256 of
+    their numbers as float32, and of what weighs them.
     """
     sha = hashlib.sha256()
     for adapter in filter(None, adapters):
-        sha.update(_digest(adapter.tensors, {"kind": adapter.name, "scale": adapter.alpha / adapter.rank}).encode())
+        sha.update(
+            _digest(
+                adapter.tensors, {"kind": adapter.name, "scale": adapter.alpha / adapter.rank}
+            ).encode()
+        )
     return sha.hexdigest()[:12]
 
 
 def _digest(tensors: Mapping[str, Tensor], head: Mapping[str, Any] | None) -> str:
-    """SHA-256 of the tensors, and of the head with their types and shapes where the format has it (None: version 1)."""
+    """SHA-256 of the tensors, and of the head with their types and shapes where the format has it
+    (None: version 1).
+    """
     sha = hashlib.sha256()
     if head is not None:
         layout = {key: [str(tensor.dtype), list(tensor.shape)] for key, tensor in tensors.items()}

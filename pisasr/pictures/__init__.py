@@ -1,1 +1,3 @@
-"""Files <-> pictures <-> tensors: images (one picture), folders (many, paired by name), sheets (for the eye)."""
+"""Files <-> pictures <-> tensors: images (one picture), folders (many, paired by name), sheets (for
+the eye).
+"""

@@ -28,41 +28,59 @@ LONGEST_NAME = 255  # bytes
 EMPTY = "empty file"
 STRANGERS = "{} is not read here; convert it to PNG, JPEG, WebP, TIFF or BMP first"
 
-# Endings that methods and data sets add to a name: 0801x4, Canon_001_LR4, photo_out, baby_SR, img-hq.
+# Endings that methods and data sets add to a name: 0801x4, Canon_001_LR4, photo_out, baby_SR,
+# img-hq.
 SUFFIX = r"[_-]?x\d|[_-](?:sr|hr|lr|hq|lq|gt|out|output|restored)\d*"
 
 
 def list_pictures(folder: Path) -> dict[str, Path]:
-    """Stem -> file, for the pictures directly inside `folder`. Two files with one stem are refused."""
+    """Stem -> file, for the pictures directly inside `folder`. Two files with one stem are
+    refused.
+    """
     if not folder.is_dir():
         raise PisasrError(f"{folder} is not a folder")
     there = [path for path in folder.iterdir() if not path.name.startswith(".")]
     tell_foreign(folder, there)
-    paths = sorted(path for path in there if path.suffix.lower() in EXTENSIONS and not path.is_dir())
+    paths = sorted(
+        path for path in there if path.suffix.lower() in EXTENSIONS and not path.is_dir()
+    )
     if not paths:
         raise PisasrError(f"{folder} holds no picture ({' '.join(EXTENSIONS)})")
     if twice := _repeated(path.stem for path in paths):
-        raise PisasrError(f"{folder} holds several files named {', '.join(twice)}; keep one of each")
+        raise PisasrError(
+            f"{folder} holds several files named {', '.join(twice)}; keep one of each"
+        )
     return {path.stem: path for path in paths}
 
 
 def tell_foreign(folder: Path, files: Iterable[Path]) -> None:
-    """Warn (PassedOver) of files in a folder that a person may take for pictures and that nobody reads here."""
+    """Warn (PassedOver) of files in a folder that a person may take for pictures and that nobody
+    reads here.
+    """
     for reason in count_foreign(files):
         warnings.warn(f"{folder} holds {reason}", PassedOver, stacklevel=3)
 
 
 def count_foreign(files: Iterable[Path]) -> list[str]:
-    """For each of FOREIGN's kinds among the files that aren't hidden: how many, and what to do about them."""
-    kinds = Counter(FOREIGN.get(path.suffix.lower()) for path in files if not path.name.startswith("."))
-    return [f"{kinds[kind]} files: {STRANGERS.format(kind)}" for kind in sorted(filter(None, kinds))]
+    """For each of FOREIGN's kinds among the files that aren't hidden: how many, and what to do
+    about them.
+    """
+    kinds = Counter(
+        FOREIGN.get(path.suffix.lower()) for path in files if not path.name.startswith(".")
+    )
+    return [
+        f"{kinds[kind]} files: {STRANGERS.format(kind)}" for kind in sorted(filter(None, kinds))
+    ]
 
 
-def match_names(wanted: Iterable[str], found: Iterable[str], suffix: str = SUFFIX) -> dict[str, str]:
+def match_names(
+    wanted: Iterable[str], found: Iterable[str], suffix: str = SUFFIX
+) -> dict[str, str]:
     """wanted stem -> found stem.
 
-    Equal stems belong together. What is left over is compared without its endings (`suffix`, a regular expression,
-    taken off repeatedly, in any case); names that are then no longer unique on their side are not matched at all.
+    Equal stems belong together. What is left over is compared without its endings (`suffix`, a
+    regular expression, taken off repeatedly, in any case); names that are then no longer unique on
+    their side are not matched at all.
     """
     wanted, found = set(wanted), set(found)
     pairs = {stem: stem for stem in wanted & found}
@@ -71,9 +89,11 @@ def match_names(wanted: Iterable[str], found: Iterable[str], suffix: str = SUFFI
 
 
 def free_name(name: Path, taken: set[str], end: str = "") -> Path:
-    """`name` + `end`, or name-2, name-3, ...: the first that is none of `taken`, to which it is added, as `folded`.
+    """`name` + `end`, or name-2, name-3, ...: the first that is none of `taken`, to which it is
+    added, as `folded`.
 
-    Of at most 255 bytes, which is what a file's name may have: a longer one keeps its beginning, and a digest of all.
+    Of at most 255 bytes, which is what a file's name may have: a longer one keeps its beginning,
+    and a digest of all.
     """
     whole, number = os.fsencode(name.name), 1
     while True:
@@ -90,12 +110,16 @@ def free_name(name: Path, taken: set[str], end: str = "") -> Path:
 
 
 def folded(path: Path | str) -> str:
-    """What file systems that don't tell A.png from a.png, nor one way to write an accent from another, take as one."""
+    """What file systems that don't tell A.png from a.png, nor one way to write an accent from
+    another, take as one.
+    """
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def resolved(path: Path) -> Path:
-    """Where a path leads, links followed. Path.resolve raises for links in a circle (before Python 3.13)."""
+    """Where a path leads, links followed. Path.resolve raises for links in a circle (before Python
+    3.13).
+    """
     return Path(os.path.realpath(path))
 
 
@@ -110,12 +134,14 @@ def _unique_bare(stems: set[str], suffix: str) -> dict[str, str]:
     return {name: stem for stem, name in bare.items() if name not in shared}
 
 
-# --- what a command line names ----------------------------------------------------------------------------------------
+# --- what a command line names --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Found:
-    """One input: where it is, its name below the folder or glob it came from, and why it can't be read, if known."""
+    """One input: where it is, its name below the folder or glob it came from, and why it can't be
+    read, if known.
+    """
 
     path: Path
     name: Path
@@ -126,11 +152,11 @@ class Found:
 def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) -> list[Found]:
     """The pictures that files, folders and globs stand for, in the order given, each once.
 
-    Of a folder, names ending like a picture are taken, hidden ones are not, its sub-folders only if `recursive`; links
-    to folders are not followed, so there are no loops. What lies in the output folder is never an input unless it is
-    named itself. Pipes, devices, dead links, pictures of a kind that is not read, and folders that are not gone into
-    though `recursive`, come as "skipped"; named files that don't exist, and folders and globs that hold no picture, as
-    "failed".
+    Of a folder, names ending like a picture are taken, hidden ones are not, its sub-folders only if
+    `recursive`; links to folders are not followed, so there are no loops. What lies in the output
+    folder is never an input unless it is named itself. Pipes, devices, dead links, pictures of a
+    kind that is not read, and folders that are not gone into though `recursive`, come as "skipped";
+    named files that don't exist, and folders and globs that hold no picture, as "failed".
     """
     output = resolved(output)
     found: dict[str, Found] = {}
@@ -144,7 +170,9 @@ def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) 
         else:
             files = _match(pattern, output)
         pictures = [(os.path.abspath(file), _examine(file, name, named)) for file, name in files]
-        pictures = pictures or [(os.path.abspath(path), Found(path, Path(path.name), "failed", "no pictures there"))]
+        pictures = pictures or [
+            (os.path.abspath(path), Found(path, Path(path.name), "failed", "no pictures there"))
+        ]
         for place, picture in pictures:
             found.setdefault(place, picture)
     return list(found.values())
@@ -154,7 +182,9 @@ def _list_folder(folder: Path, output: Path, recursive: bool) -> Iterator[tuple[
     if resolved(folder) == output:
         raise OverlapError(f"{shown(folder)} is the input and the output; choose another --output")
     closed: list[Path] = []
-    for place, folders, files in os.walk(folder, onerror=lambda error: closed.append(Path(error.filename))):
+    for place, folders, files in os.walk(
+        folder, onerror=lambda error: closed.append(Path(error.filename))
+    ):
         here = Path(place)
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
         folders[:] = [name for name in folders if resolved(here / name) != output]
@@ -184,14 +214,20 @@ def _examine(file: Path, name: Path, named: bool) -> Found:
         return Found(file, name, "skipped", STRANGERS.format(kind))
     reason = cannot_open(file)
     if not named and file.is_dir():
-        reason = "a link to a folder, which is not followed" if file.is_symlink() else "a folder that may not be read"
+        reason = (
+            "a link to a folder, which is not followed"
+            if file.is_symlink()
+            else "a folder that may not be read"
+        )
     if reason == EMPTY:
         reason = ""  # it is a picture's file, if a broken one: whoever reads it says so
     return Found(file, name, ("failed" if named else "skipped") if reason else "ready", reason)
 
 
 def cannot_open(path: Path) -> str:
-    """Why nobody should open this file, or nothing: a pipe would be waited for, a device never ends."""
+    """Why nobody should open this file, or nothing: a pipe would be waited for, a device never
+    ends.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:

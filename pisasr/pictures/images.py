@@ -1,9 +1,11 @@
-"""Infer, first stop and last but one: file -> picture <-> tensor. All that changes a range or a size.
+"""Infer, first stop and last but one: file -> picture <-> tensor. All that changes a range or a
+size.
 
-The way in: a file becomes an upright sRGB `Picture` of 8 or 16 bits (`open_picture`; `open_image` for Pillow's 8 bits),
-its colour is brought to the size that the model works at (`plan_frame`, `prepare`, `pad`) and to a device (`to_batch`).
-The way back: `crop`, `to_unit`, `from_batch`, `finish`, `join`; `saving` writes it. Eight-bit levels take Pillow's way,
-as published; deeper ones are floats throughout and are rounded once, where they are written.
+The way in: a file becomes an upright sRGB `Picture` of 8 or 16 bits (`open_picture`; `open_image`
+for Pillow's 8 bits), its colour is brought to the size that the model works at (`plan_frame`,
+`prepare`, `pad`) and to a device (`to_batch`). The way back: `crop`, `to_unit`, `from_batch`,
+`finish`, `join`; `saving` writes it. Eight-bit levels take Pillow's way, as published; deeper ones
+are floats throughout and are rounded once, where they are written.
 """
 
 import math
@@ -30,28 +32,45 @@ MAX_PIXELS = 64_000_000  # of an input, before it is decoded
 MAX_SIDE = 4096  # of a small picture once it is enlarged for the model
 MIN_SIDE = 64  # what a strip too long to be enlarged is padded to
 
-# Of EXIF, what describes the photo and not the file that held it, and is true of the repaired one too. Left behind are
-# the thumbnail, the orientation (it was applied) and the maker's notes, whose places count from where they stood.
+# Of EXIF, what describes the photo and not the file that held it, and is true of the repaired one
+# too. Left behind are the thumbnail, the orientation (it was applied) and the maker's notes, whose
+# places count from where they stood.
 EXIF_KEPT = {
-    *(ExifTags.Base.ImageDescription, ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.DateTime),
-    *(ExifTags.Base.XResolution, ExifTags.Base.YResolution, ExifTags.Base.ResolutionUnit, ExifTags.Base.Rating),
-    *(ExifTags.Base.Artist, ExifTags.Base.Copyright, ExifTags.Base.XPTitle, ExifTags.Base.XPComment),
+    *(
+        ExifTags.Base.ImageDescription,
+        ExifTags.Base.Make,
+        ExifTags.Base.Model,
+        ExifTags.Base.DateTime,
+    ),
+    *(
+        ExifTags.Base.XResolution,
+        ExifTags.Base.YResolution,
+        ExifTags.Base.ResolutionUnit,
+        ExifTags.Base.Rating,
+    ),
+    *(
+        ExifTags.Base.Artist,
+        ExifTags.Base.Copyright,
+        ExifTags.Base.XPTitle,
+        ExifTags.Base.XPComment,
+    ),
     *(ExifTags.Base.XPAuthor, ExifTags.Base.XPKeywords, ExifTags.Base.XPSubject),
 }
 EXIF_LEFT = {ExifTags.Base.MakerNote, ExifTags.IFD.Interop}
 UNUSABLE = "its colour profile cannot be used, colours taken as sRGB"
 
 
-# --- from a file -----------------------------------------------------------------------------------------------------
+# --- from a file ----------------------------------------------------------------------------------
 
 
 @dataclass
 class Picture:
     """One picture in memory, upright and in sRGB.
 
-    pixels [H, W, 3]: uint8 levels, or float32 in [0, 1] where there is more to hold. alpha [H, W], of the same kind, or
-    None. is_grey: its three channels were one. notices: lines for the person whose picture it is. exif: what its file
-    tells about the photo, place included (GPS), for who asks that it be kept (`saving.Metadata`); None if nothing.
+    pixels [H, W, 3]: uint8 levels, or float32 in [0, 1] where there is more to hold. alpha [H, W],
+    of the same kind, or None. is_grey: its three channels were one. notices: lines for the person
+    whose picture it is. exif: what its file tells about the photo, place included (GPS), for who
+    asks that it be kept (`saving.Metadata`); None if nothing.
     """
 
     pixels: np.ndarray
@@ -74,10 +93,11 @@ class Picture:
 def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read one picture as a person sees it: upright, 8-bit, sRGB; mode L, LA, RGB or RGBA.
 
-    The content decides, not the extension; PNG, JPEG, WebP, TIFF and BMP are read, nothing else is even tried. The size
-    is checked before a pixel is decoded. EXIF orientation is applied. An ICC profile is converted to sRGB and let go.
-    Sixteen-bit grey and float pictures are scaled, not clipped; sixteen-bit colour comes at eight bits. Of an animation
-    the first frame is taken. What a person may want to know of all this is in `image.info["notices"]`, a list of lines.
+    The content decides, not the extension; PNG, JPEG, WebP, TIFF and BMP are read, nothing else is
+    even tried. The size is checked before a pixel is decoded. EXIF orientation is applied. An ICC
+    profile is converted to sRGB and let go. Sixteen-bit grey and float pictures are scaled, not
+    clipped; sixteen-bit colour comes at eight bits. Of an animation the first frame is taken. What
+    a person may want to know of all this is in `image.info["notices"]`, a list of lines.
 
     Raises ImageError, one line, for whatever is wrong with the file.
     """
@@ -91,15 +111,19 @@ def open_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
 def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Picture:
     """Like `open_image`, but sixteen-bit and float pictures keep what they hold.
 
-    Not so, with a notice, where an ICC profile has to be applied (Pillow knows it at eight bits alone), and for grey
-    with alpha.
+    Not so, with a notice, where an ICC profile has to be applied (Pillow knows it at eight bits
+    alone), and for grey with alpha.
     """
     path = Path(path)
     with _reading(path, max_pixels) as (image, notices):
         colour = image.mode in ("RGB", "RGBA") and not _holds_grey(image)
         if not (colour and is_deep(image)) or _needs_conversion(image, notices):
             return _from_image(*_seen(image, notices), notices)
-        power, key, exif = _power_to_srgb(image, notices), image.info.get("transparency"), _read_exif(image, notices)
+        power, key, exif = (
+            _power_to_srgb(image, notices),
+            image.info.get("transparency"),
+            _read_exif(image, notices),
+        )
         image.load()
         high = np.asarray(_orient(image, notices))
     with _reading(path, max_pixels) as (image, _):
@@ -112,16 +136,19 @@ def open_picture(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Pictu
 
 @contextmanager
 def _reading(path: Path, max_pixels: int) -> Iterator[tuple[Any, list[str]]]:
-    """A file as `opened` gives it, and the notices so far. A fault in the block becomes ImageError."""
+    """A file as `opened` gives it, and the notices so far. A fault in the block becomes
+    ImageError.
+    """
     with opened(path, max_pixels) as image:
         yield image, _oddities(path, image)
 
 
 def _seen(image: Any, notices: list[str]) -> tuple[Any, float, bytes | None]:
-    """A picture of Pillow's in sRGB but for a power of its levels (`_power_to_srgb`), that power, and its EXIF.
+    """A picture of Pillow's in sRGB but for a power of its levels (`_power_to_srgb`), that power,
+    and its EXIF.
 
-    It is as deep as Pillow has it. One that comes from a file is upright, too; of a copy nobody knows whether it was
-    turned since, or cut out.
+    It is as deep as Pillow has it. One that comes from a file is upright, too; of a copy nobody
+    knows whether it was turned since, or cut out.
     """
     if not isinstance(image, ImageFile.ImageFile):
         return _to_srgb(image, notices), _power_to_srgb(image, notices), None
@@ -137,17 +164,25 @@ def _seen(image: Any, notices: list[str]) -> tuple[Any, float, bytes | None]:
 
 
 def _holds_grey(image: Any) -> bool:
-    """Whether it is 16-bit grey with alpha, which Pillow gives as RGBA; of a picture that is not loaded."""
+    """Whether it is 16-bit grey with alpha, which Pillow gives as RGBA; of a picture that is not
+    loaded.
+    """
     return image.mode == "RGBA" and any(str(tile.args).startswith("LA") for tile in image.tile)
 
 
 def _as_stored(image: Any, notices: list[str]) -> None:
-    """Put right, before it is loaded, what Pillow takes for something else, and note what it leaves out.
+    """Put right, before it is loaded, what Pillow takes for something else, and note what it leaves
+    out.
 
-    Pillow 12 takes each TIFF in YCbCr for one that libtiff turns into RGB; without compression nobody does. The key of
-    a PNG's transparency comes in the file's own levels, and the picture in eight bits.
+    Pillow 12 takes each TIFF in YCbCr for one that libtiff turns into RGB; without compression
+    nobody does. The key of a PNG's transparency comes in the file's own levels, and the picture in
+    eight bits.
     """
-    if image.format == "TIFF" and image.tag_v2.get(262) == 6 and all(tile.codec_name == "raw" for tile in image.tile):
+    if (
+        image.format == "TIFF"
+        and image.tag_v2.get(262) == 6
+        and all(tile.codec_name == "raw" for tile in image.tile)
+    ):
         image._mode = "YCbCr"
         image.tile = [tile._replace(args=("YCbCr", *tile.args[1:])) for tile in image.tile]
     key = image.info.get("transparency")
@@ -160,7 +195,9 @@ def _as_stored(image: Any, notices: list[str]) -> None:
 
 
 def _in_full_range(image: Any) -> Any:
-    """A TIFF's grey of more than eight bits from black at 0 to white at its most, which Pillow leaves to its caller."""
+    """A TIFF's grey of more than eight bits from black at 0 to white at its most, which Pillow
+    leaves to its caller.
+    """
     if image.format != "TIFF":
         return image
     bits, zero_is_white = image.tag_v2.get(258), image.tag_v2.get(262) == 0
@@ -185,7 +222,8 @@ def _with_key(levels: np.ndarray, key: Any) -> np.ndarray:
 def _other_byte(tile: Any) -> Any:
     """A tile whose decoder takes the low byte of each sixteen bits where it took the high one.
 
-    Pillow holds eight bits of colour and lets the file's byte order say which eight; the other order gives the rest.
+    Pillow holds eight bits of colour and lets the file's byte order say which eight; the other
+    order gives the rest.
     """
 
     def swapped(word: Any) -> Any:
@@ -195,7 +233,9 @@ def _other_byte(tile: Any) -> Any:
         return (
             word
             if not deep
-            else head + deep + {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[order]
+            else head
+            + deep
+            + {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[order]
         )
 
     args = tile.args
@@ -208,7 +248,8 @@ def _oddities(path: Path, image: Any) -> list[str]:
     named = SAVE_OPTIONS.get(path.suffix.lower(), ("",))[0]
     if named and named != image.format.replace("MPO", "JPEG"):
         notices.append(f"a {image.format} picture, despite its name")
-    # A phone's JPEG may carry a second picture for depth (MPO): not an animation, nothing to report.
+    # A phone's JPEG may carry a second picture for depth (MPO): not an animation, nothing to
+    # report.
     if image.format != "MPO" and getattr(image, "is_animated", False):
         # Pillow would count a TIFF's by reading them all, again and again.
         count = "several" if image.format == "TIFF" else image.n_frames
@@ -225,7 +266,9 @@ def _orient(image: Image.Image, notices: list[str]) -> Image.Image:
 
 
 def _read_exif(image: Any, notices: list[str]) -> bytes | None:
-    """What EXIF_KEPT names, and all of the camera's settings and the place; of a picture that is about to be loaded."""
+    """What EXIF_KEPT names, and all of the camera's settings and the place; of a picture that is
+    about to be loaded.
+    """
     try:
         found = image.getexif()
     except Exception:
@@ -233,7 +276,9 @@ def _read_exif(image: Any, notices: list[str]) -> bytes | None:
     try:
         kept: dict[int, Any] = {tag: value for tag, value in found.items() if tag in EXIF_KEPT}
         for part in PARTS:
-            if told := {tag: value for tag, value in found.get_ifd(part).items() if tag not in EXIF_LEFT}:
+            if told := {
+                tag: value for tag, value in found.get_ifd(part).items() if tag not in EXIF_LEFT
+            }:
                 kept[part] = told
         return exif_bytes(kept) if kept else None
     except Exception:
@@ -255,7 +300,8 @@ def _to_srgb(image: Any, notices: list[str]) -> Image.Image:
 
 
 def _power_to_srgb(image: Any, notices: list[str]) -> float:
-    """Which power of a PNG's levels are sRGB's, by its gAMA chunk; 1 where it has none, or better word of its colours.
+    """Which power of a PNG's levels are sRGB's, by its gAMA chunk; 1 where it has none, or better
+    word of its colours.
 
     The inverse of sRGB's curve is taken for a power of 2.2, as the PNG specification has it.
     """
@@ -282,7 +328,9 @@ def _bent(image: Image.Image, power: float) -> Image.Image:
 
 
 def _needs_conversion(image: Any, notices: list[str]) -> bool:
-    """Whether a profile says that the colours are not sRGB's; a broken one says nothing, which is noted."""
+    """Whether a profile says that the colours are not sRGB's; a broken one says nothing, which is
+    noted.
+    """
     if image.mode.startswith(("I", "F")) or not (icc := image.info.get("icc_profile")):
         return False  # more than eight bits of grey are left alone
     try:
@@ -294,19 +342,26 @@ def _needs_conversion(image: Any, notices: list[str]) -> bool:
 
 @lru_cache(maxsize=16)
 def _is_srgb(icc: bytes) -> bool:
-    """Whether a profile's colours are sRGB's, within two levels; a linear one may bear the same name."""
+    """Whether a profile's colours are sRGB's, within two levels; a linear one may bear the same
+    name.
+    """
     profile = ImageCms.ImageCmsProfile(BytesIO(icc))
     mode = {"RGB ": "RGB", "GRAY": "L"}.get(profile.profile.xcolor_space)
     if mode is None:
         return False
     levels = np.stack(np.meshgrid(*[np.arange(0, 256, 17, dtype=np.uint8)] * 3), axis=-1)
     colours = Image.fromarray(levels.reshape(1, -1, 3)).convert(mode)
-    given, seen = (np.asarray(each).astype(int) for each in (colours.convert("RGB"), _through(colours, profile)))
+    given, seen = (
+        np.asarray(each).astype(int)
+        for each in (colours.convert("RGB"), _through(colours, profile))
+    )
     return bool(np.abs(seen - given).max() <= 2)
 
 
 def _through(image: Any, profile: Any) -> Any:
-    return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return ImageCms.profileToProfile(
+        image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
 
 
 def _convert_colors(image: Any, profile: ImageCms.ImageCmsProfile) -> Image.Image:
@@ -350,16 +405,20 @@ def _from_palette(image: Image.Image) -> Image.Image:
 
 
 def _guess_white(image: Image.Image, notices: list[str]) -> float:
-    """What means white in an integer or float picture, which the file does not say: the next usual maximum.
+    """What means white in an integer or float picture, which the file does not say: the next usual
+    maximum.
 
-    A few highlights above it, up to sixteen times, are clipped: floats of light have them, and resampling makes some.
-    Where all is far below the next usual maximum, its own brightest is white, as of a sensor of twelve bits.
+    A few highlights above it, up to sixteen times, are clipped: floats of light have them, and
+    resampling makes some. Where all is far below the next usual maximum, its own brightest is
+    white, as of a sensor of twelve bits.
     """
     values = np.asarray(image)
     if not np.isfinite(values).all():
         raise ImageError("the picture holds values that are not numbers (nan or inf)")
     brightest, most = float(values.max()), float(np.percentile(values, 99))
-    usual = (1.0, 255.0, 65_535.0, 2.0**31 - 1) if image.mode == "F" else (255.0, 65_535.0, 2.0**31 - 1)
+    usual = (
+        (1.0, 255.0, 65_535.0, 2.0**31 - 1) if image.mode == "F" else (255.0, 65_535.0, 2.0**31 - 1)
+    )
     white = next((level for level in usual if most <= level and brightest <= 16 * level), brightest)
     if white != usual[0] and brightest < white / 10:
         white = brightest
@@ -370,16 +429,18 @@ def _guess_white(image: Image.Image, notices: list[str]) -> float:
     return white
 
 
-# --- in memory -------------------------------------------------------------------------------------------------------
+# --- in memory ------------------------------------------------------------------------------------
 
 
 def pictures_of(given: Any) -> list[Picture]:
-    """What people hand over, as pictures: PIL images of any mode, arrays, tensors, `Picture`s, and lists of these.
+    """What people hand over, as pictures: PIL images of any mode, arrays, tensors, `Picture`s, and
+    lists of these.
 
-    PIL's are brought to sRGB by the profile or the gamma that they carry; one that is as PIL.Image.open gave it is
-    turned upright, too, as `open_picture` has it. Arrays are [H, W], [H, W, C] or [B, H, W, C], tensors [C, H, W] or
-    [B, C, H, W], of 1 (grey), 3, or with alpha 2 or 4 channels: uint8, uint16, or floats in [0, 1], which are taken as
-    they are. TypeError or ValueError for others.
+    PIL's are brought to sRGB by the profile or the gamma that they carry; one that is as
+    PIL.Image.open gave it is turned upright, too, as `open_picture` has it. Arrays are [H, W], [H,
+    W, C] or [B, H, W, C], tensors [C, H, W] or [B, C, H, W], of 1 (grey), 3, or with alpha 2 or 4
+    channels: uint8, uint16, or floats in [0, 1], which are taken as they are. TypeError or
+    ValueError for others.
     """
     if isinstance(given, Picture):
         return [given]
@@ -395,11 +456,15 @@ def pictures_of(given: Any) -> list[Picture]:
     if isinstance(given, np.ndarray):
         return [_from_array(one) for one in (given if given.ndim == 4 else [given])]
     if not isinstance(given, Iterable):
-        raise TypeError(f"{given!r} came; wanted a PIL picture, an array, a tensor, or a list of such.")
+        raise TypeError(
+            f"{given!r} came; wanted a PIL picture, an array, a tensor, or a list of such."
+        )
     return [picture for item in given for picture in pictures_of(item)]
 
 
-def _from_image(image: Image.Image, power: float, exif: bytes | None, notices: list[str]) -> Picture:
+def _from_image(
+    image: Image.Image, power: float, exif: bytes | None, notices: list[str]
+) -> Picture:
     """What `_seen` gave; modes of more than eight bits keep them."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
@@ -411,13 +476,17 @@ def _from_image(image: Image.Image, power: float, exif: bytes | None, notices: l
         return replace(picture, pixels=picture.pixels**power, exif=exif)
     image = _bent(_to_eight_bits(image, notices), power)
     rgb, alpha, is_grey = split(image)
-    return Picture(np.asarray(rgb), None if alpha is None else np.asarray(alpha), is_grey, notices, exif)
+    return Picture(
+        np.asarray(rgb), None if alpha is None else np.asarray(alpha), is_grey, notices, exif
+    )
 
 
 def _from_array(array: np.ndarray, notices: list[str] | None = None) -> Picture:
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[-1] not in (1, 2, 3, 4) or 0 in array.shape:
-        raise ValueError(f"an array of shape {list(array.shape)} came; wanted [H, W, C] with 1 to 4 channels.")
+        raise ValueError(
+            f"an array of shape {list(array.shape)} came; wanted [H, W, C] with 1 to 4 channels."
+        )
     if array.dtype == np.uint16:
         array = array.astype(np.float32) / 65_535
     elif np.issubdtype(array.dtype, np.floating):
@@ -435,14 +504,18 @@ def _from_array(array: np.ndarray, notices: list[str] | None = None) -> Picture:
 
 
 def split(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bool]:
-    """A picture as (RGB picture for the model, alpha or None, was it grey). Any PIL mode is taken, at eight bits."""
+    """A picture as (RGB picture for the model, alpha or None, was it grey). Any PIL mode is taken,
+    at eight bits.
+    """
     image = _to_eight_bits(image, [])
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     return image.convert("RGB"), alpha, image.mode in ("L", "LA")
 
 
 def join(pixels: np.ndarray, picture: Picture) -> np.ndarray:
-    """[H, W, 3] as [H, W, C]: one channel if `picture` was grey, and its alpha, brought to this size (bicubic)."""
+    """[H, W, 3] as [H, W, C]: one channel if `picture` was grey, and its alpha, brought to this
+    size (bicubic).
+    """
     if picture.is_grey:
         pixels = _grey(pixels)
     if picture.alpha is None:
@@ -459,7 +532,9 @@ def _grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def _levels_like(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Alpha in the kind of the pixels: the two differ where an 8-bit input has a float result, or the reverse."""
+    """Alpha in the kind of the pixels: the two differ where an 8-bit input has a float result, or
+    the reverse.
+    """
     if alpha.dtype == pixels.dtype:
         return alpha
     return alpha.astype(np.float32) / 255 if pixels.dtype == np.float32 else to_levels(alpha, 8)
@@ -476,7 +551,9 @@ def as_image(pixels: np.ndarray) -> Image.Image:
 
 
 def eight_bits(picture: Any) -> Image.Image:
-    """A result as an 8-bit picture to look at or to score: PIL as it is, arrays [H, W, C] rounded."""
+    """A result as an 8-bit picture to look at or to score: PIL as it is, arrays [H, W, C]
+    rounded.
+    """
     if isinstance(picture, Image.Image):
         return picture
     white = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65_535}.get(picture.dtype, 1)
@@ -484,7 +561,9 @@ def eight_bits(picture: Any) -> Image.Image:
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[H, W] or [H, W, 3] at another (width, height), by Pillow's bicubic filter; floats stay floats in [0, 1]."""
+    """[H, W] or [H, W, 3] at another (width, height), by Pillow's bicubic filter; floats stay
+    floats in [0, 1].
+    """
     if (pixels.shape[1], pixels.shape[0]) == size:
         return pixels
     if pixels.dtype == np.uint8:
@@ -494,15 +573,16 @@ def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
 
 
-# --- sizes -----------------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Frame:
     """The sizes one picture passes through, each (width, height) in pixels.
 
-    source -> enlarged (small pictures; with a working_size large ones shrink instead) -> content = upscale * enlarged
-    -> padded, which the model sees -> content again -> output = round(upscale * source).
+    source -> enlarged (small pictures; with a working_size large ones shrink instead) -> content =
+    upscale * enlarged -> padded, which the model sees -> content again -> output = round(upscale *
+    source).
     """
 
     source: tuple[int, int]
@@ -521,13 +601,15 @@ def plan_frame(
     max_side: int = MAX_SIDE,
     working_size: float | None = None,
 ) -> Frame:
-    """How a picture of width x height reaches the model and comes out at exactly round(upscale * side).
+    """How a picture of width x height reaches the model and comes out at exactly round(upscale *
+    side).
 
-    As published, a side below process_size // upscale enlarges the picture until its short side has that length,
-    because the model saw nothing smaller in training. Here this stops where the long side of what the model sees would
-    exceed `max_side`; a strip that is still thin is padded to min(process_size, 64). Sides are padded up to a
-    `multiple`, where the published code squeezes them down to one. `working_size` is the most that the content may
-    hold, in megapixels: what would hold more is shrunk, and enlarged again behind the model.
+    As published, a side below process_size // upscale enlarges the picture until its short side has
+    that length, because the model saw nothing smaller in training. Here this stops where the long
+    side of what the model sees would exceed `max_side`; a strip that is still thin is padded to
+    min(process_size, 64). Sides are padded up to a `multiple`, where the published code squeezes
+    them down to one. `working_size` is the most that the content may hold, in megapixels: what
+    would hold more is shrunk, and enlarged again behind the model.
     """
     if width < 1 or height < 1:
         raise ValueError(f"a picture of {width}x{height} pixels came; it must have one at least")
@@ -547,19 +629,28 @@ def plan_frame(
         enlarged = max(round(content[0] / upscale), 1), max(round(content[1] / upscale), 1)
     least = min(process_size, MIN_SIDE)
     padded_width, padded_height = (-(-max(side, least) // multiple) * multiple for side in content)
-    return Frame((width, height), enlarged, content, (padded_width, padded_height), _scale((width, height), upscale))
+    return Frame(
+        (width, height),
+        enlarged,
+        content,
+        (padded_width, padded_height),
+        _scale((width, height), upscale),
+    )
 
 
 def _scale(size: tuple[int, int], upscale: float) -> tuple[int, int]:
     return round(upscale * size[0]), round(upscale * size[1])
 
 
-def _enlarge(width: int, height: int, upscale: float, process_size: int, max_side: int) -> tuple[int, int]:
+def _enlarge(
+    width: int, height: int, upscale: float, process_size: int, max_side: int
+) -> tuple[int, int]:
     short, long = min(width, height), max(width, height)
     wanted = int(process_size // upscale)
     if short >= wanted:
         return width, height
-    # Whole numbers throughout: int(wanted / short * side), as published, can lose the last pixel to float rounding.
+    # Whole numbers throughout: int(wanted / short * side), as published, can lose the last pixel to
+    # float rounding.
     if wanted * long // short * upscale <= max_side:
         return wanted * width // short, wanted * height // short
     longest = max(int(max_side // upscale), long)
@@ -574,13 +665,16 @@ def _shrink(size: tuple[int, int], pixels: int) -> tuple[int, int]:
 
 
 def prepare(pixels: np.ndarray, frame: Frame) -> np.ndarray:
-    """The low-quality picture [H, W, 3] as the model repairs it (frame.content): bicubic, twice if frame.enlarged says.
+    """The low-quality picture [H, W, 3] as the model repairs it (frame.content): bicubic, twice if
+    frame.enlarged says.
 
     Its colours are what the result is matched to.
     """
     if (pixels.shape[1], pixels.shape[0]) != frame.source:
         came = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise ValueError(f"the picture is {came}, the frame was planned for {frame.source[0]}x{frame.source[1]}")
+        raise ValueError(
+            f"the picture is {came}, the frame was planned for {frame.source[0]}x{frame.source[1]}"
+        )
     for size in (frame.enlarged, frame.content):
         pixels = resize(pixels, size)
     return pixels
@@ -591,7 +685,8 @@ def pad(pixels: np.ndarray, frame: Frame) -> np.ndarray:
     right, below = frame.padded[0] - pixels.shape[1], frame.padded[1] - pixels.shape[0]
     if not right and not below:
         return pixels
-    # numpy mirrors again and again where the margin is wider than the picture, and repeats a single row or column.
+    # numpy mirrors again and again where the margin is wider than the picture, and repeats a single
+    # row or column.
     return np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="reflect")
 
 
@@ -602,11 +697,13 @@ def crop(x: Tensor, frame: Frame) -> Tensor:
 
 
 def finish(pixels: np.ndarray, frame: Frame) -> np.ndarray:
-    """The restored picture (frame.content) at frame.output: bicubic where the two differ, else as it is."""
+    """The restored picture (frame.content) at frame.output: bicubic where the two differ, else as
+    it is.
+    """
     return resize(pixels, frame.output)
 
 
-# --- ranges ----------------------------------------------------------------------------------------------------------
+# --- ranges ---------------------------------------------------------------------------------------
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -616,7 +713,9 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def to_batch(pixels: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
-    """Pictures [H, W, 3] of one size as [B, 3, H, W] on the device: levels as bytes, floats as they are."""
+    """Pictures [H, W, 3] of one size as [B, 3, H, W] on the device: levels as bytes, floats as they
+    are.
+    """
     return torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).contiguous()
 
 
@@ -626,7 +725,8 @@ def from_levels(x: Tensor) -> Tensor:
 
 
 def from_batch(unit: Tensor, bits: int | None = None) -> np.ndarray:
-    """[B, 3, H, W] in [0, 1] as [B, H, W, 3] on the host: float32, or levels of 8 or 16 bits, rounded on the device.
+    """[B, 3, H, W] in [0, 1] as [B, H, W, 3] on the host: float32, or levels of 8 or 16 bits,
+    rounded on the device.
 
     Rounded; published: truncated, half a level darker.
     """
@@ -639,7 +739,9 @@ def from_batch(unit: Tensor, bits: int | None = None) -> np.ndarray:
 
 def to_signed(unit: Tensor) -> Tensor:
     """[0, 1] to [-1, 1], what a model sees."""
-    return torch.add(unit.new_tensor(-1.0), unit, alpha=2)  # in one step: of a big picture, each costs a copy
+    return torch.add(
+        unit.new_tensor(-1.0), unit, alpha=2
+    )  # in one step: of a big picture, each costs a copy
 
 
 def to_unit(x: Tensor) -> Tensor:
@@ -648,7 +750,9 @@ def to_unit(x: Tensor) -> Tensor:
 
 
 def to_image(unit: Tensor) -> Image.Image:
-    """One picture [3, H, W] or [1, 3, H, W] in [0, 1] to RGB. Rounded; published: truncated, half a level darker."""
+    """One picture [3, H, W] or [1, 3, H, W] in [0, 1] to RGB. Rounded; published: truncated, half a
+    level darker.
+    """
     pixels = unit.detach().squeeze(0) if unit.ndim == 4 else unit.detach()
     levels = pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())

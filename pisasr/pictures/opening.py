@@ -1,4 +1,6 @@
-"""Before a picture is read, by whichever command: its file is opened, or one line says why it can't be."""
+"""Before a picture is read, by whichever command: its file is opened, or one line says why it can't
+be.
+"""
 
 import struct
 from collections.abc import Callable, Iterator
@@ -21,7 +23,13 @@ from PIL import (  # noqa: F401  each plugin makes itself known
 from pisasr.errors import ImageError, PisasrError, shown
 from pisasr.pictures.folders import STRANGERS, cannot_open
 
-READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # no other decoder is tried: Pillow would start Ghostscript for one
+READABLE = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "TIFF",
+    "BMP",
+)  # no other decoder is tried: Pillow would start Ghostscript for one
 MAX_OUTPUT_PIXELS = 2**31  # of a result: 64 million at 4x and room beyond
 MAGIC = {
     b"GIF8": "GIF",
@@ -34,10 +42,11 @@ MAGIC = {
 
 @contextmanager
 def opened(path: Path, max_pixels: int = MAX_OUTPUT_PIXELS) -> Iterator[Any]:
-    """A picture's file as Pillow has it, not decoded yet; a fault in here or in the block becomes an ImageError.
+    """A picture's file as Pillow has it, not decoded yet; a fault in here or in the block becomes
+    an ImageError.
 
-    Unlike PIL.Image.open this tries READABLE alone and goes by our limit on pixels: Pillow's own is a global, which
-    threads share and which ends at 179 million.
+    Unlike PIL.Image.open this tries READABLE alone and goes by our limit on pixels: Pillow's own is
+    a global, which threads share and which ends at 179 million.
     """
     if reason := cannot_open(path):
         raise ImageError(reason)
@@ -53,20 +62,26 @@ def opened(path: Path, max_pixels: int = MAX_OUTPUT_PIXELS) -> Iterator[Any]:
     except PermissionError:
         raise ImageError("no permission to read the file") from None
     except Exception as error:  # a decoder fed with rubbish raises whatever it likes
-        raise ImageError(f"broken picture: {' '.join(str(error).split()) or type(error).__name__}") from None
+        raise ImageError(
+            f"broken picture: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from None
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """The file's own 8-bit values as uint8 [H, W, 3] RGB, upright; ImageError when it cannot be decoded whole.
+    """The file's own 8-bit values as uint8 [H, W, 3] RGB, upright; ImageError when it cannot be
+    decoded whole.
 
-    Colour profiles are not applied and alpha is dropped: published scores compare the stored numbers. Sixteen-bit
-    pictures are refused, because rounding them to eight bits here would be a step that no protocol names.
+    Colour profiles are not applied and alpha is dropped: published scores compare the stored
+    numbers. Sixteen-bit pictures are refused, because rounding them to eight bits here would be a
+    step that no protocol names.
     """
     try:
         with opened(path) as image:
             check_kind(image)
             if image.mode.startswith(("I", "F")) or is_deep(image):
-                raise ImageError("it has more than 8 bits per channel; save it as an 8-bit PNG to score it")
+                raise ImageError(
+                    "it has more than 8 bits per channel; save it as an 8-bit PNG to score it"
+                )
             load(image)
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except ImageError as error:
@@ -74,7 +89,9 @@ def read_picture(path: Path) -> np.ndarray:
 
 
 class _Png(PngImagePlugin.PngImageFile):
-    """A PNG whose texts may be longer than Pillow unpacks (a limit against bombs): such a text is passed over."""
+    """A PNG whose texts may be longer than Pillow unpacks (a limit against bombs): such a text is
+    passed over.
+    """
 
     @property
     def png(self) -> Any:
@@ -96,7 +113,10 @@ class _Png(PngImagePlugin.PngImageFile):
             return read
 
         if stream is not None:
-            stream.chunk_zTXt, stream.chunk_iTXt = patient(stream.chunk_zTXt), patient(stream.chunk_iTXt)
+            stream.chunk_zTXt, stream.chunk_iTXt = (
+                patient(stream.chunk_zTXt),
+                patient(stream.chunk_iTXt),
+            )
         self._stream = stream
 
 
@@ -111,15 +131,21 @@ def check_kind(image: Any) -> None:
         return
     depths, signed = image.tag_v2.get(258, ()), image.tag_v2.get(339, (1,))[0] == 2
     if len(depths) > 1 and max(depths) > 8 and not is_deep(image):
-        raise ImageError(f"a TIFF of {max(depths)} bits in separate planes is not read; save it interleaved, or as PNG")
+        raise ImageError(
+            f"a TIFF of {max(depths)} bits in separate planes is not read; save it interleaved, or as PNG"
+        )
     if image.mode == "L" and signed:
         raise ImageError("a TIFF of signed 8-bit levels is not read; save it unsigned, or as PNG")
     if image.mode == "F" and image.tag_v2.get(262) == 0:
-        raise ImageError("a TIFF of floats whose zero is white is not read; save it with black at zero, or as PNG")
+        raise ImageError(
+            "a TIFF of floats whose zero is white is not read; save it with black at zero, or as PNG"
+        )
 
 
 def load(image: Any) -> None:
-    """Decode a picture. By its name Pillow would map a file, in the turned size where a TIFF lies on its side."""
+    """Decode a picture. By its name Pillow would map a file, in the turned size where a TIFF lies
+    on its side.
+    """
     name, image.filename = image.filename, ""
     image.load()
     image.filename = name

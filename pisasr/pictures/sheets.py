@@ -1,4 +1,6 @@
-"""Infer, after --lambda_grid: one sheet for all strengths, rows lambda_pix, columns lambda_sem, as in the paper."""
+"""Infer, after --lambda_grid: one sheet for all strengths, rows lambda_pix, columns lambda_sem, as
+in the paper.
+"""
 
 from collections.abc import Sequence
 
@@ -12,23 +14,44 @@ INK, PAPER = (24, 24, 24), (255, 255, 255)
 def draw_sheet(
     pictures: Sequence[Image.Image], lambdas_pix: Sequence[float], lambdas_sem: Sequence[float]
 ) -> Image.Image:
-    """Lay out len(lambdas_pix) x len(lambdas_sem) pictures of one size, given row by row, with their strengths."""
+    """Lay out len(lambdas_pix) x len(lambdas_sem) pictures of one size, given row by row, with
+    their strengths.
+    """
     rows, columns = len(lambdas_pix), len(lambdas_sem)
     if len(pictures) != rows * columns:
-        raise ValueError(f"{rows} x {columns} strengths need {rows * columns} pictures, {len(pictures)} came")
+        raise ValueError(
+            f"{rows} x {columns} strengths need {rows * columns} pictures, {len(pictures)} came"
+        )
     cell = _fit(pictures[0].size, max(MAX_CELL * 4 // max(rows, columns), 64))
     font = ImageFont.load_default(size=min(max(max(cell) // 14, 12), 40))
     labels = [f"lambda_pix = {value:g}" for value in lambdas_pix]
     heads = [f"lambda_sem = {value:g}" for value in lambdas_sem]
     margin = int(max(font.getlength(label) for label in labels)) + 4 * GAP
     head = int(getattr(font, "size", 12) * 1.8)
-    pitch = max(cell[0], int(max(font.getlength(label) for label in heads)) + 2 * GAP), max(cell[1], head)
-    sheet = Image.new("RGB", (margin + columns * (pitch[0] + GAP), head + rows * (pitch[1] + GAP)), PAPER)
+    pitch = (
+        max(cell[0], int(max(font.getlength(label) for label in heads)) + 2 * GAP),
+        max(cell[1], head),
+    )
+    sheet = Image.new(
+        "RGB", (margin + columns * (pitch[0] + GAP), head + rows * (pitch[1] + GAP)), PAPER
+    )
     draw = ImageDraw.Draw(sheet)
     for column, label in enumerate(heads):
-        draw.text((margin + column * (pitch[0] + GAP) + pitch[0] / 2, head / 2), label, INK, font, anchor="mm")
+        draw.text(
+            (margin + column * (pitch[0] + GAP) + pitch[0] / 2, head / 2),
+            label,
+            INK,
+            font,
+            anchor="mm",
+        )
     for row, label in enumerate(labels):
-        draw.text((margin - 2 * GAP, head + row * (pitch[1] + GAP) + pitch[1] / 2), label, INK, font, anchor="rm")
+        draw.text(
+            (margin - 2 * GAP, head + row * (pitch[1] + GAP) + pitch[1] / 2),
+            label,
+            INK,
+            font,
+            anchor="rm",
+        )
     for index, picture in enumerate(pictures):
         left = margin + index % columns * (pitch[0] + GAP) + (pitch[0] - cell[0]) // 2
         top = head + index // columns * (pitch[1] + GAP) + (pitch[1] - cell[1]) // 2

@@ -1,4 +1,6 @@
-"""Photo to adapter: classifier score distillation, what the frozen base thinks z_H lacks, as a gradient."""
+"""Photo to adapter: classifier score distillation, what the frozen base thinks z_H lacks, as a
+gradient.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,15 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Teacher = Callable[[Tensor, Tensor, Tensor], Tensor]  # (z_t, t [B], prompt_embeds) -> eps; the frozen base
+Teacher = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # (z_t, t [B], prompt_embeds) -> eps; the frozen base
 
 
 @dataclass(frozen=True)
 class ClassifierScoreDistillation:
     """Move z_H toward what the base expects of its caption (arXiv:2310.19415, as PiSA-SR uses it).
 
-    Noise z_H to a random t and let the frozen UNet guess the clean latent twice: x0(e_cfg), guided by the caption at
-    strength `cfg`, and x0(e_neg), from the negative prompt alone. The direction between the guesses is the gradient:
+    Noise z_H to a random t and let the frozen UNet guess the clean latent twice: x0(e_cfg), guided
+    by the caption at strength `cfg`, and x0(e_neg), from the negative prompt alone. The direction
+    between the guesses is the gradient:
 
         z_t  = sqrt(a_t) z_H + sqrt(1 - a_t) n
         e_cfg = e_neg + cfg * (e_pos - e_neg)
@@ -22,8 +27,9 @@ class ClassifierScoreDistillation:
         g    = (x0(e_neg) - x0(e_cfg)) / mean|z_H - x0(e_cfg)|        the mean over each sample's [c, h, w]
         loss = mean(g^2),   d loss / d z_H = 2 g / numel
 
-    The sign may surprise: in terms of clean latents, descending g moves z_H from the negative guess to the guided one.
-    Nothing flows back through the teacher; the loss is a handle for backward(): watch the pictures, not the number.
+    The sign may surprise: in terms of clean latents, descending g moves z_H from the negative guess
+    to the guided one. Nothing flows back through the teacher; the loss is a handle for backward():
+    watch the pictures, not the number.
     """
 
     alphas_cumprod: Tensor
@@ -36,9 +42,17 @@ class ClassifierScoreDistillation:
         return torch.randint(self.t_min, self.t_max, (1,), generator=generator)
 
     def __call__(
-        self, z_H: Tensor, teacher: Teacher, pos_embeds: Tensor, neg_embeds: Tensor, t: Tensor, noise: Tensor
+        self,
+        z_H: Tensor,
+        teacher: Teacher,
+        pos_embeds: Tensor,
+        neg_embeds: Tensor,
+        t: Tensor,
+        noise: Tensor,
     ) -> Tensor:
-        """The loss, differentiable in z_H [B, c, h, w]. Embeddings [B, tokens, d], t [B] integers, noise like z_H."""
+        """The loss, differentiable in z_H [B, c, h, w]. Embeddings [B, tokens, d], t [B] integers,
+        noise like z_H.
+        """
         z = z_H.detach().float()
         alpha = self.alphas_cumprod.to(z)[t].view(-1, 1, 1, 1)
         with torch.no_grad():

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 
 from pisasr.errors import PisasrError
 
-ASKED = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))  # Slurm sends these
+ASKED = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)  # Slurm sends these
 
 
 class TrainingDiverged(PisasrError):
@@ -18,7 +20,9 @@ class TrainingDiverged(PisasrError):
 
 
 class Interrupted(PisasrError):
-    """The run was asked to stop and has; the same command continues it. `number` is the signal's."""
+    """The run was asked to stop and has; the same command continues it. `number` is the
+    signal's.
+    """
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
@@ -26,7 +30,9 @@ class Interrupted(PisasrError):
 
 
 def stop_with_launcher() -> None:
-    """Let SIGTERM reach a process whose launcher is killed: accelerate's launcher of one process passes nothing on."""
+    """Let SIGTERM reach a process whose launcher is killed: accelerate's launcher of one process
+    passes nothing on.
+    """
     alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ
     if alone and sys.platform == "linux":
         set_parent_death_signal = 1
@@ -37,8 +43,8 @@ def stop_with_launcher() -> None:
 class NonFiniteGuard:
     """Counts the steps that were not taken because a loss or the gradient's norm was not finite.
 
-    `patience` of them in a row end the run. The counts are part of a checkpoint: a resumed run ends where an
-    uninterrupted one would.
+    `patience` of them in a row end the run. The counts are part of a checkpoint: a resumed run ends
+    where an uninterrupted one would.
     """
 
     patience: int
@@ -55,9 +61,13 @@ class NonFiniteGuard:
         return False
 
     def check(self, advice: Callable[[], str]) -> None:
-        """Raises TrainingDiverged once the patience is over; called after what happened has been recorded."""
+        """Raises TrainingDiverged once the patience is over; called after what happened has been
+        recorded.
+        """
         if self.in_a_row >= self.patience:
-            raise TrainingDiverged(f"{self.in_a_row} steps in a row were not finite and were not taken; {advice()}")
+            raise TrainingDiverged(
+                f"{self.in_a_row} steps in a row were not finite and were not taken; {advice()}"
+            )
 
     def state(self) -> dict[str, int]:
         return {key: value for key, value in asdict(self).items() if key != "patience"}

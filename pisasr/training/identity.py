@@ -1,4 +1,6 @@
-"""Photo to adapter, before and after: what a run is, told to a later start, and to whoever finds its adapters."""
+"""Photo to adapter, before and after: what a run is, told to a later start, and to whoever finds
+its adapters.
+"""
 
 import json
 import os
@@ -13,7 +15,8 @@ from pisasr.data.sources import read_sidecar
 from pisasr.files import is_locked, parse_json, write_whole
 from pisasr.training.stages import stages_of
 
-# What no trained byte depends on. The photos are compared themselves, so that their folder may move.
+# What no trained byte depends on. The photos are compared themselves, so that their folder may
+# move.
 MAY_CHANGE = (
     *("run.log_every", "run.checkpoint_every", "run.keep_checkpoints", "run.output"),
     *("data.workers", "data.keep_in_memory", "data.photos", "validation.", "tracking."),
@@ -22,34 +25,50 @@ RUN, LOCK = "run.json", ".lock"
 PATIENCE_S = 30
 
 
-def identity_of(config: TrainConfig, photos: Photos, shares: list, processes: int) -> dict[str, Any]:
-    """Whatever the trained bytes depend on: settings as "section.key", the photos, the number of processes."""
-    settings = {key: value for key, value in flatten(config.model_dump()).items() if not key.startswith(MAY_CHANGE)}
+def identity_of(
+    config: TrainConfig, photos: Photos, shares: list, processes: int
+) -> dict[str, Any]:
+    """Whatever the trained bytes depend on: settings as "section.key", the photos, the number of
+    processes.
+    """
+    settings = {
+        key: value
+        for key, value in flatten(config.model_dump()).items()
+        if not key.startswith(MAY_CHANGE)
+    }
     identity = {**settings, "photos": fingerprint(photos, shares), "processes": processes}
     return json.loads(json.dumps(identity))  # as it comes back from a file: lists for tuples
 
 
 def fingerprint(photos: Photos, shares: list) -> str:
-    """Names, sizes, captions, order and sources: whatever of the set can differ, short of reading every photo."""
+    """Names, sizes, captions, order and sources: whatever of the set can differ, short of reading
+    every photo.
+    """
     digest = sha256(json.dumps(shares).encode())
     for path in photos.photos:
         size = path.stat().st_size if path.is_file() else "gone"
         caption = read_sidecar(path) or photos.captions.get(path, "")
         digest.update(os.fsencode(f"{path.name} {size} {caption}\n"))
         if pair := photos.pairs.get(path):
-            digest.update(repr([file and file.stat().st_size for file in (pair.lq, pair.teacher)]).encode())
+            digest.update(
+                repr([file and file.stat().st_size for file in (pair.lq, pair.teacher)]).encode()
+            )
     return f"{len(photos)} photos, {digest.hexdigest()[:16]}"
 
 
 def check_identity(output: Path, identity: dict[str, Any]) -> None:
-    """ConfigError with every difference, if the folder holds a run that is another one. Writes nothing."""
+    """ConfigError with every difference, if the folder holds a run that is another one. Writes
+    nothing.
+    """
     file = output / RUN
     if not file.is_file():
         return
     try:
         before = dict(parse_json(file.read_text()))
     except (ValueError, TypeError):
-        raise ConfigError(f"{file} is broken, so nobody can tell what run this is; delete it to go on.") from None
+        raise ConfigError(
+            f"{file} is broken, so nobody can tell what run this is; delete it to go on."
+        ) from None
     if changed := [key for key in {**identity, **before} if before.get(key) != identity.get(key)]:
         listed = "; ".join(f"{key}: {before.get(key)} -> {identity.get(key)}" for key in changed)
         raise ConfigError(
@@ -72,11 +91,15 @@ def lock(output: Path) -> IO:
         (output / "adapters").mkdir(parents=True, exist_ok=True)
         file = (output / LOCK).open("w")
     except OSError as error:
-        raise ConfigError(f"run.output={output} can't be written into ({error.strerror}); choose another.") from None
+        raise ConfigError(
+            f"run.output={output} can't be written into ({error.strerror}); choose another."
+        ) from None
     end = time.monotonic() + PATIENCE_S
     while not is_locked(file):
         if time.monotonic() > end:
-            raise ConfigError(f"another process trains into {output}; wait for it, or choose another run.output.")
+            raise ConfigError(
+                f"another process trains into {output}; wait for it, or choose another run.output."
+            )
         time.sleep(0.2)
     return file
 

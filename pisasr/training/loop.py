@@ -1,4 +1,6 @@
-"""Photo to adapter: set up, load, then for each stage draw, restore, score, step, report, and save."""
+"""Photo to adapter: set up, load, then for each stage draw, restore, score, step, report, and
+save.
+"""
 
 import logging
 import math
@@ -38,14 +40,24 @@ from pisasr.training.setup import (
     settle,
     share_of_batch,
 )
-from pisasr.training.stages import Batch, Loss, Stage, Words, build_objective, distillation, stages_of
+from pisasr.training.stages import (
+    Batch,
+    Loss,
+    Stage,
+    Words,
+    build_objective,
+    distillation,
+    stages_of,
+)
 from pisasr.training.state import STATE_KEYS, Checkpoints, State
 from pisasr.training.tracking import Progress, Trackers, tracking_options
 from pisasr.training.validation import Validator
 
 log = logging.getLogger(__name__)
 
-PATIENCE = timedelta(hours=2)  # for which processes wait for one that validates; NCCL's own is ten minutes
+PATIENCE = timedelta(
+    hours=2
+)  # for which processes wait for one that validates; NCCL's own is ten minutes
 
 
 @dataclass(frozen=True)
@@ -69,11 +81,12 @@ class Bench:
 
 
 def train(config: TrainConfig, allow_change: bool = False) -> None:
-    """Run every stage of the configuration and leave OUTPUT/adapters/{pix,sem}.safetensors, log.jsonl, config.yaml.
+    """Run every stage of the configuration and leave OUTPUT/adapters/{pix,sem}.safetensors,
+    log.jsonl, config.yaml.
 
-    The same call continues an interrupted run, to the bit. One whose photos, processes or settings differ is refused
-    with the list of what differs; allow_change goes on all the same. Raises Interrupted after SIGTERM or SIGUSR1, once
-    the step is finished and saved.
+    The same call continues an interrupted run, to the bit. One whose photos, processes or settings
+    differ is refused with the list of what differs; allow_change goes on all the same. Raises
+    Interrupted after SIGTERM or SIGUSR1, once the step is finished and saved.
     """
     # Set up. What can be wrong is told before any model is loaded.
     config = settle(config)
@@ -107,7 +120,9 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
         identity,
         model,
         words,
-        perceptual=build_perceptual(config.perceptual.net, accelerator.device) if perceives else None,
+        perceptual=build_perceptual(config.perceptual.net, accelerator.device)
+        if perceives
+        else None,
         csd=lambda: distillation(model, words, alphas_cumprod, config.csd),
         validator=validator,
         checkpoints=Checkpoints(output / "checkpoints", config.run.keep_checkpoints, STATE_KEYS),
@@ -147,13 +162,24 @@ def train_stage(stage: Stage, bench: Bench, asked: StopRequests) -> None:
     # Freeze, then prepare: a DDP wrapper averages only what learned when it was made.
     for name, adapter in fill_adapters(stage, model.unet, config).items():
         if main and not adapter_file(config, name).is_file():
-            save_adapter(adapter_file(config, name), adapter)  # one from elsewhere is kept beside the new one
+            save_adapter(
+                adapter_file(config, name), adapter
+            )  # one from elsewhere is kept beside the new one
     train_only(model.unet, stage.learns)
     parameters = list(parameters_of(model.unet, stage.learns).values())
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     guard = NonFiniteGuard(run.max_bad_steps)
     journals = [bench.journal, bench.validator.rows] if bench.validator else [bench.journal]
-    state = State(stage.name, model.unet, optimizer, accelerator.scaler, guard, bench.bad_photos, ground, journals)
+    state = State(
+        stage.name,
+        model.unet,
+        optimizer,
+        accelerator.scaler,
+        guard,
+        bench.bad_photos,
+        ground,
+        journals,
+    )
     first = state.take_up(found)
     network, optimizer = accelerator.prepare(Predictor(model.unet), optimizer)
     objective = build_objective(settings, bench.perceptual, bench.csd)
@@ -180,7 +206,9 @@ def train_stage(stage: Stage, bench: Bench, asked: StopRequests) -> None:
                 failed += filter(None, drawn["failed"])
                 batch = make_batch(drawn, settings, model.factor, accelerator.device)
                 with accelerator.autocast(), gradients_travel(accelerator, network, last=not left):
-                    x_pred, z_H = restore_batch(batch, stage, model, network, bench.words, config.data.null_text_ratio)
+                    x_pred, z_H = restore_batch(
+                        batch, stage, model, network, bench.words, config.data.null_text_ratio
+                    )
                     total, values = objective(batch, x_pred, z_H)
                     accelerator.backward(total / run.accumulation)
                 losses.append(values)
@@ -203,7 +231,9 @@ def train_stage(stage: Stage, bench: Bench, asked: StopRequests) -> None:
             if is_watched(stage, step, bench.validator):
                 validate(stage, step, bench)
             if stop and step < settings.steps:
-                raise Interrupted(f"stopped after {stage.name} step {step}; the same command continues", stop)
+                raise Interrupted(
+                    f"stopped after {stage.name} step {step}; the same command continues", stop
+                )
     if main:
         save_adapter(file, adapter_of(model.unet, stage.learns, config))
         write_card(output, config)
@@ -211,7 +241,7 @@ def train_stage(stage: Stage, bench: Bench, asked: StopRequests) -> None:
     accelerator.free_memory()
 
 
-# --- one step --------------------------------------------------------------------------------------------------------
+# --- one step -------------------------------------------------------------------------------------
 
 
 def read_batches(stage: Stage, bench: Bench, step: int) -> Iterator[dict[str, Any]]:
@@ -227,16 +257,24 @@ def read_batches(stage: Stage, bench: Bench, step: int) -> Iterator[dict[str, An
         start=step * config.run.accumulation,
     )
     pin, workers = accelerator.device.type == "cuda", config.data.workers
-    return iter(DataLoader(bench.photos, batch_sampler=sampler, num_workers=workers, pin_memory=pin))
+    return iter(
+        DataLoader(bench.photos, batch_sampler=sampler, num_workers=workers, pin_memory=pin)
+    )
 
 
-def make_batch(drawn: dict[str, Any], settings: StageConfig, cell_px: int, device: torch.device) -> Batch:
-    """A batch of `Photos` on the device, its targets sharpened where the stage wants that. Not for autocast."""
+def make_batch(
+    drawn: dict[str, Any], settings: StageConfig, cell_px: int, device: torch.device
+) -> Batch:
+    """A batch of `Photos` on the device, its targets sharpened where the stage wants that. Not for
+    autocast.
+    """
     beyond, seeds = settings.beyond, [int(seed) for seed in drawn["seed"]]
     x_L, x_H = (drawn[name].to(device, non_blocking=True) for name in ("x_L", "x_H"))
     x_T = drawn["x_T"].to(device, non_blocking=True) if settings.asks_teacher else None
     if beyond.sharpen:
-        x_H, x_T = (x if x is None else sharpen(x, beyond.sharpen, beyond.sharpen_sigma) for x in (x_H, x_T))
+        x_H, x_T = (
+            x if x is None else sharpen(x, beyond.sharpen, beyond.sharpen_sigma) for x in (x_H, x_T)
+        )
     return Batch(
         x_L=x_L,
         x_H=x_H,
@@ -245,14 +283,24 @@ def make_batch(drawn: dict[str, Any], settings: StageConfig, cell_px: int, devic
         seeds=seeds,
         cell_px=cell_px,
         shift=beyond.shift,
-        corners=[tuple(torch.randint(beyond.shift + 1, (2,), generator=stream(s, "window")).tolist()) for s in seeds],
+        corners=[
+            tuple(torch.randint(beyond.shift + 1, (2,), generator=stream(s, "window")).tolist())
+            for s in seeds
+        ],
     )
 
 
 def restore_batch(
-    batch: Batch, stage: Stage, model: PiSASR, network: nn.Module, words: Words, null_text_ratio: float
+    batch: Batch,
+    stage: Stage,
+    model: PiSASR,
+    network: nn.Module,
+    words: Words,
+    null_text_ratio: float,
 ) -> tuple[Tensor, Tensor]:
-    """The method as the stage learns it, with every draw tied to its sample: (x_pred in [-1, 1], z_H), float32."""
+    """The method as the stage learns it, with every draw tied to its sample: (x_pred in [-1, 1],
+    z_H), float32.
+    """
     device, seeds = batch.x_L.device, batch.seeds
     heard = [
         "" if torch.rand(1, generator=stream(seed, "null text")) < null_text_ratio else caption
@@ -266,32 +314,46 @@ def restore_batch(
     return restored.x_H.float().clamp(-1, 1), restored.z_H.float()
 
 
-def gradients_travel(accelerator: Accelerator, network: nn.Module, last: bool) -> AbstractContextManager[Any]:
+def gradients_travel(
+    accelerator: Accelerator, network: nn.Module, last: bool
+) -> AbstractContextManager[Any]:
     """Processes exchange gradients once a step, with the last accumulated batch."""
     return nullcontext() if last else accelerator.no_sync(network)
 
 
 def read_step(
-    accelerator: Accelerator, losses: list[dict[str, Tensor]], norm: Tensor, failed: list[str], asked: StopRequests
+    accelerator: Accelerator,
+    losses: list[dict[str, Tensor]],
+    norm: Tensor,
+    failed: list[str],
+    asked: StopRequests,
 ) -> tuple[dict[str, float], list[str], int]:
-    """Every process's losses averaged, photos that failed in any, the signal that any got (0: none).
+    """Every process's losses averaged, photos that failed in any, the signal that any got (0:
+    none).
 
-    The only look at the device in a step, and the processes' only exchange beside their gradients; a second one in the
-    rare step with a bad photo. It can't be spared: log.jsonl has a row a step, and no step is taken before it is known
-    to be finite.
+    The only look at the device in a step, and the processes' only exchange beside their gradients;
+    a second one in the rare step with a bad photo. It can't be spared: log.jsonl has a row a step,
+    and no step is taken before it is known to be finite.
     """
     names, count = list(losses[0]), len(losses)
     told = torch.tensor([len(failed), asked.number], dtype=torch.float32, device=accelerator.device)
     mine = [torch.stack([values[name].float() for name in names]) for values in losses]
     everyones = accelerator.gather(torch.cat([*mine, norm.float().view(1), told])[None]).cpu()
-    means = (everyones[:, : count * len(names)].double() / count).view(-1, count, len(names)).sum(1).float()
+    means = (
+        (everyones[:, : count * len(names)].double() / count)
+        .view(-1, count, len(names))
+        .sum(1)
+        .float()
+    )
     row = torch.cat([means, everyones[:, -3:-2]], dim=1).mean(0).tolist()
     failed = gather_object(failed) if everyones[:, -2].any() else []
     return dict(zip([*names, "grad_norm"], row, strict=True)), failed, int(everyones[:, -1].max())
 
 
 def take_step(optimizer: torch.optim.Optimizer, scaler: Any, taken: bool) -> None:
-    """Move the adapter, or leave it; with fp16, a loss that was not finite is scaled less the next time."""
+    """Move the adapter, or leave it; with fp16, a loss that was not finite is scaled less the next
+    time.
+    """
     if taken:
         optimizer.step()
     elif scaler is not None:
@@ -308,10 +370,12 @@ def learning_rate(settings: StageConfig, step: int) -> float:
     return settings.lr * (0.5 + 0.5 * math.cos(math.pi * done))
 
 
-# --- tell, watch -----------------------------------------------------------------------------------------------------
+# --- tell, watch ----------------------------------------------------------------------------------
 
 
-def report(stage: Stage, step: int, bench: Bench, row: dict[str, float], taken: bool, progress: Progress) -> None:
+def report(
+    stage: Stage, step: int, bench: Bench, row: dict[str, float], taken: bool, progress: Progress
+) -> None:
     """A row in log.jsonl, which is part of the result; progress and trackers, which are not."""
     if bench.accelerator.is_main_process:
         whole = {"stage": stage.name, "step": step, **row}
@@ -319,25 +383,37 @@ def report(stage: Stage, step: int, bench: Bench, row: dict[str, float], taken: 
         bench.trackers.log(stage.name, step, {**row, **progress.step(step, row)})
 
 
-def record_skipped(stage: Stage, step: int, bench: Bench, row: dict[str, float], shown: list[str]) -> None:
+def record_skipped(
+    stage: Stage, step: int, bench: Bench, row: dict[str, float], shown: list[str]
+) -> None:
     """Leave what a person needs to look at the batch: its photos, in skipped.jsonl."""
     photos = gather_object(shown)
     if bench.accelerator.is_main_process:
         whole = {"stage": stage.name, "step": step, **row, "photos": photos}
         Journal(Path(bench.config.run.output) / "skipped.jsonl").append(finite(whole))
-        bad = ", ".join(f"{name} is {value}" for name, value in row.items() if not math.isfinite(value))
+        bad = ", ".join(
+            f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)
+        )
         log.warning("%s step %d was not taken, not finite: %s", stage.name, step, bad)
 
 
 def advice(stage: Stage, bench: Bench) -> str:
     newest = on_main(lambda: bench.checkpoints.newest(stage.name))
-    where = f"checkpoint {newest.name} is whole" if newest else "there is no checkpoint of this stage yet"
+    where = (
+        f"checkpoint {newest.name} is whole"
+        if newest
+        else "there is no checkpoint of this stage yet"
+    )
     skipped = Path(bench.config.run.output) / "skipped.jsonl"
     return f"{where}; look at {skipped}, lower {stage.name}.lr, or use bf16 instead of fp16."
 
 
 def is_watched(stage: Stage, step: int, validator: Validator | None) -> bool:
-    return validator is not None and step > 0 and (step % validator.every == 0 or step == stage.settings.steps)
+    return (
+        validator is not None
+        and step > 0
+        and (step % validator.every == 0 or step == stage.settings.steps)
+    )
 
 
 def validate(stage: Stage, step: int, bench: Bench) -> None:
@@ -353,7 +429,9 @@ def validate(stage: Stage, step: int, bench: Bench) -> None:
 
 
 def rewind_journals(stage: Stage, bench: Bench, state: State, step: int) -> None:
-    """Rows of steps that are about to be taken again go; a look that a kill prevented is made up for."""
+    """Rows of steps that are about to be taken again go; a look that a kill prevented is made up
+    for.
+    """
     _, *seen = state.rewind(step)
     if seen == [False] and is_watched(stage, step, bench.validator):
         with active(bench.model.unet, stage.active):

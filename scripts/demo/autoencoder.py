@@ -1,4 +1,6 @@
-"""Of step 3: the base's autoencoder. Photos in, the same photos out; `prior.py` is the second half."""
+"""Of step 3: the base's autoencoder. Photos in, the same photos out; `prior.py` is the second
+half.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +14,8 @@ from pisasr.models.autoencoder import LappedAutoencoder
 def autoencoder_loss(model: LappedAutoencoder) -> Callable[[dict[str, Any]], Tensor]:
     """Mean square error of photos and, a quarter of the time, of their degraded versions.
 
-    Both, because inference encodes what nobody has repaired yet. Noise of the posterior's width is added to the
-    latents, so that neighbouring latents decode to neighbouring pictures.
+    Both, because inference encodes what nobody has repaired yet. Noise of the posterior's width is
+    added to the latents, so that neighbouring latents decode to neighbouring pictures.
     """
 
     def loss(batch: dict[str, Any]) -> Tensor:

@@ -1,10 +1,11 @@
-"""Step 8 of the embedded default: one semantic adapter out of two that were trained on from the same third.
+"""Step 8 of the embedded default: one semantic adapter out of two that were trained on from the
+same third.
 
     python scripts/demo/blend.py --start START.safetensors --ends ONE.safetensors OTHER.safetensors --share 0.5 \\
         --strength 1.1 --output runs/blend/sem.safetensors
 
-Weights are start + share * (the sum of what each end moved), as task arithmetic has it (arXiv:2212.04089); strength
-multiplies the adapter's change of the layers, that of B alone.
+Weights are start + share * (the sum of what each end moved), as task arithmetic has it
+(arXiv:2212.04089); strength multiplies the adapter's change of the layers, that of B alone.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from pisasr.errors import guarded
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--start", type=Path, required=True)
     parser.add_argument("--ends", type=Path, nargs="+", required=True)
     parser.add_argument("--share", type=float, default=1.0)

@@ -1,6 +1,8 @@
-"""A figure of the README, figs/framework.png: inference and both training stages, with the project's own photos in it.
+"""A figure of the README, figs/framework.png: inference and both training stages, with the
+project's own photos in it.
 
-python scripts/demo/draw_framework.py --input pisasr/demo/examples/chelsea.png --output figs/framework.png
+python scripts/demo/draw_framework.py --input pisasr/demo/examples/chelsea.png --output
+figs/framework.png
 """
 
 import argparse
@@ -27,7 +29,9 @@ class Sheet:
         self.paper = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
         self.pen = ImageDraw.Draw(self.paper)
 
-    def box(self, x: int, y: int, text: str, fill: str = FROZEN, width: int = 150, height: int = 64) -> Box:
+    def box(
+        self, x: int, y: int, text: str, fill: str = FROZEN, width: int = 150, height: int = 64
+    ) -> Box:
         """A rounded box around (x, y) with its text in the middle."""
         place = (x - width // 2, y - height // 2, x + width // 2, y + height // 2)
         self.pen.rounded_rectangle(place, 10, fill=fill, outline=INK, width=2)
@@ -36,7 +40,9 @@ class Sheet:
 
     def words(self, x: int, y: int, text: str, size: int = 19, anchor: str = "mm") -> None:
         font = ImageFont.load_default(size)
-        self.pen.multiline_text((x, y), text, INK, font=font, anchor=anchor, align="center", spacing=5)
+        self.pen.multiline_text(
+            (x, y), text, INK, font=font, anchor=anchor, align="center", spacing=5
+        )
 
     def arrow(self, *points: tuple[int, int]) -> None:
         """A line through the points with a head at the last."""
@@ -44,17 +50,26 @@ class Sheet:
         (x0, y0), (x, y) = points[-2:]
         dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
         self.pen.polygon(
-            [(x, y), (x - 11 * dx - 6 * dy, y - 11 * dy - 6 * dx), (x - 11 * dx + 6 * dy, y - 11 * dy + 6 * dx)], INK
+            [
+                (x, y),
+                (x - 11 * dx - 6 * dy, y - 11 * dy - 6 * dx),
+                (x - 11 * dx + 6 * dy, y - 11 * dy + 6 * dx),
+            ],
+            INK,
         )
 
     def picture(self, x: int, y: int, image: Image.Image, caption: str, width: int = 150) -> None:
-        image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+        image = image.resize(
+            (width, round(image.height * width / image.width)), Image.Resampling.LANCZOS
+        )
         self.paper.paste(image, (x - width // 2, y - image.height // 2))
         self.words(x, y + image.height // 2 + 20, caption)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--input", type=Path, required=True, help="a low-quality photo")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args(argv)

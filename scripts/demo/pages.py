@@ -1,12 +1,14 @@
-"""Step 2 of the embedded default: tiles of drawn text and plain shapes, what a screenshot has and no photo of ours.
+"""Step 2 of the embedded default: tiles of drawn text and plain shapes, what a screenshot has and
+no photo of ours.
 
     python scripts/demo/pages.py --output data/demo/pages --count 60
     python scripts/demo/pages.py --output data/demo/letters --count 120 --zoom 2 4
 
-Every tile is a window of made-up words in the DejaVu fonts that matplotlib brings along, on a plain or shaded ground,
-with frames, buttons and lines. Nobody's work is in them, so they ship with no notice. Same --seed, same tiles. The
-letters are 9 to 36 px high, so that a fourfold reduction leaves hints of them; --zoom makes them larger, as they are in
-the pictures that are to come out when a readable screenshot is enlarged.
+Every tile is a window of made-up words in the DejaVu fonts that matplotlib brings along, on a plain
+or shaded ground, with frames, buttons and lines. Nobody's work is in them, so they ship with no
+notice. Same --seed, same tiles. The letters are 9 to 36 px high, so that a fourfold reduction
+leaves hints of them; --zoom makes them larger, as they are in the pictures that are to come out
+when a readable screenshot is enlarged.
 """
 
 import argparse
@@ -30,7 +32,9 @@ SYLLABLES += "07 3.5 19 x4 : - , . ( ) %".split()
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--count", type=positive_int, default=60)
     parser.add_argument(
@@ -60,14 +64,18 @@ def draw_page(chance: random.Random, zoom: int = 1) -> Image.Image:
     paper, ink = colors(chance)
     page = Image.new("RGB", (side, side), paper)
     if chance.random() < 0.4:  # one shade into another
-        shade = Image.linear_gradient("L").rotate(chance.choice((0, 90, 180, 270))).resize((side, side))
+        shade = (
+            Image.linear_gradient("L").rotate(chance.choice((0, 90, 180, 270))).resize((side, side))
+        )
         page = Image.composite(Image.new("RGB", (side, side), colors(chance)[0]), page, shade)
     canvas = ImageDraw.Draw(page)
     for _ in range(chance.randrange(7)):
         draw_shape(canvas, chance, side)
     top = chance.randrange(0, 40)
     while top < side:
-        font = load_font(chance.choice(FACES), zoom * chance.choice((18, 20, 22, 24, 26, 30, 36, 48, 72)))
+        font = load_font(
+            chance.choice(FACES), zoom * chance.choice((18, 20, 22, 24, 26, 30, 36, 48, 72))
+        )
         text = " ".join(word(chance) for _ in range(12))
         left = chance.randrange(-20, 60)
         fill = colors(chance)[1] if chance.random() < 0.15 else ink
@@ -86,7 +94,9 @@ def draw_shape(canvas: ImageDraw.ImageDraw, chance: random.Random, side: int) ->
         case 0:
             canvas.rectangle(box, outline=edge, width=width)
         case 1:
-            canvas.rounded_rectangle(box, radius=chance.randrange(2, 20), fill=fill, outline=edge, width=width)
+            canvas.rounded_rectangle(
+                box, radius=chance.randrange(2, 20), fill=fill, outline=edge, width=width
+            )
         case 2:
             canvas.ellipse(box, fill=fill, outline=edge, width=width)
         case 3:
@@ -97,7 +107,10 @@ def colors(chance: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """(paper, ink) that can be told apart: dark on light or light on dark, grey or tinted."""
     light, dark = chance.randrange(190, 256), chance.randrange(0, 90)
     tint = chance.choice((0, 0, 20, 60))
-    pair = [tuple(min(255, max(0, level + chance.randint(-tint, tint))) for _ in range(3)) for level in (light, dark)]
+    pair = [
+        tuple(min(255, max(0, level + chance.randint(-tint, tint))) for _ in range(3))
+        for level in (light, dark)
+    ]
     return (pair[0], pair[1]) if chance.random() < 0.65 else (pair[1], pair[0])
 
 

@@ -1,11 +1,13 @@
-"""Step 7 of the embedded default: the 643 pairs that the semantic adapter goes on with, of the tiles that are there.
+"""Step 7 of the embedded default: the 643 pairs that the semantic adapter goes on with, of the
+tiles that are there.
 
     python scripts/demo/pairs.py --more data/more/train --demo data/demo/train --pages data/pages --output data/pairs
 
-scripts/demo/pairs.json names them: n_RECIPE_TILE is one of more.py, o_RECIPE_old_TILE one of photos.py, p_PAGE one of
-pages.py (--count 40). They were drawn by a seeded shuffle: of each package of more.py up to 75 tiles for photos.yaml
-and 40 for soft.yaml, 180 and 80 of photos.py, 40 pages; 108 that no teacher had looked at in time are left out. Writes
-OUTPUT/a and OUTPUT/b, each with lq/ and hq/; teacher.py adds its pictures.
+scripts/demo/pairs.json names them: n_RECIPE_TILE is one of more.py, o_RECIPE_old_TILE one of
+photos.py, p_PAGE one of pages.py (--count 40). They were drawn by a seeded shuffle: of each package
+of more.py up to 75 tiles for photos.yaml and 40 for soft.yaml, 180 and 80 of photos.py, 40 pages;
+108 that no teacher had looked at in time are left out. Writes OUTPUT/a and OUTPUT/b, each with lq/
+and hq/; teacher.py adds its pictures.
 """
 
 import argparse
@@ -23,7 +25,9 @@ SEEDS = {"n": 11, "o": 21, "p": 21}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("more", "demo", "pages", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     args = parser.parse_args()
@@ -49,8 +53,19 @@ def make(members: dict[str, str], tiles: Path, recipe: Path, seed: int, output: 
         given, made = Path(place) / "given", {part: Path(place) / part for part in ("lq", "hq")}
         given.mkdir()
         for tile in members.values():
-            (given / f"{tile}.png").symlink_to((tiles / f"{tile.removeprefix('old_')}.png").resolve())
-        words = ["--input", given, "--output", made["lq"], "--hq_output", made["hq"], "--recipe", recipe]
+            (given / f"{tile}.png").symlink_to(
+                (tiles / f"{tile.removeprefix('old_')}.png").resolve()
+            )
+        words = [
+            "--input",
+            given,
+            "--output",
+            made["lq"],
+            "--hq_output",
+            made["hq"],
+            "--recipe",
+            recipe,
+        ]
         if degrade.main([*map(str, words), "--crop", "192", "--seed", str(seed)]):
             sys.exit(f"some of {tiles} could not be degraded")
         for part, folder in made.items():

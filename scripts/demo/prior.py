@@ -1,8 +1,9 @@
-"""Of step 3: the base's prior, a UNet that learns to tell noise from photos, and a text encoder to steer it.
+"""Of step 3: the base's prior, a UNet that learns to tell noise from photos, and a text encoder to
+steer it.
 
-This is what Stable Diffusion brings ready-made. Two kinds of pictures are shown, each under words that name its
-quality, so that classifier-free guidance between those words points from poor to good: a direction that classifier
-score distillation can follow.
+This is what Stable Diffusion brings ready-made. Two kinds of pictures are shown, each under words
+that name its quality, so that classifier-free guidance between those words points from poor to
+good: a direction that classifier score distillation can follow.
 """
 
 import json
@@ -20,7 +21,13 @@ from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.pipeline import usual_dtype
 
 # The first of each kind is what the shipped configuration distils with.
-GOOD = ("a sharp, clean photo", "a sharp, detailed photo", "clean, high quality photo", "sharp photo", "clean")
+GOOD = (
+    "a sharp, clean photo",
+    "a sharp, detailed photo",
+    "clean, high quality photo",
+    "sharp photo",
+    "clean",
+)
 POOR = (
     "blurry, noisy, jpeg artifacts",
     "a blurry, noisy photo",
@@ -28,7 +35,8 @@ POOR = (
     "jpeg artifacts, over-smooth, dirty",
     "blurring, worst quality",
 )
-# Beyond those: words of the published negative prompt and of plain captions, so that they are one token each.
+# Beyond those: words of the published negative prompt and of plain captions, so that they are one
+# token each.
 MORE_WORDS = """painting oil illustration drawing art sketch cartoon cg style 3d render unreal engine messy frames
 watermark signature deformed smooth a an the of and with in on picture image texture nature tree trees leaf leaves
 flower flowers water sky cloud clouds mountain mountains grass animal animals bird cat dog person people face hair
@@ -36,8 +44,12 @@ fur building street city text window wood stone rock snow fog light dark bright 
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer that knows every byte, and each of the words above as one token. Its files go to `folder`."""
-    words = dict.fromkeys(" ".join((*GOOD, *POOR, MORE_WORDS)).replace(",", " , ").replace("-", " - ").split())
+    """A CLIP tokenizer that knows every byte, and each of the words above as one token. Its files
+    go to `folder`.
+    """
+    words = dict.fromkeys(
+        " ".join((*GOOD, *POOR, MORE_WORDS)).replace(",", " , ").replace("-", " - ").split()
+    )
     characters = sorted(ByteLevel.alphabet())
     tokens = dict.fromkeys(characters + [c + "</w>" for c in characters])
     merges: dict[str, None] = {}
@@ -50,9 +62,13 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
             pieces = [left + right, *rest]
     tokens |= dict.fromkeys(["<|startoftext|>", "<|endoftext|>"])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
+    (folder / "vocab.json").write_text(
+        json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False)
+    )
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}\n')
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}\n'
+    )
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -100,7 +116,9 @@ def build_scheduler() -> DDPMScheduler:
     )
 
 
-def build_parts(latent_channels: int, tokenizer_folder: Path) -> tuple[nn.ModuleDict, CLIPTokenizer, DDPMScheduler]:
+def build_parts(
+    latent_channels: int, tokenizer_folder: Path
+) -> tuple[nn.ModuleDict, CLIPTokenizer, DDPMScheduler]:
     """What learns (unet, text_encoder), untrained, and what does not."""
     tokenizer = build_tokenizer(tokenizer_folder)
     text_encoder = build_text_encoder(tokenizer)
@@ -113,24 +131,30 @@ def prior_loss(
 ) -> Callable[[dict[str, Any]], Tensor]:
     """How wrong the UNet is about the noise that was added to latents.
 
-    Two of three pictures are photos under GOOD words, the third is degraded and under POOR words; one in five of either
-    has no words. Small noise comes more often than large: what adapters start from is the network at t = 1, and
-    distillation asks below t = 500.
+    Two of three pictures are photos under GOOD words, the third is degraded and under POOR words;
+    one in five of either has no words. Small noise comes more often than large: what adapters start
+    from is the network at t = 1, and distillation asks below t = 500.
     """
     device = vae.device
-    native = device.type != "cpu" or usual_dtype("cpu") == torch.bfloat16  # slow on other processors
+    native = (
+        device.type != "cpu" or usual_dtype("cpu") == torch.bfloat16
+    )  # slow on other processors
     alphas = scheduler.alphas_cumprod.to(device)
 
     def loss(batch: dict[str, Any]) -> Tensor:
         x_H, x_L = batch["x_H"].to(device), batch["x_L"].to(device)
         poor = torch.rand(len(x_H)) < 0.35
-        z = vae.encode(torch.where(poor.to(device)[:, None, None, None], x_L, x_H)).latent_dist.mode()
+        z = vae.encode(
+            torch.where(poor.to(device)[:, None, None, None], x_L, x_H)
+        ).latent_dist.mode()
         embeds = parts["text_encoder"](draw_words(tokenizer, poor).to(device)).last_hidden_state
         t = (1000 * torch.rand(len(z)) ** 1.5).long().to(device)
         noise = torch.randn(z.shape).to(device)
         alpha = alphas[t].view(-1, 1, 1, 1)
         with torch.autocast(device.type, torch.bfloat16, enabled=native):
-            guess = parts["unet"](alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, encoder_hidden_states=embeds).sample
+            guess = parts["unet"](
+                alpha.sqrt() * z + (1 - alpha).sqrt() * noise, t, encoder_hidden_states=embeds
+            ).sample
         return nn.functional.mse_loss(guess.float(), noise)
 
     return loss
@@ -168,7 +192,11 @@ def save_base(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     part: Any
     for name, part in {"vae": vae, **parts}.items():
-        half = type(part)(part.config) if name == "text_encoder" else type(part).from_config(part.config)
+        half = (
+            type(part)(part.config)
+            if name == "text_encoder"
+            else type(part).from_config(part.config)
+        )
         half.load_state_dict(part.state_dict())
         half.half().save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / "tokenizer")
