@@ -23,7 +23,7 @@ from pisasr.errors import (
     ModelError,
     NotFinite,
     PisasrError,
-    Told,
+    UserNotice,
     is_out_of_memory,
 )
 from pisasr.files import write_whole
@@ -1074,7 +1074,7 @@ def _find_adapters(
     pix, sem = load_adapters(place := folder / "adapters" if adapters is None else adapters, **hub)
     if sem is None:
         warnings.warn(
-            f"{place} has no semantic adapter; lambda_sem changes nothing", Told, stacklevel=3
+            f"{place} has no semantic adapter; lambda_sem changes nothing", UserNotice, stacklevel=3
         )
     return pix, sem
 

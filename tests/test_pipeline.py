@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import pisasr
 from pisasr import PiSASRPipeline
-from pisasr.errors import CheckpointError, ModelError, PisasrError, Told
+from pisasr.errors import CheckpointError, ModelError, PisasrError, UserNotice
 from pisasr.method import color
 from pisasr.method.model import PiSASR
 from pisasr.models.autoencoder import LappedAutoencoder
@@ -414,7 +414,7 @@ def test_a_base_that_is_no_name_is_one_line(base_folder, tmp_path, wrong):
 def test_a_semantic_adapter_that_is_missing_is_told(base_folder, tmp_path):
     shutil.copytree(base_folder, tmp_path / "base")
     (tmp_path / "base" / "adapters" / "sem.safetensors").unlink()
-    with pytest.warns(Told, match="has no semantic adapter; lambda_sem changes nothing"):
+    with pytest.warns(UserNotice, match="has no semantic adapter; lambda_sem changes nothing"):
         PiSASRPipeline.from_pretrained(tmp_path / "base")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pisasr.commands.batch import check_output
 from pisasr.commands.options import check_apart, command_parser, normalise
-from pisasr.errors import OK, PisasrError, guarded, shown
+from pisasr.errors import OK, PisasrError, guarded, safe_text
 
 EXAMPLES = """examples:
   pisasr export --output files
@@ -40,6 +40,6 @@ def _export(args: argparse.Namespace) -> int:
     pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, args.adapters)
     check_output(args.output)
     error = write_onnx(pipe, args.output)
-    script = shown(args.output / "repair.py")
+    script = safe_text(args.output / "repair.py")
     print(f"{script}: at most {error:.2g} of 255 levels from PyTorch's picture")
     return OK

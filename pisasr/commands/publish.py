@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pisasr.commands.batch import check_output
 from pisasr.commands.options import check_apart, command_parser, normalise
-from pisasr.errors import OK, guarded, shown
+from pisasr.errors import OK, guarded, safe_text
 
 EXAMPLES = """examples:
   pisasr publish small                                            the small model
@@ -43,5 +43,5 @@ def _publish(args: argparse.Namespace) -> int:
     check_output(args.folder)
     publish(pipe, args.folder, args.license or "apache-2.0", args.name, args.base)
     name = args.name or default_name(args.folder)
-    print(f"{shown(args.folder)}: upload it by `hf upload {name} {shown(args.folder)}`")
+    print(f"{safe_text(args.folder)}: upload it by `hf upload {name} {safe_text(args.folder)}`")
     return OK

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pisasr.errors import Told
+from pisasr.errors import UserNotice
 
 # Blocks that a network repeats. Compiled one by one they take an eighth of the time that the whole
 # network takes, and what gains, group norms and SiLUs and products with their biases, lies inside
@@ -26,7 +26,7 @@ BOUNDS = {
 HALF_BOUND = 3e-2
 
 
-class CompilingFailed(Told):
+class CompilingFailed(UserNotice):
     """A network stays as it was, since it doesn't compile here, or compiles to something else."""
 
 
