@@ -1,4 +1,4 @@
-"""The page in a real browser, without a screen: drop, turn knobs, compare, paint; two users at once.
+"""The page in a real browser, without a screen: drop, turn, compare, paint; two users at once.
 
 Needs selenium (pisasr[browser]) and the system's Chromium with its driver (Debian: chromium,
 chromium-driver).
@@ -189,7 +189,9 @@ def hand(page, browsers):
 
 
 def expected(session: Session, photo: Path, pix: float, sem: float) -> np.ndarray:
-    return np.asarray(session.repair(session.read(photo), Settings(pix, sem)))
+    path = photo.with_suffix(".expected.png")
+    session.repair_file(photo, path, Settings(pix, sem))
+    return np.asarray(Image.open(path))
 
 
 def test_knobs_end_in_the_exact_picture_and_ask_no_unet(hand, session, photos):
