@@ -19,7 +19,6 @@ COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
 }
 TILE_PX = 768  # latent tiles in image pixels: the published 96 latent pixels of an eightfold VAE
 VAE_TILE_PX = 512
-SAME_SIZE = "a result of the input's size agrees with the input when it is the input; leave `consistent` out."
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "uint16")
 
 ColorFix = Literal["adain", "wavelet", "none"]
@@ -36,15 +35,12 @@ class Options:
 
     upscale: float = 4
     process_size: int = 512
-    working_size: float | None = None
     color_fix: ColorFix | None = None
-    consistent: bool = False
     tile_size: int | None = None
     tile_overlap: int | None = None
     tiling: Tiling | None = None
     vae_tile_size: int | None = None
     batch_size: int = 1
-    low_memory: bool = False
     prompt: str | Sequence[str] = ""
     posterior: Literal["mean", "sample"] = "mean"
     generator: Generators = None
@@ -55,28 +51,11 @@ class Options:
             wanted: Any = int if name in ("process_size", "batch_size") else int | None
             if not isinstance(size := getattr(self, name), wanted) or isinstance(size, bool):
                 raise TypeError(f"{name} is {size!r}; it must be a whole number.")
-        for name in ("consistent", "low_memory"):
-            if not isinstance(switch := getattr(self, name), bool | np.bool_):
-                raise TypeError(f"{name} is {switch!r}; it must be True or False.")
-        for name in ("upscale", "working_size"):
-            number: Any = getattr(self, name)
-            optional = name == "working_size" and number is None
-            if isinstance(number, bool) or not (
-                optional or isinstance(number, int | float | np.number)
-            ):
-                raise TypeError(f"{name} is {number!r}; it must be a number.")
+        if isinstance(self.upscale, bool) or not isinstance(self.upscale, int | float | np.number):
+            raise TypeError(f"upscale is {self.upscale!r}; it must be a number.")
         check_prompt(self.prompt)
         if not 1 <= (upscale := as_float(self.upscale)) < math.inf:
             raise ValueError(f"upscale is {upscale:g}; it must be a finite number from 1 up.")
-        if (
-            self.working_size is not None
-            and not 0 < (megapixels := as_float(self.working_size)) < math.inf
-        ):
-            raise ValueError(
-                f"working_size is {megapixels:g}; it must be a positive number of megapixels."
-            )
-        if self.consistent and self.upscale == 1:
-            raise ValueError(SAME_SIZE)
         for name in ("process_size", "vae_tile_size", "batch_size"):
             if (size := getattr(self, name)) is not None and not 1 <= size < 2**31:
                 raise ValueError(

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import groupby, product
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,11 +27,9 @@ from pisasr.errors import (
     is_out_of_memory,
 )
 from pisasr.files import write_whole
-from pisasr.method import color, consistent
+from pisasr.method import color
 from pisasr.method.adapters import merge_in_place, merged
-from pisasr.method.compiling import CompilingFailed, compile_checked
-from pisasr.method.layers import forget, has_hooks, lay_out, use_fast_layers
-from pisasr.method.memory import GIB, Forecast, free_bytes, held_bytes, resident_bytes, tiles_of
+from pisasr.method.layers import has_hooks, lay_out, use_fast_layers
 from pisasr.method.model import (
     PiSASR,
     Plan,
@@ -45,11 +43,11 @@ from pisasr.method.model import (
 )
 from pisasr.method.residual import Strength, needed_by
 from pisasr.method.text import PromptEncoder
+from pisasr.method.tiling import count_tiles
 from pisasr.models.bases import (
     BASES,
     HUB_OPTIONS,
     Reference,
-    baked_strengths,
     check_base,
     find_model,
     is_merged,
@@ -57,13 +55,11 @@ from pisasr.models.bases import (
     load_unet,
     own_color_fix,
     read_reference,
-    write_hashes,
     write_reference,
 )
 from pisasr.models.weights import Adapter, fingerprint, load_adapters, save_adapter
 from pisasr.options import (
     COLOR_FIXES,
-    SAME_SIZE,
     VAE_TILE_PX,
     ColorFix,
     Generators,
@@ -142,7 +138,6 @@ class Looked:
     jobs: tuple[Job, ...]
     plan: Plan
     color_fix: str
-    consistent: bool = False
 
     @property
     def frame(self) -> Frame:
@@ -156,8 +151,7 @@ class PiSASRPipeline(DiffusionPipeline):
     unet carries both adapters in its weights and gives eps_pisa; unet_pix carries the pixel adapter
     and gives eps_pix, or is None where unet makes both predictions. The scheduler takes no part:
     its config says how the base was trained. color_fix is what this model's pictures get where no
-    other is asked for. baked: lambda_pix and lambda_sem that `pisasr export` put into unet; at (1,
-    1) it then gives these, lambda_pix takes that much of both, and another lambda_sem is refused.
+    other is asked for.
 
     diffusers' ways of saving memory work: `enable_model_cpu_offload` moves each part once a
     picture, however many tiles it has; sequential and group offload move layers. The VAE works in
@@ -180,7 +174,6 @@ class PiSASRPipeline(DiffusionPipeline):
         scheduler: Any,
         unet_pix: UNet2DConditionModel | None = None,
         color_fix: str = "adain",
-        baked: dict[str, float] | None = None,
     ):
         super().__init__()
         unet_pix = unet if unet_pix is None else unet_pix
@@ -193,7 +186,7 @@ class PiSASRPipeline(DiffusionPipeline):
             unet_pix=unet_pix,
             scheduler=scheduler,
         )
-        self.register_to_config(color_fix=color_fix, **({} if baked is None else {"baked": baked}))
+        self.register_to_config(color_fix=color_fix)
         for network in (vae, unet, unet_pix):
             use_fast_layers(network)
             lay_out(network)
@@ -203,21 +196,9 @@ class PiSASRPipeline(DiffusionPipeline):
         )
         self._adapters: tuple[Adapter, Adapter | None] | None = None
         self._vae_tiling = True
-        self._graphs = (
-            False  # whether the networks give their results in memory that they use again
-        )
         self._too_much: dict[
             tuple[Shape, Plan], Plan
         ] = {}  # what ran out of memory, and what was tried next
-
-    def maybe_free_model_hooks(self) -> None:
-        """As diffusers has it; weights that leave the device take along what layers remember of
-        them.
-        """
-        if getattr(self, "_all_hooks", None):
-            for unet in (self.unet_pix, self.unet):
-                forget(unet)
-        super().maybe_free_model_hooks()
 
     @property
     def device(self) -> torch.device:
@@ -293,7 +274,7 @@ class PiSASRPipeline(DiffusionPipeline):
             parts = ("unet", "unet_pix") if (folder / "unet_pix").is_dir() else ("unet",)
             unets = {part: load_unet(folder, part, torch_dtype, variant) for part in parts}
             others = load_others(folder, torch_dtype, variant, given)
-            return cls(**unets, color_fix=color_fix, baked=baked_strengths(folder), **others)
+            return cls(**unets, color_fix=color_fix, **others)
         own_hub = {name: value for name, value in hub.items() if name != "revision"}
         pix, sem = _find_adapters(folder, adapters, own_hub)
         _check_trained_on((pix, sem), unet_config)
@@ -318,8 +299,7 @@ class PiSASRPipeline(DiffusionPipeline):
         SD-2.1 at rank 4). options: diffusers' (variant, safe_serialization, max_shard_size,
         push_to_hub, ...). A folder written whole is also loaded by
         `DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True)`
-        where pisasr is installed. Its hashes.json says what each file was, and `from_pretrained`
-        holds them against it.
+        where pisasr is installed.
         """
         folder = Path(save_directory)
         if adapters_only:
@@ -340,17 +320,9 @@ class PiSASRPipeline(DiffusionPipeline):
             if is_one:
                 self.register_modules(unet_pix=None)  # else it would be written twice
             super().save_pretrained(str(folder), **options)
-            write_hashes(folder)
         finally:
             if is_one:
                 self.register_modules(unet_pix=self.unet)
-
-    def _upload_folder(self, working_dir: str | os.PathLike, *place: Any, **more: Any) -> Any:
-        """diffusers', which is called by save_pretrained(push_to_hub=True) before our hashes would
-        be there.
-        """
-        write_hashes(Path(working_dir))
-        return super()._upload_folder(working_dir, *place, **more)
 
     def load_lora_weights(self, adapters: str | os.PathLike) -> None:
         """Give this pipeline other adapters: a folder, a hub id or the published .pkl, as for
@@ -390,35 +362,6 @@ class PiSASRPipeline(DiffusionPipeline):
         )
         self.maybe_free_model_hooks()  # an offloaded pipeline hooks on to its new parts
 
-    @torch.no_grad()
-    def compile(self, mode: str | None = None, **options: Any) -> bool:
-        """Have torch.compile fuse what the networks do; whether all of them compile here.
-
-        Each is compared with itself on a small latent (`method.compiling` states the bounds), and
-        where it fails or differs it stays as it was, with a warning in one line. Other adapters
-        want another call.
-
-        mode, options: torch.compile's. "reduce-overhead" and "max-autotune" make CUDA graphs, one
-        for each shape, of whole networks; any other compiles their repeated blocks alone.
-        """
-        device, channels = self._execution_device, self.vae.config.latent_channels
-        whole = self._graphs = mode in ("reduce-overhead", "max-autotune")
-        z = torch.randn(1, channels, 16, 16, generator=torch.Generator().manual_seed(0)).to(device)
-        model, words = self.model, self.model.prompt_encoder("", device)
-        x = model.decode(z).clamp(-1, 1)
-        calls: dict[str, Callable[[], Tensor]] = {
-            "unet_pix": lambda: predict(self.unet_pix, z, words).clone(),
-            "unet": lambda: predict(self.unet, z, words).clone(),
-            "vae": lambda: model.decode(model.encode(x)).clone(),
-        }
-        reasons = [
-            compile_checked(part, getattr(self, part), call, whole, mode=mode, **options)
-            for part, call in calls.items()
-        ]
-        for reason in filter(None, reasons):
-            warnings.warn(reason, CompilingFailed, stacklevel=3)
-        return not any(reasons)
-
     # --- repairing --------------------------------------------------------------------------------
 
     def __call__(
@@ -429,15 +372,12 @@ class PiSASRPipeline(DiffusionPipeline):
         *,
         upscale: float = 4,
         process_size: int = 512,
-        working_size: float | None = None,
         color_fix: ColorFix | None = None,
-        consistent: bool = False,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
         tiling: Tiling | None = None,
         vae_tile_size: int | None = None,
         batch_size: int = 1,
-        low_memory: bool = False,
         prompt: str | Sequence[str] = "",
         posterior: Literal["mean", "sample"] = "mean",
         generator: Generators = None,
@@ -457,12 +397,8 @@ class PiSASRPipeline(DiffusionPipeline):
             lambda_sem: how much detail is added; 0 none, 1 as trained. A number or a map.
             upscale: any factor from 1 up.
             process_size: the short side, in pixels of the result, up to which small pictures are enlarged first.
-            working_size: the most that the model works on, in megapixels of the enlarged picture: larger ones are
-                shrunk before it and enlarged behind it, for inputs that are soft at their size. None is no limit.
             color_fix: how the result gets the input's colours back: "adain" (as published), "wavelet" or "none". None
                 is the model's own way: adain, unless its model_index.json names another.
-            consistent: whether the result, reduced to the input's size, must be the input again, but for the input's
-                noise (`method.consistent`, behind the colour fix).
             tile_size: of the UNet, in latent pixels; None is 768 image pixels.
             tile_overlap: in latent pixels, and then the published plan is meant; None is a twelfth of the tile in an
                 even grid, a third in the published plan.
@@ -470,9 +406,7 @@ class PiSASRPipeline(DiffusionPipeline):
                 ones pulled back to the rim, nearly twice the work.
             vae_tile_size: in image pixels; beyond its square the VAE works in pieces, up to 1024 px to the same
                 result. None is 512.
-            batch_size: how many neighbouring pictures of one size, or tiles of one picture, go through a network at
-                once. It changes speed and memory, and the result by rounding alone.
-            low_memory: whether the VAE, working in pieces, holds half as much, for up to half as much arithmetic again.
+            batch_size: how many tiles of a picture go through a UNet at once. It changes speed and memory, and the result by rounding alone.
             prompt: what the picture shows; one for all pictures, or one for each.
             posterior: the VAE's "mean", or a "sample" of it with `generator`, as published.
             generator: a seed, which every picture starts anew from; a torch.Generator, which goes on from picture to
@@ -489,50 +423,18 @@ class PiSASRPipeline(DiffusionPipeline):
             ValueError, TypeError: an argument that makes no sense. PisasrError: the model answered with nan or inf.
         """
         options = Options(
-            upscale, process_size, working_size, color_fix, consistent, tile_size, tile_overlap, tiling, vae_tile_size,
-            batch_size, low_memory, prompt, posterior, generator, output_type,
+            upscale, process_size, color_fix, tile_size, tile_overlap, tiling, vae_tile_size,
+            batch_size, prompt, posterior, generator, output_type,
         )  # fmt: skip
         jobs = self._plan(pictures_of(image), options)
         pairs = self._check_pairs([(lambda_pix, lambda_sem)], jobs)
-        kinds = groupby(
-            jobs, key=lambda job: (job.frame, job.picture.pixels.dtype)
-        )  # levels and floats don't mix
-        same = (list(group) for _, group in kinds)
-        batches = [
-            group[i : i + batch_size] for group in same for i in range(0, len(group), batch_size)
-        ]
         results = [
-            one for batch in batches for made in self._repair(batch, pairs, options) for one in made
+            result
+            for job, placed in zip(jobs, pairs * len(jobs), strict=True)
+            for result in self._repair(job, placed, options)
         ]
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=results) if return_dict else (results,)
-
-    def sweep(self, image: Given, lambdas: Iterable[Strengths], **options: Any) -> list[Result]:
-        """One picture at several (lambda_pix, lambda_sem): one encode and at most two UNet passes
-        for all of them.
-
-        Strengths are numbers or maps; options: those of `__call__`.
-        """
-        return list(self.sweep_lazily(image, lambdas, **options))
-
-    def sweep_lazily(
-        self, image: Given, lambdas: Iterable[Strengths], **options: Any
-    ) -> Iterator[Result]:
-        """The pictures of `sweep` one after another, each decoded when it is asked for: many need
-        no more memory.
-
-        Wrong options are refused at the call; the encode and the UNet passes come with the first
-        picture.
-        """
-        job, settings = self._plan_one("sweep", image, options)
-        pairs = self._check_pairs(lambdas, [job])
-
-        def results() -> Iterator[Result]:
-            for (result,) in self._repair([job], pairs, settings):
-                yield result
-            self.maybe_free_model_hooks()
-
-        return results()
 
     @torch.no_grad()
     def look(self, image: Given, **options: Any) -> Looked:
@@ -556,62 +458,29 @@ class PiSASRPipeline(DiffusionPipeline):
         *,
         output_type: OutputType = "pil",
         color_fix: ColorFix | None = None,
-        consistent: bool | None = None,
     ) -> Result:
         """The picture that `look` saw, at these strengths: the bytes of `__call__`, for a decode
         and no UNet pass.
 
-        lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix, consistent: None is what
-        `look` was told.
+        lambda_pix, lambda_sem, output_type: as for `__call__`. color_fix: None is what `look` was
+        told.
         """
         if not isinstance(looked, Looked):
             raise TypeError(f"mix came with {looked!r}; it takes what `look` gave.")
-        options = Options(
-            output_type=output_type, color_fix=color_fix, consistent=consistent or False
-        )
+        options = Options(output_type=output_type, color_fix=color_fix)
         (pair,) = self._check_pairs([(lambda_pix, lambda_sem)], looked.jobs)
         if options.color_fix is not None:
             looked = replace(looked, color_fix=options.color_fix)
-        if consistent is not None:
-            if consistent and looked.frame.output == looked.frame.source:
-                raise ValueError(SAME_SIZE)
-            looked = replace(looked, consistent=consistent)
         (result,), _ = self._mix(looked, self._at(looked.frame, pair), options.output_type)
         self.maybe_free_model_hooks()
         return result
-
-    def plan(self, image: Given | tuple[int, int], **options: Any) -> Forecast:
-        """What repairing a picture will take, in megapixels, tiles and bytes; nothing is computed.
-
-        image: a picture, or its (width, height). options: those of `__call__`. Where memory is too
-        short for these, it is the plan that the picture will be repaired by.
-        """
-        settings, factor = self._check_options("plan", options), self.model.factor
-        if isinstance(image, tuple) and [isinstance(side, int | np.integer) for side in image] != [
-            True,
-            True,
-        ]:
-            raise TypeError(f"{image!r} came; wanted a picture, or its (width, height).")
-        sizes = (
-            [image]
-            if isinstance(image, tuple)
-            else [picture.size for picture in pictures_of(image)]
-        )
-        if len(sizes) != 1:
-            raise ValueError(f"a plan is of one picture, {len(sizes)} came; call it once for each.")
-        frame = _frame(sizes[0], settings, factor)
-        width, height = (side // factor for side in frame.padded)
-        shape = 1, self.vae.config.latent_channels, height, width
-        return self._forecast(shape, self._first_plan(self._cut(settings, factor), shape))
 
     @property
     def identity(self) -> str:
         """Which model made a picture, for its file to tell: the base's name, of a folder the last
         part, and the `fingerprint` of the adapters; "merged", with neither, where a pipeline was
-        saved whole, and what was baked.
+        saved whole.
         """
-        if (baked := self.config.get("baked")) is not None:
-            return f"merged, {_told(baked)}"
         if self._reference is None:
             return "merged"
         base = "embedded" if self._reference.base is None else self._reference.base
@@ -665,7 +534,8 @@ class PiSASRPipeline(DiffusionPipeline):
         (job,) = self._plan(pictures, settings)
         return job, settings
 
-    def _check_pairs(self, lambdas: Iterable[Strengths], jobs: Iterable[Job]) -> list[CheckedPair]:
+    @staticmethod
+    def _check_pairs(lambdas: Iterable[Strengths], jobs: Iterable[Job]) -> list[CheckedPair]:
         """Strengths for these pictures: numbers, and maps in their proportions; such as this model
         can give.
         """
@@ -682,12 +552,6 @@ class PiSASRPipeline(DiffusionPipeline):
         for (pix, sem), job in product(given, jobs):
             check_proportions("lambda_pix", pix, job.picture.size)
             check_proportions("lambda_sem", sem, job.picture.size)
-        baked = self.config.get("baked")
-        if baked is not None and any(np.any(lambda_sem != 1.0) for _, lambda_sem in pairs):
-            raise ValueError(
-                f"this model has {_told(baked)} in its one UNet, so lambda_sem must stay 1; lambda_pix takes that much "
-                "of both. For other strengths give the model that it was exported from."
-            )
         return pairs
 
     @staticmethod
@@ -701,19 +565,11 @@ class PiSASRPipeline(DiffusionPipeline):
             )
         return Options(**options)
 
-    @torch.no_grad()  # of a generator, torch switches gradients off while it works and not while its caller does
-    def _repair(
-        self, jobs: list[Job], pairs: list[CheckedPair], options: Options
-    ) -> Iterator[list[Result]]:
-        """Pictures of one frame, looked at once: for each pair a list of results, made when they
-        are asked for.
-        """
-        placed = [self._at(jobs[0].frame, pair) for pair in pairs]
-        looked = self._look(jobs, needed_by(placed), options)
-        for pair in placed:
-            results, plan = self._mix(looked, pair, options.output_type)
-            looked = replace(looked, plan=plan)  # what was too much once is not tried again
-            yield results
+    @torch.no_grad()
+    def _repair(self, job: Job, pair: CheckedPair, options: Options) -> list[Result]:
+        placed = self._at(job.frame, pair)
+        looked = self._look([job], needed_by([placed]), options)
+        return self._mix(looked, placed, options.output_type)[0]
 
     def _at(self, frame: Frame, pair: CheckedPair) -> tuple[Strength, Strength]:
         """Strengths as the method has them: numbers, and maps over the latent on the device."""
@@ -737,22 +593,24 @@ class PiSASRPipeline(DiffusionPipeline):
 
         def attempt(plan: Plan) -> Predicted:
             def in_own_dtype() -> Predicted:
-                predictors = self._predictors(model, jobs, needs, tiles_of(shape, plan), device)
+                predictors = self._predictors(
+                    model,
+                    jobs,
+                    needs,
+                    count_tiles(*shape[2:], plan.tile, plan.overlap, plan.even),
+                    device,
+                )
                 return look(model, to_signed(from_levels(given)), predictors, plan, noise)
 
             return self._finite(in_own_dtype)
 
         asked = self._cut(options, model.factor)
-        if (first := self._first_plan(asked, shape)) != asked and (
-            shape,
-            asked,
-        ) not in self._too_much:
-            free = (free_bytes(device) or 0) / GIB
-            _tell_less(f"{self._forecast(shape, asked)}, and {free:.1f} GiB are free", first)
-        predicted, plan = self._in_less(first, shape, attempt)
+        while (shape, asked) in self._too_much:
+            asked = self._too_much[shape, asked]
+        predicted, plan = self._in_less(asked, shape, attempt)
         used = tuple(replace(job, generator=None) for job in jobs)
         color_fix = options.color_fix or self.config.color_fix
-        return Looked(*predicted, given, used, plan, color_fix, options.consistent)
+        return Looked(*predicted, given, used, plan, color_fix)
 
     def _mix(
         self, looked: Looked, pair: tuple[Strength, Strength], output_type: OutputType
@@ -778,14 +636,7 @@ class PiSASRPipeline(DiffusionPipeline):
                 lambda start, stop: from_levels(source[..., start:stop, :]),
                 (made.shape[-2], made.shape[-1]),
             )
-            if not looked.consistent:
-                return _results(bands(), made.shape[-2], looked.jobs, output_type)
-            x_L = from_levels(to_batch([job.picture.pixels for job in looked.jobs], made.device))
-            size = frame.output[::-1]
-            at_output = bands if frame.output == frame.content else consistent.resized(bands, size)
-            return _results(
-                consistent.agree(at_output, x_L, size), size[0], looked.jobs, output_type
-            )
+            return _results(bands(), made.shape[-2], looked.jobs, output_type)
 
         return self._in_less(looked.plan, model.latent_shape(looked.given), attempt)
 
@@ -815,44 +666,6 @@ class PiSASRPipeline(DiffusionPipeline):
                 for network, dtype in low:
                     torch.nn.Module.to(network, dtype)  # to the bit: float32 holds all that it held
         raise PisasrError(NOT_FINITE + "; try float32 (--dtype fp32), or strengths nearer to 1.")
-
-    def _first_plan(self, asked: Plan, shape: Shape) -> Plan:
-        """How a latent of this shape is cut at first: as asked, or the next `smaller` plan that was
-        not too much before and takes no more than is free. Where none does, one step smaller: an
-        estimate may be wrong.
-        """
-        while (shape, asked) in self._too_much:
-            asked = self._too_much[shape, asked]
-        free = free_bytes(self._execution_device)
-        plans, less = [asked], smaller(asked, max(shape[2:]))
-        while less is not None:
-            plans, less = [*plans, less], smaller(less, max(shape[2:]))
-        if free is None:
-            return asked
-        fitting = (plan for plan in plans if self._needed(shape, plan) <= free)
-        return next(fitting, plans[min(1, len(plans) - 1)])
-
-    def _needed(self, shape: Shape, plan: Plan) -> int:
-        """Bytes beside what the device holds already: tensors, and the largest part that offloading
-        keeps elsewhere.
-        """
-        device, parts = (
-            self._execution_device.type,
-            (self.text_encoder, self.unet_pix, self.unet, self.vae),
-        )
-        away = (
-            sum(p.nbytes for p in part.parameters() if p.device.type != device) for part in parts
-        )
-        return max(away) + held_bytes(self.unet, self.vae, shape, plan)
-
-    def _forecast(self, shape: Shape, plan: Plan) -> Forecast:
-        held = resident_bytes(
-            self._execution_device, self.text_encoder, self.unet_pix, self.unet, self.vae
-        )
-        megapixels = shape[0] * shape[2] * shape[3] * self.model.factor**2 / 1e6
-        return Forecast(
-            megapixels, tiles_of(shape, plan), held + self._needed(shape, plan), plan.lean
-        )
 
     def _in_less(self, plan: Plan, shape: Shape, attempt: Callable[[Plan], T]) -> tuple[T, Plan]:
         """attempt(plan) of a latent of this shape, or where memory was out, by the next `smaller`
@@ -916,7 +729,7 @@ class PiSASRPipeline(DiffusionPipeline):
         # would waste more.
         even = 2 ** max(len(self.unet.config.block_out_channels) - 2, 0) if options.evenly else None
         pieces = vae_tile if self._vae_tiling else None
-        return Plan(tile, overlap, even, options.batch_size, pieces, options.low_memory)
+        return Plan(tile, overlap, even, options.batch_size, pieces)
 
     @staticmethod
     def _noise(shape: tuple[int, ...], jobs: list[Job], device: torch.device) -> Tensor:
@@ -931,7 +744,6 @@ def _frame(size: tuple[int, int], options: Options, factor: int) -> Frame:
         options.upscale,
         options.process_size,
         multiple=factor,
-        working_size=options.working_size,
     )
 
 
@@ -978,7 +790,7 @@ def smaller(plan: Plan, side: int) -> Plan | None:
 def _tell_less(why: str, plan: Plan) -> None:
     warnings.warn(
         f"{why}; going on with UNet tiles of {plan.tile} latent pixels and VAE pieces of {plan.vae_tile_px} px, which "
-        "changes the result little (tile_size, vae_tile_size and low_memory ask for it from the start)",
+        "changes the result little (tile_size and vae_tile_size ask for it from the start)",
         MemoryShort,
         stacklevel=3,
     )
@@ -1055,10 +867,6 @@ def _gather(bands: Iterable[Tensor], height: int, bits: int | None = None) -> np
 
 def _each(made: np.ndarray, jobs: Sequence[Job]) -> Iterator[tuple[np.ndarray, Job]]:
     return zip(made, jobs, strict=True)
-
-
-def _told(strengths: dict[str, float]) -> str:
-    return ", ".join(f"{name}={value:g}" for name, value in strengths.items())
 
 
 # --- bringing base and adapters together ----------------------------------------------------------

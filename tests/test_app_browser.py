@@ -28,7 +28,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from pisasr import PiSASRPipeline
-from pisasr.app.desk import Desk, Finish, Strengths, Wish
+from pisasr.app.desk import Desk, Strengths
 from pisasr.app.page import serve
 from pisasr.commands.app import writing_below
 
@@ -324,34 +324,6 @@ def test_a_mask_from_a_file_is_a_place_too(hand, desk, photos, tmp_path):
             "mask is a map of 32x96, the picture is 48x32"
             in "".join(t.text for t in user.all(".toast-body"))
         )
-    )
-
-
-def test_advanced_settings_are_the_pipeline_s(hand, desk, photos):
-    user = hand()
-    user.open(photos[0])
-    user.settled()
-    next(head for head in user.all("button.label-wrap") if head.text.startswith("Advanced")).click()
-    box, megapixels = user.one("#consistent input"), user.one("#working_size input")
-
-    def picture_after(move: Callable[[], Any]) -> np.ndarray:
-        before = user.js("window.pisasr.id()")
-        move()
-        user.until(
-            lambda: user.js("window.pisasr.id()") != before and user.js("window.pisasr.ready()")
-        )
-        return user.picture()
-
-    picture = desk.read(photos[0])
-    held = desk.repair(picture, Strengths(), Wish(4), Finish(consistent=True))
-    assert np.array_equal(picture_after(box.click), np.asarray(held))
-    fewer = desk.repair(picture, Strengths(), Wish(4, working_size=0.005), Finish(consistent=True))
-    assert np.array_equal(
-        picture_after(lambda: megapixels.send_keys("0.005", Keys.ENTER)), np.asarray(fewer)
-    )
-    megapixels.send_keys(Keys.CONTROL, "a")
-    assert np.array_equal(
-        picture_after(lambda: megapixels.send_keys(Keys.DELETE, Keys.ENTER)), np.asarray(held)
     )
 
 

@@ -14,14 +14,14 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline, ModularPipeline, ModularPipelineBlocks
 from PIL import Image
+from pisasr.hub.baked import baked, errors_of
+from pisasr.method.baking import bake
 
 from pisasr import PiSASRPipeline
 from pisasr.commands.main import main
 from pisasr.errors import NOTHING_STARTED, OK, WRONG_USAGE, ModelError
-from pisasr.hub.baked import baked, errors_of
 from pisasr.hub.loading import AdaptersOnBase
 from pisasr.hub.publish import as_part, publish
-from pisasr.method.baking import bake
 from pisasr.models.weights import load_adapters
 
 SMALL = {"upscale": 2, "process_size": 16}

@@ -62,15 +62,11 @@ class Limits:
 class Wish:
     """What is settled before a picture is looked at. long_side, in pixels of the result, rules over
     upscale.
-
-    working_size: the most that the model works on, in megapixels of the result, as for the
-    pipeline; None is no limit.
     """
 
     upscale: float = 4
     long_side: int | None = None
     prompt: str = ""
-    working_size: float | None = None
 
     def factor(self, size: tuple[int, int]) -> float:
         """By how much a picture of this (width, height) is enlarged; PisasrError where that would
@@ -87,12 +83,9 @@ class Wish:
 
 @dataclass(frozen=True)
 class Finish:
-    """What happens behind the decoder, as for the pipeline: which colours, and whether the photo is
-    held to.
-    """
+    """What happens behind the decoder, as for the pipeline: which colours."""
 
     color_fix: Any = None
-    consistent: bool = False
 
 
 @dataclass(frozen=True)
@@ -303,16 +296,9 @@ class Desk:
         return open_picture(path, self.limits.input_pixels)
 
     def forecast(self, size: tuple[int, int], wish: Wish) -> str:
-        """One line, before any work: what comes out, in how many tiles, and how much memory that
-        takes.
-        """
-        options = self._options(wish, self._factor(size, wish))
-        forecast, output = (
-            self.pipe.plan(size, **options),
-            plan_frame(*size, options["upscale"]).output,
-        )
-        result = f"{output[0]} × {output[1]} px"
-        return f"{size[0]} × {size[1]} → {result}; the model sees {forecast} of memory"
+        """One line, before any work: what comes out."""
+        output = plan_frame(*size, self._factor(size, wish)).output
+        return f"{size[0]} × {size[1]} → {output[0]} × {output[1]} px"
 
     def open(
         self, path: str | Path, wish: Wish, step: Step | None = None, former: Opened | None = None
@@ -421,11 +407,7 @@ class Desk:
         file told.
         """
         factor = wish.factor(picture.size)
-        told = strengths.told | {
-            "upscale": factor,
-            "prompt": wish.prompt,
-            "working_size": wish.working_size,
-        }
+        told = strengths.told | {"upscale": factor, "prompt": wish.prompt}
         return Metadata(
             made_with(self.pipe.identity, told | asdict(finish)), picture.exif if keep else None
         )
@@ -437,12 +419,7 @@ class Desk:
             return self.pipe.mix(opened.looked, *lambdas, output_type=output_type, **asdict(finish))
 
     def _options(self, wish: Wish, factor: float) -> dict[str, Any]:
-        settings = {
-            "process_size": self.process_size,
-            "working_size": wish.working_size,
-            "prompt": wish.prompt,
-        }
-        return {"upscale": factor, **settings}
+        return {"upscale": factor, "process_size": self.process_size, "prompt": wish.prompt}
 
     def _factor(self, size: tuple[int, int], wish: Wish) -> float:
         factor = wish.factor(size)

@@ -87,20 +87,15 @@ def told() -> Iterator[None]:
         raise gr.Error(html.escape(explain(error)), print_exception=False) from None
 
 
-def read_wish(
-    enlarge: str, long_side: float | None, prompt: str, working_size: float | None = None
-) -> Wish:
-    """The page's words for a size as what the desk takes; an empty working_size comes as 0 or None
-    from browsers.
-    """
-    working_size = working_size or None
+def read_wish(enlarge: str, long_side: float | None, prompt: str) -> Wish:
+    """The page's words for a size as what the desk takes."""
     if enlarge == FACTORS[-1]:
         if not long_side or long_side != long_side or not 1 <= long_side <= 100_000:
             raise PisasrError(
                 f"a long side of {long_side} px is asked for; give a whole number of pixels"
             )
-        return Wish(long_side=round(long_side), prompt=prompt, working_size=working_size)
-    return Wish(float(enlarge.split()[0]), prompt=prompt, working_size=working_size)
+        return Wish(long_side=round(long_side), prompt=prompt)
+    return Wish(float(enlarge.split()[0]), prompt=prompt)
 
 
 def bits_of(kind: str) -> int:
@@ -124,32 +119,21 @@ class Listener:
 
     # --- one picture ---
 
-    def forecast(
-        self,
-        photo: str | None,
-        enlarge: str,
-        long_side: float,
-        prompt: str,
-        working_size: float | None = None,
-    ) -> str:
+    def forecast(self, photo: str | None, enlarge: str, long_side: float, prompt: str) -> str:
         """What will happen, in a line, before it happens."""
         if photo is None:
             return ""
         try:
             picture = self.desk.read(photo)
             notices = "".join(f" ({notice})" for notice in picture.notices)
-            return (
-                self.desk.forecast(
-                    picture.size, read_wish(enlarge, long_side, prompt, working_size)
-                )
-                + notices
-            )
+            wish = read_wish(enlarge, long_side, prompt)
+            return self.desk.forecast(picture.size, wish) + notices
         except Exception as error:  # `open` tells it aloud
             return html.escape(explain(error))
 
     def open(
         self, photo: str | None, key: str | None, pix: float, sem: float, enlarge: str, long_side: float,
-        prompt: str, working_size: float | None, colors: str, consistent: bool, progress: gr.Progress = PROGRESS,
+        prompt: str, colors: str, progress: gr.Progress = PROGRESS,
     ) -> Iterator[tuple[str | None, Any]]:  # fmt: skip
         """Look at a picture once; show it at the current strengths, then make the knobs' preview
         ready.
@@ -158,8 +142,8 @@ class Listener:
             yield key, gr.skip()
             return
         with told():
-            former, finish = self.desk.store.find(key), Finish(COLORS[colors], consistent)
-            wish = read_wish(enlarge, long_side, prompt, working_size)
+            former, finish = self.desk.store.find(key), Finish(COLORS[colors])
+            wish = read_wish(enlarge, long_side, prompt)
             if former and self._is_ready(
                 former, photo, wish, finish
             ):  # browsers tell of one photo twice
@@ -193,7 +177,7 @@ class Listener:
 
     def settle(
         self, key: str | None, pix: float, sem: float, inside_pix: float, inside_sem: float, feather: float,
-        colors: str, consistent: bool, event: gr.EventData,
+        colors: str, event: gr.EventData,
     ) -> dict[str, Any]:  # fmt: skip
         """The exact picture, once the knobs rest: no UNet. The browser's turn comes back, so that
         the last one wins.
@@ -202,7 +186,7 @@ class Listener:
             opened = self.desk.store.get(key)
             mask = read_mask(str(getattr(event, "mask", "") or ""))
             strengths = Strengths(pix, sem, inside_pix, inside_sem, feather, mask)
-            self.desk.show(opened, strengths, Finish(COLORS[colors], consistent))
+            self.desk.show(opened, strengths, Finish(COLORS[colors]))
             return self._view(opened) | {"turn": int(event.turn)}
 
     def _view(self, opened: Opened) -> dict[str, Any]:
@@ -218,7 +202,7 @@ class Listener:
         return named | {"before": to_browser(folder / "before.png"), "after": to_browser(after)}
 
     def choose(
-        self, key: str | None, colors: str, consistent: bool, progress: gr.Progress = PROGRESS
+        self, key: str | None, colors: str, progress: gr.Progress = PROGRESS
     ) -> tuple[float, float]:
         """Both strengths by the rule that `--lambda_auto` knows."""
         with told():
@@ -227,7 +211,7 @@ class Listener:
             def step(done: int, count: int) -> None:
                 progress((done, count), desc="Trying strengths", unit="pairs")
 
-            return self.desk.choose(opened, Finish(COLORS[colors], consistent), step=step).pair
+            return self.desk.choose(opened, Finish(COLORS[colors]), step=step).pair
 
     def lay_mask(self, key: str | None, file: str | None) -> Any:
         """A mask from a file on to the viewer, where it can be painted on."""
@@ -258,7 +242,7 @@ class Listener:
 
     def batch(
         self, files: list[str] | None, pix: float, sem: float, enlarge: str, long_side: float,
-        working_size: float | None, colors: str, consistent: bool, kind: str, keep: bool, made: dict[str, Any],
+        colors: str, kind: str, keep: bool, made: dict[str, Any],
     ) -> Iterator[tuple[str, Any]]:  # fmt: skip
         """Repair one file after another; another user's picture may come between two. At the end, a
         zip of all.
@@ -268,7 +252,7 @@ class Listener:
                 raise PisasrError("no pictures yet; drop some first")
             if len(files) > MAX_BATCH:
                 raise PisasrError(f"{len(files)} files came, {MAX_BATCH} at a time are the most")
-            wish = read_wish(enlarge, long_side, "", working_size)
+            wish = read_wish(enlarge, long_side, "")
         folder = made["folder"] = TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True)
         rows: list[str] = []
         taken: set[str] = set()
@@ -279,7 +263,7 @@ class Listener:
                     self.desk.read(file),
                     Strengths(pix, sem),
                     wish,
-                    Finish(COLORS[colors], consistent),
+                    Finish(COLORS[colors]),
                 )
                 result = self.desk.repair(*how, bits_of(kind))
                 name = free_name(Path(Path(file).stem), taken, FORMATS[kind])
@@ -306,8 +290,7 @@ class Listener:
     def repair(
         self, image: str | None, lambda_pix: float = 1, lambda_sem: float = 1, upscale: float = 4,
         color_fix: str | None = None, format: str = "PNG", mask: str | None = None, inside_pix: float = 1,
-        inside_sem: float = 0, feather: float = 8, consistent: bool = False, working_size: float | None = None,
-        prompt: str = "",
+        inside_sem: float = 0, feather: float = 8, prompt: str = "",
     ) -> str:  # fmt: skip
         """Repair one picture and give back the file, of the asked format: what the page does, for a
         script.
@@ -316,9 +299,7 @@ class Listener:
         detail is added, 0 to 1.5. color_fix: adain, wavelet, none, or None for the model's own way.
         format: PNG, PNG16 (sixteen bits a channel), JPEG, WebP or TIFF. mask: a grey picture in the
         image's proportions; where it is white, the strengths are inside_pix and inside_sem, feather
-        px of the result soft at the rim. consistent: whether the result, shrunk to the image's
-        size, is the image again, but for its noise. working_size: the most megapixels of the result
-        that the model works on. prompt: what the image shows.
+        px of the result soft at the rim. prompt: what the image shows.
         """
         with told():
             if image is None:
@@ -334,8 +315,8 @@ class Listener:
                 else np.asarray(mask_image(mask, limits, picture), np.float32) / 255
             )
             strengths = Strengths(lambda_pix, lambda_sem, inside_pix, inside_sem, feather, place)
-            wish = Wish(upscale, prompt=prompt, working_size=working_size)
-            how = picture, strengths, wish, Finish(color_fix, consistent)
+            wish = Wish(upscale, prompt=prompt)
+            how = picture, strengths, wish, Finish(color_fix)
             result = self.desk.repair(*how, bits_of(format))
             self._forget()
             folder = Path(self.scratch.name, secrets.token_hex(8))
@@ -432,19 +413,6 @@ def build(desk: Desk) -> gr.Blocks:
                     )
                     hint = "What the photo shows (press Enter)"
                     prompt = gr.Textbox("", label=hint, max_length=500, visible=desk.takes_prompts)
-                with gr.Accordion("Advanced", open=False):
-                    again = "Shrunk to the photo's size, the result is the photo again, but for its noise."
-                    consistent = gr.Checkbox(
-                        False, label="Consistent with the photo", info=again, elem_id="consistent"
-                    )
-                    most = "For photos that are large and soft: more of the result than this is enlarged behind the model."
-                    working_size = gr.Number(
-                        None,
-                        label="Megapixels the model works on, at most (press Enter)",
-                        info=most,
-                        placeholder="all",
-                        elem_id="working_size",
-                    )
         with gr.Tab("Many pictures"):
             gr.Markdown(
                 f"Up to {MAX_BATCH} photos, repaired and saved as the first tab says; a zip at the end."
@@ -461,7 +429,7 @@ def build(desk: Desk) -> gr.Blocks:
         with gr.Tab("Help"):
             gr.Markdown(ABOUT, elem_id="about")
 
-        size, finish = [enlarge, long_side, prompt, working_size], [colors, consistent]
+        size, finish = [enlarge, long_side, prompt], [colors]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         device: dict[str, Any] = {
             "concurrency_id": "device",
@@ -475,9 +443,9 @@ def build(desk: Desk) -> gr.Blocks:
             "inputs": [photo, key, pix, sem, *size, *finish],
             "outputs": [key, viewer],
         }
-        resized = [enlarge.input, long_side.submit, working_size.submit]
+        resized = [enlarge.input, long_side.submit]
         gr.on(
-            [photo.change, *resized, prompt.submit, colors.input, consistent.input],
+            [photo.change, *resized, prompt.submit, colors.input],
             **opening,
             **device,
         )
@@ -510,7 +478,7 @@ def build(desk: Desk) -> gr.Blocks:
         saving.success(None, js="() => document.querySelector('#ready').click()")
 
         folder.click(None, js=(HERE / "folder.js").read_text(encoding="utf-8"))
-        inputs = [files, pix, sem, enlarge, long_side, working_size, *finish, kind, keep, made]
+        inputs = [files, pix, sem, enlarge, long_side, *finish, kind, keep, made]
         run = start.click(
             listen.batch,
             inputs,
@@ -535,8 +503,6 @@ def build(desk: Desk) -> gr.Blocks:
                 gr.Number(1.0),
                 gr.Number(0.0),
                 gr.Number(8.0),
-                gr.Checkbox(False),
-                gr.Number(None),
                 gr.Textbox(""),
             ]
             gr.Button().click(

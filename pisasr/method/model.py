@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pisasr.method.layers import constant_input
 from pisasr.method.residual import Strength, needed_by, restore_latent
 from pisasr.method.text import PromptEncoder
 from pisasr.method.tiling import blend_tiles
@@ -41,10 +40,7 @@ def predict(
     """
     dtype = unet.dtype
     embeds = prompt_embeds.to(z.device, dtype).repeat(len(z) // len(prompt_embeds), 1, 1)
-    if isinstance(timestep, Tensor):
-        return unet(z.to(dtype), timestep, encoder_hidden_states=embeds).sample.to(z.dtype)
-    with constant_input(unet, prompt_embeds, timestep, len(z)):
-        return unet(z.to(dtype), timestep, encoder_hidden_states=embeds).sample.to(z.dtype)
+    return unet(z.to(dtype), timestep, encoder_hidden_states=embeds).sample.to(z.dtype)
 
 
 class Predictors(NamedTuple):
