@@ -49,27 +49,27 @@ class OverlapError(UsageError):
     """An output would be written over an input."""
 
 
-class Told(UserWarning):
+class UserNotice(UserWarning):
     """Something that a person should know while work goes on; a command prints it as a line,
     without a place in the code.
     """
 
 
-class MemoryShort(Told):
+class MemoryShort(UserNotice):
     """A picture is cut into smaller pieces than was asked for, since memory was out or would be."""
 
 
-class NotFinite(Told):
+class NotFinite(UserNotice):
     """A picture was made once more in float32, since numbers of half precision ran out of their
     range.
     """
 
 
-class UnusualStrength(Told):
+class UnusualStrength(UserNotice):
     """A strength is far from those that the model was trained with."""
 
 
-class PassedOver(Told):
+class PassedOver(UserNotice):
     """Pictures in a folder are of a kind that is not read."""
 
 
@@ -99,7 +99,7 @@ def guarded(
             if debug:
                 traceback.print_exc()
             if not quiet:
-                print(f"pisasr: {shown(explain(error))}", file=sys.stderr)
+                print(f"pisasr: {safe_text(explain(error))}", file=sys.stderr)
             return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
 
 
@@ -155,17 +155,17 @@ def _printing_or_not() -> Iterator[None]:
 
 @contextmanager
 def _plainly(quiet: bool) -> Iterator[None]:
-    """What is Told as a line on stderr, once each; Python's own way names files and numbers of
+    """Print a UserNotice as a line on stderr, once each; Python's own way names files and numbers of
     lines.
     """
     with warnings.catch_warnings():
         usual: Any = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-            if not issubclass(category, Told):
+            if not issubclass(category, UserNotice):
                 usual(message, category, *place, **more)
             elif not quiet:
-                tqdm.write(shown(message), file=sys.stderr)
+                tqdm.write(safe_text(message), file=sys.stderr)
 
         warnings.showwarning = show
         yield
@@ -196,7 +196,7 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def shown(text: object) -> str:
+def safe_text(text: object) -> str:
     """A name for one line of a terminal: what can't be printed (newlines, escape codes, broken
     bytes) is escaped.
     """

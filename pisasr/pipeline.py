@@ -23,7 +23,7 @@ from pisasr.errors import (
     ModelError,
     NotFinite,
     PisasrError,
-    Told,
+    UserNotice,
     is_out_of_memory,
 )
 from pisasr.files import write_whole
@@ -707,7 +707,6 @@ class PiSASRPipeline(DiffusionPipeline):
         def predictor(unet: UNet2DConditionModel) -> Callable[[Tensor], Tensor]:
             def eps(z: Tensor) -> Tensor:
                 predicted = predict(unet, z, embeds)
-                predicted = predicted.clone() if self._graphs else predicted
                 if bar is not None:
                     bar.update(len(z) // len(jobs))
                     if bar.n >= bar.total:
@@ -882,7 +881,7 @@ def _find_adapters(
     pix, sem = load_adapters(place := folder / "adapters" if adapters is None else adapters, **hub)
     if sem is None:
         warnings.warn(
-            f"{place} has no semantic adapter; lambda_sem changes nothing", Told, stacklevel=3
+            f"{place} has no semantic adapter; lambda_sem changes nothing", UserNotice, stacklevel=3
         )
     return pix, sem
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
 from pisasr.commands.options import choose_device, positive_int
-from pisasr.errors import OK, SOME_FAILED, UsageError, guarded, shown
+from pisasr.errors import OK, SOME_FAILED, UsageError, guarded, safe_text
 from pisasr.files import write_whole
 
 PX = {"tiny": "64,128", "demo": "256,512,1024,2048", "full": "256,512,1024,2048,4096"}
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure what the arguments ask for; rows are told as they come, the tables at the end."""
     if args.output and not args.output.resolve().parent.is_dir():
         raise UsageError(
-            f"--output {shown(args.output)} lies in no folder; make {shown(args.output.parent)} first"
+            f"--output {safe_text(args.output)} lies in no folder; make {safe_text(args.output.parent)} first"
         )
     device = choose_device(args.device)
     from pisasr.benchmark.bench import DTYPES, Bench

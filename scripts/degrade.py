@@ -40,7 +40,7 @@ from pisasr.errors import (
     UsageError,
     explain,
     guarded,
-    shown,
+    safe_text,
 )
 from pisasr.pictures.folders import Found, find_inputs, resolved
 from pisasr.pictures.manifest import find_differences, read_entries
@@ -75,14 +75,14 @@ def degrade(args: argparse.Namespace) -> int:
     remove_leftovers([args.output / MANIFEST, *pictures])
     for photo in photos:
         if photo.status == "skipped":
-            print(f"{shown(photo.path)}: skipped ({shown(photo.reason)})")
+            print(f"{safe_text(photo.path)}: skipped ({safe_text(photo.reason)})")
             continue
         try:
             entries.append(degrade_photo(photo, recipe, args))
-            print(f"{shown(photo.path)}: {entries[-1]['lq']['size']}")
+            print(f"{safe_text(photo.path)}: {entries[-1]['lq']['size']}")
         except (ImageError, OSError) as error:
             failed += 1
-            print(f"{shown(photo.path)}: {shown(explain(error))}", file=sys.stderr)
+            print(f"{safe_text(photo.path)}: {safe_text(explain(error))}", file=sys.stderr)
     write_manifest(args, recipe, entries)
     return SOME_FAILED if failed else OK
 
@@ -240,9 +240,9 @@ def report_differences(args: argparse.Namespace) -> int:
             if folder.resolve() in other.resolve().parents
         ]
         for line in find_differences(folder, wanted, inside):
-            print(shown(line), file=sys.stderr)
+            print(safe_text(line), file=sys.stderr)
             count += 1
-        print(f"{shown(folder)}: {len(wanted)} pictures in the manifest")
+        print(f"{safe_text(folder)}: {len(wanted)} pictures in the manifest")
     return count
 
 

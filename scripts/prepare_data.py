@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works be
 
 from pisasr.commands.batch import check_output
 from pisasr.commands.options import command_parser, positive_int
-from pisasr.errors import PisasrError, guarded, shown
+from pisasr.errors import PisasrError, guarded, safe_text
 
 MANIFEST = "manifest.jsonl"
 
@@ -101,10 +101,10 @@ def prepare(args: argparse.Namespace) -> int:
     write_whole(args.output / "summary.json", json.dumps(summary, indent=2) + "\n")
     for row in dropped:
         if row["reason"].startswith("unreadable"):
-            print(f"{shown(row['path'])}: {shown(row['reason'])}", file=sys.stderr)
+            print(f"{safe_text(row['path'])}: {safe_text(row['reason'])}", file=sys.stderr)
     told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     print(
-        f"{len(kept)} of {len(found)} photos kept{f' ({told})' if told else ''}: {shown(args.output / MANIFEST)}"
+        f"{len(kept)} of {len(found)} photos kept{f' ({told})' if told else ''}: {safe_text(args.output / MANIFEST)}"
     )
     return 3 if "unreadable" in reasons else 0
 
@@ -129,7 +129,7 @@ def search(args: argparse.Namespace) -> tuple[list, list, dict[str, str]]:
         for photo in photos:
             found.setdefault(photo.path.absolute(), photo)
     for place in left_out:
-        print(f"{shown(place.path)}, left out: {shown(place.reason)}")
+        print(f"{safe_text(place.path)}, left out: {safe_text(place.reason)}")
     return (
         list(found.values()),
         left_out,
@@ -193,8 +193,8 @@ def caption(args: argparse.Namespace) -> int:
     if not is_main_process():
         return 0
     for path, reason in failed.items():
-        print(f"{shown(path)}: {shown(reason)}", file=sys.stderr)
-    print(f"{filled} captions written to {shown(args.output / MANIFEST)}")
+        print(f"{safe_text(path)}: {safe_text(reason)}", file=sys.stderr)
+    print(f"{filled} captions written to {safe_text(args.output / MANIFEST)}")
     return 3 if failed else 0
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import pisasr
 from pisasr import PiSASRPipeline
-from pisasr.errors import CheckpointError, ModelError, PisasrError, Told
+from pisasr.errors import CheckpointError, ModelError, PisasrError, UserNotice
 from pisasr.method import color
 from pisasr.method.model import PiSASR
 from pisasr.models.autoencoder import LappedAutoencoder
@@ -318,7 +318,7 @@ def test_a_base_that_is_no_name_is_one_line(base_folder, tmp_path, wrong):
 def test_a_semantic_adapter_that_is_missing_is_told(base_folder, tmp_path):
     shutil.copytree(base_folder, tmp_path / "base")
     (tmp_path / "base" / "adapters" / "sem.safetensors").unlink()
-    with pytest.warns(Told, match="has no semantic adapter; lambda_sem changes nothing"):
+    with pytest.warns(UserNotice, match="has no semantic adapter; lambda_sem changes nothing"):
         PiSASRPipeline.from_pretrained(tmp_path / "base")
 
 
@@ -666,7 +666,7 @@ def test_a_pipeline_is_pushed_whole(pipe, tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", ["encode", "unet_pix", "unet", "decode", "colours"])
 @pytest.mark.parametrize("failures", [1, 2, 3])
 def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, failures):
-    """The same bytes as from who asks for such tiles, and one warning each time."""
+    """The picture of who asks for such tiles, and one warning each time."""
     monkeypatch.setattr("pisasr.pipeline.SMALLEST_TILE", 1)
     options = {**SMALL, "tile_size": 32, "tiling": "even", "lambda_sem": 0.5, "vae_tile_size": 64}
     picture = photo(40, 36)
@@ -681,7 +681,8 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
             picture, **{name: value for name, value in options.items() if name != "lambda_sem"}
         )
         wanted = pipe.mix(
-            replace(looked, plan=pipe._cut(Options(**small), pipe.model.factor)), lambda_sem=0.5
+            replace(looked, plan=replace(pipe._cut(Options(**small), pipe.model.factor), lean=True)),
+            lambda_sem=0.5,
         )
     else:
         wanted = pipe(picture, **{**options, **small}).images[0]
@@ -702,7 +703,8 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
     monkeypatch.setattr(owner, name, short)
     with pytest.warns(UserWarning, match="out of memory; going on with UNet tiles of") as told:
         came = pipe(picture, **options).images[0]
-    assert equal(came, wanted) and len(told) == failures and left[0] < 0
+    difference = np.asarray(came).astype(int) - np.asarray(wanted)  # a lean VAE sums in another order
+    assert np.abs(difference).max() <= 1 and len(told) == failures and left[0] < 0
 
 
 def test_out_of_memory_is_told_where_nothing_smaller_is_left(pipe, monkeypatch):

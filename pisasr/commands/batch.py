@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
-from pisasr.errors import ImageError, OverlapError, PisasrError, UsageError, explain, shown
+from pisasr.errors import ImageError, OverlapError, PisasrError, UsageError, explain, safe_text
 from pisasr.evaluation.processes import place_among_processes
 from pisasr.files import is_locked, temporary_name
 from pisasr.pictures.folders import Found, folded, free_name, resolved
@@ -132,7 +132,7 @@ def _check_apart(jobs: Sequence[Job]) -> None:
     for target in (target for job in jobs for target in job.targets):
         if resolved(target) in inputs:
             raise OverlapError(
-                f"{shown(target)} is an input and would be written over; choose another --output"
+                f"{safe_text(target)} is an input and would be written over; choose another --output"
             )
 
 
@@ -154,11 +154,11 @@ def check_output(folder: Path, *files: str) -> None:
             else getattr(error, "strerror", None) or error
         )
         raise PisasrError(
-            f"cannot write to {shown(folder)}: {reason}; choose another --output"
+            f"cannot write to {safe_text(folder)}: {reason}; choose another --output"
         ) from None
     if taken := next((folder / file for file in files if (folder / file).is_dir()), None):
         raise PisasrError(
-            f"{shown(taken)} is a folder, where a file is to be written; choose another --output"
+            f"{safe_text(taken)} is a folder, where a file is to be written; choose another --output"
         )
 
 
@@ -552,13 +552,13 @@ class Report:
         with suppress(OSError):
             self._file.write(json.dumps({**row, "seconds": round(seconds, 3), **fields}) + "\n")
             self._file.flush()
-        name = shown(job.found.path)
+        name = safe_text(job.found.path)
         if status == "failed":
-            tqdm.write(f"{name}: {shown(reason)}", file=sys.stderr)
+            tqdm.write(f"{name}: {safe_text(reason)}", file=sys.stderr)
         elif not self._quiet and (reason or self._bar.disable):
-            note = f" ({shown(reason)})" if reason else ""
+            note = f" ({safe_text(reason)})" if reason else ""
             done = (
-                f"{name} -> {shown(job.targets[-1])}  {seconds:.1f} s"
+                f"{name} -> {safe_text(job.targets[-1])}  {seconds:.1f} s"
                 if status == "ok"
                 else f"{name}: skipped"
             )
@@ -573,4 +573,6 @@ class Report:
             f"{self.counts[status]} {word}" for status, word in words.items() if self.counts[status]
         ]
         spent = time.perf_counter() - self._started
-        return f"{', '.join(parts) or 'nothing done'} in {spent:.1f} s; report: {shown(self.path)}"
+        return (
+            f"{', '.join(parts) or 'nothing done'} in {spent:.1f} s; report: {safe_text(self.path)}"
+        )

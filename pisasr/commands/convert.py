@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pisasr.commands.batch import check_output
 from pisasr.commands.options import command_parser
-from pisasr.errors import OK, guarded, shown
+from pisasr.errors import OK, guarded, safe_text
 
 
 def convert(argv: list[str]) -> int:
@@ -32,5 +32,7 @@ def _convert(args: argparse.Namespace) -> int:
     for adapter in adapters:
         path = args.output / f"{adapter.name}.safetensors"
         save_adapter(path, adapter)
-        print(f"{shown(path)}: {adapter.name}, rank {adapter.rank}, {len(adapter.targets)} layers")
+        print(
+            f"{safe_text(path)}: {adapter.name}, rank {adapter.rank}, {len(adapter.targets)} layers"
+        )
     return OK

@@ -20,7 +20,15 @@ from pisasr.commands.options import (
     pipeline_settings,
     whole,
 )
-from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, UsageError, guarded, shown
+from pisasr.errors import (
+    NOTHING_STARTED,
+    OK,
+    SOME_FAILED,
+    PisasrError,
+    UsageError,
+    guarded,
+    safe_text,
+)
 from pisasr.evaluation.evaluate import JOURNALS, evaluate_set, write_overview
 from pisasr.evaluation.metrics import ALIASES, METRICS, PROTOCOLS
 from pisasr.evaluation.pairs import Pairing
@@ -220,7 +228,7 @@ def _pair(sets: list[TestSet], args: argparse.Namespace) -> list[Pairing] | None
     pairings = {one.name: check_set(one, args.suffix) for one in sets}
     for name, pairing in pairings.items():
         for problem in pairing.problems:
-            print(shown(f"{name}: {problem}" if args.sets else problem), file=sys.stderr)
+            print(safe_text(f"{name}: {problem}" if args.sets else problem), file=sys.stderr)
     if any(pairing.problems for pairing in pairings.values()) and not args.allow_missing:
         print(
             "Nothing was scored; evaluate --allow_missing scores what every folder has.",
@@ -303,7 +311,7 @@ def _tell(summary: dict[str, Any], output: Path, args: argparse.Namespace) -> No
     print(f"{about}{summary['pictures']} pictures, protocol {summary['protocol']['name']}")
     print(to_text(build_table(summary)), end="")
     for fault in [*summary["left_out"], *summary["faults"], *remarks(summary["methods"], most=3)]:
-        print(shown(fault))
+        print(safe_text(fault))
     if best := summary.get("surface", {}).get("best"):
         print(f"{best['rule']}: {best['words']}")
     print(

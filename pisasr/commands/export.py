@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pisasr.commands.batch import check_output
 from pisasr.commands.options import check_apart, command_parser, finite, normalise
-from pisasr.errors import OK, PisasrError, UsageError, guarded, shown
+from pisasr.errors import OK, PisasrError, UsageError, guarded, safe_text
 
 if TYPE_CHECKING:
     from pisasr.pipeline import PiSASRPipeline
@@ -110,12 +110,12 @@ def _export(args: argparse.Namespace) -> int:
         from pisasr.hub.onnx import write_onnx
 
         off = write_onnx(made, args.output)
-        what += f"; {off:.2g} of 255 levels from PyTorch's picture at most; try {shown(args.output / 'repair.py')}"
+        what += f"; {off:.2g} of 255 levels from PyTorch's picture at most; try {safe_text(args.output / 'repair.py')}"
     else:
         made.to(torch.float16 if args.dtype == "fp16" else torch.float32).save_pretrained(
             args.output
         )
-    print(f"{shown(args.output)}: {what}")
+    print(f"{safe_text(args.output)}: {what}")
     return OK
 
 
@@ -130,5 +130,5 @@ def _measure(
     for path in given or sorted((EMBEDDED / "examples").glob("*.png")):
         (error,) = errors_of(made, pipe, [open_picture(path)], *pair)
         print(
-            f"{shown(path)}: off by {error.mean:.2f} of 255 levels on average, {error.most:.0f} at most"
+            f"{safe_text(path)}: off by {error.mean:.2f} of 255 levels on average, {error.most:.0f} at most"
         )

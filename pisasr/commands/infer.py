@@ -34,7 +34,7 @@ from pisasr.commands.options import (
     pipeline_settings,
     positive_int,
 )
-from pisasr.errors import OK, SOME_FAILED, PisasrError, UsageError, guarded, shown
+from pisasr.errors import OK, SOME_FAILED, PisasrError, UsageError, guarded, safe_text
 from pisasr.evaluation.rules import Pair, describe, parse_lambdas, parse_rule, pick
 from pisasr.pictures.folders import Found, find_inputs
 from pisasr.signals import ENDING, StopRequests
@@ -160,7 +160,7 @@ def _check_infer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
                 f"--{name} varies a strength by place, --{other} sets it for the whole: leave one of them out"
             )
         if not getattr(args, name).exists():
-            parser.error(f"--{name} {shown(getattr(args, name))}: no such file or folder")
+            parser.error(f"--{name} {safe_text(getattr(args, name))}: no such file or folder")
     if args.bits == 16 and args.format != "png":
         parser.error(
             f"--bits 16 is written as PNG alone, --format {args.format} is not: leave one of them out"
@@ -358,7 +358,7 @@ def _strengths(args: argparse.Namespace, name: Path) -> tuple[tuple[Any, Any], s
         file = find_map(place, name) if place else None
         strengths.append(read_map(file, number) if file else number)
         if place and not file:
-            notes.append(f"no map in {shown(place)}, {lambda_} is {number:g} everywhere")
+            notes.append(f"no map in {safe_text(place)}, {lambda_} is {number:g} everywhere")
     return (strengths[0], strengths[1]), "; ".join(notes)
 
 

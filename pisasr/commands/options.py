@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pisasr.errors import WRONG_USAGE, OverlapError, UsageError, shown
+from pisasr.errors import WRONG_USAGE, OverlapError, UsageError, safe_text
 
 if TYPE_CHECKING:
     import torch
@@ -217,7 +217,7 @@ def check_apart(output: Path, pretrained_model: str | None, adapters: str | None
         place = Path(given or os.devnull).expanduser().resolve()
         if place.is_dir() and output in (place, *place.parents):
             raise OverlapError(
-                f"{shown(output)} holds what this is made of, {shown(place)}; choose another folder"
+                f"{safe_text(output)} holds what this is made of, {safe_text(place)}; choose another folder"
             )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pisasr.commands.batch import check_output
 from pisasr.commands.options import check_apart, command_parser, normalise
-from pisasr.errors import OK, guarded, shown
+from pisasr.errors import OK, guarded, safe_text
 
 EXAMPLES = """examples:
   pisasr publish small                                            the small model
@@ -79,6 +79,6 @@ def _publish(args: argparse.Namespace) -> int:
     publish(pipe, args.folder, args.licence or "apache-2.0", args.name, args.base, text)
     name = args.name or f"OWNER/{args.folder.resolve().name}"
     print(
-        f"{shown(args.folder)}: adapters, card and code; `hf upload {name} {shown(args.folder)}` sends it"
+        f"{safe_text(args.folder)}: adapters, card and code; `hf upload {name} {safe_text(args.folder)}` sends it"
     )
     return OK

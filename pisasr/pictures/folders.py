@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 from zlib import crc32
 
-from pisasr.errors import OverlapError, PassedOver, PisasrError, shown
+from pisasr.errors import OverlapError, PassedOver, PisasrError, safe_text
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 FOREIGN = {  # what a person may take for a picture, too, and would miss without a word
@@ -180,7 +180,9 @@ def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) 
 
 def _list_folder(folder: Path, output: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
     if resolved(folder) == output:
-        raise OverlapError(f"{shown(folder)} is the input and the output; choose another --output")
+        raise OverlapError(
+            f"{safe_text(folder)} is the input and the output; choose another --output"
+        )
     closed: list[Path] = []
     for place, folders, files in os.walk(
         folder, onerror=lambda error: closed.append(Path(error.filename))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pisasr.errors import ImageError, UnusualStrength, shown
+from pisasr.errors import ImageError, UnusualStrength, safe_text
 from pisasr.pictures.folders import EXTENSIONS
 from pisasr.pictures.images import Frame, open_picture
 
@@ -98,7 +98,7 @@ def find_map(place: Path, name: Path) -> Path | None:
     )
     if len(found) > 1:
         raise ImageError(
-            f"{shown(found[0])} and {shown(found[1])} are both maps of {shown(name)}; keep one of them"
+            f"{safe_text(found[0])} and {safe_text(found[1])} are both maps of {safe_text(name)}; keep one of them"
         )
     return found[0] if found else None
 
@@ -110,7 +110,7 @@ def read_map(path: Path, white: float) -> np.ndarray:
     try:
         picture = open_picture(path)
     except ImageError as error:
-        raise ImageError(f"the map {shown(path)}: {error}") from None
+        raise ImageError(f"the map {safe_text(path)}: {error}") from None
     levels = picture.pixels if picture.pixels.dtype == np.float32 else picture.pixels / 255
     opaque = (
         picture.alpha is None
@@ -118,7 +118,7 @@ def read_map(path: Path, white: float) -> np.ndarray:
     )
     if not opaque or (levels != levels[..., :1]).any():
         raise ImageError(
-            f"the map {shown(path)} has colours or transparency; a map is grey, white where most is wanted"
+            f"the map {safe_text(path)} has colours or transparency; a map is grey, white where most is wanted"
         )
     return levels[..., 0].astype(np.float64) * white
 

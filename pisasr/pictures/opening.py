@@ -20,7 +20,7 @@ from PIL import (  # noqa: F401  each plugin makes itself known
     WebPImagePlugin,
 )
 
-from pisasr.errors import ImageError, PisasrError, shown
+from pisasr.errors import ImageError, PisasrError, safe_text
 from pisasr.pictures.folders import STRANGERS, cannot_open
 
 READABLE = (
@@ -85,7 +85,7 @@ def read_picture(path: Path) -> np.ndarray:
             load(image)
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except ImageError as error:
-        raise ImageError(f"{shown(path.name)} cannot be read: {error}") from None
+        raise ImageError(f"{safe_text(path.name)} cannot be read: {error}") from None
 
 
 class _Png(PngImagePlugin.PngImageFile):
