@@ -1,4 +1,4 @@
-"""Infer, inside the networks: diffusers' layers, computed in fewer steps to the same result.
+"""Compute diffusers' layers in fewer steps to the same result; call layers as offloading needs it.
 
 `use_fast_layers` is asked once for every network that a pipeline is given. It changes no weight and
 no name of one, so that a network is saved and loaded as before.
@@ -23,7 +23,7 @@ def use_fast_layers(network: nn.Module) -> None:
             module.__class__ = FoldedUpsample2D
 
 
-def lay_out(network: nn.Module) -> None:
+def set_memory_format(network: nn.Module) -> None:
     """Have convolutions work on pixels whose channels lie together, on a CPU and in networks
     without group norms.
 
@@ -65,7 +65,7 @@ def enlarge(x: Tensor, conv: nn.Conv2d) -> Tensor:
     1) // 2 to (o + 1) // 2 of x: a transposed convolution of stride 2 whose taps are sums of
     neighbouring ones, 4x4 in all.
     """
-    with awake(conv):
+    with run_offload_hooks(conv):
         together = x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if together else torch.contiguous_format
         taps = _kept_taps(conv, layout)
@@ -105,7 +105,7 @@ def _is_plain(layer: Upsample2D) -> bool:
 
 
 @contextmanager
-def awake(*modules: Any) -> Iterator[None]:
+def run_offload_hooks(*modules: Any) -> Iterator[None]:
     """What offloading does before and after a module's forward, for modules whose parts are called
     without it.
 
