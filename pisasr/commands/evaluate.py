@@ -287,7 +287,8 @@ def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
 
     def restore(path: Path, pairs: Sequence[Pair]) -> Iterator[Any]:
         seed = picture_seed(args.seed, Path(path.name))
-        return pipe.sweep_lazily(open_image(path), pairs, generator=seed, **options)
+        looked = pipe.look(open_image(path), generator=seed, **options)
+        return (pipe.mix(looked, *pair) for pair in pairs)
 
     model = [
         args.pretrained_model,

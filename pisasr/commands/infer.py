@@ -10,8 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from pisasr.commands.batch import (
     Made,
     Report,
@@ -306,18 +304,9 @@ def _restorer(
         _labeller(pipe, args, settings) if args.keep_metadata else lambda picture, pairs: None
     )
 
-    def tell(picture: "Picture") -> None:
-        """Of a picture that the model sees in tiles, what it will take, before it is begun."""
-        if (
-            not args.quiet
-            and (forecast := pipe.plan(picture.size, **pipeline_settings(args))).tiles > 1
-        ):
-            tqdm.write(f"{forecast} ...")
-
     def restore(
         pictures: Sequence["Picture"], names: Sequence[Path], seeds: Sequence[int]
     ) -> list[Made]:
-        tell(pictures[0])
         pair, notes = _strengths(args, names[0])  # with maps, one picture comes at a time
         results = pipe(pictures, *pair, generator=seeds, **settings).images
         return [
@@ -325,9 +314,14 @@ def _restorer(
             for p, r in zip(pictures, results, strict=True)
         ]
 
+    def at_each(picture: "Picture", seed: int) -> Iterator[Any]:
+        output_type, others = settings["output_type"], dict(settings)
+        del others["output_type"]
+        looked = pipe.look(picture, generator=seed, **others)
+        return (pipe.mix(looked, *pair, output_type=output_type) for pair in pairs)
+
     def restore_grid(picture: "Picture", seed: int) -> Made:
-        tell(picture)
-        results = pipe.sweep(picture, pairs, generator=seed, **settings)
+        results = list(at_each(picture, seed))
         sheet = draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)
         return Made(
             [*results, sheet], metadata=metadata_of(picture, [*pairs, tuple(args.lambda_grid)])
@@ -336,9 +330,8 @@ def _restorer(
     def restore_best(picture: "Picture", seed: int) -> Made:
         from pisasr.evaluation.scoring import score_each
 
-        tell(picture)
-        results = pipe.sweep_lazily(picture, pairs, generator=seed, **settings)
-        choice, result = pick(args.lambda_auto, score_each(pairs, results, picture, scorers))
+        scores = score_each(pairs, at_each(picture, seed), picture, scorers)
+        choice, result = pick(args.lambda_auto, scores)
         fields = {"lambda_pix": choice.pair[0], "lambda_sem": choice.pair[1]}
         return Made(
             [result],

@@ -85,12 +85,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     dtypes = ("auto", "fp32", "bf16", "fp16", "no")
     usual = "default: %(default)s; auto is fp16 on CUDA, bf16 on a CPU that multiplies it natively, fp32 elsewhere"
     add("--dtype", "--mixed_precision", choices=dtypes, default="auto", help=usual)
-    fast = "on CUDA: TF32 for fp32, and cuDNN may try which way is fastest (default: neither, and the same bytes again)"
-    add("--fast_math", action="store_true", help=fast)
-    modes = ("default", "reduce-overhead", "max-autotune")
-    compiled = """compile the networks before the first picture, which takes a minute or more; the other modes make CUDA
-        graphs of them (default: not compiled)"""
-    add("--compile", nargs="?", choices=modes, const="default", metavar="MODE", help=compiled)
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
@@ -102,19 +96,10 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     )
     least = "smaller pictures are first enlarged to give the model this many pixels (default: 512)"
     add("--process_size", type=positive_int, default=512, help=least)
-    most = "larger ones are shrunk for the model, to no more megapixels of the result (default: none are)"
-    add(
-        "--working_size",
-        type=partial(finite, least=1e-3, unit=" megapixels"),
-        metavar="MP",
-        help=most,
-    )
     colours = "how the result gets the input's colours (default: the model's own way, adain if it names none)"
     add(
         "--color_fix", "--align_method", choices=("adain", "wavelet", "none", "nofix"), help=colours
     )
-    agreed = "see to it that the result, reduced to the input's size, is the input within the input's noise"
-    add("--consistent", action="store_true", help=agreed)
     add("--prompt", default="", help="what the picture shows (default: nothing)")
     latent = "the VAE's mean, or a sample of it as published (default: mean)"
     add("--posterior", choices=("mean", "sample"), default="mean", help=latent)
@@ -137,11 +122,6 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     add("--batch_size", default=1, help=many)
     plan = "an even grid of tiles up to that size (default), or tiles as published, nearly twice the work"
     memory("--tiling", choices=("even", "published"), help=plan)
-    memory(
-        "--low_memory",
-        action="store_true",
-        help="halve what the VAE holds of a big picture, for more time",
-    )
 
 
 def add_weights_option(add: Callable[..., Any]) -> None:
@@ -174,27 +154,21 @@ def check_pipeline_options(parser: argparse.ArgumentParser, args: argparse.Names
         parser.error(
             f"--tile_overlap {args.tile_overlap} must be below --tile_size {args.tile_size}"
         )
-    if args.consistent and args.upscale == 1:
-        parser.error(
-            "at --upscale 1 what agrees with the input is the input: leave out --consistent"
-        )
     args.color_fix = {"nofix": "none"}.get(args.color_fix, args.color_fix)
 
 
 def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What `PiSASRPipeline.__call__` and its sweeps are told beside the generator; known once the
+    """What `PiSASRPipeline.__call__` is told beside the generator; known once the
     model is loaded.
     """
     picture = (
         "upscale",
         "process_size",
-        "working_size",
         "color_fix",
-        "consistent",
         "prompt",
         "posterior",
     )
-    memory = ("tile_size", "tile_overlap", "tiling", "vae_tile_size", "batch_size", "low_memory")
+    memory = ("tile_size", "tile_overlap", "tiling", "vae_tile_size", "batch_size")
     return {name: getattr(args, name) for name in (*picture, *memory)}
 
 
@@ -211,28 +185,25 @@ def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
 
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    choose_arithmetic(args.fast_math)
+    choose_arithmetic()
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # for kernels that ask for the current one
     pipe = PiSASRPipeline.from_pretrained(
         args.pretrained_model, adapters=args.adapters, torch_dtype=dtype
     ).to(device)
     pipe.set_progress_bar_config(desc="tiles", leave=False, disable=None)  # on a terminal alone
-    if args.compile:
-        pipe.compile(mode=args.compile)
     return pipe
 
 
-def choose_arithmetic(fast: bool) -> None:
-    """What PyTorch may do on CUDA, for the whole process. Not fast: the same bytes again from the
-    same card and versions, and float32 products of full precision. fast: TF32, and cuDNN tries what
-    is fastest for each shape.
+def choose_arithmetic() -> None:
+    """On CUDA, for the whole process: the same bytes again from the same card and versions, and
+    float32 products of full precision.
     """
     import torch
 
     cudnn = torch.backends.cudnn
-    cudnn.benchmark = cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = fast
-    cudnn.deterministic = not fast
+    cudnn.benchmark = cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    cudnn.deterministic = True
 
 
 def check_apart(output: Path, pretrained_model: str | None, adapters: str | None) -> None:

@@ -6,9 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from hashlib import file_digest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,8 +30,6 @@ SD21_MIRRORS = (
 )  # the original is gone
 VAES = {"AutoencoderKL": AutoencoderKL, "LappedAutoencoder": LappedAutoencoder}
 INDEX = "model_index.json"
-HASHES = "hashes.json"  # of the files of a folder that we wrote
-PARTS = ("unet", "unet_pix", "vae", "text_encoder", "tokenizer", "scheduler")
 NUMBERS = {
     "cross_attention_dim",
     "in_channels",
@@ -208,7 +204,6 @@ def check_base(folder: Path, given: Mapping[str, Any] = MappingProxyType({})) ->
                 )
         return config
 
-    check_hashes(folder, ".")
     unet, vae, text = (config_of(part) for part in ("unet", "vae", "text_encoder"))
     prediction = config_of("scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
     cross = unet.get("cross_attention_dim")
@@ -255,21 +250,6 @@ def own_color_fix(folder: Path, known: Collection[str]) -> str:
     return name
 
 
-def baked_strengths(folder: Path) -> dict[str, float] | None:
-    """The strengths that were put into this folder's one UNet, "baked" in its model_index.json; of
-    others None.
-    """
-    baked = _config(folder, ".", INDEX).get("baked") if (folder / INDEX).is_file() else None
-    if baked is not None and not (
-        isinstance(baked, dict)
-        and all(isinstance(baked.get(f"lambda_{name}"), int | float) for name in ("pix", "sem"))
-    ):
-        raise ModelError(
-            f"{folder / INDEX} has baked {baked!r}, wanted lambda_pix and lambda_sem; get it again."
-        )
-    return baked
-
-
 def _described(part: Any) -> dict[str, Any]:
     """The config of a loaded part, as its file would have it."""
     config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
@@ -299,7 +279,6 @@ def _load(
 
     dtype None: it has no weights.
     """
-    check_hashes(folder, part)
     options: dict[str, Any] = {"variant": variant} if variant else {}
     if dtype is not None:
         _check_weights(folder / part, variant)
@@ -347,48 +326,3 @@ def _check_weights(folder: Path, variant: str | None) -> None:
         raise ModelError(
             f"{folder} has no weights {wanted}; it has {named}: name it, variant=..., or None for none."
         )
-
-
-# --- to the bit -----------------------------------------------------------------------------------
-
-
-def write_hashes(folder: Path) -> None:
-    """Write down what the index and every file of the folder's parts are, for `check_hashes`;
-    adapters say it themselves.
-    """
-    files = [folder / INDEX, *sorted(path for part in PARTS for path in (folder / part).glob("*"))]
-    hashes = dict(
-        zip((path.relative_to(folder).as_posix() for path in files), _hashed(files), strict=True)
-    )
-    write_whole(folder / HASHES, json.dumps(hashes, indent=2) + "\n")
-
-
-def check_hashes(folder: Path, part: str) -> None:
-    """ModelError where a file of a part ("." is the index) isn't there, or isn't the one that was
-    saved; nothing where nobody wrote down what was. Weights may be absent: of several variants, one
-    is enough.
-    """
-    if not (folder / HASHES).is_file():
-        return
-    hashes = {folder / name: hash for name, hash in _config(folder, ".", HASHES).items()}
-    listed = sorted(path for path in hashes if path.parent == folder / part)
-    files = [path for path in listed if path.is_file()]
-    if lost := [path for path in listed if path not in files and path.suffix in (".json", ".txt")]:
-        raise ModelError(
-            f"{lost[0]} is missing, which was saved with the rest; get the model again."
-        )
-    for path, digest in zip(files, _hashed(files), strict=True):
-        if hashes[path] != digest:
-            raise ModelError(
-                f"{path} is damaged: it differs from what was saved; get it again, or if it was changed on purpose, "
-                f"delete {HASHES} beside it."
-            )
-
-
-def _hashed(files: Sequence[Path]) -> list[str]:
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
-
-    with ThreadPoolExecutor(4) as pool:  # hashing waits for no other thread
-        return list(pool.map(digest, files))

@@ -65,9 +65,9 @@ def draw(args: argparse.Namespace) -> None:
             (SCALE * photo.width, SCALE * photo.height), Image.Resampling.BICUBIC
         )
         place = args.output / f"{path.stem}.jpg"
-        side_by_side([bicubic, *pipeline.sweep(photo, STRENGTHS, upscale=SCALE)], args.panel).save(
-            place, quality=92
-        )
+        looked = pipeline.look(photo, upscale=SCALE)
+        results = [pipeline.mix(looked, *pair) for pair in STRENGTHS]
+        side_by_side([bicubic, *results], args.panel).save(place, quality=92)
         print(place)
 
 
