@@ -146,14 +146,14 @@ def build(session: Session) -> gr.Blocks:
                 )
                 info = gr.Markdown(elem_id="info")
                 with gr.Row(elem_id="save"):
-                    bare = {"show_label": False, "container": False}
+                    bare: Any = {"show_label": False, "container": False}
                     kind = gr.Radio([*FORMATS], value="PNG", label="Format", elem_id="kind", **bare)
                     keep = gr.Checkbox(label="Keep the photo's EXIF", elem_id="keep", **bare)
                     download = gr.Button("Download", variant="primary", elem_id="download")
                     ready = gr.DownloadButton(visible="hidden", elem_id="ready")
             with gr.Column(scale=1, min_width=280):
                 photo = _photo("Drop, paste or choose a photo", "photo")
-                shown = {"elem_id": "examples", "api_visibility": "private"}
+                shown: Any = {"elem_id": "examples", "api_visibility": "private"}
                 gr.Examples([[str(path)] for path in EXAMPLES], photo, label="or try one", **shown)
                 with gr.Group():
                     pix = _knob("pix", "Repair", 1.0, "takes away noise, blur and blocks")
@@ -187,7 +187,7 @@ def build(session: Session) -> gr.Blocks:
 
         knobs = [pix, sem, inside_pix, inside_sem, feather]
         names = ["lambda_pix", "lambda_sem", "inside_pix", "inside_sem", "feather"]
-        controls = dict(zip(names, knobs, strict=True))
+        controls: dict[str, Any] = dict(zip(names, knobs, strict=True))
         controls |= {"upscale": upscale, "color_fix": colors, "prompt": prompt}
         controls |= {"format": kind, "keep_exif": keep}
         inputs = set(controls.values())  # of a set of inputs, gradio passes a dict
@@ -242,9 +242,8 @@ def build(session: Session) -> gr.Blocks:
             return str(path)
 
         changes = [photo.change, upscale.input, colors.input, prompt.submit]
-        results = [key, viewer, info]
-        shown = {"show_progress_on": viewer, "api_visibility": "private"}
-        gr.on(changes, drop, {photo, key} | inputs, results, **shown, **device)
+        loud: dict[str, Any] = {"show_progress_on": viewer, "api_visibility": "private"}
+        gr.on(changes, drop, {photo, key} | inputs, [key, viewer, info], **loud, **device)
         ends = [knob.maximum for knob in knobs]
         turned = f"(...values) => window.pisasr?.turned({ends}, ...values) ?? []"
         gr.on([page.load, *(knob.change for knob in knobs)], None, knobs, None, js=turned)
@@ -255,7 +254,7 @@ def build(session: Session) -> gr.Blocks:
         viewer.choose(None, viewer, [pix, sem], js="(value) => value.chosen")
         saved = download.click(save, {key} | inputs, ready, **private)
         saved.success(None, js="() => document.querySelector('#ready').click()")
-        batch = {"concurrency_id": "batch", "api_visibility": "private"}
+        batch: dict[str, Any] = {"concurrency_id": "batch", "api_visibility": "private"}
         run = start.click(repair_files, {files, made} | inputs, [status, archive], **batch)
         halt = stop.click(None, cancels=run)  # first, lest a line under way overwrites "Stopped."
         halt.then(stopped, made, [status, archive], **private)
@@ -322,7 +321,7 @@ def theme() -> gr.themes.Base:
     """Paper, ink and one warm accent, in the system's own letters."""
     fonts = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
     accent = "#b4531d"  # 5 : 1 on white
-    paper = gr.themes.Base("orange", "stone", "stone", radius_size="lg", font=fonts)
+    paper = gr.themes.Base(primary_hue="orange", neutral_hue="stone", font=fonts)
     return paper.set(
         body_background_fill="#faf8f5",
         body_background_fill_dark="#191614",

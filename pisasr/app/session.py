@@ -165,7 +165,7 @@ class Store:
     def drop(self, key: str | None) -> None:
         """Close a picture, if it is open."""
         with self._lock:
-            if key in self._pictures:
+            if key is not None and key in self._pictures:
                 self._remove(key)
 
     def _remove(self, key: str) -> None:

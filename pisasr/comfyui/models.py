@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
 from torch import nn
 
-from pisasr.method.layers import lay_out
+from pisasr.method.layers import set_memory_format
 from pisasr.models.bases import read_reference
 from pisasr.pipeline import PiSASRPipeline, usual_dtype
 
@@ -115,7 +115,7 @@ class Model:
             memory_required=3 * widths[0] * pixels * vae.dtype.itemsize,
         )
         for network in networks:
-            lay_out(network)
+            set_memory_format(network)
         return self.pipe
 
 
