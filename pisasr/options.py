@@ -4,21 +4,14 @@ A new setting is one field of `Options` and the place that uses it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the command line reads this before it knows whether torch is needed
+    import torch
 
-from pisasr.method import color
-
-COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
-    "adain": color.adain,
-    "wavelet": color.wavelet,
-    "none": None,
-}
 TILE_PX = 768  # a UNet tile in image pixels: the published 96 latent pixels of an eightfold VAE
 VAE_TILE_PX = 512
 
@@ -60,14 +53,15 @@ class Options:
     color_fix: ColorFix | None = setting(
         None,
         "how the result gets the input's colors (default: the model's own way, adain if none)",
-        choices=tuple(COLOR_FIXES),
+        choices=("adain", "wavelet", "none"),
         aliases=("--align_method",),
     )
     prompt: str = setting("", "what the picture shows (default: nothing)")
-    generator: torch.Generator | int | None = setting(
+    generator: "torch.Generator | int | None" = setting(
         None,
         "a seed or a torch.Generator: sample the VAE's posterior (default: take its mean)",
-        torch.Generator,
+        int,
+        least=0,
         group=None,
     )
     tile_size: int | None = setting(
@@ -152,40 +146,31 @@ class Options:
             )
         return tile, overlap
 
-    def make_generator(self) -> torch.Generator | None:
+    def make_generator(self) -> "torch.Generator | None":
         """The generator; of a seed a new one."""
+        import torch
+
         if self.generator is None or isinstance(self.generator, torch.Generator):
             return self.generator
-        return torch.Generator().manual_seed(int(self.generator))
+        return torch.Generator().manual_seed(self.generator)
 
 
-def _check(
-    name: str, value: Any, kind: type, least: float | None, choices: Any, **_: Any
-) -> None:
+def _check(name: str, value: Any, kind: type, least: float | None, choices: Any, **_: Any) -> None:
     """Refuse a value of another kind, below the least, or none of the choices."""
-    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
     if choices is not None:
         if value not in list(choices):
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
     elif kind is str:
         if not isinstance(value, str):
             raise TypeError(f"{name} is {value!r}; it must be a text.")
-    elif kind is torch.Generator:
-        is_seed = is_number and isinstance(value, int | np.integer)
-        if not is_seed and not isinstance(value, torch.Generator):
-            raise TypeError(f"{name} is {value!r}; it must be a seed or a torch.Generator.")
-        if is_seed and not 0 <= value < 2**63:
-            raise ValueError(f"{name} is {value}; a seed is a whole number from 0 to 2^63 - 1.")
-    elif kind is int:
-        if not is_number or not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} is {value!r}; it must be a whole number.")
-        if not least <= value < 2**31:
-            raise ValueError(f"{name} must be a whole number from {least} to 2^31 - 1.")
-    else:
-        if not is_number:
-            raise TypeError(f"{name} is {value!r}; it must be a number.")
-        if not least <= _as_float(value) < math.inf:
-            raise ValueError(f"{name} is {_as_float(value):g}; it must be from {least} up.")
+    elif name == "generator" and hasattr(value, "manual_seed"):
+        return
+    elif not is_number or (kind is int and not isinstance(value, Integral)):
+        wanted = "a whole number" if kind is int else "a number"
+        raise TypeError(f"{name} is {value!r}; it must be {wanted}.")
+    elif not (least or 0) <= _as_float(value) < (2**63 if kind is int else math.inf):
+        raise ValueError(f"{name} is {_as_float(value):g}; it must be from {least or 0} up.")
 
 
 def _as_float(number: Any) -> float:

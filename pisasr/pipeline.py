@@ -31,6 +31,7 @@ from pisasr.errors import (
 )
 from pisasr.files import write_whole
 from pisasr.method.adapters import merge_in_place, merged
+from pisasr.method.color import COLOR_FIXES
 from pisasr.method.layers import has_hooks, set_memory_format, use_fast_layers
 from pisasr.method.model import (
     Latents,
@@ -59,7 +60,7 @@ from pisasr.models.bases import (
     write_reference,
 )
 from pisasr.models.weights import Adapter, fingerprint, load_adapters, save_adapter
-from pisasr.options import COLOR_FIXES, VAE_TILE_PX, ColorFix, Options, OutputType
+from pisasr.options import VAE_TILE_PX, ColorFix, Options, OutputType
 from pisasr.pictures.images import (
     Frame,
     Picture,
@@ -119,7 +120,7 @@ class Prediction:
 
     def to(self, device: torch.device | str) -> "Prediction":
         """The same with its tensors on a device."""
-        latents = (None if each is None else each.to(device) for each in self.latents)
+        latents = [None if each is None else each.to(device) for each in self.latents]
         return replace(self, latents=Latents(*latents), given=self.given.to(device))
 
 
@@ -150,7 +151,7 @@ class PiSASRPipeline(DiffusionPipeline):
         tokenizer: Any = None,
         scheduler: Any = None,
         unet_pix: Any = None,
-        color_fix: str = "adain",
+        color_fix: ColorFix = "adain",
         process_size: int = 512,
         native_upscale: float | None = None,
     ):
@@ -399,9 +400,7 @@ class PiSASRPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=results) if return_dict else (results,)
 
     @torch.no_grad()
-    def predict(
-        self, image: Given, on_tile: OnTile | None = None, **options: Any
-    ) -> Prediction:
+    def predict(self, image: Given, on_tile: OnTile | None = None, **options: Any) -> Prediction:
         """Encode one picture and make both predictions: the half of `__call__` that no strength
         changes. Its results at any strengths then cost a decode each. options: those of `__call__`.
         """
@@ -473,7 +472,7 @@ class PiSASRPipeline(DiffusionPipeline):
         embeds = self._embed(model, options.prompt, device)
 
         def call(plan: Plan) -> Latents:
-            total = sum(needs) * count_tiles(*shape[2:], plan.tile, plan.overlap, plan.even)
+            total = sum(needs) * count_tiles(shape[2], shape[3], plan.tile, plan.overlap, plan.even)
             predictors = self._predictors(embeds, total, on_tile).only(*needs)
             x_L = to_signed(from_levels(given))
             return encode_and_predict(model, x_L, predictors, plan, noise)
@@ -489,20 +488,19 @@ class PiSASRPipeline(DiffusionPipeline):
         model, latents, shape = self.model, prediction.latents, prediction.latents.z_L.shape
         if output_type == "latent":
             return decode_at(model, latents, pair, decode=False).z_H[0]
-        restored, _ = self._run(
-            lambda plan: decode_at(model, latents, pair, plan), prediction.plan, shape
-        )
-        assert restored.x_H is not None
-        return _finish(restored.x_H, prediction, output_type)
+
+        def call(plan: Plan) -> tuple[Any]:
+            return (decode_at(model, latents, pair, plan).x_H,)
+
+        (x_H,), _ = self._run(call, prediction.plan, shape)
+        return _finish(x_H, prediction, output_type)
 
     def _embed(self, model: PiSASR, prompt: str, device: torch.device) -> Tensor | None:
         if self.text_encoder is not None:  # offloading's hooks move it themselves
             model.prompt_encoder.offload = not any(map(has_hooks, self.text_encoder.modules()))
         return model.prompt_encoder(prompt, device)
 
-    def _predictors(
-        self, embeds: Tensor | None, total: int, on_tile: OnTile | None
-    ) -> Predictors:
+    def _predictors(self, embeds: Tensor | None, total: int, on_tile: OnTile | None) -> Predictors:
         """Both merged UNets, counting their tiles together."""
         done = 0
 
@@ -575,11 +573,11 @@ class PiSASRPipeline(DiffusionPipeline):
         warnings.warn(f"{NOT_FINITE} in {low[0][1]}; once more in float32", NotFinite, stacklevel=5)
         try:
             for network, _ in low:
-                torch.nn.Module.to(network, torch.float32)  # diffusers' own warns at length
+                torch.nn.Module.to(network, dtype=torch.float32)  # diffusers' own warns at length
             yield
         finally:
             for network, dtype in low:
-                torch.nn.Module.to(network, dtype)  # exactly: float32 holds all that it held
+                torch.nn.Module.to(network, dtype=dtype)  # exactly: float32 holds all that it held
 
 
 def smaller(plan: Plan, side: int) -> Plan | None:
@@ -681,7 +679,9 @@ def _find_adapters(
     return pix, sem
 
 
-def _merge_both(unet: Any, pix: Adapter, sem: Adapter | None, dtype: torch.dtype) -> tuple[Any, Any]:
+def _merge_both(
+    unet: Any, pix: Adapter, sem: Adapter | None, dtype: torch.dtype
+) -> tuple[Any, Any]:
     """(unet with both, unet with pix). The float32 base is used up; without a semantic adapter both
     are one module.
     """

@@ -681,7 +681,9 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
             picture, **{name: value for name, value in options.items() if name != "lambda_sem"}
         )
         wanted = pipe.mix(
-            replace(looked, plan=replace(pipe._cut(Options(**small), pipe.model.factor), lean=True)),
+            replace(
+                looked, plan=replace(pipe._cut(Options(**small), pipe.model.factor), lean=True)
+            ),
             lambda_sem=0.5,
         )
     else:
@@ -703,7 +705,9 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
     monkeypatch.setattr(owner, name, short)
     with pytest.warns(UserWarning, match="out of memory; going on with UNet tiles of") as told:
         came = pipe(picture, **options).images[0]
-    difference = np.asarray(came).astype(int) - np.asarray(wanted)  # a lean VAE sums in another order
+    difference = np.asarray(came).astype(int) - np.asarray(
+        wanted
+    )  # a lean VAE sums in another order
     assert np.abs(difference).max() <= 1 and len(told) == failures and left[0] < 0
 
 

@@ -20,7 +20,7 @@ from pisasr.app.session import (
     read_mask,
 )
 from pisasr.errors import PisasrError, explain
-from pisasr.options import COLOR_FIXES
+from pisasr.method.color import COLOR_FIXES
 from pisasr.pictures.images import eight_bits, join
 
 log = logging.getLogger(__name__)

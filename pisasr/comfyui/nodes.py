@@ -13,7 +13,8 @@ import torch
 from comfy_api.latest import ComfyExtension, io
 from torch import Tensor
 
-from pisasr.options import COLOR_FIXES, Options
+from pisasr.method.color import COLOR_FIXES
+from pisasr.options import Options
 from pisasr.pipeline import Prediction
 
 from .models import DTYPES, Model, Progress, adapters, bases, embedded, load

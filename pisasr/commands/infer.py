@@ -204,7 +204,7 @@ def _infer(args: argparse.Namespace) -> int:
                 else (args.batch_size, _small_pixels(pipe, args))
             )
             restore = _restorer(pipe, args, pairs, scorers)
-            how = args.existing, args.seed, args.max_input_pixels, args.debug
+            how = args.existing, args.seed or 0, args.max_input_pixels, args.debug
             once = "stopping after the picture in hand; once more stops at once"
             with StopRequests(ENDING, patient=False, advice=once) as asked:
                 restore_files(
@@ -308,17 +308,17 @@ def _restorer(
         pictures: Sequence["Picture"], names: Sequence[Path], seeds: Sequence[int]
     ) -> list[Made]:
         pair, notes = _strengths(args, names[0])  # with maps, one picture comes at a time
-        results = pipe(pictures, *pair, generator=seeds, **settings).images
-        return [
-            Made([r], notes, metadata=metadata_of(p, [pair]))
-            for p, r in zip(pictures, results, strict=True)
-        ]
+        made = []
+        for picture, seed in zip(pictures, seeds, strict=True):
+            results = pipe(picture, *pair, generator=_generator(args, seed), **settings).images
+            made.append(Made(results, notes, metadata=metadata_of(picture, [pair])))
+        return made
 
     def at_each(picture: "Picture", seed: int) -> Iterator[Any]:
         output_type, others = settings["output_type"], dict(settings)
         del others["output_type"]
-        looked = pipe.look(picture, generator=seed, **others)
-        return (pipe.mix(looked, *pair, output_type=output_type) for pair in pairs)
+        prediction = pipe.predict(picture, generator=_generator(args, seed), **others)
+        return (pipe.decode(prediction, *pair, output_type=output_type) for pair in pairs)
 
     def restore_grid(picture: "Picture", seed: int) -> Made:
         results = list(at_each(picture, seed))
@@ -346,6 +346,11 @@ def _restorer(
     return each(restore_best) if args.lambda_auto else each(restore_grid) if pairs else restore
 
 
+def _generator(args: argparse.Namespace, seed: int) -> int | None:
+    """The picture's own seed, if posteriors are sampled."""
+    return None if args.seed is None else seed
+
+
 def _strengths(args: argparse.Namespace, name: Path) -> tuple[tuple[Any, Any], str]:
     """(lambda_pix, lambda_sem) of the input of this name, numbers or maps, and a note where it has
     no map.
@@ -369,7 +374,7 @@ def _labeller(
     from pisasr.pictures.saving import Metadata, made_with
 
     model = pipe.identity  # the same for all
-    chance = {"seed": args.seed} if args.posterior == "sample" else {}
+    chance = {} if args.seed is None else {"seed": args.seed}
     others = {name: value for name, value in settings.items() if name != "output_type"}
 
     def words(strength: Any, name: str) -> str:

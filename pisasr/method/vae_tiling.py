@@ -36,7 +36,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pisasr.method.layers import run_offload_hooks, enlarge
+from pisasr.method.layers import enlarge, run_offload_hooks
 from pisasr.method.tiling import Tile
 
 WINDOW = 128  # latent pixels, each way, that the middle's attention sees of a larger map: 1024 px of the picture
@@ -67,7 +67,9 @@ def encode_tiled(
         _warn_untiled("encode", unknown)
         return vae.encode(x).latent_dist
     with run_offload_hooks(vae):
-        moments = _encoder(vae.encoder, x, Bands.of(x, tile, max(x.shape[-2:]) if low_memory else 0))
+        moments = _encoder(
+            vae.encoder, x, Bands.of(x, tile, max(x.shape[-2:]) if low_memory else 0)
+        )
         return DiagonalGaussianDistribution(
             moments if vae.quant_conv is None else vae.quant_conv(moments)
         )
@@ -94,7 +96,9 @@ def decode_tiled(vae: Any, z: Tensor, tile: int, low_memory: bool = False) -> Te
         x = z if vae.post_quant_conv is None else vae.post_quant_conv(z)
         levels = len(vae.decoder.up_blocks)
         return _decoder(
-            vae.decoder, x, Bands.of(z, tile, max(z.shape[-2:]) * 2 ** (levels - 1) if low_memory else 0)
+            vae.decoder,
+            x,
+            Bands.of(z, tile, max(z.shape[-2:]) * 2 ** (levels - 1) if low_memory else 0),
         )
 
 

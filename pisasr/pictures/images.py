@@ -598,6 +598,7 @@ def plan_frame(
     process_size: int = 512,
     multiple: int = 8,
     max_side: int = MAX_SIDE,
+    native_upscale: float | None = None,
 ) -> Frame:
     """How a picture of width x height reaches the model and comes out at exactly round(upscale *
     side).
@@ -617,8 +618,9 @@ def plan_frame(
             f"{width}x{height} enlarged {upscale:g} times is more than {MAX_OUTPUT_PIXELS / 1e9:.1f} billion pixels, "
             "beyond what a PNG is good for; choose a smaller --upscale"
         )
-    enlarged = _enlarge(width, height, upscale, process_size, max_side)
-    content = _scale(enlarged, upscale)
+    working = native_upscale or upscale
+    enlarged = _enlarge(width, height, working, process_size, max_side)
+    content = _scale(enlarged, working)
     least = min(process_size, MIN_SIDE)
     padded_width, padded_height = (-(-max(side, least) // multiple) * multiple for side in content)
     return Frame(

@@ -65,8 +65,8 @@ def draw(args: argparse.Namespace) -> None:
             (SCALE * photo.width, SCALE * photo.height), Image.Resampling.BICUBIC
         )
         place = args.output / f"{path.stem}.jpg"
-        looked = pipeline.look(photo, upscale=SCALE)
-        results = [pipeline.mix(looked, *pair) for pair in STRENGTHS]
+        prediction = pipeline.predict(photo, upscale=SCALE)
+        results = [pipeline.decode(prediction, *pair) for pair in STRENGTHS]
         side_by_side([bicubic, *results], args.panel).save(place, quality=92)
         print(place)
 
