@@ -6,7 +6,7 @@ A MASK is [H, W] or [B, H, W], 1 where painted. Nothing is random (the VAE's mea
 node has a seed.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.model_management as manager
 import torch
@@ -24,22 +24,16 @@ PIX = "How much of noise, blur and blocks is taken away: 0 none, 1 as trained."
 SEM = "How much detail is added: 0 none, 1 as trained."
 
 PiSASRModel = io.Custom("PISASR_MODEL")
-PiSASRPrediction = io.Custom("PISASR_PREDICTION")
+PiSASRPrediction = io.Custom("PISASR_PREDICTION")  # a model and its predictions of a batch
 
 
-class Predictions(NamedTuple):
-    """What PISASR_PREDICTION is: the predictions of a batch of pictures, and their model."""
-
-    model: Model
-    pictures: tuple[Prediction, ...]
-
-
-def _schema(node: str, name: str, description: str, inputs: list[Any], output: Any) -> io.Schema:
+def _schema(node: type, name: str, inputs: list[Any], output: Any) -> io.Schema:
+    """A node's first docstring line is its description."""
     return io.Schema(
-        node_id=f"PiSASR{node}",
+        node_id=f"PiSASR{node.__name__}",
         display_name=f"PiSA-SR {name}",
         category="image/upscaling",
-        description=description,
+        description=(node.__doc__ or "").partition("\n")[0],
         inputs=inputs,
         outputs=[output],
     )
@@ -51,8 +45,8 @@ def _strength(name: str, tooltip: str, default: float = 1.0, optional: bool = Fa
 
 
 def _upscale() -> Any:
-    limits = {"default": float(Options.upscale), "min": 1.0, "max": 16.0, "step": 0.25}
-    return io.Float.Input("upscale", tooltip="How many times as wide and as high.", **limits)
+    tooltip, default = "How many times as wide and as high.", float(Options.upscale)
+    return io.Float.Input("upscale", default=default, min=1.0, max=16.0, step=0.25, tooltip=tooltip)
 
 
 def _color_fix() -> Any:
@@ -61,24 +55,19 @@ def _color_fix() -> Any:
 
 
 class Load(io.ComfyNode):
-    """Names -> PISASR_MODEL."""
+    """A base and its two adapters, from models/pisasr and models/diffusers."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         base = "The model inside the package, or a folder in diffusers' layout (SD-2.1-base)."
         both = "The base's, or from models/pisasr a folder of pix and sem, or the published .pkl."
         dtype = "auto: fp16 where ComfyUI would use it, else what the machine is fastest in."
-        return _schema(
-            "Load",
-            "Load",
-            "A base and its two adapters, from models/pisasr and models/diffusers.",
-            [
-                io.Combo.Input("base", options=list(bases()), tooltip=base),
-                io.Combo.Input("adapters", options=list(adapters()), tooltip=both),
-                io.Combo.Input("dtype", options=list(DTYPES), tooltip=dtype),
-            ],
-            PiSASRModel.Output(display_name="model"),
-        )
+        inputs = [
+            io.Combo.Input("base", options=list(bases()), tooltip=base),
+            io.Combo.Input("adapters", options=list(adapters()), tooltip=both),
+            io.Combo.Input("dtype", options=list(DTYPES), tooltip=dtype),
+        ]
+        return _schema(cls, "Load", inputs, PiSASRModel.Output(display_name="model"))
 
     @classmethod
     def execute(cls, base: str, adapters: str, dtype: str) -> io.NodeOutput:
@@ -86,23 +75,14 @@ class Load(io.ComfyNode):
 
 
 class Predict(io.ComfyNode):
-    """The half of the method that no strength changes: IMAGE -> PISASR_PREDICTION."""
+    """The slow half: encodes the picture and predicts what both adapters would change."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         words = "What the picture shows. Usually left empty, as published."
-        return _schema(
-            "Predict",
-            "Predict",
-            "The slow half: encodes the picture and predicts what both adapters would change.",
-            [
-                PiSASRModel.Input("model"),
-                io.Image.Input("image"),
-                _upscale(),
-                io.String.Input("prompt", default="", optional=True, tooltip=words),
-            ],
-            PiSASRPrediction.Output(display_name="prediction"),
-        )
+        prompt = io.String.Input("prompt", default="", optional=True, tooltip=words)
+        inputs = [PiSASRModel.Input("model"), io.Image.Input("image"), _upscale(), prompt]
+        return _schema(cls, "Predict", inputs, PiSASRPrediction.Output(display_name="prediction"))
 
     @classmethod
     def execute(
@@ -114,11 +94,11 @@ class Predict(io.ComfyNode):
         options["on_tile"] = progress.on_tile
         pictures = progress.each(_pictures(image))
         predictions = tuple(pipe.predict(one, **options).to(keep) for one in pictures)
-        return io.NodeOutput(Predictions(model, predictions))
+        return io.NodeOutput((model, predictions))
 
 
 class MixAndDecode(io.ComfyNode):
-    """The half that makes a picture at two strengths: PISASR_PREDICTION -> IMAGE."""
+    """Makes the picture at two strengths. Moving them runs this node alone."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -126,26 +106,21 @@ class MixAndDecode(io.ComfyNode):
             "Where it is painted, the two strengths below hold; half painted is halfway between. "
             "In the picture's proportions; one for all pictures of a batch, or one for each."
         )
-        return _schema(
-            "MixAndDecode",
-            "Mix and Decode",
-            "Makes the picture at two strengths. Moving them runs this node alone.",
-            [
-                PiSASRPrediction.Input("prediction"),
-                _strength("lambda_pix", PIX),
-                _strength("lambda_sem", SEM),
-                _color_fix(),
-                io.Mask.Input("mask", optional=True, tooltip=painted),
-                _strength("lambda_pix_inside", "lambda_pix inside the mask.", 1.0, optional=True),
-                _strength("lambda_sem_inside", "lambda_sem inside the mask.", 0.0, optional=True),
-            ],
-            io.Image.Output(display_name="image"),
-        )
+        inputs = [
+            PiSASRPrediction.Input("prediction"),
+            _strength("lambda_pix", PIX),
+            _strength("lambda_sem", SEM),
+            _color_fix(),
+            io.Mask.Input("mask", optional=True, tooltip=painted),
+            _strength("lambda_pix_inside", "lambda_pix inside the mask.", 1.0, optional=True),
+            _strength("lambda_sem_inside", "lambda_sem inside the mask.", 0.0, optional=True),
+        ]
+        return _schema(cls, "Mix and Decode", inputs, io.Image.Output(display_name="image"))
 
     @classmethod
     def execute(
         cls,
-        prediction: Predictions,
+        prediction: tuple[Model, tuple[Prediction, ...]],
         lambda_pix: float,
         lambda_sem: float,
         color_fix: str,
@@ -170,25 +145,15 @@ class MixAndDecode(io.ComfyNode):
 
 
 class Upscale(io.ComfyNode):
-    """The whole method, with only the passes that the strengths need: IMAGE -> IMAGE."""
+    """Repairs and enlarges in one step. To try strengths, use Predict and Mix and Decode."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        model = "Of PiSA-SR Load; without it, the model inside the package."
-        return _schema(
-            "Upscale",
-            "Upscale",
-            "Repairs and enlarges in one step. To try strengths, use Predict and Mix and Decode.",
-            [
-                io.Image.Input("image"),
-                _upscale(),
-                _strength("lambda_pix", PIX),
-                _strength("lambda_sem", SEM),
-                _color_fix(),
-                PiSASRModel.Input("model", optional=True, tooltip=model),
-            ],
-            io.Image.Output(display_name="image"),
-        )
+        tooltip = "Of PiSA-SR Load; without it, the model inside the package."
+        model = PiSASRModel.Input("model", optional=True, tooltip=tooltip)
+        strengths = [_strength("lambda_pix", PIX), _strength("lambda_sem", SEM)]
+        inputs = [io.Image.Input("image"), _upscale(), *strengths, _color_fix(), model]
+        return _schema(cls, "Upscale", inputs, io.Image.Output(display_name="image"))
 
     @classmethod
     def execute(
@@ -246,9 +211,7 @@ def _pixels(image: Tensor, upscale: float) -> float:
 
 def _masks(mask: Tensor | None, count: int) -> list[Tensor | None]:
     """A mask [H, W] for each of `count` pictures; ValueError for another number of masks."""
-    if mask is None:
-        return [None] * count
-    masks = list(mask if mask.ndim == 3 else mask[None])
+    masks = [None] if mask is None else list(mask.reshape(-1, *mask.shape[-2:]))
     if len(masks) not in (1, count):
         raise ValueError(f"{len(masks)} masks for {count} pictures; give one, or one for each.")
     return masks * count if len(masks) == 1 else masks
