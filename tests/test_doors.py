@@ -90,8 +90,8 @@ def by_onnx(photo: Path, base_folder: Path, request) -> np.ndarray:
     return np.asarray(Image.open(made))
 
 
-# Levels of 255, at most and on average. ONNX sums in another order; ComfyUI's pictures are floats,
-# enlarged without rounding, which this model of sine waves amplifies.
+# Levels of 255, at most and on average. ONNX sums in another order; ComfyUI enlarges floats without
+# rounding, which this model of sine waves amplifies.
 SAME, OTHER_SUMS, FLOATS = (0, 0.0), (1, 0.01), (8, 1.0)
 
 

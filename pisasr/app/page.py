@@ -11,14 +11,7 @@ from typing import Any
 import gradio as gr
 from gradio.data_classes import FileData
 
-from pisasr.app.session import (
-    FORMATS,
-    IDLE_S,
-    OpenPicture,
-    Session,
-    Settings,
-    read_mask,
-)
+from pisasr.app.session import FORMATS, IDLE_S, OpenPicture, Session, Settings, read_mask
 from pisasr.errors import PisasrError, explain
 from pisasr.method.color import COLOR_FIXES
 from pisasr.pictures.images import eight_bits, join

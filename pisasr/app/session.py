@@ -65,10 +65,8 @@ class Settings:
     def read(cls, values: Any) -> "Settings":
         """Settings from a JSON object; PisasrError where it has other names."""
         names = [field.name for field in fields(cls)]
-        unknown = [str(name) for name in values or () if name not in names]
-        if unknown or not isinstance(values, dict):
-            wrong = f"settings have no {unknown[0]!r}" if unknown else "settings are no object"
-            raise PisasrError(f"{wrong}; they are {', '.join(names)}")
+        if not isinstance(values, dict) or values.keys() - set(names):
+            raise PisasrError(f"settings are {values!r:.80}; they have {', '.join(names)}")
         return cls(**values)
 
     def strengths(self, mask: np.ndarray | None, width: int) -> tuple[Any, Any]:
@@ -101,17 +99,17 @@ class Settings:
 
 @dataclass
 class OpenPicture:
-    """A picture, its prediction, and the last result with the settings that made it."""
+    """A picture with the settings of its prediction, and the last result with its own."""
 
     key: str
     path: Path
     picture: Picture
     settings: Settings
     prediction: Prediction
-    size: tuple[int, int]
     folder: Path  # of files for the browser
-    mask: np.ndarray | None = None
     result: Image.Image | None = None
+    shown: Settings = Settings()
+    mask: np.ndarray | None = None
     is_ready: bool = False  # for moving knobs: the corners are there
 
     def fits(self, path: str | Path, settings: Settings, *names: str) -> bool:
@@ -119,6 +117,11 @@ class OpenPicture:
         names = ("upscale", "prompt", *names)
         same = all(getattr(self.settings, name) == getattr(settings, name) for name in names)
         return same and self.path == Path(path)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the result."""
+        return self.prediction.frame.output
 
     @property
     def held_bytes(self) -> int:
@@ -216,20 +219,16 @@ class Session:
             self._check_size(picture, settings)
             with self._device:
                 prediction = self.pipe.predict(picture, on_tile, **self._options(settings))
-        width, height = (round(settings.upscale * side) for side in picture.size)
         key, folder = secrets.token_urlsafe(16), Path(mkdtemp(dir=self._folder.name))
-        opened = OpenPicture(
-            key, Path(path), picture, settings, prediction, (width, height), folder
-        )
+        opened = OpenPicture(key, Path(path), picture, settings, prediction, folder)
         self.store.put(opened)
         return opened
 
-    def show(
-        self, opened: OpenPicture, settings: Settings, mask: np.ndarray | None = None
-    ) -> Image.Image:
+    def show(self, opened: OpenPicture, settings: Settings, mask: Any = None) -> Image.Image:
         """Decode at these strengths, without a pass of the UNet; kept as what a download holds."""
         opened.result = self._decode(opened, settings.strengths(mask, opened.size[0]), settings)
-        opened.settings, opened.mask = settings, mask
+        fixed = {"upscale": opened.settings.upscale, "prompt": opened.settings.prompt}
+        opened.shown, opened.mask = replace(settings, **fixed), mask
         return opened.result
 
     def corners(self, opened: OpenPicture) -> Iterator[Image.Image]:
@@ -243,7 +242,7 @@ class Session:
         """Write what was shown last as a file of a format."""
         if opened.result is None:
             raise PisasrError("nothing is shown yet; wait for the picture")
-        settings = replace(opened.settings, format=format, keep_exif=keep_exif)
+        settings = replace(opened.shown, format=format, keep_exif=keep_exif)
         result: Any = opened.result
         if format == "PNG16":
             pair = settings.strengths(opened.mask, opened.size[0])
@@ -288,10 +287,8 @@ class Session:
         width, height = picture.size
         pixels = settings.upscale * width * (settings.upscale * height)
         if pixels > MAX_OUTPUT_PIXELS:
-            raise PisasrError(
-                f"the result would have {pixels / 1e6:.0f} million pixels, the most here are "
-                f"{MAX_OUTPUT_PIXELS // 10**6}; choose a smaller size, or use `pisasr infer`"
-            )
+            size = f"{pixels / 1e6:.0f} million pixels, above {MAX_OUTPUT_PIXELS // 10**6}"
+            raise PisasrError(f"the result would have {size}; choose a smaller size")
 
 
 def read_mask(text: str) -> np.ndarray | None:

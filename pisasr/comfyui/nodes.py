@@ -102,10 +102,7 @@ class MixAndDecode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        painted = (
-            "Where it is painted, the two strengths below hold; half painted is halfway between. "
-            "In the picture's proportions; one for all pictures of a batch, or one for each."
-        )
+        painted = "Where the strengths below hold; one for all pictures, or one for each."
         inputs = [
             PiSASRPrediction.Input("prediction"),
             _strength("lambda_pix", PIX),
