@@ -207,7 +207,7 @@ def test_pyiqa_s_niqe_agrees(tmp_path):
     import torch
     from scipy.io import savemat
 
-    from pisasr.evaluation.lookup import MetricUnavailable
+    from pisasr.evaluation.networks import MetricUnavailable
     from pisasr.evaluation.niqe import find_parameters, load_parameters, niqe
 
     try:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pisasr.evaluation import niqe as niqe_module
-from pisasr.evaluation.lookup import MetricUnavailable
+from pisasr.evaluation.networks import MetricUnavailable
 from pisasr.evaluation.niqe import PristineStatistics, find_parameters, load_parameters, niqe
 
 REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).parents[2] / "shared" / "realsr"))

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.models import AlexNet_Weights, VGG16_Weights, alexnet
 
 from pisasr.errors import PisasrError
-from pisasr.evaluation.lookup import MetricUnavailable
+from pisasr.evaluation.networks import MetricUnavailable
 from pisasr.evaluation.perceptual import TRUNKS, is_at_hand, load_scorer
 from pisasr.evaluation.scoring import usual_metrics
 
