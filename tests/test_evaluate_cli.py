@@ -12,6 +12,7 @@ from PIL import Image
 from pisasr.commands.evaluate import evaluate
 from pisasr.evaluation import metrics as metrics_module
 from pisasr.evaluation.metrics import Metric
+from pisasr.evaluation.pairs import pair_folders
 
 
 @pytest.fixture
@@ -192,6 +193,13 @@ def test_files_are_paired_by_name_with_endings_disregarded_and_not_by_order(fold
     assert run(folders) == 0
     after = [float(row["psnr"]) for row in read_out(folders)[0]]
     assert before[0] - after[0] > 5 and before[1] - after[1] > 5 and before[2] == after[2]
+
+
+def test_without_true_pictures_the_first_method_leads(folders):
+    (folders / "same" / "c.png").unlink()
+    examples, problems = pair_folders({"a": folders / "same", "b": folders / "brighter"})
+    assert [example.name for example in examples] == ["a.png", "b.png"]
+    assert problems == ["only in --sr b, not in --sr a: c.png"]
 
 
 @pytest.mark.parametrize("damage", ["another size", "corrupt"])
