@@ -207,8 +207,9 @@ def training(bench: Bench, sizes: list[int]) -> Iterator[Group]:
     from pisasr.config import TrainConfig
     from pisasr.method.adapters import active, parameters_of, train_only
     from pisasr.training.loop import restore_batch
+    from pisasr.training.losses import Batch, Scorers, distillation, score
     from pisasr.training.setup import Predictor, load_model
-    from pisasr.training.stages import Batch, Stage, build_objective, distillation, stages_of
+    from pisasr.training.stages import Stage, stages_of
 
     px, precision = (
         sizes[0],
@@ -222,30 +223,26 @@ def training(bench: Bench, sizes: list[int]) -> Iterator[Group]:
             "sem": {"steps": 1, "weight_csd": 1.0},
         }
     )
-    model, words, alphas_cumprod = load_model(config, torch.device(bench.device))
+    base = load_model(config, torch.device(bench.device))
+    model = base.model
     x = (
         torch.from_numpy(np.array(picture(px, px))).permute(2, 0, 1)[None].to(bench.device) / 127.5
         - 1
     )
-    examples = Batch(x_L=x, x_H=x.flip(3), captions=["a photo"], seeds=[0], cell_px=model.factor)
+    examples = Batch(x_L=x, x_H=x.flip(3), captions=["a photo"], seeds=[0])
 
     def step(stage: Stage, optimizer: torch.optim.Optimizer) -> None:
-        objective = build_objective(
-            stage.settings, None, lambda: distillation(model, words, alphas_cumprod, config.csd)
-        )
+        csd = None
+        if stage.settings.weight_csd and base.alphas_cumprod is not None:
+            csd = distillation(model, base.prompts, base.alphas_cumprod, config.csd)
         train_only(model.unet, stage.learns)
         optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad(), active(model.unet, stage.active):
             with torch.autocast(bench.device, bench.dtype, enabled=bench.dtype != torch.float32):
                 made = restore_batch(
-                    examples,
-                    stage,
-                    model,
-                    Predictor(model.unet),
-                    words,
-                    config.data.null_text_ratio,
+                    examples, stage, base, Predictor(model.unet), config.data.null_text_ratio
                 )
-                total, _ = objective(examples, *made)
+                total, _ = score(stage.settings, Scorers(csd=csd), examples, *made)
             total.backward()
         optimizer.step()
 

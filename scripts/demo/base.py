@@ -150,7 +150,7 @@ class Data:
 
 def open_data(args: argparse.Namespace) -> Data:
     from pisasr.config import load_recipe
-    from pisasr.data.photos import Photos, choose_photos, share_out
+    from pisasr.data.photos import Photos, list_photos, share_out
 
     try:
         mix = {name: float(weight) for name, weight in (text.split("=") for text in args.mix)}
@@ -158,9 +158,9 @@ def open_data(args: argparse.Namespace) -> Data:
         raise PisasrError(
             f"--mix is {' '.join(args.mix)}; wanted NAME=WEIGHT, like train=0.92 pages=0.08."
         ) from None
-    chosen = choose_photos(args.photos, mix=mix)
+    chosen = list_photos(args.photos, mix)
     recipe = load_recipe(args.degradation)
-    photos = Photos([p.path for p in chosen], args.crop, recipe, args.seed, keep_in_memory=True)
+    photos = Photos(chosen, args.crop, recipe, args.seed)
     return Data(photos, share_out(chosen, mix), args.workers)
 
 
