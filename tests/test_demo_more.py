@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr.config import load_config, load_recipe
+from pisasr.config import load_recipe
 
 DEMO = Path(__file__).parents[1] / "scripts" / "demo"
 
@@ -77,7 +77,3 @@ def test_the_held_out_crop_is_the_middle(tmp_path):
 @pytest.mark.parametrize("name", ["photos", "soft"])
 def test_the_recipes_of_the_demo_can_be_read(name):
     assert load_recipe(DEMO / f"{name}.yaml").scale == 4
-
-
-def test_the_config_of_the_demo_can_be_read():
-    assert load_config(DEMO / "demo.yaml", ["data.photos=x", "run.output=y"]).sem.steps > 0

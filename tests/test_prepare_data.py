@@ -75,11 +75,12 @@ def test_the_best_share_is_kept(tmp_path):
     (tmp_path / "photos").mkdir()
     for name in ("chelsea", "coffee"):
         with Image.open(EXAMPLES / f"{name}.png") as photo:
-            photo.save(tmp_path / "photos" / f"{name}.png")
-            soft = photo.filter(ImageFilter.GaussianBlur(4))
-            soft.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
-                tmp_path / "photos" / f"{name}_soft.png"
-            )
+            large = photo.resize((320, 240), box=(0, 0, photo.width, photo.width * 3 // 4))
+        large.save(tmp_path / "photos" / f"{name}.png")
+        soft = large.filter(ImageFilter.GaussianBlur(4))
+        soft.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
+            tmp_path / "photos" / f"{name}_soft.png"
+        )
     output = tmp_path / "train.txt"
     given = ("--input", tmp_path / "photos", "--output", output, "--min_side", 100)
     assert run(*given, "--best", 0.5) == 0
