@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import prepare_data
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from pisasr.data.photos import list_photos
 
@@ -75,7 +75,7 @@ def test_the_best_share_is_kept(tmp_path):
     (tmp_path / "photos").mkdir()
     for name in ("chelsea", "coffee"):
         with Image.open(EXAMPLES / f"{name}.png") as photo:
-            large = photo.resize((320, 240), box=(0, 0, photo.width, photo.width * 3 // 4))
+            large = ImageOps.fit(photo.convert("RGB"), (320, 240))
         large.save(tmp_path / "photos" / f"{name}.png")
         soft = large.filter(ImageFilter.GaussianBlur(4))
         soft.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
