@@ -95,16 +95,16 @@ def load_score() -> Callable[["Image.Image"], float]:
     """Return NIQE of a photo's middle."""
     import numpy as np
 
-    from pisasr.evaluation.niqe import find_parameters, load_parameters, niqe
+    from pisasr.evaluation.niqe import load_niqe
 
-    pristine = load_parameters(find_parameters())
+    niqe = load_niqe()
 
     def score(picture: "Image.Image") -> float:
         left, top = (max(0, side - SCORED_PX) // 2 for side in picture.size)
         middle = picture.crop(
             (left, top, min(left + SCORED_PX, picture.width), min(top + SCORED_PX, picture.height))
         )
-        value = niqe(np.asarray(middle), pristine)
+        value = niqe(np.asarray(middle))
         return value if np.isfinite(value) else float("inf")  # too flat to be scored: the worst
 
     return score

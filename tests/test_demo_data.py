@@ -15,7 +15,6 @@ from PIL import Image
 
 from pisasr.config import load_recipe
 from pisasr.data.degradation import degrade_one, draw_steps, sample_generator
-from pisasr.evaluation.metrics import PROTOCOLS, psnr
 
 ROOT = Path(__file__).parents[1]
 

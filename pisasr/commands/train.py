@@ -4,7 +4,7 @@ import argparse
 import logging
 import sys
 
-from pisasr.commands.options import command_parser
+from pisasr.commands.options import command_parser, place_among_processes
 from pisasr.errors import OK, guarded
 
 EXAMPLES = """examples:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from pisasr.config import TrainConfig, ValidationConfig
 from pisasr.errors import PisasrError
-from pisasr.evaluation.figure import draw_comparison
 from pisasr.evaluation.metrics import psnr
 from pisasr.method.adapters import active
 from pisasr.method.model import PiSASR, Plan, Predictors, predict, restore
@@ -31,6 +30,7 @@ from pisasr.pictures.images import (
 )
 from pisasr.pictures.opening import read_picture
 from pisasr.pictures.saving import save_image
+from pisasr.pictures.sheets import draw_comparison
 from pisasr.training.stages import Stage
 from pisasr.training.state import append_row
 
@@ -73,7 +73,7 @@ class Validator:
     ) -> tuple[dict[str, float], Image.Image]:
         """Restore every picture at the stage's strengths; return mean scores by name, and a sheet.
 
-        Deterministic: posterior mean, empty prompt. PSNR on 8-bit RGB without a border; LPIPS where
+        Deterministic: posterior mean, empty prompt. PSNR-Y without a border; LPIPS where
         the stage learns by it. A picture with nan or inf is black and scores nan.
         """
         lambdas = [(1.0, 0.0), (1.0, 1.0)] if "sem" in stage.active else [(1.0, 0.0)]
