@@ -422,9 +422,10 @@ def degrade_one(
         match step:
             case Kernel():
                 x = blur(x, step.make())
-            case Resize(to, mode, antialias):
-                by_factor = isinstance(to, float)
-                x = resize_by(x, to, mode) if by_factor else resize(x, to, mode, antialias)
+            case Resize(float() as factor, mode):
+                x = resize_by(x, factor, mode)
+            case Resize(tuple() as size, mode, antialias):
+                x = resize(x, size, mode, antialias)
             case Noise(kind, strength, gray):
                 source = _own_generator(generator) if by_place else generator
                 if kind == "gaussian":

@@ -5,19 +5,19 @@ A new loss is a function here, a `weight_NAME` in `config.StageConfig` and a lin
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pisasr.config import CsdConfig, StageConfig
 from pisasr.method.adapters import active
-from pisasr.method.model import PiSASR, predict
+from pisasr.method.model import PiSASR, predict_eps
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.rng import generator_for, randn_for
 
-# prompts -> embeddings [B, tokens, d], empty for a base without a text encoder
-Prompts = Callable[[list[str]], Tensor]
+# prompts -> embeddings [B, tokens, d]; None for a base without a text encoder
+Prompts = Callable[[list[str]], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def distillation(
 
     def teacher(z_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         with active(model.unet, ()):
-            return predict(model.unet, z_t, prompt_embeds, t)
+            return predict_eps(model.unet, z_t, prompt_embeds, t)
 
     def loss(batch: Batch, z_H: Tensor) -> Tensor:
         positive = [", ".join(filter(None, (text, settings.prompt))) for text in batch.captions]

@@ -12,7 +12,7 @@ from pisasr.config import ConfigError, RunConfig, TrainConfig
 from pisasr.data.photos import Photos, list_photos, share_out
 from pisasr.method.adapters import attach
 from pisasr.method.layers import use_fast_layers
-from pisasr.method.model import PiSASR, predict
+from pisasr.method.model import PiSASR, predict_eps
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
 from pisasr.training.losses import Prompts
@@ -93,9 +93,8 @@ def load_model(config: TrainConfig, device: torch.device) -> Base:
     return Base(PiSASR(unet.to(device), vae.to(device), prompts), prompts, alphas)
 
 
-def no_prompts(prompts: str | list[str]) -> Tensor:
-    """Return the embeddings of a base without a text encoder: [B, 0, 0]."""
-    return torch.zeros(1 if isinstance(prompts, str) else len(prompts), 0, 0)
+def no_prompts(prompts: str | list[str]) -> None:
+    """Encode prompts for a base without a text encoder: captions are ignored."""
 
 
 def check_noise_levels(config: TrainConfig, unet: Any) -> None:
@@ -138,5 +137,5 @@ class Predictor(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, z_L: Tensor, prompt_embeds: Tensor) -> Tensor:
-        return predict(self.unet, z_L, prompt_embeds)
+    def forward(self, z_L: Tensor, prompt_embeds: Tensor | None) -> Tensor:
+        return predict_eps(self.unet, z_L, prompt_embeds)

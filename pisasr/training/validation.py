@@ -16,7 +16,7 @@ from pisasr.config import TrainConfig, ValidationConfig
 from pisasr.errors import PisasrError
 from pisasr.evaluation.metrics import psnr
 from pisasr.method.adapters import active
-from pisasr.method.model import PiSASR, Plan, Predictors, predict, restore
+from pisasr.method.model import PiSASR, Plan, Predictors, predict_eps, restore
 from pisasr.pictures.folders import list_pictures
 from pisasr.pictures.images import (
     crop,
@@ -119,7 +119,7 @@ def restore_picture(
     def predictor(*adapters: str) -> Callable[[Tensor], Tensor]:
         def run(z_L: Tensor) -> Tensor:
             with active(model.unet, adapters):
-                return predict(model.unet, z_L, prompt_embeds)
+                return predict_eps(model.unet, z_L, prompt_embeds)
 
         return run
 
@@ -154,6 +154,7 @@ def _read_pair(lq_path: Path, hq_path: Path, crop_px: int) -> Pair:
         )
     width, height = (min(max(crop_px // scale, 1), side) for side in lq.size)
     left, top = (lq.width - width) // 2, (lq.height - height) // 2
-    box = (left, top, left + width, top + height)
-    hq = hq.crop(tuple(scale * edge for edge in box))
-    return Pair(lq.crop(box).resize(hq.size, Image.Resampling.BICUBIC), hq)
+    right, bottom = left + width, top + height
+    lq = lq.crop((left, top, right, bottom))
+    hq = hq.crop((scale * left, scale * top, scale * right, scale * bottom))
+    return Pair(lq.resize(hq.size, Image.Resampling.BICUBIC), hq)
