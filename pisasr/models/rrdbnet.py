@@ -124,8 +124,12 @@ class PixelAutoencoder(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, latent_channels: int = 3 * SCALE**2, scaling_factor: float = 1.0):
         super().__init__()
-        # A module without a tensor has neither dtype nor device.
-        self.register_buffer("one", torch.ones(()))
+        self.register_buffer("one", torch.ones(()))  # without a tensor it would have no device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Float32 always: what only moves pixels must not round them."""
+        return torch.float32
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
