@@ -5,7 +5,6 @@ it), ncnn's .param and .bin have none: their convolutions come in the order they
 """
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +39,7 @@ INDEX = {
     "vae": ["pisasr.models.rrdbnet", "PixelAutoencoder"],
     "color_fix": "none",
     "native_upscale": SCALE,
+    "process_size": 64,
 }
 
 
@@ -79,7 +79,7 @@ def _read_tensors(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file makes both libraries raise what they like
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path} can't be read as weights alone ({reason}).") from None
     inner = next((content[name] for name in WRAPPERS if name in content), content)

