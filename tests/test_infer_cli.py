@@ -798,38 +798,6 @@ def test_a_picture_called_like_a_file_of_another_s_grid_has_a_place_of_its_own(h
     )
 
 
-def test_the_sheet_has_rows_for_pix_and_columns_for_sem():
-    from pisasr.pictures.sheets import INK, draw_sheet
-
-    pictures = [
-        Image.new("RGB", (200, 100), (10 * row, 10 * column, 255))
-        for row in range(3)
-        for column in range(2)
-    ]
-    sheet = draw_sheet(pictures, [0, 0.5, 1], [0, 1])
-    pixels = np.asarray(sheet).astype(int)
-    centres = {}
-    for row in range(3):
-        for column in range(2):
-            y, x = np.where((pixels == (10 * row, 10 * column, 255)).all(-1))
-            assert len(y) == 200 * 100
-            centres[row, column] = y.mean(), x.mean()
-    assert (
-        centres[0, 0][0] < centres[1, 0][0] < centres[2, 0][0]
-        and centres[0, 0][1] < centres[0, 1][1]
-    )
-    assert (pixels == INK).all(-1).any()
-
-
-def test_the_sheet_takes_grey_and_transparent_pictures_and_stays_small():
-    from pisasr.pictures.sheets import draw_sheet
-
-    assert draw_sheet([Image.new("LA", (9, 3000))], [1], [1]).size[1] <= 4200
-    assert draw_sheet([Image.new("L", (2, 2))] * 4, [0, 1], [0, 1]).mode == "RGB"
-    with pytest.raises(ValueError, match="came"):
-        draw_sheet([], [0], [0])
-
-
 # --- with a model ---------------------------------------------------------------------------------
 
 
@@ -1152,10 +1120,6 @@ def test_a_map_that_is_none_costs_its_picture_one_line(here, stub):
         (
             ["--lambda_sem_map", "m.png", "--lambda_grid", "0,1", "1"],
             "--lambda_grid sets it for the whole",
-        ),
-        (
-            ["--lambda_pix_map", "m.png", "--lambda_auto", "niqe"],
-            "--lambda_auto sets it for the whole",
         ),
         (["--lambda_pix_map", "m.png", "--default"], "--default sets it for the whole"),
         (["--lambda_pix_map", "absent.png"], "--lambda_pix_map absent.png: no such file or folder"),

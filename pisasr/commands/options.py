@@ -9,7 +9,6 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     from pisasr.pipeline import PiSASRPipeline
-
-WEIGHTS = "PISASR_WEIGHTS"
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +64,22 @@ def whole(text: str, least: int = 0) -> int:
 
 
 positive_int = partial(whole, least=1)
+
+
+def parse_lambdas(text: str) -> list[float]:
+    """Parse a list of strengths such as "0,0.5,1": each once, in the order they come."""
+    return list(dict.fromkeys(finite(part) for part in text.split(",")))
+
+
+def place_among_processes() -> tuple[int, int]:
+    """Return (rank, count) as accelerate, torchrun and Slurm scripts set them, else (0, 1)."""
+    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None and count is None:
+        return 0, 1
+    if rank and count and rank.isdecimal() and count.isdecimal() and int(rank) < int(count):
+        return int(rank), int(count)
+    given = f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment"
+    raise UsageError(f"{given}; a launcher sets both, such as 0 and 2: unset both, or set both")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -142,14 +155,6 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="halve what the VAE holds of a big picture, for more time",
     )
-
-
-def add_weights_option(add: Callable[..., Any]) -> None:
-    """--weights, where metrics and peers find their files."""
-    files = (
-        f"files of NIQE, the feature distance and x4plus, by their own names (default: ${WEIGHTS})"
-    )
-    add("--weights", type=Path, default=os.environ.get(WEIGHTS) or None, metavar="DIR", help=files)
 
 
 def normalise(argv: list[str]) -> list[str]:
