@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -25,12 +24,14 @@ from pisasr.method.adapters import active, attach, load_into, parameters_of, tra
 from pisasr.method.model import PiSASR, predict_eps, restore
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
+from pisasr.models.rrdbnet import RRDBNet
+from pisasr.models.rrdbnet_files import save_base
 from pisasr.models.weights import convert_release, load_adapter, save_adapter
 from pisasr.training import loop
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.loop import TrainingDiverged, learning_rate, train
 from pisasr.training.losses import Batch, Scorers, score
-from pisasr.training.setup import Predictor, check_noise_levels, no_prompts
+from pisasr.training.setup import Predictor
 from pisasr.training.stages import stages_of
 
 TINY = """
@@ -148,14 +149,15 @@ def test_a_perceptual_loss_may_take_part_in_both_stages(run, monkeypatch):
         assert row["total"] == pytest.approx(row["l2"] + weight * row["lpips"], rel=1e-5)
 
 
-def test_a_network_without_noise_levels_is_not_distilled():
-    config = TrainConfig(data=DataConfig(photos=[]), run=RunConfig(output=""))
-    check_noise_levels(config, SimpleNamespace())
-    with pytest.raises(ConfigError, match="sem.weight_csd must be 0"):
-        check_noise_levels(config, SimpleNamespace(has_noise_levels=False))
-    without = config.model_copy(update={"sem": config.sem.model_copy(update={"weight_csd": 0.0})})
-    check_noise_levels(without, SimpleNamespace(has_noise_levels=False))
-    assert no_prompts(["a", "b"]) is None
+def test_a_base_without_words_and_noise_levels_learns_but_is_not_distilled(run, tmp_path):
+    save_base(RRDBNet(blocks=1, features=8, growth=4), tmp_path / "rrdb", torch.float32)
+    base = f"model.pretrained_model={tmp_path / 'rrdb'}"
+    with pytest.raises(ConfigError, match="sem.weight_csd must be 0: RRDBNet"):
+        run("distilled", base)
+    given = (base, "pix.steps=2", "sem.steps=1", "sem.weight_csd=0", "sem.start_from=-pix")
+    found = rows(run("a", *given, "run.mixed_precision=bf16"))
+    assert [(row["stage"], row["step"]) for row in found] == [("pix", 1), ("pix", 2), ("sem", 1)]
+    assert all(row["grad_norm"] > 0 for row in found)
 
 
 def test_workers_change_nothing(run, finished):

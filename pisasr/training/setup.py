@@ -77,7 +77,8 @@ def load_model(config: TrainConfig, device: torch.device) -> Base:
     base = load_base(config.model.pretrained_model)
     unet = base["unet"].to(memory_format=torch.channels_last)
     vae, text_encoder = base["vae"], base.get("text_encoder")
-    check_noise_levels(config, unet)
+    scheduler = base.get("scheduler")
+    check_noise_levels(config, unet, scheduler)
     # Fresh adapters are the only draw that belongs to no step and no sample.
     torch.manual_seed(config.run.seed)
     prepare_model(config, unet, vae)
@@ -88,7 +89,6 @@ def load_model(config: TrainConfig, device: torch.device) -> Base:
     if text_encoder is not None:
         freeze(text_encoder, low)
         prompts = PromptEncoder(base["tokenizer"], text_encoder.to(device))
-    scheduler = base.get("scheduler")
     alphas = DDPMScheduler.from_config(scheduler.config).alphas_cumprod if scheduler else None
     return Base(PiSASR(unet.to(device), vae.to(device), prompts), prompts, alphas)
 
@@ -97,10 +97,11 @@ def no_prompts(prompts: str | list[str]) -> None:
     """Encode prompts for a base without a text encoder: captions are ignored."""
 
 
-def check_noise_levels(config: TrainConfig, unet: Any) -> None:
+def check_noise_levels(config: TrainConfig, unet: Any, scheduler: Any) -> None:
     """Raise ConfigError if distillation is wanted from a network that knows no noise levels."""
+    knows = scheduler is not None and getattr(unet, "has_noise_levels", True)
     for stage in stages_of(config):
-        if stage.settings.weight_csd and not getattr(unet, "has_noise_levels", True):
+        if stage.settings.weight_csd and not knows:
             raise ConfigError(
                 f"{stage.name}.weight_csd must be 0: {type(unet).__name__} knows no noise levels, "
                 "so it has no score to distill."
