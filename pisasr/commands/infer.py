@@ -10,8 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from pisasr.commands.batch import (
     Made,
     Report,
@@ -183,7 +181,7 @@ def _infer(args: argparse.Namespace) -> int:
                 else (args.batch_size, _small_pixels(pipe, args))
             )
             restore = _restorer(pipe, args, pairs)
-            how = args.existing, args.seed, args.max_input_pixels, args.debug
+            how = args.existing, args.seed or 0, args.max_input_pixels, args.debug
             once = "stopping after the picture in hand; once more stops at once"
             with StopRequests(ENDING, patient=False, advice=once) as asked:
                 restore_files(
@@ -268,28 +266,24 @@ def _restorer(
         _labeller(pipe, args, settings) if args.keep_metadata else lambda picture, pairs: None
     )
 
-    def tell(picture: "Picture") -> None:
-        """Of a picture that the model sees in tiles, what it will take, before it is begun."""
-        if (
-            not args.quiet
-            and (forecast := pipe.plan(picture.size, **pipeline_settings(args))).tiles > 1
-        ):
-            tqdm.write(f"{forecast} ...")
-
     def restore(
         pictures: Sequence["Picture"], names: Sequence[Path], seeds: Sequence[int]
     ) -> list[Made]:
-        tell(pictures[0])
         pair, notes = _strengths(args, names[0])  # with maps, one picture comes at a time
-        results = pipe(pictures, *pair, generator=seeds, **settings).images
-        return [
-            Made([r], notes, metadata=metadata_of(p, [pair]))
-            for p, r in zip(pictures, results, strict=True)
-        ]
+        made = []
+        for picture, seed in zip(pictures, seeds, strict=True):
+            results = pipe(picture, *pair, generator=_generator(args, seed), **settings).images
+            made.append(Made(results, notes, metadata=metadata_of(picture, [pair])))
+        return made
+
+    def at_each(picture: "Picture", seed: int) -> Iterator[Any]:
+        output_type, others = settings["output_type"], dict(settings)
+        del others["output_type"]
+        prediction = pipe.predict(picture, generator=_generator(args, seed), **others)
+        return (pipe.decode(prediction, *pair, output_type=output_type) for pair in pairs)
 
     def restore_grid(picture: "Picture", seed: int) -> Made:
-        tell(picture)
-        results = pipe.sweep(picture, pairs, generator=seed, **settings)
+        results = list(at_each(picture, seed))
         sheet = draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)
         return Made(
             [*results, sheet], metadata=metadata_of(picture, [*pairs, tuple(args.lambda_grid)])
@@ -299,6 +293,11 @@ def _restorer(
         return lambda pictures, _, seeds: list(map(restore_one, pictures, seeds))
 
     return each(restore_grid) if pairs else restore
+
+
+def _generator(args: argparse.Namespace, seed: int) -> int | None:
+    """The picture's own seed, if posteriors are sampled."""
+    return None if args.seed is None else seed
 
 
 def _strengths(args: argparse.Namespace, name: Path) -> tuple[tuple[Any, Any], str]:
@@ -324,7 +323,7 @@ def _labeller(
     from pisasr.pictures.saving import Metadata, made_with
 
     model = pipe.identity  # the same for all
-    chance = {"seed": args.seed} if args.posterior == "sample" else {}
+    chance = {} if args.seed is None else {"seed": args.seed}
     others = {name: value for name, value in settings.items() if name != "output_type"}
 
     def words(strength: Any, name: str) -> str:
