@@ -118,7 +118,7 @@ def test_ten_steps_of_each_stage_at_full_size(tmp_path, monkeypatch, seconds):
     """Small crops, everything else as configs/pisasr.yaml has it on a small card; LPIPS' VGG16 with
     random weights.
     """
-    lpips = pytest.importorskip("lpips")
+    metrics = pytest.importorskip("torchmetrics.functional.image.lpips")
     torch.manual_seed(0)
     base = {
         "unet": make_unet(),
@@ -129,7 +129,7 @@ def test_ten_steps_of_each_stage_at_full_size(tmp_path, monkeypatch, seconds):
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
         ),
     }
-    vgg = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
+    vgg = metrics._LPIPS(net="vgg", pnet_rand=True)
     monkeypatch.setattr(setup, "load_base", lambda name: base)
     monkeypatch.setattr(loop, "load_lpips", lambda *_: lambda x, y: vgg(x, y, normalize=True))
     seconds("base made")
