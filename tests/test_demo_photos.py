@@ -9,6 +9,8 @@ import numpy as np
 import photos
 from PIL import Image
 
+from pisasr.config import load_config
+
 DEMO = Path(photos.__file__).parent
 
 
@@ -70,3 +72,9 @@ def test_the_held_out_crop_is_the_middle():
     crop = np.asarray(photos.middle(Image.fromarray(photo)))
     assert crop.shape == (352, 512, 3)
     assert (crop == 200).all()
+
+
+def test_the_recipe_of_the_embedded_model_can_be_read():
+    config = load_config(DEMO / "demo.yaml", ["run.output=y"])
+    assert config.degradation.scale == 4
+    assert config.sem.weight_csd == 0

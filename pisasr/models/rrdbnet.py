@@ -64,6 +64,7 @@ class RRDBNet(ModelMixin, ConfigMixin):
     """Predict eps [B, 48, h, w] of z like a UNet; timestep and words are ignored."""
 
     _supports_group_offloading = False
+    has_noise_levels = False  # nothing can be distilled from it
 
     @register_to_config
     def __init__(
