@@ -219,7 +219,7 @@ def training_base(config: Any, size: str, device: str) -> Any:
     import torch
 
     from pisasr.method.model import PiSASR
-    from pisasr.training.setup import Base, freeze, load_model, no_prompts, prepare_model
+    from pisasr.training.setup import Base, freeze, load_model, prepare_model
 
     if size == "demo":
         return load_model(config, torch.device(device))
@@ -227,8 +227,12 @@ def training_base(config: Any, size: str, device: str) -> Any:
     prepare_model(config, unet, vae)
     for part in (unet, vae):
         freeze(part, torch.float32)
-    model = PiSASR(unet.to(device), vae.to(device), no_prompts)
-    return Base(model, no_prompts, torch.linspace(0.999, 0.005, 1000))
+
+    def prompts(texts: list[str]) -> torch.Tensor:  # the network puts its own in their place
+        return torch.zeros(len(texts), 1, 1)
+
+    model = PiSASR(unet.to(device), vae.to(device), prompts)
+    return Base(model, prompts, torch.linspace(0.999, 0.005, 1000))
 
 
 def picture(side: int) -> Any:
