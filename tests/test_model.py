@@ -13,7 +13,7 @@ from pisasr.method.adapters import merged
 from pisasr.method.model import PiSASR, Plan, predict_eps, vae_factor
 from pisasr.method.residual import mix_residuals, remove_residual
 from pisasr.method.text import PromptEncoder
-from pisasr.models.autoencoder import LappedAutoencoder
+from pisasr.models.rrdbnet import PixelAutoencoder
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +67,10 @@ def test_unscale_undoes_scale_also_with_a_shift(model):
 
 def test_sizes_come_from_the_configs(vae):
     assert vae_factor(vae) == 4
-    lapped = LappedAutoencoder(latent_channels=12)
-    model = PiSASR(tiny.make_unet(12), lapped)
+    model = PiSASR(tiny.make_unet(48), PixelAutoencoder())
     x = tiny.wave((1, 3, 20, 28), 1.0)
     z = model.encode(x)
-    assert model.factor == 4 and z.shape == (1, 12, 5, 7)
+    assert model.factor == 4 and z.shape == (1, 48, 5, 7)
     assert predict_eps(model.unet, z, torch.zeros(1, 77, tiny.CROSS)).shape == z.shape
     assert model.decode(z).shape == x.shape
 

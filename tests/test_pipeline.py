@@ -22,8 +22,8 @@ import pisasr
 from pisasr import PiSASRPipeline
 from pisasr.errors import CheckpointError, ModelError, PisasrError, UserNotice
 from pisasr.method.model import PiSASR
-from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.models.bases import SD21_MIRRORS, load_base
+from pisasr.models.rrdbnet import PixelAutoencoder
 from pisasr.models.weights import fingerprint, load_adapter, save_adapter
 from pisasr.options import Options
 from pisasr.pipeline import usual_dtype
@@ -381,12 +381,10 @@ def test_a_pixel_adapter_alone_makes_both_predictions(base_folder, tmp_path, pas
     )
 
 
-def test_the_small_autoencoder_serves_as_vae(tmp_path):
-    tiny.write_base(
-        tmp_path, vae=tiny.fill(LappedAutoencoder(latent_channels=6)), latent_channels=6
-    )
+def test_rearranged_pixels_serve_as_a_latent(tmp_path):
+    tiny.write_base(tmp_path, vae=PixelAutoencoder(), latent_channels=48)
     for name in ("pix", "sem"):
-        adapter = tiny.make_adapter(tiny.make_unet(6), name, 2)
+        adapter = tiny.make_adapter(tiny.make_unet(48), name, 2)
         save_adapter(tmp_path / "adapters" / f"{name}.safetensors", adapter)
     pipe = PiSASRPipeline.from_pretrained(tmp_path)
     result = pipe(photo(13, 7), **SMALL).images[0]
@@ -602,8 +600,8 @@ def test_files_of_a_variant_and_parts_of_ones_own_are_taken(base_folder, pipe, t
     assert own.vae is vae and own.text_encoder is text_encoder and own.scheduler is pipe.scheduler
     options = {**SMALL, "color_fix": "none"}
     assert not equal(own(photo(), **options).images[0], pipe(photo(), **options).images[0])
-    with pytest.raises(ModelError, match="the VAE has 6 latent channels"):
-        PiSASRPipeline.from_pretrained(base_folder, vae=LappedAutoencoder(latent_channels=6))
+    with pytest.raises(ModelError, match="the VAE has 48 latent channels"):
+        PiSASRPipeline.from_pretrained(base_folder, vae=PixelAutoencoder())
 
 
 def test_a_replaced_part_replaces_what_was_made_of_it(pipe):

@@ -22,8 +22,7 @@ borders than elsewhere (1.02 times the mean step). Small tiles cost nothing ther
 attention is exact up to 1024 x 1024 px. Whole, it would nearly double the arithmetic of the VAE at
 4096 px, so beyond that size a pixel attends to the 1024 px square around it.
 
-A VAE without normalisation needs none of this. One that names its `halo`, the latent pixels its
-output can see around itself, is cut into crops with that margin, and its maps are never whole.
+An autoencoder that only rearranges pixels has nothing to cut.
 """
 
 import warnings
@@ -58,11 +57,8 @@ def encode_tiled(
     latent pixels.
     """
     _check_tile(tile)
-    if _fits(x, tile):
+    if _fits(x, tile) or not hasattr(vae, "encoder"):
         return vae.encode(x).latent_dist
-    if hasattr(vae, "halo"):
-        factor = vae.downscale
-        return _encode_crops(vae, x, max(tile // factor, 1), vae.halo, factor)
     if unknown := _first_unknown(vae.encoder):
         _warn_untiled("encode", unknown)
         return vae.encode(x).latent_dist
@@ -85,10 +81,8 @@ def decode_tiled(vae: Any, z: Tensor, tile: int, low_memory: bool = False) -> Te
     WINDOW * WINDOW latent pixels.
     """
     _check_tile(tile)
-    if _fits(z, tile):
+    if _fits(z, tile) or not hasattr(vae, "decoder"):
         return vae.decode(z).sample
-    if hasattr(vae, "halo"):
-        return _decode_crops(vae, z, tile, vae.halo, vae.downscale)
     if unknown := _first_unknown(vae.decoder):
         _warn_untiled("decode", unknown)
         return vae.decode(z).sample
@@ -398,48 +392,6 @@ def _affine(x: "Tensor | Deferred", norm: nn.GroupNorm, bands: Bands) -> tuple[T
         )
         scale = weight * torch.rsqrt(variance + norm.eps)
         return scale.flatten(1, 2), (bias - mean * scale).flatten(1, 2)
-
-
-# A VAE without normalisation, in crops with a margin.
-
-
-def _encode_crops(
-    vae: Any, x: Tensor, tile: int, halo: int, factor: int
-) -> DiagonalGaussianDistribution:
-    moments: Tensor | None = None
-    h, w = (side // factor for side in x.shape[-2:])
-    for core, crop, inner in _haloed(h, w, tile, halo):
-        part = inner.crop(vae.encode(_scaled(crop, factor).crop(x)).latent_dist.parameters)
-        moments = part.new_empty(*part.shape[:2], h, w) if moments is None else moments
-        core.crop(moments).copy_(part)
-    return DiagonalGaussianDistribution(moments)
-
-
-def _decode_crops(vae: Any, z: Tensor, tile: int, halo: int, factor: int) -> Tensor:
-    h, w = z.shape[-2:]
-    x: Tensor | None = None
-    for core, crop, inner in _haloed(h, w, tile, halo):
-        part = _scaled(inner, factor).crop(vae.decode(crop.crop(z)).sample)
-        x = part.new_empty(*part.shape[:2], factor * h, factor * w) if x is None else x
-        _scaled(core, factor).crop(x).copy_(part)
-    assert x is not None
-    return x
-
-
-def _haloed(h: int, w: int, tile: int, halo: int) -> Iterator[tuple[Tile, Tile, Tile]]:
-    """Yield (core, crop, inner): where a result goes, what to read for it, and where in the crop's
-    result it lies.
-    """
-    for top in range(0, h, tile):
-        for left in range(0, w, tile):
-            core = Tile(top, left, min(tile, h - top), min(tile, w - left))
-            y, x = max(top - halo, 0), max(left - halo, 0)
-            bottom, right = min(top + core.height + halo, h), min(left + core.width + halo, w)
-            yield core, Tile(y, x, bottom - y, right - x), core._replace(top=top - y, left=left - x)
-
-
-def _scaled(place: Tile, factor: int) -> Tile:
-    return Tile(*(factor * number for number in place))
 
 
 # What may be computed here, and what may not.

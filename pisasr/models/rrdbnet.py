@@ -120,15 +120,13 @@ class PixelAutoencoder(ModelMixin, ConfigMixin):
     No weights and no loss: decode(encode(x)) is x to the bit. H and W are multiples of 4.
     """
 
-    use_tiling = False  # as diffusers' autoencoders have it
-    tile_sample_min_size = 512
     downscale = SCALE  # image pixels per latent pixel, on each axis
-    halo = 0  # latent pixels on each side that an output pixel depends on
 
     @register_to_config
     def __init__(self, latent_channels: int = 3 * SCALE**2, scaling_factor: float = 1.0):
         super().__init__()
-        self.register_buffer("one", torch.ones(()))  # without a tensor it would have no device
+        # Without a tensor it would have no device.
+        self.one = nn.Parameter(torch.ones(()), requires_grad=False)
 
     @property
     def dtype(self) -> torch.dtype:
