@@ -47,7 +47,7 @@ def test_without_strengths_it_is_the_enlarged_picture_to_the_bit(demo, crop):
 
 def test_lambda_sem_adds_detail_and_colors_stay(demo, crop):
     prediction = demo.predict(crop)
-    results = [demo.decode(prediction, 1, sem)[0] for sem in (0.0, 0.5, 1.0, 1.5)]
+    results = [demo.decode(prediction, 1, sem) for sem in (0.0, 0.5, 1.0, 1.5)]
     energies = [detail(result) for result in results]
     assert energies == sorted(energies)
     assert energies[2] > 1.1 * energies[0]
