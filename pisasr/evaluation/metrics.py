@@ -204,9 +204,6 @@ class Metric:
 
 
 # What stands beside the numbers of some, too long for their rows.
-FEATDIST = (
-    "EfficientNet-Lite0 (ImageNet), stem and blocks 2, 4, 10, unit-normalised; this is not LPIPS"
-)
 NIQE = "YIQ luma rounded, blocks of 96 px, two scales, float64"
 NIQE_WANTS = "two whole blocks of 96 px that are not flat"
 INCEPTION = "clean-fid resize, InceptionV3 pool3; comparable at one count only"
@@ -220,7 +217,6 @@ METRICS = {
     "lpips": Metric("LPIPS", False, "hq", 4, "AlexNet, version 0.1", package="torchmetrics"),
     "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, "VGG16, version 0.1", package="torchmetrics"),
     "dists": Metric("DISTS", False, "hq", 4, "VGG16", package="torchmetrics"),
-    "featdist": Metric("Feature distance", False, "hq", 4, FEATDIST),
     "fid": Metric("FID", False, "hq_set", 2, INCEPTION),
     "niqe": Metric("NIQE", False, None, 4, NIQE, NIQE_WANTS),
     "musiq": Metric("MUSIQ", True, None, 2, "KonIQ-10k"),

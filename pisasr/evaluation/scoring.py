@@ -51,7 +51,7 @@ def usual_metrics(with_hq: bool = True) -> list[str]:
         return ["niqe"]
     from pisasr.evaluation.perceptual import is_at_hand
 
-    return ["psnr", "ssim", *["lpips"] * is_at_hand("lpips"), "niqe", "featdist"]
+    return ["psnr", "ssim", *["lpips"] * is_at_hand("lpips"), "niqe"]
 
 
 def load_scorers(
@@ -92,12 +92,6 @@ def load_scorer(name: str, protocol: Protocol, weights: Path | None, device: str
 
             pristine = load_parameters(find_parameters(weights))
             return lambda sr, hq, lq: niqe(sr, pristine)
-        case "featdist":
-            from pisasr.evaluation import features
-            from pisasr.evaluation.lookup import choose_device, find_efficientnet
-
-            network = features.load_network(find_efficientnet(weights)).to(choose_device(device))
-            return lambda sr, hq, lq: features.picture_distance(sr, hq, network)
         case "lpips" | "lpips_vgg" | "dists":
             from pisasr.evaluation import perceptual
 

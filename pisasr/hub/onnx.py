@@ -90,13 +90,12 @@ def write_onnx(pipe: PiSASRPipeline, folder: Path) -> float:
         "factor": model.factor,
         "process_size": Options().process_size,
         "color_fix": pipe.config.color_fix,
-        "baked": pipe.config.get("baked"),
         "model": pipe.identity,
     }
     off = deviation(pipe, folder, facts)
     if not off <= MOST_OFF:
         raise ModelError(
-            f"the files' picture is off by {off:.3g} of 255 levels, so they are not what they should be."
+            f"the files' picture is {off:.3g} of 255 levels from the pipeline's; don't use them."
         )
     write_whole(folder / "pisasr.json", json.dumps(facts, indent=2) + "\n")
     return off

@@ -3,7 +3,7 @@ and Pillow alone.
 
     python FOLDER/repair.py photo.png repaired.png --lambda_pix 1 --lambda_sem 0.7 --upscale 4
 
-`pisasr export --onnx` copies it to where it writes the files. It takes the photo whole and in
+`pisasr export` copies it to where it writes the files. It takes the photo whole and in
 colour: no tiles, no alpha, eight bits. pisasr.json says what the files take and give.
 """
 
@@ -59,9 +59,6 @@ def main() -> None:
     args = parser.parse_args()
     folder = Path(__file__).parent
     facts = json.loads((folder / "pisasr.json").read_text())
-    if facts["baked"] and args.lambda_sem != 1:
-        parser.error(f"this model has {facts['baked']} in its one UNet; --lambda_sem must stay 1")
-
     photo = ImageOps.exif_transpose(Image.open(args.photo)).convert("RGB")
     size = [round(args.upscale * side) for side in photo.size]
     short, wanted = min(photo.size), int(facts["process_size"] // args.upscale)
