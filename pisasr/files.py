@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zlib import crc32
 
 
@@ -16,12 +16,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
     An exception in the block leaves `path` as it was and removes what was written.
     """
-    temporary = path.with_name(f".pisasr-{os.getpid()}-{crc32(os.fsencode(path.name)):08x}.tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where `path` is written before it is renamed: beside it, short, with its process."""
+    return path.with_name(f".pisasr-{os.getpid()}-{crc32(os.fsencode(path.name)):08x}.tmp")
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -97,3 +102,16 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
+
+
+def is_locked(file: IO) -> bool:
+    """Lock an open file for this process; False if another process did."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

@@ -73,19 +73,14 @@ from pisasr.options import (
     check_choice,
     generators_for,
 )
+from pisasr.pictures.frames import Frame, crop, finish, pad, plan_frame, prepare
 from pisasr.pictures.images import (
-    Frame,
     Picture,
     as_image,
-    crop,
-    finish,
     from_batch,
     from_levels,
     join,
-    pad,
     pictures_of,
-    plan_frame,
-    prepare,
     to_batch,
     to_levels,
     to_signed,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pisasr import PiSASRPipeline
 from pisasr.method.residual import needed, needed_by, restore_latent
-from pisasr.pictures.images import plan_frame
+from pisasr.pictures.frames import plan_frame
 from pisasr.pictures.maps import check_proportions, check_strength, to_latent
 from pisasr.pipeline import Looked
 

@@ -28,9 +28,10 @@ from pisasr.errors import PisasrError
 from pisasr.evaluation.rules import EXAMPLE, Choice, parse_rule, pick
 from pisasr.evaluation.scoring import load_scorers, score_each
 from pisasr.options import Options
-from pisasr.pictures.images import Picture, eight_bits, join, open_image, open_picture, plan_frame
+from pisasr.pictures.frames import plan_frame
+from pisasr.pictures.images import Picture, eight_bits, join, open_image, open_picture
 from pisasr.pictures.maps import check_proportions
-from pisasr.pictures.saving import Metadata, made_with
+from pisasr.pictures.metadata import Metadata, made_with
 from pisasr.pipeline import Looked, PiSASRPipeline
 
 CORNERS = (

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
 from pisasr.data.sources import Photo, PhotoPair, read_list, read_manifest, read_sidecar
 from pisasr.errors import PisasrError, UsageError
-from pisasr.pictures.folders import EXTENSIONS, tell_foreign
+from pisasr.pictures.folders import EXTENSIONS, warn_of_foreign
 from pisasr.pictures.images import open_image, split
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def choose_photos(
             photos += _pairs_in(source, name)
         elif source.is_dir():
             there = sorted(source.rglob("*"))
-            tell_foreign(source, there)
+            warn_of_foreign(source, there)
             photos += [Photo(path, name) for path in there if path.suffix.lower() in EXTENSIONS]
         elif source.is_file() and source.suffix == ".jsonl":
             photos += [_from_row(row, source) for row in read_manifest(source)]
@@ -77,7 +77,7 @@ def choose_photos(
 def _pairs_in(folder: Path, name: str) -> list[Photo]:
     there = {side: sorted((folder / side).glob("*")) for side in ("hq", "lq", "teacher")}
     for side, files in there.items():
-        tell_foreign(folder / side, files)
+        warn_of_foreign(folder / side, files)
     sides = {
         side: {p.stem: p for p in files if p.suffix.lower() in EXTENSIONS}
         for side, files in there.items()

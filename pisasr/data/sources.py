@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pisasr.errors import PisasrError
 from pisasr.files import parse_json, write_whole
-from pisasr.pictures.folders import EXTENSIONS, count_foreign
+from pisasr.pictures.folders import EXTENSIONS
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description")
 LICENCE_COLUMNS = ("licence", "license")
@@ -143,7 +143,6 @@ def _walk(root: Path, name: str, output: Path, left_out: list[LeftOut]) -> Itera
                     told |= _read_metadata(here / file)
                 except PisasrError as error:  # it is told, and the photos are taken all the same
                     left_out.append(LeftOut(here / file, str(error)))
-        left_out += [LeftOut(here, reason) for reason in count_foreign(map(Path, files))]
         for file in sorted(files):
             path = here / file
             if file.lower().endswith(EXTENSIONS) and not file.startswith("."):

@@ -129,7 +129,7 @@ class State:
 
         here = KINDS.index(self.stage), step
         kept = [
-            journal.rewind(lambda row: (at := place(row)) is not None and at <= here)
+            journal.truncate(lambda row: (at := place(row)) is not None and at <= here)
             for journal in self.journals
         ]
         return [row is not None and place(row) == here for row in kept]

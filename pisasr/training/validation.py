@@ -27,12 +27,10 @@ from pisasr.files import Journal, finite
 from pisasr.method.adapters import active
 from pisasr.method.model import PiSASR, Plan, Predictors, predict, restore
 from pisasr.pictures.folders import list_pictures, match_names
+from pisasr.pictures.frames import crop, pad, plan_frame
 from pisasr.pictures.images import (
-    crop,
     from_levels,
     open_image,
-    pad,
-    plan_frame,
     split,
     to_batch,
     to_image,
