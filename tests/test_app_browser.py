@@ -1,10 +1,10 @@
-"""The page in a real browser, without a screen: a hand drops a photo, turns, compares, paints; two
-hands at once.
+"""The page in a real browser, without a screen: drop, turn knobs, compare, paint; two users at once.
 
-Wants selenium ('pisasr[browser]') and the system's Chromium with its driver (Debian: chromium,
+Needs selenium (pisasr[browser]) and the system's Chromium with its driver (Debian: chromium,
 chromium-driver).
 """
 
+import io
 import itertools
 import shutil
 import time
@@ -19,18 +19,18 @@ import tiny
 import torch
 from PIL import Image
 
-pytest.importorskip("gradio", reason="no gradio here: pip install 'pisasr[app]'")
-pytest.importorskip("selenium", reason="no selenium here: pip install 'pisasr[browser]'")
+pytest.importorskip("gradio", reason="needs pisasr[app]")
+pytest.importorskip("selenium", reason="needs pisasr[browser]")
 
+import httpx
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from pisasr import PiSASRPipeline
-from pisasr.app.desk import Desk, Finish, Strengths, Wish
 from pisasr.app.page import serve
-from pisasr.commands.app import writing_below
+from pisasr.app.session import Session, Settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -38,19 +38,21 @@ PATIENCE_S = 60  # of a machine that has other things to do, too
 
 pytestmark = [
     pytest.mark.browser,
+    pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no Chromium with its driver here"),
 ]
 
 
 @pytest.fixture(scope="module")
-def desk(base_folder) -> Desk:
-    return Desk(PiSASRPipeline.from_pretrained(base_folder), process_size=16)
+def session(base_folder) -> Session:
+    return Session(PiSASRPipeline.from_pretrained(base_folder), process_size=16)
 
 
 @pytest.fixture(scope="module")
-def page(desk, tmp_path_factory):
-    with writing_below(str(tmp_path_factory.mktemp("page"))):  # as the command does
-        page = serve(desk)
+def page(session, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        page = serve(session)
         yield page
         page.close(verbose=False)
 
@@ -186,21 +188,18 @@ def hand(page, browsers):
     return lambda address=page.local_url, **options: Hand(browsers(next(count)), address, **options)
 
 
-def expected(desk: Desk, photo: Path, *strengths: Any) -> np.ndarray:
-    from pisasr.app.page import read_wish
-
-    result = desk.repair(desk.read(photo), Strengths(*strengths), read_wish("4 times", None, ""))
-    return np.asarray(result)
+def expected(session: Session, photo: Path, pix: float, sem: float) -> np.ndarray:
+    return np.asarray(session.repair(session.read(photo), Settings(pix, sem)))
 
 
-def test_turning_a_knob_shows_the_exact_picture_at_last_and_asks_no_unet(hand, desk, photos):
+def test_knobs_end_in_the_exact_picture_and_ask_no_unet(hand, session, photos):
     user, calls = hand(), []
+    pipe = session.pipe
     hooks = [
-        u.register_forward_hook(lambda *_: calls.append(1))
-        for u in (desk.pipe.unet, desk.pipe.unet_pix)
+        u.register_forward_hook(lambda *_: calls.append(1)) for u in (pipe.unet, pipe.unet_pix)
     ]
     user.open(photos[0])
-    assert np.array_equal(user.picture(), expected(desk, photos[0], 1, 1))
+    assert np.array_equal(user.picture(), expected(session, photos[0], 1, 1))
     calls.clear()
     for value in (0.2, 1.3, 0.7):
         user.turn("sem", value)
@@ -209,75 +208,73 @@ def test_turning_a_knob_shows_the_exact_picture_at_last_and_asks_no_unet(hand, d
     assert not calls
     for hook in hooks:
         hook.remove()
-    assert np.array_equal(seen, expected(desk, photos[0], 0.85, 0.7))
+    assert np.array_equal(seen, expected(session, photos[0], 0.85, 0.7))
     assert not user.errors()
 
 
-def test_an_emptied_number_is_none(hand, desk, photos):
+@pytest.mark.parametrize(("typed", "counts"), [(Keys.DELETE, 0), ("7", 1.5)])
+def test_an_emptied_number_is_none_and_one_beyond_is_the_end(hand, session, photos, typed, counts):
     user = hand()
     user.open(photos[0])
     user.settled()
-    user.write("#pix input[type=number]", Keys.DELETE, Keys.TAB)
+    user.write("#sem input[type=number]", typed, Keys.TAB)
     user.until(lambda: not user.js("window.pisasr.isExact()"))
-    assert np.array_equal(user.picture(), expected(desk, photos[0], 0, 1))
-    assert not user.errors()
-
-
-def test_a_number_beyond_its_knob_is_the_knob_s_end_and_that_is_said(hand, desk, photos):
-    user = hand()
-    user.open(photos[0])
-    user.settled()
-    number = user.write("#sem input[type=number]", "7")
-    user.until(lambda: not user.js("window.pisasr.isExact()"))
-    assert np.array_equal(user.picture(), expected(desk, photos[0], 1, 1.5))
-    number.send_keys(Keys.TAB)
-    user.until(lambda: number.get_attribute("value") == "1.5")
-    assert user.one("#sem").get_attribute("data-beyond") == "from 0 to 1.5: 7 is taken as 1.5"
-    user.turn("sem", 0.5)
-    assert user.one("#sem").get_attribute("data-beyond") is None
+    assert np.array_equal(user.picture(), expected(session, photos[0], 1, counts))
     assert not user.all(".toast-body") and not user.errors()
 
 
-def test_a_cell_of_the_sheet_sets_both_knobs(hand, desk, photos):
+def test_a_cell_of_the_sheet_sets_both_knobs(hand, session, photos):
     user = hand()
     user.open(photos[1])
     user.settled()
-    compare = user.one("#viewer .compare")
-    compare.click()
-    compare.send_keys(Keys.ESCAPE)
-    assert not user.one("#viewer .sheet").is_displayed()
-    compare.click()
-    cells = user.all("#viewer .sheet button")
-    assert len(cells) == 16
+    user.one("#viewer .compare").click()
+    assert len(user.all("#viewer .sheet button")) == 16
     user.one("#viewer .sheet button[data-pix='0.5'][data-sem='1.5']").click()
     user.until(lambda: not user.js("window.pisasr.isExact()"))
-    assert np.array_equal(user.picture(), expected(desk, photos[1], 0.5, 1.5))
-    assert [
-        user.one(f"#{name} input[type=number]").get_attribute("value") for name in ("pix", "sem")
-    ] == ["0.5", "1.5"]
+    assert np.array_equal(user.picture(), expected(session, photos[1], 0.5, 1.5))
     assert not user.one("#viewer .sheet").is_displayed()
 
 
-def test_presets_and_the_keyboard_turn_the_knobs(hand, desk, photos):
+def test_presets_and_the_keyboard_turn_the_knobs(hand, session, photos):
     user = hand()
     user.until(lambda: user.pressed() == ["Sharp"])
     user.open(photos[1])
     user.settled()
     next(button for button in user.all("#presets button") if button.text == "Balanced").click()
-    user.until(lambda: user.one("#sem input[type=number]").get_attribute("value") == "0.5")
-    assert np.array_equal(user.picture(), expected(desk, photos[1], 1, 0.5))
-    assert user.pressed() == ["Balanced"]
+    user.until(lambda: user.pressed() == ["Balanced"])
+    assert np.array_equal(user.picture(), expected(session, photos[1], 1, 0.5))
     user.one("#sem input[type=range]").send_keys(Keys.ARROW_RIGHT)
-    user.until(lambda: user.one("#sem input[type=number]").get_attribute("value") == "0.55")
-    assert np.array_equal(user.picture(), expected(desk, photos[1], 1, 0.55))
-    assert user.pressed() == []
+    user.until(lambda: user.pressed() == [])
+    assert np.array_equal(user.picture(), expected(session, photos[1], 1, 0.55))
     canvas = user.one("#viewer canvas.picture")
     canvas.send_keys(Keys.ARROW_RIGHT, "+")
     assert user.one("#viewer .divider").get_attribute("value") == "52"
     assert user.one("#viewer [data-zoom='1']").get_attribute("aria-pressed") == "true"
 
 
-def test_a_painted_place_keeps_its_own_strengths(hand, desk, photos):
+def test_the_divider_follows_the_view(hand, photos):
+    """Zoomed in, left of the middle is the input and right of it the result."""
+    user = hand()
+    user.open(photos[0])
+    user.settled()
+    user.one("#viewer [data-zoom='4']").click()
+    code = """const canvas = document.querySelector("#viewer canvas.picture");
+        const pen = canvas.getContext("2d"), y = canvas.height / 2;
+        const side = (x) => [...pen.getImageData(x, y, 1, 1).data];
+        const halves = [[0, 50], [50, 100]].map(([at, full]) => {
+          const divider = document.querySelector("#viewer .divider");
+          const pixels = [at, full].map((value) => {
+            divider.value = value; divider.dispatchEvent(new Event("input"));
+            return side(canvas.width * (at ? 0.75 : 0.25));
+          });
+          return JSON.stringify(pixels[0]) === JSON.stringify(pixels[1]);
+        });
+        return halves;"""
+    # At 50 the left half shows what 100 (all input) shows, not what 0 (all result) shows.
+    assert user.browser.execute_script(code) == [False, False]
+
+
+def test_a_painted_place_keeps_its_own_strengths(hand, session, photos):
     user = hand()
     user.open(photos[0])
     user.settled()
@@ -285,12 +282,10 @@ def test_a_painted_place_keeps_its_own_strengths(hand, desk, photos):
     everywhere = user.picture()
     user.one("#viewer [data-tool='paint']").click()
     canvas = user.one("#viewer canvas.picture")
-    ActionChains(user.browser).move_to_element(canvas).click_and_hold().move_by_offset(
-        30, 10
-    ).release().perform()
+    stroke = ActionChains(user.browser).move_to_element(canvas).click_and_hold()
+    stroke.move_by_offset(30, 10).release().perform()
     user.until(lambda: not user.js("window.pisasr.isExact()"))
-    painted = user.picture()
-    changed = (painted != everywhere).any(axis=-1)
+    changed = (user.picture() != everywhere).any(axis=-1)
     height, width = changed.shape
     assert changed[height // 2, width // 2] and not changed[0, 0] and not changed[-1, -1]
     user.one("#viewer .clear").click()
@@ -298,64 +293,7 @@ def test_a_painted_place_keeps_its_own_strengths(hand, desk, photos):
     assert np.array_equal(user.picture(), everywhere)
 
 
-def test_a_mask_from_a_file_is_a_place_too(hand, desk, photos, tmp_path):
-    user = hand()
-    user.open(photos[0])
-    user.settled()
-    Image.new("L", (96, 64), 255).save(tmp_path / "mask.png")
-    next(head for head in user.all("button.label-wrap") if "place" in head.text).click()
-    user.until(lambda: user.all("#mask input[type=file]"))
-    user.turn("feather", 0)
-    user.picture()
-    user.drop(tmp_path / "mask.png", on="#mask")
-    user.until(lambda: not user.js("window.pisasr.isExact()"))
-    assert np.array_equal(
-        user.picture(), expected(desk, photos[0], 1, 0)
-    )  # the page's strengths inside: no detail
-    before = user.js("window.pisasr.id()")
-    user.drop(photos[1])
-    user.until(lambda: user.js("window.pisasr.id()") != before and user.js("window.pisasr.ready()"))
-    assert np.array_equal(user.picture(), expected(desk, photos[1], 1, 1))
-    user.until(lambda: "mask" not in user.one("#mask").text)
-    Image.new("L", (32, 96), 255).save(tmp_path / "tall.png")
-    user.drop(tmp_path / "tall.png", on="#mask")
-    user.until(
-        lambda: (
-            "mask is a map of 32x96, the picture is 48x32"
-            in "".join(t.text for t in user.all(".toast-body"))
-        )
-    )
-
-
-def test_advanced_settings_are_the_pipeline_s(hand, desk, photos):
-    user = hand()
-    user.open(photos[0])
-    user.settled()
-    next(head for head in user.all("button.label-wrap") if head.text.startswith("Advanced")).click()
-    box, megapixels = user.one("#consistent input"), user.one("#working_size input")
-
-    def picture_after(move: Callable[[], Any]) -> np.ndarray:
-        before = user.js("window.pisasr.id()")
-        move()
-        user.until(
-            lambda: user.js("window.pisasr.id()") != before and user.js("window.pisasr.ready()")
-        )
-        return user.picture()
-
-    picture = desk.read(photos[0])
-    held = desk.repair(picture, Strengths(), Wish(4), Finish(consistent=True))
-    assert np.array_equal(picture_after(box.click), np.asarray(held))
-    fewer = desk.repair(picture, Strengths(), Wish(4, working_size=0.005), Finish(consistent=True))
-    assert np.array_equal(
-        picture_after(lambda: megapixels.send_keys("0.005", Keys.ENTER)), np.asarray(fewer)
-    )
-    megapixels.send_keys(Keys.CONTROL, "a")
-    assert np.array_equal(
-        picture_after(lambda: megapixels.send_keys(Keys.DELETE, Keys.ENTER)), np.asarray(held)
-    )
-
-
-def test_two_users_and_two_pictures_are_never_mixed_up(hand, desk, photos):
+def test_two_users_and_two_pictures_are_never_mixed_up(hand, session, photos):
     ann, ben = hand(), hand()
     ann.drop(photos[0])
     ben.drop(photos[1])
@@ -364,72 +302,32 @@ def test_two_users_and_two_pictures_are_never_mixed_up(hand, desk, photos):
     ann.turn("sem", 0.2)
     ben.turn("pix", 0.4)
     ann.turn("sem", 0.6)
-    assert np.array_equal(ann.picture(), expected(desk, photos[0], 1, 0.6))
-    assert np.array_equal(ben.picture(), expected(desk, photos[1], 0.4, 1))
+    assert np.array_equal(ann.picture(), expected(session, photos[0], 1, 0.6))
+    assert np.array_equal(ben.picture(), expected(session, photos[1], 0.4, 1))
     before = ann.js("window.pisasr.id()")
     ann.drop(photos[2])
     ann.until(lambda: ann.js("window.pisasr.id()") != before and ann.js("window.pisasr.ready()"))
-    assert np.array_equal(ann.picture(), expected(desk, photos[2], 1, 0.6))
+    assert np.array_equal(ann.picture(), expected(session, photos[2], 1, 0.6))
 
 
-def test_a_batch_ends_in_a_zip_of_all(hand, desk, photos, tmp_path):
-    user = hand()
-    user.tab("Many pictures")
-    (tmp_path / "broken.png").write_bytes(b"no picture at all")
-    user.drop(*photos[:2], tmp_path / "broken.png", on="#files")
-    user.until(lambda: "photo1" in user.one("#files").text)
-    user.one("#start").click()
-    user.until(lambda: user.one("#status").text.startswith("Done."))
-    assert "failed: not an image" in user.one("#status").text
-    with zipfile.ZipFile(downloaded(user, "#archive", tmp_path)) as archive:
-        assert archive.namelist() == ["photo0.png", "photo1.png"]
-        with archive.open("photo1.png") as file:
-            assert np.array_equal(np.asarray(Image.open(file)), expected(desk, photos[1], 1, 1))
-
-
-def test_a_folder_is_its_pictures(hand, photos, tmp_path):
-    user = hand()
-    user.tab("Many pictures")
-    (tmp_path / "photos/below").mkdir(parents=True)
-    shutil.copy(photos[0], tmp_path / "photos")
-    shutil.copy(photos[1], tmp_path / "photos/below/photo1.PNG")
-    shutil.copy(photos[2], tmp_path / "photos/.photo2.png")
-    (tmp_path / "photos/notes.txt").write_text("of no use here")
-    user.one("#folder").click()
-    user.until(lambda: user.all("#folder-input"))[0].send_keys(str(tmp_path / "photos"))
-    user.until(lambda: user.one("#files").text.count("photo") == 2)
-    assert {cell.get_attribute("aria-label") for cell in user.all("#files .filename")} == {
-        "photo0.png",
-        "photo1.PNG",
-    }
-
-
-def test_a_stopped_batch_hands_over_what_it_has(hand, desk, photos, tmp_path):
+def test_a_stopped_batch_hands_over_what_it_has(hand, session, photos, tmp_path):
     user = hand()
     user.tab("Many pictures")
     many = [write(tmp_path / f"many{number:02}.png", number) for number in range(40)]
     user.drop(*many, on="#files")
     user.until(lambda: "many39" in user.one("#files").text)
+    status = user.one("#status textarea")
     user.one("#start").click()
-    user.until(lambda: "3 of 40" in user.one("#status").text)
+    user.until(lambda: "3 of 40" in status.get_attribute("value"))
     user.one("#stop").click()
-    user.until(lambda: "Stopped" in user.one("#status").text)
-    with zipfile.ZipFile(downloaded(user, "#archive", tmp_path)) as archive:
+    user.until(lambda: "Stopped" in status.get_attribute("value"))
+    link = user.until(lambda: user.all("#archive a[href]"))[0].get_attribute("href")
+    with zipfile.ZipFile(io.BytesIO(httpx.get(link).content)) as archive:
         names = archive.namelist()
-        assert 1 <= len(names) < 40 and names == [
-            f"many{number:02}.png" for number in range(len(names))
-        ]
-    time.sleep(1)
-    assert "Stopped" in user.one("#status").text
-
-
-def downloaded(user: Hand, css: str, folder: Path) -> Path:
-    link = user.until(lambda: user.all(f"{css} a[href]"))[0].get_attribute("href")
-    import httpx
-
-    path = folder / "got.zip"
-    path.write_bytes(httpx.get(link).content)
-    return path
+        assert names == [f"many{number:02}.png" for number in range(len(names))]
+        assert 1 <= len(names) < 40
+        first = np.asarray(Image.open(archive.open(names[0])))
+    assert np.array_equal(first, expected(session, many[0], 1, 1))
 
 
 def test_download_is_what_is_shown(hand, browsers, photos):
@@ -457,32 +355,23 @@ def test_nothing_is_wider_than_the_window(hand, photos, size):
     user.open(photos[0])
     assert user.js("document.documentElement.scrollWidth <= window.innerWidth")
     assert user.js("document.body.classList.contains('dark')")
-    user.one("#viewer [data-tool='paint']").click()
-    rows = {
-        round(button.location["y"])
-        for button in user.all("#viewer .bar button")
-        if button.is_displayed()
-    }
-    assert len(rows) <= (2 if size[0] < 640 else 1)
 
 
-MOVE = """const done = arguments[arguments.length - 1], range = document.querySelector("#sem input[type=range]");
-    const at = performance.now();
+MOVE = """const done = arguments[arguments.length - 1];
+    const range = document.querySelector("#sem input[type=range]"), at = performance.now();
     let preview = 0;
     range.value = arguments[0];
     range.dispatchEvent(new Event("input", { bubbles: true }));
     (function look() {
       if (!preview && window.pisasr.drawnAt > at) preview = window.pisasr.drawnAt - at;
-      if (preview && window.pisasr.isExact()) done([preview, performance.now() - at]);
+      if (preview && window.pisasr.isExact()) done(preview);
       else setTimeout(look, 1);
     })();"""
 
 
-def test_a_preview_of_512_px_answers_within_150_ms(hand, capsys):
-    """With the embedded model: from a knob's move to the mixture drawn, and to the exact picture;
-    medians of 9.
-    """
-    page = serve(Desk(PiSASRPipeline.from_pretrained()))
+def test_a_preview_of_512_px_answers_within_150_ms(hand):
+    """With the embedded model, from a knob's move to the mixture drawn; the median of 9."""
+    page = serve(Session(PiSASRPipeline.from_pretrained()))
     try:
         user = hand(address=page.local_url)
         user.open(Path(__file__).parents[1] / "pisasr/demo/examples/astronaut.png")
@@ -490,9 +379,4 @@ def test_a_preview_of_512_px_answers_within_150_ms(hand, capsys):
         moves = [user.browser.execute_async_script(MOVE, value / 10) for value in range(1, 10)]
     finally:
         page.close(verbose=False)
-    preview, exact = np.median(moves, axis=0)
-    with capsys.disabled():
-        print(
-            f"\n512 px: preview {preview:.0f} ms, exact picture {exact:.0f} ms, 250 of them waiting for rest"
-        )
-    assert preview < 150
+    assert np.median(moves) < 150

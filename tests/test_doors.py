@@ -47,11 +47,12 @@ def by_command_line(photo: Path, base_folder: Path, request) -> np.ndarray:
 
 def by_page(photo: Path, base_folder: Path, request) -> np.ndarray:
     pytest.importorskip("gradio", reason="needs pisasr[app]")
-    from pisasr.app.desk import Desk
     from pisasr.app.page import Listener
+    from pisasr.app.session import Session
 
-    page = Listener(Desk(PiSASRPipeline.from_pretrained(base_folder), process_size=16))
-    return np.asarray(Image.open(page.repair(str(photo), *PAIR, upscale=2)))
+    session = Session(PiSASRPipeline.from_pretrained(base_folder), process_size=16)
+    settings = {"lambda_pix": PAIR[0], "lambda_sem": PAIR[1], "upscale": 2}
+    return np.asarray(Image.open(Listener(session).repair(str(photo), settings)))
 
 
 def by_comfyui(photo: Path, base_folder: Path, request) -> np.ndarray:
