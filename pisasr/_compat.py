@@ -21,7 +21,7 @@ class DeclareOperators:
     def find_spec(cls, name: str, path: object = None, target: object = None) -> None:
         if name != "torchvision":
             return
-        sys.meta_path.remove(cls)  # type: ignore[arg-type]
+        sys.meta_path.remove(cls)
         spec = find_spec(name)
         compiled = [Path(spec.origin).with_name("_C.so")] if spec and spec.origin else []
         import torch
@@ -39,4 +39,4 @@ class DeclareOperators:
                 )
 
 
-sys.meta_path.insert(0, DeclareOperators)  # type: ignore[arg-type]
+sys.meta_path.insert(0, DeclareOperators)

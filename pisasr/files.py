@@ -75,7 +75,7 @@ class Journal:
 
     def truncate(self, keep: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
         """Cut the file at the first line that is no row or that `keep` refuses; return the last row."""
-        last, kept = None, []
+        last, kept = None, list[bytes]()
         for line in self._lines():
             row = _parse_row(line)
             if row is None or not keep(row):

@@ -926,7 +926,6 @@ def _frame(size: tuple[int, int], options: Options, factor: int) -> Frame:
         options.upscale,
         options.process_size,
         multiple=factor,
-        working_size=options.working_size,
     )
 
 

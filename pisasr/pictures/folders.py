@@ -150,8 +150,7 @@ def _list_folder(folder: Path, output: Path, recursive: bool) -> Iterator[tuple[
         folders[:] = [name for name in folders if resolved(here / name) != output]
         for name in filter(_is_named_like_a_picture, sorted(files)):
             yield here / name, (here / name).relative_to(folder)
-    for place in closed:
-        yield place, place.relative_to(folder)
+    yield from ((place, place.relative_to(folder)) for place in closed)
 
 
 def _match(pattern: str, output: Path) -> Iterator[tuple[Path, Path]]:

@@ -62,9 +62,13 @@ def exif_for(metadata: Metadata, size: tuple[int, int]) -> dict[int, Any]:
         given.load(metadata.exif)
     base = ExifTags.Base
     parts = {part: given.get_ifd(part) for part in PARTS}
-    measures = {base.ColorSpace: 1, base.ExifImageWidth: size[0], base.ExifImageHeight: size[1]}
+    measures: dict[int, Any] = {
+        base.ColorSpace: 1,
+        base.ExifImageWidth: size[0],
+        base.ExifImageHeight: size[1],
+    }
     parts[ExifTags.IFD.Exif] = {**parts[ExifTags.IFD.Exif], **measures}
-    own = {base.Orientation: 1, base.Software: metadata.software}
+    own: dict[int, Any] = {base.Orientation: 1, base.Software: metadata.software}
     return _as_latin({**given, **{part: values for part, values in parts.items() if values}, **own})
 
 
