@@ -1,7 +1,6 @@
-"""The options of every command that runs the model, and what they stand for: which model, how, on
-which device.
+"""Options of the commands that run the model, and the model, device and dtype that they name.
 
-Nothing here waits for torch before a model is loaded.
+Nothing here imports torch before a model is loaded.
 """
 
 import argparse
@@ -9,236 +8,151 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pisasr.errors import WRONG_USAGE, OverlapError, UsageError, safe_text
+from pisasr.options import Options
 
 if TYPE_CHECKING:
     import torch
 
     from pisasr.pipeline import PiSASRPipeline
 
-WEIGHTS = "PISASR_WEIGHTS"
-
 
 class Parser(argparse.ArgumentParser):
     """A parser that answers a mistake in one line, where argparse puts every option before it."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and leave with the exit code for it."""
+        """Print what is wrong and leave with WRONG_USAGE."""
         self.exit(WRONG_USAGE, f"{self.prog}: {message} (see --help)\n")
 
 
 def command_parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """What every command's parser has in common: examples as they are written, whole names of
-    options, --debug.
-    """
+    """Start a command's parser: examples as they are written, whole names of options, --debug."""
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog, None, description, epilog, formatter_class=form, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
-def finite(text: str, least: float = -math.inf, unit: str = "") -> float:
-    """A number, and none that is infinite. unit: for the line that refuses one."""
+def finite(text: str, least: float = -math.inf) -> float:
+    """Parse a number that is neither infinite nor below `least`."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a finite number such as 0.5")
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text.strip()} is below {least:g}{unit}; take more")
+    if not math.isfinite(value) or value < least:
+        above = f", from {least:g} up" if math.isfinite(least) else ""
+        raise UsageError(f"'{text.strip()}' is not a finite number such as 0.5{above}")
     return value
 
 
 def whole(text: str, least: int = 0) -> int:
-    """A whole number that is not below `least`."""
+    """Parse a whole number that is not below `least`."""
     try:
         value = int(text)
     except ValueError:
         value = least - 1
     if value < least:
-        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a whole number from {least}")
+        raise UsageError(f"'{text.strip()}' is not a whole number from {least}")
     return value
 
 
 positive_int = partial(whole, least=1)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, where and in which numbers; the published script's names are aliases of ours."""
-    add = parser.add_argument_group("model").add_argument
-    base = "base model: a folder or a hub id (default: the small model that comes with pisasr)"
-    add("--pretrained_model", "--pretrained_model_path", metavar="MODEL", help=base)
-    both = "the two adapters: a folder, a hub id or a published .pkl (default: those of the model)"
-    add("--adapters", "--pretrained_path", metavar="ADAPTERS", help=both)
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="default: %(default)s",
-    )
-    dtypes = ("auto", "fp32", "bf16", "fp16", "no")
-    usual = "default: %(default)s; auto is fp16 on CUDA, bf16 on a CPU that multiplies it natively, fp32 elsewhere"
-    add("--dtype", "--mixed_precision", choices=dtypes, default="auto", help=usual)
-    fast = "on CUDA: TF32 for fp32, and cuDNN may try which way is fastest (default: neither, and the same bytes again)"
-    add("--fast_math", action="store_true", help=fast)
-    modes = ("default", "reduce-overhead", "max-autotune")
-    compiled = """compile the networks before the first picture, which takes a minute or more; the other modes make CUDA
-        graphs of them (default: not compiled)"""
-    add("--compile", nargs="?", choices=modes, const="default", metavar="MODE", help=compiled)
-
-
-def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """add_model_options, and what happens to a picture in how much memory."""
-    add_model_options(parser)
-    add = parser.add_argument_group("picture").add_argument
-    add(
-        "--upscale", type=partial(finite, least=1), default=4, help="any factor from 1 (default: 4)"
-    )
-    least = "smaller pictures are first enlarged to give the model this many pixels (default: 512)"
-    add("--process_size", type=positive_int, default=512, help=least)
-    most = "larger ones are shrunk for the model, to no more megapixels of the result (default: none are)"
-    add(
-        "--working_size",
-        type=partial(finite, least=1e-3, unit=" megapixels"),
-        metavar="MP",
-        help=most,
-    )
-    colours = "how the result gets the input's colours (default: the model's own way, adain if it names none)"
-    add(
-        "--color_fix", "--align_method", choices=("adain", "wavelet", "none", "nofix"), help=colours
-    )
-    agreed = "see to it that the result, reduced to the input's size, is the input within the input's noise"
-    add("--consistent", action="store_true", help=agreed)
-    add("--prompt", default="", help="what the picture shows (default: nothing)")
-    latent = "the VAE's mean, or a sample of it as published (default: mean)"
-    add("--posterior", choices=("mean", "sample"), default="mean", help=latent)
-    add("--seed", type=int, default=42, help="for --posterior sample (default: 42)")
-
-    memory = parser.add_argument_group("memory").add_argument
-    add = partial(memory, type=positive_int, metavar="N")
-    tile = "UNet tile in latent pixels (default: 768 px of the picture, 96 for Stable Diffusion)"
-    add("--tile_size", "--latent_tiled_size", help=tile)
-    overlap = "in latent pixels, and --tiling published is meant (default: a third of the tile there, a twelfth here)"
-    add("--tile_overlap", "--latent_tiled_overlap", type=whole, help=overlap)
-    tile = "VAE tile in pixels of the picture; changes memory, up to 1024 px not the result (default: 512)"
-    add("--vae_tile_size", "--vae_encoder_tiled_size", help=tile)
-    add(
-        "--vae_decoder_tiled_size",
-        help="the same in latent pixels, as published; the smaller one rules",
-    )
-    many = """tiles of a picture at once, and small neighbours of one size (default: 1, so that a picture's bytes don't
-        depend on its company: batches change results by rounding)"""
-    add("--batch_size", default=1, help=many)
-    plan = "an even grid of tiles up to that size (default), or tiles as published, nearly twice the work"
-    memory("--tiling", choices=("even", "published"), help=plan)
-    memory(
-        "--low_memory",
-        action="store_true",
-        help="halve what the VAE holds of a big picture, for more time",
-    )
-
-
-def add_weights_option(add: Callable[..., Any]) -> None:
-    """--weights, where metrics and peers find their files."""
-    files = (
-        f"files of NIQE, the feature distance and x4plus, by their own names (default: ${WEIGHTS})"
-    )
-    add("--weights", type=Path, default=os.environ.get(WEIGHTS) or None, metavar="DIR", help=files)
-
-
 def normalise(argv: list[str]) -> list[str]:
-    """Let options be spelled with hyphens, and let negative numbers and lists of them follow an
-    option.
-    """
+    """Let options be spelled with hyphens, and let negative numbers and lists of them follow one."""
     words = []
     for word in argv:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             words.append("--" + name[2:].replace("-", "_") + equals + value)
-        elif re.fullmatch(r"-[\d.][\d.,:eE+ -]*", word):
-            words.append(" " + word)  # argparse would take "-0.5,1" for an option
-        else:
-            words.append(word)
+        else:  # argparse would take "-0.5,1" for an option
+            words.append(" " + word if re.fullmatch(r"-[\d.][\d.,:eE+ -]*", word) else word)
     return words
 
 
-def check_pipeline_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse what contradicts itself, and give the published values our names."""
-    if args.tile_size and args.tile_overlap is not None and args.tile_overlap >= args.tile_size:
-        parser.error(
-            f"--tile_overlap {args.tile_overlap} must be below --tile_size {args.tile_size}"
-        )
-    if args.consistent and args.upscale == 1:
-        parser.error(
-            "at --upscale 1 what agrees with the input is the input: leave out --consistent"
-        )
-    args.color_fix = {"nofix": "none"}.get(args.color_fix, args.color_fix)
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add which model, where and in which numbers; the published script's names are aliases."""
+    add = parser.add_argument_group("model").add_argument
+    base = "base model: a folder or a hub id (default: the small model that comes with pisasr)"
+    add("--pretrained_model", "--pretrained_model_path", metavar="MODEL", help=base)
+    both = "the two adapters: a folder, a hub id or a published .pkl (default: those of the model)"
+    add("--adapters", "--pretrained_path", metavar="ADAPTERS", help=both)
+    devices = ("auto", "cpu", "cuda", "mps")
+    add("--device", choices=devices, default="auto", help="default: %(default)s")
+    dtypes = ("auto", "fp32", "bf16", "fp16")
+    usual = "auto (default): fp16 on CUDA, bf16 on a CPU that multiplies it natively, else fp32"
+    add("--dtype", "--mixed_precision", choices=dtypes, default="auto", help=usual)
 
 
-def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What `PiSASRPipeline.__call__` and its sweeps are told beside the generator; known once the
-    model is loaded.
-    """
-    picture = (
-        "upscale",
-        "process_size",
-        "working_size",
-        "color_fix",
-        "consistent",
-        "prompt",
-        "posterior",
-    )
-    memory = ("tile_size", "tile_overlap", "tiling", "vae_tile_size", "batch_size", "low_memory")
-    return {name: getattr(args, name) for name in (*picture, *memory)}
+def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every field of `Options` that has a group, and --seed."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for each in fields(Options):
+        about: Any = each.metadata
+        if about["group"] is None:
+            continue
+        group = about["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        kind: Any = about["kind"]
+        if kind is not str:
+            least = about["least"]
+            kind = partial(whole if kind is int else finite, least=least)
+        groups[group].add_argument(
+            f"--{each.name}",
+            *about["aliases"],
+            type=kind,
+            default=each.default,
+            choices=about["choices"],
+            metavar=None if about["choices"] else {str: "TEXT"}.get(about["kind"], "N"),
+            help=about["help"],
+        )
+    sampled = "sample the VAE's posterior, as published (default: take its mean)"
+    groups["picture"].add_argument("--seed", type=whole, metavar="N", help=sampled)
+
+
+def pipeline_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of `Options`, by field. Raises UsageError for a contradiction."""
+    named = {each.name for each in fields(Options)} & vars(args).keys()
+    options = {name: getattr(args, name) for name in named}
+    try:
+        Options(**options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return options
 
 
 # --- the model ------------------------------------------------------------------------------------
 
 
 def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
-    """The model that the options name, on the device and in the dtype that they and the machine
-    allow.
-    """
+    """Load the model that the options name, on the device and in the dtype that they allow."""
     import torch
 
     from pisasr.pipeline import PiSASRPipeline
 
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    choose_arithmetic(args.fast_math)
+    # The same bytes again from the same card and versions; products of full precision.
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # for kernels that ask for the current one
+    adapters = args.adapters
     pipe = PiSASRPipeline.from_pretrained(
-        args.pretrained_model, adapters=args.adapters, torch_dtype=dtype
-    ).to(device)
-    pipe.set_progress_bar_config(desc="tiles", leave=False, disable=None)  # on a terminal alone
-    if args.compile:
-        pipe.compile(mode=args.compile)
-    return pipe
-
-
-def choose_arithmetic(fast: bool) -> None:
-    """What PyTorch may do on CUDA, for the whole process. Not fast: the same bytes again from the
-    same card and versions, and float32 products of full precision. fast: TF32, and cuDNN tries what
-    is fastest for each shape.
-    """
-    import torch
-
-    cudnn = torch.backends.cudnn
-    cudnn.benchmark = cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = fast
-    cudnn.deterministic = not fast
+        args.pretrained_model, adapters=adapters, torch_dtype=dtype
+    )
+    return pipe.to(device)
 
 
 def check_apart(output: Path, pretrained_model: str | None, adapters: str | None) -> None:
-    """OverlapError where what is written would take the place of the model or the adapters that it
-    is made of.
-    """
+    """Raise OverlapError where an output would replace the model that it is made of."""
     from pisasr.models.bases import EMBEDDED
 
     output = output.resolve()
@@ -246,44 +160,26 @@ def check_apart(output: Path, pretrained_model: str | None, adapters: str | None
         place = Path(given or os.devnull).expanduser().resolve()
         if place.is_dir() and output in (place, *place.parents):
             raise OverlapError(
-                f"{safe_text(output)} holds what this is made of, {safe_text(place)}; choose another folder"
+                f"{safe_text(output)} holds what this is made of, {safe_text(place)};"
+                " choose another folder"
             )
 
 
-def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
-    """load_model; then what could not be judged before the VAE's factor was known: the tiles."""
-    from pisasr.options import Options
-
-    pipe = load_model(args)
-    if args.vae_decoder_tiled_size:
-        args.vae_tile_size = min(
-            args.vae_decoder_tiled_size * pipe.model.factor, args.vae_tile_size or math.inf
-        )
-    try:
-        Options(
-            tile_size=args.tile_size, tile_overlap=args.tile_overlap, tiling=args.tiling
-        ).tile_plan(pipe.model.factor)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return pipe
-
-
 def choose_device(name: str) -> str:
-    """What `auto` stands for here; UsageError for a device that this PyTorch lacks.
+    """Resolve `auto`; raise UsageError for a device that this PyTorch lacks.
 
-    cuda is cuda:N where accelerate or torchrun started several processes: each has a GPU of its
-    own, while there are.
+    cuda is cuda:N where accelerate or torchrun started several processes.
     """
     import torch
 
-    there = {
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        name = next(device for device, available in there.items() if available)
-    if not there[name]:
+        name = next(device for device, is_here in available.items() if is_here)
+    if not available[name]:
         raise UsageError(
             f"--device {name} is not available to this PyTorch; use --device auto or cpu"
         )
@@ -293,9 +189,7 @@ def choose_device(name: str) -> str:
 
 
 def choose_dtype(name: str, device: str) -> "torch.dtype":
-    """What `auto` stands for there; fp32, and a line that says so, where the device can't do as
-    told.
-    """
+    """Resolve `auto`; fp32, with a line on stderr, where the device can't do as told."""
     import torch
 
     from pisasr.pipeline import usual_dtype
@@ -309,3 +203,22 @@ def choose_dtype(name: str, device: str) -> "torch.dtype":
         print("this GPU has no bf16; computing in fp32", file=sys.stderr)
         return torch.float32
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def place_among_processes() -> tuple[int, int]:
+    """(rank, count) by RANK and WORLD_SIZE, which launchers set; (0, 1) without them.
+
+    Raises UsageError for anything else.
+    """
+    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None and count is None:
+        return 0, 1
+    if rank and count and rank.isdecimal() and count.isdecimal() and int(rank) < int(count):
+        return int(rank), int(count)
+    raise UsageError(
+        f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment; a launcher sets both, such"
+        " as 0 and 2: set both, or unset both"
+    )
