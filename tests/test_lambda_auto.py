@@ -21,7 +21,6 @@ from pisasr.commands import infer as command
 from pisasr.commands.main import main
 from pisasr.evaluation import scoring
 from pisasr.evaluation.rules import choose, parse_rule
-from pisasr.method.memory import Forecast
 
 PAIRS = [(pix, sem) for pix in (0.0, 0.5, 1.0, 1.5) for sem in (0.0, 1.0)]
 GRID = ["--lambda_grid", "0:1.5:0.5", "0,1"]
@@ -173,20 +172,18 @@ def test_each_picture_has_a_choice_of_its_own_and_one_without_scores_ends_no_bat
 def test_candidates_are_few_in_memory_and_49_by_default(here, monkeypatch, measures):
     made, seen, alive = [], [], []
 
-    def sweep_lazily(image, pairs, **options):
-        for pair in pairs:
-            seen.append(pair)
-            picture = Image.new("RGB", (28, 22))
-            made.append(weakref.ref(picture))
-            yield picture
-            alive.append(sum(reference() is not None for reference in made))
+    def look(image, **options):
+        return image
 
-    def plan(size, **options):
-        return Forecast(1.0, 1, 0, False)
+    def mix(looked, *pair, **options):
+        alive.append(sum(reference() is not None for reference in made))
+        seen.append(pair)
+        picture = Image.new("RGB", (28, 22))
+        made.append(weakref.ref(picture))
+        return picture
 
-    monkeypatch.setattr(
-        command, "load_pipeline", lambda args: SimpleNamespace(sweep_lazily=sweep_lazily, plan=plan)
-    )
+    pipe = SimpleNamespace(look=look, mix=mix)
+    monkeypatch.setattr(command, "load_pipeline", lambda args: pipe)
     photo().save("in/a.png")
     falling = iter(range(100, 0, -1))  # each is better than those before it
     measures["niqe"] = lambda sr, hq, lq: float(next(falling))
@@ -243,22 +240,3 @@ def test_a_metric_that_cannot_be_had_ends_the_command_before_a_picture(here, mon
     monkeypatch.setenv("PISASR_WEIGHTS", "others")
     assert main(["infer", "-i", "in", "-o", "auto", *words[:2]]) == errors.NOTHING_STARTED
     assert asked == [(["niqe", "psnr_lq"], Path("files")), (["niqe", "psnr_lq"], Path("others"))]
-
-
-# --- a picture at a time --------------------------------------------------------------------------
-
-
-def test_a_lazy_sweep_decodes_what_is_asked_for_and_gives_the_pictures_of_a_sweep(pipe):
-    decodes, encodes = [], []
-    pipe.vae.decoder.register_forward_hook(lambda *_: decodes.append(torch.is_grad_enabled()))
-    pipe.vae.encoder.register_forward_hook(lambda *_: encodes.append(1))
-    pictures = pipe.sweep_lazily(photo(), PAIRS, **SMALL)
-    assert not encodes
-    swept = []
-    for number, picture in enumerate(pictures, start=1):
-        assert (
-            len(decodes) == number and torch.is_grad_enabled()
-        )  # the caller's own gradients are left alone
-        swept.append(np.asarray(picture))
-    assert len(encodes) == 1 and not any(decodes)
-    assert all(map(np.array_equal, swept, pipe.sweep(photo(), PAIRS, **SMALL)))

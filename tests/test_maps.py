@@ -153,7 +153,8 @@ def test_a_constant_map_is_the_number_to_the_bit_and_in_cost(pipe, passes, lambd
     (came,) = pipe(photo(), *maps, **SMALL, output_type="np").images
     assert passes == wanted
     assert np.array_equal(came, pipe(photo(), *lambdas, **SMALL, output_type="np").images[0])
-    assert np.array_equal(came, pipe.sweep(photo(), [maps], **SMALL, output_type="np")[0])
+    mixed = pipe.mix(pipe.look(photo(), **SMALL), *maps, output_type="np")
+    assert np.array_equal(came, mixed)
 
 
 def test_outside_a_masks_reach_the_latent_is_the_numbers(pipe):
@@ -228,8 +229,6 @@ def test_a_look_is_of_one_picture_and_strengths_are_mixed_later(pipe):
             TypeError, match=f"look doesn't know '{name}'; it takes .* but output_type"
         ):
             pipe.look(photo(), **{name: 1})
-    with pytest.raises(TypeError, match="strengths must be pairs of numbers or maps"):
-        pipe.sweep(photo(), [1, 0.5])
     looked = pipe.look(photo(), **SMALL)
     for options, said in (
         ({"color_fix": "nofix"}, "adain, wavelet, none"),

@@ -17,7 +17,6 @@ from pisasr.models.weights import save_adapter
 
 OPTIONS = {"upscale": 2, "process_size": 16, "lambda_sem": 0.5, "output_type": "np"}
 CUTS = {"whole": {}, "tiled": {"tile_size": 6, "tile_overlap": 2, "vae_tile_size": 16}}
-CUTS["lean"] = {**CUTS["tiled"], "low_memory": True}
 PARTS = ("text_encoder", "unet_pix", "unet", "vae")
 
 

@@ -39,6 +39,12 @@ def photo(width: int = 12, height: int = 9, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
 
 
+def at_each(pipe, pairs):
+    """The picture at several strengths, from one encode."""
+    looked = pipe.look(photo(), **SMALL)
+    return [pipe.mix(looked, *pair) for pair in pairs]
+
+
 def equal(a: Image.Image, b: Image.Image) -> bool:
     return a.mode == b.mode and np.array_equal(np.asarray(a), np.asarray(b))
 
@@ -60,69 +66,13 @@ def test_strengths_cost_the_passes_they_need(pipe, passes, lambdas, wanted):
     assert passes == wanted
 
 
-def test_a_sweep_costs_one_encode_and_two_passes_and_gives_the_single_pictures(pipe, passes):
-    pairs = [(lp, ls) for lp in (0, 0.5, 1) for ls in (0, 1, 1.5)]
-    single = [pipe(photo(), *pair, **SMALL).images[0] for pair in pairs]
-    passes.clear()
-    encodes = []
-    pipe.vae.encoder.register_forward_hook(lambda *_: encodes.append(1))
-    swept = pipe.sweep(photo(), pairs, **SMALL)
-    assert passes == ["pix", "both"] and len(encodes) == 1
-    assert all(map(equal, swept, single))
-    assert not equal(swept[1], swept[2])
-
-
-def test_a_sweep_asks_one_unet_for_all_tiles_and_then_the_other(pipe, passes):
-    options = {**SMALL, "tile_size": 6, "tile_overlap": 2}
-    pipe.sweep(
-        photo(20, 12), [(1, 0), (1, 1), (0.5, 1.5)], **options
-    )  # latents 10 x 6: starts 0 and 4, padded to 16
-    tiles = len(passes) // 2
-    assert tiles > 1 and passes == ["pix"] * tiles + ["both"] * tiles
-
-
-@pytest.mark.parametrize("kind", ["pictures", "tiles"])
-def test_a_batch_changes_nothing_beyond_rounding(pipe, passes, kind):
-    given = [
-        photo(12, 9),
-        photo(12, 9).rotate(180),
-        photo(12, 9).transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-    ]
-    options = {**SMALL, "output_type": "np", "lambda_sem": 0.5}
-    if kind == "tiles":
-        given, options = [photo(20, 12)], {**options, "tile_size": 6, "tile_overlap": 2}
-    singly = pipe(given, **options).images
-    count = len(passes)
-    passes.clear()
-    together = pipe(given, **options, batch_size=3).images
-    assert len(passes) < count
-    for one, other in zip(singly, together, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-
-
-def test_pictures_of_one_size_go_together_and_keep_their_order_among_others(pipe, passes):
-    given = [photo(12, 9), photo(12, 9, "L"), photo(9, 12), photo(12, 9, "RGBA")]
-    results = pipe(given, **SMALL, batch_size=8).images
-    assert passes == ["both"] * 3
-    assert [(r.size, r.mode) for r in results] == [
-        ((24, 18), "RGB"), ((24, 18), "L"), ((18, 24), "RGB"), ((24, 18), "RGBA"),
-    ]  # fmt: skip
-
-
-def test_levels_and_floats_of_one_size_do_not_share_a_batch(pipe):
-    levels = np.asarray(photo())
-    floats = levels.astype(np.float32) / 255
-    alone = [pipe(one, **SMALL).images[0] for one in (levels, floats)]
-    assert all(map(equal, pipe([levels, floats], **SMALL, batch_size=2).images, alone))
-
-
-def test_every_picture_of_a_batch_can_have_its_own_words_and_chance(pipe):
-    given, sampled = [photo(), photo()], {**SMALL, "posterior": "sample", "batch_size": 2}
+def test_every_picture_of_a_list_can_have_its_own_words_and_chance(pipe):
+    given, sampled = [photo(), photo()], {**SMALL, "posterior": "sample"}
     first, second = pipe(given, **sampled, generator=[1, torch.Generator().manual_seed(2)]).images
     assert equal(first, pipe(photo(), **sampled, generator=1).images[0]) and not equal(
         first, second
     )
-    first, second = pipe(given, **SMALL, batch_size=2, prompt=["", "a photo"]).images
+    first, second = pipe(given, **SMALL, prompt=["", "a photo"]).images
     assert equal(second, pipe(photo(), **SMALL, prompt="a photo").images[0]) and not equal(
         first, second
     )
@@ -237,8 +187,6 @@ def test_tiles_and_color_and_prompt_reach_the_result(pipe):
         ({"upscale": 0.5}, "from 1 up"),
         ({"upscale": float("nan")}, "from 1 up"),
         ({"color_fix": "nofix"}, "adain, wavelet, none"),
-        ({"working_size": 0}, "working_size is 0; it must be a positive number of megapixels"),
-        ({"working_size": "2"}, "working_size is '2'; it must be a number"),
         ({"posterior": "mode"}, "mean, sample"),
         ({"output_type": "jpeg"}, "pil, np, pt, latent, uint16"),
         ({"batch_size": 0}, "batch_size is 0"),
@@ -253,10 +201,7 @@ def test_tiles_and_color_and_prompt_reach_the_result(pipe):
         ({"process_size": None}, "process_size is None; it must be a whole number"),
         ({"batch_size": None}, "batch_size is None; it must be a whole number"),
         ({"batch_size": 10**400}, "batch_size is inf; it must be a whole number from 1 to"),
-        ({"consistent": "no"}, "consistent is 'no'; it must be True or False"),
-        ({"low_memory": "no"}, "low_memory is 'no'; it must be True or False"),
         ({"upscale": 10**400}, "upscale is inf; it must be a finite number"),
-        ({"working_size": 10**400}, "working_size is inf; it must be a positive number"),
         ({"lambda_sem": -(10**400)}, "lambda_sem is -inf; it must be a finite number"),
         ({"prompt": "caf\udce9"}, r"prompt is 'caf\\udce9'; it must be text in UTF-8"),
     ],
@@ -273,23 +218,13 @@ def test_options_that_make_no_sense_are_refused_in_one_line(pipe, options, reaso
         (lambda pipe: pipe(None), "None came; wanted a PIL picture"),
         (lambda pipe: pipe([3]), "3 came; wanted a PIL picture"),
         (lambda pipe: pipe(Image.new("RGB", (0, 5))), "a picture of 0x5 pixels came"),
-        (lambda pipe: pipe.plan((-3, 5)), "a picture of -3x5 pixels came"),
-        (lambda pipe: pipe.plan((2.5, 3)), "wanted a picture, or its .width, height."),
         (lambda pipe: pipe.mix(None, 1, 1), "mix came with None; it takes what `look` gave"),
-        (lambda pipe: pipe.mix(pipe.look(photo(), **SMALL), consistent="no"), "consistent is 'no'"),
     ],
 )
 def test_what_is_no_picture_is_refused_in_one_line(pipe, call, reason):
     with pytest.raises((ValueError, TypeError), match=reason) as caught:
         call(pipe)
     assert "\n" not in str(caught.value)
-
-
-def test_a_sweep_is_of_one_picture_and_knows_its_options(pipe):
-    with pytest.raises(ValueError, match="a sweep is of one picture, 2 came"):
-        pipe.sweep([photo(), photo()], [(1, 1)])
-    with pytest.raises(TypeError, match="sweep doesn't know 'lambda_pix'"):
-        pipe.sweep(photo(), [(1, 1)], lambda_pix=1)
 
 
 def test_an_answer_of_nan_is_an_error_not_a_black_picture(pipe):
@@ -320,37 +255,11 @@ def test_what_is_saved_loads_and_gives_equal_pictures(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
     again = PiSASRPipeline.from_pretrained(tmp_path / "saved")
     pairs = [(1, 1), (1, 0), (0.5, 1.5)]
-    assert all(
-        map(equal, again.sweep(photo(), pairs, **SMALL), pipe.sweep(photo(), pairs, **SMALL))
-    )
+    assert all(map(equal, at_each(again, pairs), at_each(pipe, pairs)))
     with pytest.raises(ModelError, match="has its adapters merged already"):
         PiSASRPipeline.from_pretrained(tmp_path / "saved", adapters=tmp_path)
     with pytest.raises(ModelError, match="training wants the bare base"):
         load_base(tmp_path / "saved")
-
-
-def test_one_flipped_bit_in_what_was_saved_is_noticed_and_a_cut_save_too(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path / "saved")
-    for part in ("unet", "unet_pix", "vae", "text_encoder", "tokenizer", "scheduler"):
-        file = max((tmp_path / "saved" / part).iterdir(), key=lambda path: path.stat().st_size)
-        whole = file.read_bytes()
-        middle = len(whole) // 2
-        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-        with pytest.raises(
-            ModelError, match=f"saved/{part}/{file.name} is damaged: it differs from what was saved"
-        ):
-            PiSASRPipeline.from_pretrained(tmp_path / "saved")
-        file.write_bytes(whole)
-    PiSASRPipeline.from_pretrained(tmp_path / "saved")
-    index = tmp_path / "saved" / "model_index.json"
-    index.write_text(index.read_text().replace('"color_fix"', '"bolor_fix"'))
-    with pytest.raises(ModelError, match="model_index.json is damaged"):
-        PiSASRPipeline.from_pretrained(tmp_path / "saved")
-    for lost in (index, tmp_path / "saved" / "tokenizer" / "tokenizer_config.json"):
-        lost.unlink()
-        with pytest.raises(ModelError, match=f"{lost.name} is missing"):
-            PiSASRPipeline.from_pretrained(tmp_path / "saved")
-        pipe.save_pretrained(tmp_path / "saved")
 
 
 @pytest.mark.parametrize(
@@ -383,11 +292,6 @@ def test_a_weight_that_is_missing_is_not_made_up(base_folder, tmp_path, part, na
             "has cross_attention_dim .*, wanted a number",
         ),
         ("vae/config.json", {"scaling_factor": "x"}, "has scaling_factor 'x', wanted a number"),
-        (
-            "model_index.json",
-            {"unet_pix": None, "baked": "x"},
-            "has baked 'x', wanted lambda_pix and lambda_sem",
-        ),
     ],
 )
 def test_settings_of_a_wrong_kind_are_one_line(base_folder, tmp_path, file, wrong, reason):
@@ -483,7 +387,7 @@ def test_to_moves_every_part_and_half_precision_stays_near(base_folder, pipe):
 def test_a_pixel_adapter_alone_makes_both_predictions(base_folder, tmp_path, passes, pipe):
     shutil.copy(base_folder / "adapters" / "pix.safetensors", tmp_path)
     alone = PiSASRPipeline.from_pretrained(base_folder, adapters=tmp_path)
-    results = alone.sweep(photo(), [(1, 0), (1, 1), (1, 0.3)], **SMALL)
+    results = at_each(alone, [(1, 0), (1, 1), (1, 0.3)])
     assert equal(results[0], results[1]) and equal(
         results[0], pipe(photo(), 1, 0, **SMALL).images[0]
     )
@@ -755,7 +659,6 @@ def test_a_pipeline_is_pushed_whole(pipe, tmp_path, monkeypatch):
         "model_index.json",
         "unet/config.json",
         "unet_pix/config.json",
-        "hashes.json",
     }
     assert pushed.keys() == {"me/pisa", "pisa"} and all(whole <= files for files in pushed.values())
 
@@ -763,7 +666,7 @@ def test_a_pipeline_is_pushed_whole(pipe, tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", ["encode", "unet_pix", "unet", "decode", "colours"])
 @pytest.mark.parametrize("failures", [1, 2, 3])
 def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, failures):
-    """The same bytes as from who asks for such tiles, and one warning each time."""
+    """The picture of who asks for such tiles, and one warning each time."""
     monkeypatch.setattr("pisasr.pipeline.SMALLEST_TILE", 1)
     options = {**SMALL, "tile_size": 32, "tiling": "even", "lambda_sem": 0.5, "vae_tile_size": 64}
     picture = photo(40, 36)
@@ -772,14 +675,16 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
         "tile_size": tile,
         "tile_overlap": min(2, tile // 3),
         "vae_tile_size": 64 // 2**failures,
-        "low_memory": True,
     }
     if place in ("decode", "colours"):  # what was looked at before stays as it is
         looked = pipe.look(
             picture, **{name: value for name, value in options.items() if name != "lambda_sem"}
         )
         wanted = pipe.mix(
-            replace(looked, plan=pipe._cut(Options(**small), pipe.model.factor)), lambda_sem=0.5
+            replace(
+                looked, plan=replace(pipe._cut(Options(**small), pipe.model.factor), lean=True)
+            ),
+            lambda_sem=0.5,
         )
     else:
         wanted = pipe(picture, **{**options, **small}).images[0]
@@ -800,7 +705,10 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
     monkeypatch.setattr(owner, name, short)
     with pytest.warns(UserWarning, match="out of memory; going on with UNet tiles of") as told:
         came = pipe(picture, **options).images[0]
-    assert equal(came, wanted) and len(told) == failures and left[0] < 0
+    difference = np.asarray(came).astype(int) - np.asarray(
+        wanted
+    )  # a lean VAE sums in another order
+    assert np.abs(difference).max() <= 1 and len(told) == failures and left[0] < 0
 
 
 def test_out_of_memory_is_told_where_nothing_smaller_is_left(pipe, monkeypatch):
@@ -832,23 +740,6 @@ def test_a_picture_that_was_too_much_leaves_nothing_behind(pipe, monkeypatch):
         pipe(photo(), **SMALL)
     assert held() <= before
     assert pipe(photo(), **SMALL).images[0].size == (24, 18)
-
-
-def test_a_sweep_that_runs_out_of_memory_goes_on_where_it_was(pipe, monkeypatch):
-    monkeypatch.setattr("pisasr.pipeline.SMALLEST_TILE", 1)
-    pairs, own, calls = [(1, 0), (1, 0.5), (1, 1)], PiSASR.decode, []
-
-    def short(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise torch.OutOfMemoryError("no room")
-        return own(*args, **kwargs)
-
-    wanted = pipe.sweep(photo(), pairs, **SMALL)
-    monkeypatch.setattr(PiSASR, "decode", short)
-    with pytest.warns(UserWarning, match="out of memory"):
-        came = pipe.sweep(photo(), pairs, **SMALL)
-    assert len(came) == 3 and equal(came[0], wanted[0])
 
 
 @pytest.mark.parametrize(

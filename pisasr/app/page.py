@@ -13,7 +13,7 @@ from gradio.data_classes import FileData
 
 from pisasr.app.session import FORMATS, OpenPicture, Session, Settings, input_image, read_mask
 from pisasr.errors import PisasrError, explain
-from pisasr.options import COLOR_FIXES
+from pisasr.method.color import COLOR_FIXES
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from pisasr.options import Options
 from pisasr.pictures.images import Picture, eight_bits, join, open_picture
 from pisasr.pictures.metadata import Metadata, made_with
 from pisasr.pictures.saving import save_image
-from pisasr.pipeline import Looked, PiSASRPipeline
+from pisasr.pipeline import PiSASRPipeline, Prediction
 
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))  # of the preview, in viewer.js's order
 PREVIEW_PX = 768  # the longer side of what the browser mixes while a knob moves
@@ -125,7 +125,7 @@ class OpenPicture:
     path: Path
     picture: Picture
     settings: Settings
-    prediction: Looked
+    prediction: Prediction
     size: tuple[int, int]
     folder: Path  # of files for the browser
     mask: np.ndarray | None = None
@@ -141,8 +141,7 @@ class OpenPicture:
     @property
     def held_bytes(self) -> int:
         """Memory of the latents, the input and a result."""
-        tensors = [value for value in vars(self.prediction).values() if hasattr(value, "nbytes")]
-        latents = sum(tensor.nbytes for tensor in tensors)
+        latents = sum(tensor.nbytes for tensor in self.prediction.tensors)
         return self.picture.pixels.nbytes + latents + 3 * self.size[0] * self.size[1]
 
 
@@ -246,7 +245,7 @@ class Session:
             picture = self.read(path)
             self._check_size(picture, settings)
             with self._device:
-                prediction = self.pipe.look(picture, **self._options(settings))
+                prediction = self.pipe.predict(picture, **self._options(settings))
         width, height = (round(settings.upscale * side) for side in picture.size)
         key, folder = secrets.token_urlsafe(16), self.new_folder()
         opened = OpenPicture(
@@ -310,7 +309,7 @@ class Session:
     ) -> Any:
         options = {"color_fix": settings.color_fix, "output_type": output_type}
         with self._device:
-            return self.pipe.mix(opened.prediction, *pair, **options)
+            return self.pipe.decode(opened.prediction, *pair, **options)
 
     def _options(self, settings: Settings) -> dict[str, Any]:
         options = {"upscale": settings.upscale, "prompt": settings.prompt}

@@ -286,8 +286,11 @@ def _build_grid(metrics: list[str], args: argparse.Namespace) -> Grid:
     options = pipeline_settings(args)
 
     def restore(path: Path, pairs: Sequence[Pair]) -> Iterator[Any]:
-        seed = picture_seed(args.seed, Path(path.name))
-        return pipe.sweep_lazily(open_image(path), pairs, generator=seed, **options)
+        seed = picture_seed(args.seed or 0, Path(path.name))
+        prediction = pipe.predict(
+            open_image(path), generator=None if args.seed is None else seed, **options
+        )
+        return (pipe.decode(prediction, *pair) for pair in pairs)
 
     model = [
         args.pretrained_model,

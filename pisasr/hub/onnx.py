@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from pisasr.errors import ModelError
 from pisasr.files import write_whole
+from pisasr.method.color import COLOR_FIXES
 from pisasr.method.model import ONE_STEP
 from pisasr.models.bases import EMBEDDED
-from pisasr.options import COLOR_FIXES, Options
 from pisasr.pictures.images import to_unit
 from pisasr.pipeline import PiSASRPipeline
 
@@ -88,7 +88,7 @@ def write_onnx(pipe: PiSASRPipeline, folder: Path) -> float:
         "eps_pisa": "unet.onnx",
         "multiple_of": multiple,
         "factor": model.factor,
-        "process_size": Options().process_size,
+        "process_size": pipe.config.process_size,
         "color_fix": pipe.config.color_fix,
         "model": pipe.identity,
     }

@@ -15,7 +15,7 @@ MAX_OUTPUT_PIXELS = 2**31  # of a result: 64 million at 4x and room beyond
 class Frame:
     """The sizes one picture passes through, each (width, height) in pixels.
 
-    source -> enlarged (small pictures) -> content = upscale * enlarged -> padded, the model's input
+    source -> enlarged (small pictures) -> content = (native) upscale * enlarged -> padded, the model's input
     -> content again -> output = round(upscale * source).
     """
 
@@ -33,6 +33,7 @@ def plan_frame(
     process_size: int = 512,
     multiple: int = 8,
     max_side: int = MAX_SIDE,
+    native_upscale: float | None = None,
 ) -> Frame:
     """Plan the sizes from width x height to exactly round(upscale * side). Raises ValueError.
 
@@ -40,6 +41,7 @@ def plan_frame(
     that length, because the model saw nothing smaller in training. Here this stops where the
     model's input would exceed `max_side`; a strip that is still thin is padded to min(process_size,
     64). Sides are padded up to a `multiple`, where the published code squeezes them down to one.
+    native_upscale: what the model works at in place of `upscale`; the result is resized.
     """
     if width < 1 or height < 1:
         raise ValueError(f"a picture of {width}x{height} pixels came; it must have one at least")
@@ -50,8 +52,9 @@ def plan_frame(
             f"{width}x{height} enlarged {upscale:g} times is more than"
             f" {MAX_OUTPUT_PIXELS / 1e9:.1f} billion pixels; choose a smaller --upscale"
         )
-    enlarged = _enlarge(width, height, upscale, process_size, max_side)
-    content = _scale(enlarged, upscale)
+    working = native_upscale or upscale
+    enlarged = _enlarge(width, height, working, process_size, max_side)
+    content = _scale(enlarged, working)
     least = min(process_size, MIN_SIDE)
     padded_width, padded_height = (-(-max(side, least) // multiple) * multiple for side in content)
     output = _scale((width, height), upscale)

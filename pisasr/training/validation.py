@@ -25,7 +25,7 @@ from pisasr.evaluation.figure import draw_comparison
 from pisasr.evaluation.metrics import psnr
 from pisasr.files import Journal, finite
 from pisasr.method.adapters import active
-from pisasr.method.model import PiSASR, Plan, Predictors, predict, restore
+from pisasr.method.model import PiSASR, Plan, Predictors, predict_eps, restore
 from pisasr.pictures.folders import list_pictures, match_names
 from pisasr.pictures.frames import crop, pad, plan_frame
 from pisasr.pictures.images import (
@@ -193,7 +193,7 @@ def restore_picture(
 ) -> list[Image.Image | None]:
     """The picture at each pair of strengths, None where the model answers nan or inf.
 
-    Each of eps_pix and eps_pisa is predicted once, if some pair needs it. The model carries live
+    Each of eps_pix and eps_full is predicted once, if some pair needs it. The model carries live
     adapters "pix" and "sem".
     """
     device = next(model.unet.parameters()).device
@@ -204,7 +204,7 @@ def restore_picture(
     def predicts(*adapters: str) -> Callable[[Tensor], Tensor]:
         def look(z_L: Tensor) -> Tensor:
             with active(model.unet, adapters):
-                return predict(model.unet, z_L, embeds)
+                return predict_eps(model.unet, z_L, embeds)
 
         return look
 
