@@ -13,7 +13,7 @@ from typing import Any
 
 
 class DeclareOperators:
-    """An import hook that finds nothing: it declares operators before torchvision's first import."""
+    """Finds no module; declares operators before torchvision's first import."""
 
     library: Any = None  # torch forgets the operators when this is collected
 

@@ -1,4 +1,4 @@
-"""Errors in one line: what was wanted, what came, what to do; and the exit codes of every command."""
+"""Errors in one line (what was wanted, what came, what to do) and exit codes."""
 
 import argparse
 import os
@@ -34,7 +34,7 @@ class ModelError(PisasrError):
 
 
 class UsageError(PisasrError, argparse.ArgumentTypeError):
-    """Options that can't be; raised by an option's type, argparse prints it with the option's name."""
+    """Options that can't be; from an option's type, argparse adds the option's name."""
 
 
 class OverlapError(UsageError):

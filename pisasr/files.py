@@ -74,7 +74,7 @@ class Journal:
                 os.fsync(file.fileno())
 
     def truncate(self, keep: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-        """Cut the file at the first line that is no row or that `keep` refuses; return the last row."""
+        """Cut the file at the first line that `keep` refuses or is no row; return the last row."""
         last, kept = None, list[bytes]()
         for line in self._lines():
             row = _parse_row(line)

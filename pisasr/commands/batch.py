@@ -94,7 +94,7 @@ def check_output(folder: Path, *files: str) -> None:
         ) from None
     if taken := next((folder / file for file in files if (folder / file).is_dir()), None):
         raise PisasrError(
-            f"{safe_text(taken)} is a folder, where a file is to be written; choose another --output"
+            f"{safe_text(taken)} is a folder where a file is to be; choose another --output"
         )
 
 
@@ -152,8 +152,8 @@ def _restore_file(task: Task, restore: Restore) -> str:
 class Report:
     """Rows of report.jsonl, one for each input as soon as it is done, and lines on stdout.
 
-    A row holds input, output (null if there is none), status ok | skipped | failed, reason ("" or a
-    notice) and seconds. On a terminal a bar shows the time left; elsewhere every picture has a line.
+    A row holds input, output (null if there is none), status ok | skipped | failed, reason (a
+    notice or "") and seconds. On a terminal a bar shows the time left, elsewhere each has a line.
     """
 
     def __init__(self, path: Path, total: int) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -91,7 +91,7 @@ def infer_parser() -> argparse.ArgumentParser:
 
 
 def parse_strengths(text: str) -> list[float]:
-    """Parse "0,0.5,1" or "0:1.5:0.5" (start:stop:step, stop included) as numbers without doubles."""
+    """Parse "0,0.5,1" or "0:1.5:0.5" (start:stop:step) as numbers without doubles."""
     values: list[float] = []
     for part in text.split(","):
         start, *rest = (finite(word) for word in part.split(":"))
@@ -134,11 +134,12 @@ def _infer(args: argparse.Namespace) -> int:
     tasks = plan_tasks(inputs, args.output, variants, suffix)[rank::count]
     name = "report.jsonl" if count == 1 else f"report.{rank + 1}of{count}.jsonl"
     check_output(args.output, name)
+    pipe = load_model(args) if tasks else None
     report = Report(args.output / name, len(tasks))
     try:
-        if tasks:
-            pipe = load_model(args)
-            restore_files(tasks, _restorer(pipe, args, report), report, args.existing, args.debug)
+        if pipe is not None:
+            restore = _restorer(pipe, args, report.on_tile)
+            restore_files(tasks, restore, report, args.existing, args.debug)
     finally:
         report.close()
     if count > 1 and "MASTER_ADDR" in os.environ:
@@ -172,7 +173,9 @@ def _wait_for_others() -> None:
     distributed.destroy_process_group()
 
 
-def _restorer(pipe: "PiSASRPipeline", args: argparse.Namespace, report: Report) -> Restore:
+def _restorer(
+    pipe: "PiSASRPipeline", args: argparse.Namespace, on_tile: Callable[[int, int], None]
+) -> Restore:
     """Make the function from a picture to its result, or its results for every pair and a sheet."""
     from pisasr.pictures.images import eight_bits
     from pisasr.pictures.sheets import draw_sheet
@@ -192,11 +195,11 @@ def _restorer(pipe: "PiSASRPipeline", args: argparse.Namespace, report: Report) 
 
     def restore(picture: "Picture", name: Path) -> Result:
         strengths, note = _strengths_of(args, name)
-        (result,) = pipe(picture, *strengths, on_tile=report.on_tile, **options_for(name)).images
+        (result,) = pipe(picture, *strengths, on_tile=on_tile, **options_for(name)).images
         return Result([result], [_metadata(pipe, args, picture, strengths)], note)
 
     def restore_grid(picture: "Picture", name: Path) -> Result:
-        prediction = pipe.predict(picture, on_tile=report.on_tile, **options_for(name))
+        prediction = pipe.predict(picture, on_tile=on_tile, **options_for(name))
         results = [pipe.decode(prediction, *pair, output_type=output_type) for pair in pairs]
         sheet = draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)
         metadata = [_metadata(pipe, args, picture, pair) for pair in [*pairs, args.lambda_grid]]

@@ -65,7 +65,7 @@ positive_int = partial(whole, least=1)
 
 
 def normalise(argv: list[str]) -> list[str]:
-    """Let options be spelled with hyphens, and let negative numbers and lists of them follow one."""
+    """Let options be spelled with hyphens, and negative numbers follow one."""
     words = []
     for word in argv:
         if word.startswith("--"):

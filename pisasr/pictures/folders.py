@@ -88,7 +88,7 @@ def free_name(name: Path, taken: set[str], end: str = "") -> Path:
 
 
 def folded(path: Path | str) -> str:
-    """A name as file systems see it that take A.png for a.png, or one accent's spelling for another."""
+    """A name as file systems see it that take A.png for a.png."""
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
@@ -102,7 +102,7 @@ def resolved(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its file, its name below the folder or glob, and why it can't be read, if known."""
+    """A file, its name below the folder or glob, and why it can't be read, if known."""
 
     path: Path
     name: Path
@@ -114,8 +114,8 @@ def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) 
     """List the pictures that files, folders and globs stand for, in the order given, each once.
 
     Of a folder, names ending like a picture are taken, hidden ones are not, its sub-folders only if
-    `recursive`; links to folders are not followed. What lies in the output folder is no input unless
-    it is named itself. What can't be read comes as "skipped", or if it was named as "failed".
+    `recursive`; links to folders are not followed. What lies in the output folder is no input
+    unless it is named itself. What can't be read is "skipped", or if it was named "failed".
     """
     output = resolved(output)
     found: dict[str, Input] = {}

@@ -15,7 +15,7 @@ MAX_OUTPUT_PIXELS = 2**31  # of a result: 64 million at 4x and room beyond
 class Frame:
     """The sizes one picture passes through, each (width, height) in pixels.
 
-    source -> enlarged (small pictures) -> content = (native) upscale * enlarged -> padded, the model's input
+    source -> enlarged (small pictures) -> content = upscale * enlarged -> padded, the model's input
     -> content again -> output = round(upscale * source).
     """
 

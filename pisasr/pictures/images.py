@@ -31,8 +31,8 @@ class Picture:
     """One picture in memory, upright and in sRGB.
 
     pixels [H, W, 3]: uint8 levels, or float32 in [0, 1] where there were more. alpha [H, W]: of the
-    same kind, or None. is_grey: its three channels were one. notices: lines for the user. exif: what
-    the file says about the photo, with the place; None if nothing.
+    same kind, or None. is_grey: its three channels were one. notices: lines for the user. exif:
+    what the file says about the photo, with the place; None if nothing.
     """
 
     pixels: np.ndarray
@@ -114,8 +114,8 @@ def pictures_of(given: Any) -> list[Picture]:
     """Take PIL pictures of any mode, arrays, tensors, `Picture`s, and lists of these.
 
     PIL's are converted to sRGB by the profile that they carry; as PIL.Image.open gave them they are
-    turned upright, too. Arrays are [H, W], [H, W, C] or [B, H, W, C], tensors [C, H, W] or [B, C, H,
-    W], of 1 (grey), 3, or with alpha 2 or 4 channels: uint8, uint16, or floats in [0, 1], which are
+    turned upright, too. Arrays are [H, W], [H, W, C] or [B, H, W, C], tensors [C, H, W] or
+    [B, C, H, W], of 1 (grey), 3, or with alpha 2 or 4 channels: uint8, uint16, or floats in [0, 1],
     taken as sRGB. Raises TypeError or ValueError for others.
     """
     if isinstance(given, Picture):
@@ -253,7 +253,7 @@ def _through(image: Image.Image, profile: Any) -> Image.Image:
 
 
 def split(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bool]:
-    """Split a PIL picture of any mode into (RGB at eight bits, alpha or None, whether it was grey)."""
+    """Split a PIL picture of any mode into (RGB, alpha or None, whether it was grey)."""
     (picture,) = pictures_of(image)
     alpha = None if picture.alpha is None else eight_bits(picture.alpha[..., None])
     return eight_bits(picture.pixels), alpha, picture.is_grey
@@ -306,7 +306,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def to_batch(pixels: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
-    """Pictures [H, W, 3] of one size as [B, 3, H, W] on the device: bytes, or floats as they are."""
+    """Pictures [H, W, 3] of one size as [B, 3, H, W] on the device: bytes, or floats."""
     return torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).contiguous()
 
 

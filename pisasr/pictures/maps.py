@@ -65,7 +65,7 @@ def _read_number(name: str, given: Any) -> float:
 
 
 def check_proportions(name: str, given: Any, size: tuple[int, int]) -> None:
-    """Raise ValueError if a map isn't in the proportions of (width, height), up to one of its pixels."""
+    """Raise ValueError if a map isn't in the proportions of (width, height), to a pixel."""
     shape: tuple[int, ...] = tuple(getattr(given, "shape", ()))
     if len(shape) != 2:
         return
@@ -78,9 +78,9 @@ def check_proportions(name: str, given: Any, size: tuple[int, int]) -> None:
 
 
 def find_map(place: Path, name: Path) -> Path | None:
-    """The map of the input `name`: `place`, or what lies in that folder under the name, if anything.
+    """Find the map of an input: `place`, or the picture of the same stem in that folder, if any.
 
-    Any picture's ending will do. Raises ImageError if several are there.
+    Raises ImageError if several are there.
     """
     if not place.is_dir():
         return place
@@ -127,7 +127,7 @@ def to_latent(strength: np.ndarray, frame: Frame, factor: int) -> Tensor:
 
 
 def _coverage(cells: int, content: int, padded: int, factor: int) -> np.ndarray:
-    """[padded / factor, cells]: the part of each latent pixel on each cell of a map, along one axis."""
+    """[padded / factor, cells]: the part of each latent pixel on each cell, along one axis."""
     seen = np.pad(np.arange(content), (0, padded - content), mode="reflect").reshape(-1, factor)
     edges = np.linspace(0, content, cells + 1)
     parts = (np.minimum(p + 1, edges[1:]) - np.maximum(p, edges[:-1]) for p in seen.T[..., None])

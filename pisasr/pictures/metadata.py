@@ -26,7 +26,7 @@ class Metadata:
 
 
 def made_with(model: str, settings: Mapping[str, Any]) -> str:
-    """`pisasr 0.1.0 (model=embedded, lambda_pix=1, upscale=4)`; settings without a value are left out."""
+    """`pisasr 0.1.0 (model=embedded, lambda_pix=1)`, without settings that have no value."""
     given = {"model": model} | {
         name: value
         for name, value in settings.items()

@@ -17,7 +17,7 @@ MAX_PIXELS = 64_000_000  # of an input, before it is decoded
 
 @contextmanager
 def opened(path: Path, max_pixels: int | None = None) -> Iterator[Any]:
-    """Open a picture with Pillow, not decoded yet; whatever fails, also in the block, is ImageError."""
+    """Open a picture with Pillow, not decoded yet; all that fails, also inside, is ImageError."""
     if reason := cannot_open(path):
         raise ImageError(reason)
     try:
