@@ -1,4 +1,4 @@
-"""What an installation promises: a light import, a small default model, pins that fit the ranges."""
+"""What an installation promises: a light import, a small model, pins that fit the ranges."""
 
 import importlib.util
 import socket
