@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.commands.batch import check_output, remove_leftovers
+from pisasr.commands.batch import check_output
 from pisasr.commands.options import command_parser, positive_int
 from pisasr.errors import (
     OK,
@@ -42,7 +42,7 @@ from pisasr.errors import (
     guarded,
     safe_text,
 )
-from pisasr.pictures.folders import Found, find_inputs, resolved
+from pisasr.pictures.folders import Input, find_inputs, resolved
 from pisasr.pictures.manifest import find_differences, read_entries
 
 if TYPE_CHECKING:
@@ -72,7 +72,6 @@ def degrade(args: argparse.Namespace) -> int:
     for folder in folders:
         check_output(folder, *[MANIFEST] * (folder == args.output))
     pictures = (folder / f"{stem(photo)}.png" for photo in photos for folder in folders)
-    remove_leftovers([args.output / MANIFEST, *pictures])
     for photo in photos:
         if photo.status == "skipped":
             print(f"{safe_text(photo.path)}: skipped ({safe_text(photo.reason)})")
@@ -128,7 +127,7 @@ def read_recipe(path: Path | None, scale: int | None) -> "DegradationRecipe":
     return recipe if scale is None else replace(recipe, scale=scale)
 
 
-def find_photos(args: argparse.Namespace) -> list[Found]:
+def find_photos(args: argparse.Namespace) -> list[Input]:
     """The photos that --input means; refused where two would be written to one name, or one over
     another's file.
     """
@@ -161,11 +160,11 @@ def find_photos(args: argparse.Namespace) -> list[Found]:
     return photos
 
 
-def stem(photo: Found) -> str:
+def stem(photo: Input) -> str:
     return photo.name.with_suffix("").as_posix()
 
 
-def degrade_photo(photo: Found, recipe: "DegradationRecipe", args: argparse.Namespace) -> dict:
+def degrade_photo(photo: Input, recipe: "DegradationRecipe", args: argparse.Namespace) -> dict:
     """Read, cut, degrade and write one photo; returns its line of the manifest."""
     from pisasr.data.degradation import degrade_one, sample_generator
     from pisasr.pictures.images import open_image, split, to_image, to_tensor

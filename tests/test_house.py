@@ -42,18 +42,6 @@ MAY_KNOW = {
         ),
         "training",
     },
-    "benchmark": {  # measures them all
-        *(
-            "method",
-            "models",
-            "evaluation",
-            "config",
-            "options",
-            "pipeline",
-            "training",
-            "commands",
-        ),
-    },
 }
 
 

@@ -23,7 +23,7 @@ from test_kills import handles, resident
 
 from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrainConfig, load_config
 from pisasr.errors import CheckpointError
-from pisasr.evaluation.lookup import MetricUnavailable
+from pisasr.evaluation.networks import MetricUnavailable
 from pisasr.method.adapters import active, attach, load_into, parameters_of, train_only
 from pisasr.method.model import PiSASR, predict, restore
 from pisasr.method.text import PromptEncoder

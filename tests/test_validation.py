@@ -172,7 +172,7 @@ def test_the_sheet_has_a_row_a_picture_and_a_column_a_strength(model, folder, tm
             assert np.array_equal(np.asarray(image), np.asarray(found.sheet))
             sheets[stage.name] = image.size
     cell = (sheets["sem"][0] - sheets["pix"][0]) // 1
-    assert cell > 200 and sheets["pix"][0] // cell == 3 and sheets["pix"][1] > 3 * 200
+    assert cell > 200 and sheets["pix"][0] // cell == 4 and sheets["pix"][1] > 3 * 200
     assert sorted(path.name for path in (tmp_path / "out" / "validation").iterdir()) == [
         "pix-3.png",
         "sem-3.png",

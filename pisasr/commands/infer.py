@@ -20,7 +20,7 @@ from pisasr.commands.options import (
     place_among_processes,
 )
 from pisasr.errors import OK, SOME_FAILED, PisasrError, UsageError, guarded, safe_text
-from pisasr.options import Options
+from pisasr.options import Options, OutputType
 from pisasr.pictures.folders import Input, find_inputs
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _restorer(
         Options(**pipeline_options(args)).tile_plan(pipe.model.factor)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    output_type = "uint16" if args.bits == 16 else "pil"
+    output_type: OutputType = "uint16" if args.bits == 16 else "pil"
     pairs = list(product(*args.lambda_grid)) if args.lambda_grid else []
 
     def options_for(name: Path) -> dict[str, Any]:
@@ -194,13 +194,13 @@ def _restorer(
         return options
 
     def restore(picture: "Picture", name: Path) -> Result:
-        strengths, note = _strengths_of(args, name)
-        (result,) = pipe(picture, *strengths, on_tile=on_tile, **options_for(name)).images
-        return Result([result], [_metadata(pipe, args, picture, strengths)], note)
+        (pix, sem), note = _strengths_of(args, name)
+        (result,) = pipe(picture, pix, sem, on_tile, **options_for(name)).images
+        return Result([result], [_metadata(pipe, args, picture, (pix, sem))], note)
 
     def restore_grid(picture: "Picture", name: Path) -> Result:
-        prediction = pipe.predict(picture, on_tile=on_tile, **options_for(name))
-        results = [pipe.decode(prediction, *pair, output_type=output_type) for pair in pairs]
+        prediction = pipe.predict(picture, on_tile, **options_for(name))
+        results = [pipe.decode(prediction, pix, sem, output_type) for pix, sem in pairs]
         sheet = draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)
         metadata = [_metadata(pipe, args, picture, pair) for pair in [*pairs, args.lambda_grid]]
         return Result([*results, sheet], metadata)

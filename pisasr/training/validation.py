@@ -21,7 +21,6 @@ from pisasr.config import TrainConfig, ValidationConfig
 from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
 from pisasr.data.photos import list_photos
 from pisasr.errors import ImageError, PisasrError
-from pisasr.evaluation.figure import draw_comparison
 from pisasr.evaluation.metrics import psnr
 from pisasr.files import Journal, finite
 from pisasr.method.adapters import active
@@ -39,6 +38,7 @@ from pisasr.pictures.images import (
 )
 from pisasr.pictures.opening import read_picture
 from pisasr.pictures.saving import save_image
+from pisasr.pictures.sheets import draw_comparison
 from pisasr.training.losses import Perceptual
 from pisasr.training.stages import Stage
 
