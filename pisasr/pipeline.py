@@ -115,8 +115,9 @@ class Prediction:
 
     def to(self, device: torch.device | str) -> "Prediction":
         """The same with its tensors on a device."""
-        latents = [None if each is None else each.to(device) for each in self.latents]
-        return replace(self, latents=Latents(*latents), given=self.given.to(device))
+        z_L, *predictions = (None if each is None else each.to(device) for each in self.latents)
+        latents = Latents(z_L, *predictions)
+        return replace(self, latents=latents, given=self.given.to(device))
 
 
 class PiSASRPipeline(DiffusionPipeline):
@@ -172,7 +173,7 @@ class PiSASRPipeline(DiffusionPipeline):
         self._too_large: dict[tuple[torch.Size, Plan], Plan] = {}  # ran out of memory -> tried next
 
     @property
-    def _networks(self) -> list[torch.nn.Module]:
+    def _networks(self) -> list[Any]:
         return list(dict.fromkeys((self.vae, self.unet_pix, self.unet)))
 
     @property

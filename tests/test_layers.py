@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pisasr.method.layers import (
     FoldedUpsample2D,
     enlarge,
-    lay_out,
+    set_memory_format,
     use_fast_layers,
 )
 
@@ -95,9 +95,9 @@ def test_a_whole_unet_is_the_same_and_is_saved_the_same():
 
 def test_channels_lie_together_only_where_no_norm_suffers():
     conv, norm = nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4)
-    lay_out(nn.Sequential(conv))
+    set_memory_format(nn.Sequential(conv))
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
-    lay_out(nn.Sequential(conv, norm))
+    set_memory_format(nn.Sequential(conv, norm))
     assert conv.weight.is_contiguous()
 
 

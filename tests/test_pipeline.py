@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 import pisasr
 from pisasr import PiSASRPipeline
 from pisasr.errors import CheckpointError, ModelError, PisasrError, UserNotice
-from pisasr.method import color
 from pisasr.method.model import PiSASR
 from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.models.bases import SD21_MIRRORS, load_base
@@ -41,8 +40,8 @@ def photo(width: int = 12, height: int = 9, mode: str = "RGB") -> Image.Image:
 
 def at_each(pipe, pairs):
     """The picture at several strengths, from one encode."""
-    looked = pipe.look(photo(), **SMALL)
-    return [pipe.mix(looked, *pair) for pair in pairs]
+    prediction = pipe.predict(photo(), **SMALL)
+    return [pipe.decode(prediction, *pair) for pair in pairs]
 
 
 def equal(a: Image.Image, b: Image.Image) -> bool:
@@ -66,20 +65,10 @@ def test_strengths_cost_the_passes_they_need(pipe, passes, lambdas, wanted):
     assert passes == wanted
 
 
-def test_every_picture_of_a_list_can_have_its_own_words_and_chance(pipe):
-    given, sampled = [photo(), photo()], {**SMALL, "posterior": "sample"}
-    first, second = pipe(given, **sampled, generator=[1, torch.Generator().manual_seed(2)]).images
-    assert equal(first, pipe(photo(), **sampled, generator=1).images[0]) and not equal(
-        first, second
-    )
-    first, second = pipe(given, **SMALL, prompt=["", "a photo"]).images
-    assert equal(second, pipe(photo(), **SMALL, prompt="a photo").images[0]) and not equal(
-        first, second
-    )
-    with pytest.raises(ValueError, match="2 pictures came with 3 generators"):
-        pipe(given, generator=[1, 2, 3])
-    with pytest.raises(ValueError, match="2 pictures came with 1 prompts"):
-        pipe(given, prompt=["a photo"])
+def test_a_prompt_and_a_seed_reach_the_result(pipe):
+    plain = pipe(photo(), **SMALL).images[0]
+    assert not equal(pipe(photo(), **SMALL, prompt="a photo").images[0], plain)
+    assert not equal(pipe(photo(), **SMALL, generator=1).images[0], plain)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (13, 7), (3, 40), (17, 16)])
@@ -157,12 +146,11 @@ def test_a_latent_is_z_H_and_nothing_is_decoded(pipe):
 
 def test_runs_repeat_themselves_and_samples_follow_the_seed_not_the_neighbours(pipe):
     assert equal(*(pipe(photo(), **SMALL).images[0] for _ in range(2)))
-    sampled = {**SMALL, "posterior": "sample"}
-    alone = pipe(photo(), **sampled, generator=5).images[0]
-    assert equal(pipe([photo(5, 5), photo()], **sampled, generator=5).images[1], alone)
-    assert not equal(pipe(photo(), **sampled, generator=6).images[0], alone)
+    alone = pipe(photo(), **SMALL, generator=5).images[0]
+    assert equal(pipe([photo(5, 5), photo()], **SMALL, generator=5).images[1], alone)
+    assert not equal(pipe(photo(), **SMALL, generator=6).images[0], alone)
     going_on = torch.Generator().manual_seed(5)
-    first, second = (pipe(photo(), **sampled, generator=going_on).images[0] for _ in range(2))
+    first, second = pipe([photo(), photo()], **SMALL, generator=going_on).images
     assert equal(first, alone) and not equal(second, alone)
 
 
@@ -187,21 +175,21 @@ def test_tiles_and_color_and_prompt_reach_the_result(pipe):
         ({"upscale": 0.5}, "from 1 up"),
         ({"upscale": float("nan")}, "from 1 up"),
         ({"color_fix": "nofix"}, "adain, wavelet, none"),
-        ({"posterior": "mode"}, "mean, sample"),
         ({"output_type": "jpeg"}, "pil, np, pt, latent, uint16"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 1.5}, "batch_size is 1.5; it must be a whole number"),
         ({"upscale": "2"}, "upscale is '2'; it must be a number"),
-        ({"prompt": ["a", None]}, "must be a text, or one for each"),
-        ({"generator": 1.5}, "generator is 1.5; it must be a seed"),
-        ({"generator": -1}, "a seed is a whole number from 0"),
+        ({"prompt": ["a", None]}, "it must be a text"),
+        ({"generator": 1.5}, "generator is 1.5; it must be a whole number"),
+        ({"generator": -1}, "generator is -1; it must be from 0 up"),
+        ({"uspcale": 2}, "there is no option 'uspcale'; there are upscale, "),
         ({"lambda_pix": None}, "lambda_pix is None; it must be a number, or a map"),
         ({"color_fix": []}, "adain, wavelet, none"),
         ({"tile_size": 8, "tile_overlap": 8}, "overlap must be below"),
-        ({"process_size": None}, "process_size is None; it must be a whole number"),
+        ({"process_size": 1.5}, "process_size is 1.5; it must be a whole number"),
         ({"batch_size": None}, "batch_size is None; it must be a whole number"),
-        ({"batch_size": 10**400}, "batch_size is inf; it must be a whole number from 1 to"),
-        ({"upscale": 10**400}, "upscale is inf; it must be a finite number"),
+        ({"batch_size": 10**400}, "batch_size is inf; it must be from 1 up"),
+        ({"upscale": 10**400}, "upscale is inf; it must be from 1 up"),
         ({"lambda_sem": -(10**400)}, "lambda_sem is -inf; it must be a finite number"),
         ({"prompt": "caf\udce9"}, r"prompt is 'caf\\udce9'; it must be text in UTF-8"),
     ],
@@ -218,7 +206,7 @@ def test_options_that_make_no_sense_are_refused_in_one_line(pipe, options, reaso
         (lambda pipe: pipe(None), "None came; wanted a PIL picture"),
         (lambda pipe: pipe([3]), "3 came; wanted a PIL picture"),
         (lambda pipe: pipe(Image.new("RGB", (0, 5))), "a picture of 0x5 pixels came"),
-        (lambda pipe: pipe.mix(None, 1, 1), "mix came with None; it takes what `look` gave"),
+        (lambda pipe: pipe.decode(None, 1, 1), "decode got None; it takes what `predict` returned"),
     ],
 )
 def test_what_is_no_picture_is_refused_in_one_line(pipe, call, reason):
@@ -502,7 +490,7 @@ def test_a_local_path_never_asks_the_network(monkeypatch, base_folder):
         PiSASRPipeline.from_pretrained(base_folder, adapters=Path("nope/nope"))
 
 
-def test_sd21_is_looked_for_in_the_cache_then_at_its_mirrors_in_order(monkeypatch, base_folder):
+def test_sd21_is_prediction_for_in_the_cache_then_at_its_mirrors_in_order(monkeypatch, base_folder):
     asked = []
 
     def download(name, local_files_only=False, **_):
@@ -545,7 +533,7 @@ def test_adapters_are_saved_with_the_name_of_their_base(base_folder, pipe, tmp_p
     ).read_bytes()
     pipe.save_pretrained(tmp_path / "whole")
     whole = PiSASRPipeline.from_pretrained(tmp_path / "whole")
-    with pytest.raises(ModelError, match="nobody knows the base"):
+    with pytest.raises(ModelError, match="the base and the adapters of this pipeline are unknown"):
         whole.save_pretrained(tmp_path / "x", adapters_only=True)
 
 
@@ -627,13 +615,22 @@ def test_a_replaced_part_replaces_what_was_made_of_it(pipe):
     assert not equal(pipe(photo(), **SMALL).images[0], before)
 
 
-def test_a_bar_counts_the_tiles_of_both_predictions_and_can_be_switched_off(pipe, capsys):
-    options = {**SMALL, "tile_size": 6, "tile_overlap": 2, "lambda_sem": 0.5}
-    pipe(photo(20, 12), **options)
-    assert "4/4" in capsys.readouterr().err
-    pipe.set_progress_bar_config(disable=True)
-    pipe(photo(20, 12), **options)
-    assert capsys.readouterr().err == ""
+def test_tiles_of_both_predictions_are_counted_and_the_caller_can_stop_the_run(pipe, capsys):
+    options, calls = {**SMALL, "tile_size": 6, "tile_overlap": 2}, []
+    pipe(photo(20, 12), lambda_sem=0.5, on_tile=lambda *call: calls.append(call), **options)
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)] and capsys.readouterr().err == ""
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe.predict(photo(20, 12), on_tile=stop, **options)
+
+
+def test_a_list_of_sizes_is_planned_before_anything_is_computed(pipe, passes):
+    with pytest.raises(ValueError, match="0x5"):
+        pipe([photo(), Image.new("RGB", (0, 5))], **SMALL)
+    assert not passes
 
 
 def test_a_pipeline_is_pushed_whole(pipe, tmp_path, monkeypatch):
@@ -663,7 +660,7 @@ def test_a_pipeline_is_pushed_whole(pipe, tmp_path, monkeypatch):
     assert pushed.keys() == {"me/pisa", "pisa"} and all(whole <= files for files in pushed.values())
 
 
-@pytest.mark.parametrize("place", ["encode", "unet_pix", "unet", "decode", "colours"])
+@pytest.mark.parametrize("place", ["encode", "unet_pix", "unet", "decode"])
 @pytest.mark.parametrize("failures", [1, 2, 3])
 def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, failures):
     """The picture of who asks for such tiles, and one warning each time."""
@@ -676,21 +673,17 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
         "tile_overlap": min(2, tile // 3),
         "vae_tile_size": 64 // 2**failures,
     }
-    if place in ("decode", "colours"):  # what was looked at before stays as it is
-        looked = pipe.look(
+    if place == "decode":  # the predictions stay as they are
+        prediction = pipe.predict(
             picture, **{name: value for name, value in options.items() if name != "lambda_sem"}
         )
-        wanted = pipe.mix(
-            replace(
-                looked, plan=replace(pipe._cut(Options(**small), pipe.model.factor), lean=True)
-            ),
+        wanted = pipe.decode(
+            replace(prediction, plan=replace(pipe._plan(Options(**small)), low_memory=True)),
             lambda_sem=0.5,
         )
     else:
         wanted = pipe(picture, **{**options, **small}).images[0]
-    if place == "colours":
-        owner, name, own = color, "in_bands", color.in_bands
-    elif place in ("unet", "unet_pix"):
+    if place in ("unet", "unet_pix"):
         owner, name, own = getattr(pipe, place), "forward", getattr(pipe, place).forward
     else:
         owner, name, own = PiSASR, place, getattr(PiSASR, place)

@@ -25,7 +25,7 @@ from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, Train
 from pisasr.errors import CheckpointError
 from pisasr.evaluation.networks import MetricUnavailable
 from pisasr.method.adapters import active, attach, load_into, parameters_of, train_only
-from pisasr.method.model import PiSASR, predict, restore
+from pisasr.method.model import PiSASR, predict_eps, restore
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
 from pisasr.models.weights import convert_release, load_adapter, save_adapter
@@ -676,7 +676,7 @@ def test_losses_and_gradients_are_the_published_ones(parity, number):
 
     def teacher(z_t, t, embeds):
         with active(unet, ()):
-            return predict(unet, z_t, embeds, t)
+            return predict_eps(unet, z_t, embeds, t)
 
     def csd(batch, x_pred, z_H):
         pos, neg = words(index["prompts"]), words([index["neg_prompt"]] * 2)

@@ -32,7 +32,7 @@ from pisasr.method.adapters import (
     parameters_of,
     train_only,
 )
-from pisasr.method.model import PiSASR, predict
+from pisasr.method.model import PiSASR, predict_eps
 from pisasr.method.residual import remove_residual
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_others
@@ -228,7 +228,7 @@ def learn(model, watch=None):
         for step in (1, 2):
             embeds = model.prompt_encoder(["" if step == 2 else "a cat"])
             z_L = model.encode(x_L, torch.randn(model.latent_shape(x_L))).detach()
-            x_pred = model.decode(remove_residual(z_L, predict(model.unet, z_L, embeds)))
+            x_pred = model.decode(remove_residual(z_L, predict_eps(model.unet, z_L, embeds)))
             torch.nn.functional.mse_loss(x_pred, x_H).backward()
             optimizer.step()
             if watch:
@@ -286,7 +286,7 @@ def test_it_judges_the_model_that_will_be_used_without_dropout_or_gradients(
     model.unet.train()
     z_L = model.encode(signed(picture(0)))
     with active(model.unet, ("pix", "sem")):
-        drawn = [predict(model.unet, z_L, model.prompt_encoder("")) for _ in range(2)]
+        drawn = [predict_eps(model.unet, z_L, model.prompt_encoder("")) for _ in range(2)]
     assert not torch.equal(*drawn), "dropout is at work in training"
     seen = []
     model.unet.register_forward_hook(lambda *call: seen.append(call[2].sample.requires_grad))
@@ -303,7 +303,7 @@ class Predictor(torch.nn.Module):
         self.unet = unet
 
     def forward(self, z, embeds):
-        return predict(self.unet, z, embeds)
+        return predict_eps(self.unet, z, embeds)
 
 
 def learn_together(rank, base_folder, folder, output, watched):
