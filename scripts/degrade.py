@@ -71,7 +71,6 @@ def degrade(args: argparse.Namespace) -> int:
     folders = list(filter(None, (args.output, args.hq_output)))
     for folder in folders:
         check_output(folder, *[MANIFEST] * (folder == args.output))
-    pictures = (folder / f"{stem(photo)}.png" for photo in photos for folder in folders)
     for photo in photos:
         if photo.status == "skipped":
             print(f"{safe_text(photo.path)}: skipped ({safe_text(photo.reason)})")

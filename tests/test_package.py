@@ -1,5 +1,6 @@
 """What an installation promises: a light import, a small model, pins that fit the ranges."""
 
+import ast
 import importlib.util
 import socket
 import subprocess
@@ -86,3 +87,15 @@ def test_the_tests_have_no_network_and_a_model_on_the_disk_asks_for_none(pipe):
     before = len(ASKED)
     pipe(Image.new("RGB", (9, 7)), upscale=1, process_size=16)
     assert len(ASKED) == before
+
+
+def test_nothing_that_is_read_can_be_run():
+    """Beside ruff's rules of security: what these calls would do by default."""
+    wanted = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
+    for path in [*(ROOT / "pisasr").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                words = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                name, value = wanted.get(ast.unparse(node.func), ("", None))
+                assert words.get(name) == value, f"{path}: {ast.unparse(node)}"
+                assert words.get("trust_remote_code", "False") == "False", path
