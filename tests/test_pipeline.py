@@ -246,7 +246,7 @@ def test_what_is_saved_loads_and_gives_equal_pictures(pipe, tmp_path):
     assert all(map(equal, at_each(again, pairs), at_each(pipe, pairs)))
     with pytest.raises(ModelError, match="has its adapters merged already"):
         PiSASRPipeline.from_pretrained(tmp_path / "saved", adapters=tmp_path)
-    with pytest.raises(ModelError, match="training wants the bare base"):
+    with pytest.raises(ModelError, match="train on the bare base"):
         load_base(tmp_path / "saved")
 
 
@@ -340,7 +340,7 @@ def test_a_model_names_its_own_colour_fix_and_keeps_it_when_saved(base_folder, p
         assert equal(named(photo(), **SMALL).images[0], wavelet)
         assert equal(named(photo(), **SMALL, color_fix="adain").images[0], adain)
 
-    named = "has color_fix .*, wanted one of adain, wavelet, none; correct"
+    named = "color_fix is .* must be one of adain, wavelet, none. Correct"
     wrongs = {'{"color_fix": "rainbow"}': named, '{"color_fix": ["adain"]}': named, "[]": "holds no settings",
               "{": "can't be read", "[" * 100_000: "nested too deeply"}  # fmt: skip
     for wrong, reason in wrongs.items():
@@ -422,7 +422,7 @@ def edited(base_folder, tmp_path):
         ),
         ("unet", {"in_channels": 9}, "maps 9 channels to 4, the VAE has 4 latent channels"),
         ("vae", {"latent_channels": 16}, "the VAE has 16 latent channels"),
-        ("vae", {"_class_name": "AutoencoderTiny"}, "has a VAE AutoencoderTiny"),
+        ("vae", {"_class_name": "AutoencoderTiny"}, "has a vae of class AutoencoderTiny"),
         ("scheduler", {"prediction_type": "v_prediction"}, "predicts v_prediction, not epsilon"),
     ],
 )
