@@ -57,6 +57,14 @@ def test_a_file_that_outgrows_its_disk_leaves_nothing_under_its_name(tmp_path, n
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_bytes() == before
 
 
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def handles() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells")
 @pytest.mark.parametrize(
     "count", [pytest.param(40, marks=pytest.mark.slow), pytest.param(500, marks=pytest.mark.soak)]
@@ -76,8 +84,7 @@ def test_many_pictures_take_the_memory_of_a_few(pipe, tmp_path, monkeypatch, cou
     class Watched(command.Report):
         def add(self, *args):
             super().add(*args)
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            seen.append((pages * resource.getpagesize(), len(os.listdir("/proc/self/fd"))))
+            seen.append((resident(), handles()))
 
     monkeypatch.setattr(command, "Report", Watched)
     size = "64" if count == 500 else "16"
