@@ -103,7 +103,7 @@ def test_a_feather_that_would_end_the_process_is_refused(feather):
         Settings(1, 1, 0, 0.5, feather).strengths(np.eye(64, dtype=np.float32), 128)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_download_is_what_was_shown_and_holds_how_it_was_made(session, tmp_path, kind):
     exif = Image.Exif()
     exif[ExifTags.Base.Model] = "camera"
@@ -190,13 +190,10 @@ def test_wrong_settings_are_named_in_a_line(session, photo, tmp_path, wrong, wor
         "data:image/png;base64," + 9_000_000 * "A",
     ],
 )
-def test_a_forged_mask_is_refused_in_a_line(text):
+def test_a_forged_mask_is_refused_where_a_painted_one_arrives(text):
     with pytest.raises(PisasrError) as caught:
         read_mask(text)
     assert "\n" not in str(caught.value)
-
-
-def test_a_painted_mask_arrives_as_it_was():
     levels = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
     assert np.array_equal(read_mask(png(levels)), levels.astype(np.float32) / 255)
 
@@ -258,20 +255,23 @@ def test_a_batch_reports_each_file_and_packs_what_is_whole(session, photo, tmp_p
 # --- the command ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example.org", ""])
-def test_others_are_let_in_only_with_a_password(host, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["app", "--host", host])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and "--auth" in error and error.count("\n") == 1
-    assert all(map(is_loopback, ["127.0.0.1", "localhost", "::1"]))
-
-
-@pytest.mark.parametrize("words", [["--auth", "ann"], ["--auth", ":secret"], ["--port", "99999"]])
-def test_half_a_password_and_an_impossible_port_are_wrong_usage(words, capsys):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--host", "0.0.0.0"],
+        ["--host", "::"],
+        ["--host", "example.org"],
+        ["--auth", "ann"],
+        ["--auth", ":secret"],
+        ["--port", "99999"],
+    ],
+)
+def test_others_need_a_whole_password_and_a_port_exists(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["app", *words])
-    assert stopped.value.code == 2 and words[0] in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words[0] in error and error.count("\n") == 1
+    assert all(map(is_loopback, ["127.0.0.1", "localhost", "::1"]))
 
 
 def test_a_busy_port_is_a_line(base_folder, capsys):

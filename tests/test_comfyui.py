@@ -136,12 +136,10 @@ def test_upscale_gives_the_pipelines_floats_without_eight_bits_between(nodes, mo
 
 
 def test_alpha_is_kept_and_values_outside_are_clamped(nodes, model):
-    alpha = torch.linspace(0, 1, 12).expand(1, 9, 12)[..., None]
-    given = torch.cat([images(1), alpha], dim=-1)
+    given = torch.cat([images(1), torch.linspace(0, 1, 12).expand(1, 9, 12)[..., None]], dim=-1)
     given[0, 0, 0] = torch.tensor([-0.01, 1.02, 0.5, 1.0])
     made = upscale(nodes, model, given)
-    assert made.shape == (1, 18, 24, 4)
-    assert torch.equal(made, upscale(nodes, model, given.clamp(0, 1)))
+    assert made.shape[-1] == 4 and torch.equal(made, upscale(nodes, model, given.clamp(0, 1)))
 
 
 def test_strengths_need_no_unet_and_leave_the_prediction_as_it_is(nodes, model, passes):
@@ -227,10 +225,8 @@ def test_models_are_found_in_comfyuis_folders(nodes, base_folder, tmp_path):
     assert list(bases()) == ["embedded", "light", "sd"]
     assert list(adapters()) == ["the base's own", "light", "mine", "pisa_sr.pkl"]
     expected = pipe.unet.state_dict()
-    for names in (("sd", "mine", "fp32"), ("light", "the base's own", "fp32")):
-        made = load(*names).pipe.unet.state_dict()
-        assert all(torch.equal(made[name], expected[name]) for name in expected)
-    assert load("sd", dtype="fp16").pipe.unet.dtype == torch.float16
+    made = load("light", "mine", "fp16").pipe.unet.state_dict()
+    assert all(torch.equal(made[name], expected[name].half()) for name in expected)
 
 
 # --- the example workflows ------------------------------------------------------------------------
@@ -258,24 +254,18 @@ def test_an_example_fits_the_nodes_and_is_the_same_for_page_and_server(nodes, na
         needed = {socket.id for socket in schema.inputs if not socket.optional}
         known[schema.node_id] = ins, [socket.io_type for socket in schema.outputs], needed
     page, served = workflow(name)
-    for node in served.values():
-        ins, _, needed = known[node["class_type"]]
-        assert needed <= set(node["inputs"]) <= set(ins)
-        for socket, value in node["inputs"].items():
-            if isinstance(value, list):
-                assert known[served[value[0]]["class_type"]][1][value[1]] == ins[socket]
-    links = {link[0]: link for link in page["links"]}
-    from_page = {}
+    links, from_page = {link[0]: link for link in page["links"]}, {}
     for node in page["nodes"]:
-        ins = known[node["type"]][0]
+        ins, _, needed = known[node["type"]]
         widgets = [socket for socket, io_type in ins.items() if io_type in WIDGETS]
         values = dict(zip(widgets, node["widgets_values"], strict=False))  # LoadImage has a button
         for slot, socket in enumerate(node["inputs"]):
-            assert ins[socket["name"]] == socket["type"]
             if socket["link"] is not None:
                 _, source, source_slot, *target = links[socket["link"]]
-                assert target == [node["id"], slot, socket["type"]]
+                assert target == [node["id"], slot, ins[socket["name"]]]
+                assert known[served[str(source)]["class_type"]][1][source_slot] == target[2]
                 values[socket["name"]] = [str(source), source_slot]
+        assert needed <= set(values) <= set(ins)
         from_page[str(node["id"])] = {"class_type": node["type"], "inputs": values}
     assert from_page == served
 

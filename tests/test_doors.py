@@ -21,7 +21,7 @@ from pisasr.errors import OK
 
 PAIR = (0.9, 0.6)
 SMALL = {"upscale": 2, "process_size": 16}
-STRENGTHS = ["--lambda_pix", str(PAIR[0]), "--lambda_sem", str(PAIR[1])]
+STRENGTHS = ["--lambda_pix", "0.9", "--lambda_sem", "0.6"]
 WITHOUT_TORCH = """
 import runpy, sys
 sys.modules.update(dict.fromkeys(["torch", "diffusers", "transformers", "pisasr"]))

@@ -228,7 +228,8 @@ class Session:
     def show(self, opened: OpenPicture, settings: Settings, mask: Any = None) -> Image.Image:
         """Decode at these strengths, without a pass of the UNet; kept as what a download holds."""
         opened.result = self._decode(opened, settings.strengths(mask, opened.size[0]), settings)
-        fixed = {"upscale": opened.settings.upscale, "prompt": opened.settings.prompt}
+        predicted = opened.settings  # the page may be ahead of its picture
+        fixed: Any = {"upscale": predicted.upscale, "prompt": predicted.prompt}
         opened.shown, opened.mask = replace(settings, **fixed), mask
         return opened.result
 
@@ -288,8 +289,7 @@ class Session:
         width, height = picture.size
         pixels = settings.upscale * width * (settings.upscale * height)
         if pixels > MAX_OUTPUT_PIXELS:
-            size = f"{pixels / 1e6:.0f} million pixels, above {MAX_OUTPUT_PIXELS // 10**6}"
-            raise PisasrError(f"the result would have {size}; choose a smaller size")
+            raise PisasrError(f"the result would have {pixels / 1e6:.0f} million pixels; make less")
 
 
 def read_mask(text: str) -> np.ndarray | None:
