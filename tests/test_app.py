@@ -9,6 +9,7 @@ import math
 import socket
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from PIL import ExifTags, Image
 
 pytest.importorskip("gradio", reason="needs pisasr[app]")
 
+import gradio as gr
 import httpx
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -315,6 +317,21 @@ def test_a_script_gets_what_the_pipeline_makes(client, pipe, photo):
     with pytest.raises(AppError, match="upscale is 0.5") as caught:
         client.predict(handle_file(photo), {"upscale": 0.5}, api_name="/repair")
     assert "\n" not in caught.value.message
+
+
+def test_the_page_as_it_starts_opens_and_settles_a_picture(page, photo):
+    """Its events, called as gradio does with what its controls hold."""
+    functions = {fn.name: fn for fn in page.fns.values()}
+    inputs = {c for name in ("drop", "settle") for c in functions[name].inputs}
+    values = {c: c.preprocess(getattr(c, "value", None)) for c in inputs}
+    by_id = {c.elem_id: c for c in inputs}
+    (key,) = (c for c in inputs if isinstance(c, gr.State))
+    values[by_id["photo"]] = str(photo)
+    *_, (opened, _, line) = functions["drop"].fn(values, progress=lambda *_, **words: None)
+    values |= {key: opened, by_id["sem"]: 0.5}
+    event = SimpleNamespace(mask="", turn=7)
+    assert functions["settle"].fn(values, event)["turn"] == 7 and "80 × 64" in line
+    assert page.session.store.get(opened).shown == Settings(lambda_sem=0.5)
 
 
 def test_files_of_the_machine_can_not_be_had(page, client):

@@ -35,13 +35,13 @@ def test_the_package_opens_to_what_it_names():
 
 @pytest.mark.slow
 def test_importing_pisasr_imports_no_library():
-    libraries = {"torch", "numpy", "PIL", "diffusers", "omegaconf"}
+    libraries = {"torch", "numpy", "PIL", "diffusers", "pydantic"}
     assert run(f"import sys, pisasr; print(*({libraries} & set(sys.modules)))") == ""
 
 
 @pytest.mark.slow
 def test_inference_needs_nothing_from_the_extras():
-    extras = ("torchvision", "lpips", "omegaconf", "scipy")
+    extras = ("torchvision", "lpips", "pydantic", "scipy")
     block = f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
     assert run(block + "import pisasr.pipeline, pisasr.commands.main; print('ok')") == "ok"
 

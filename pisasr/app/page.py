@@ -166,7 +166,7 @@ def build(session: Session) -> gr.Blocks:
                     colors: Any = gr.Dropdown([*COLORS], label="Colors from the photo")
                     colors.preprocess = COLORS.get
                     hint = "What the photo shows (press Enter)"
-                    prompt = gr.Textbox(label=hint, max_length=500, visible=session.takes_prompts)
+                    prompt = gr.Textbox("", label=hint, visible=session.takes_prompts)
         with gr.Tab("Many pictures"):
             gr.Markdown(f"Up to {MAX_BATCH} photos, at the first tab's settings; a zip at the end.")
             files = gr.File(label="Photos", file_count="multiple", elem_id="files")

@@ -62,10 +62,8 @@ def base_facts(unet_config: Mapping[str, Any]) -> dict[str, Any]:
     """What tells one base from another, out of a UNet's config; lists where the config has tuples,
     as JSON keeps it.
     """
-    facts = {
-        key: unet_config[key]
-        for key in ("in_channels", "cross_attention_dim", "block_out_channels")
-    }
+    keys = ("in_channels", "cross_attention_dim", "block_out_channels", "blocks", "features")
+    facts = {key: unet_config[key] for key in keys if key in unet_config}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
 
