@@ -68,6 +68,9 @@ class ModelConfig(Section):
     alpha: float = Field(default=8.0, ge=1e-6, le=1e6)
     gradient_checkpointing: bool = False  # of UNet and VAE: less memory, a tenth more work
 
+    def rank_of(self, name: str) -> int:
+        return self.rank_pix if name == "pix" else self.rank_sem
+
 
 class DataConfig(Section):
     """High-quality photos; their low-quality versions are made while training runs."""
@@ -78,12 +81,6 @@ class DataConfig(Section):
     caption: str = QUALITY_PROMPT  # for photos without a caption in PHOTO.txt
     null_text_ratio: Share = 0.5  # how often the UNet gets the empty prompt; distillation never
     workers: int = Field(default=4, ge=0, le=1024)
-
-    @model_validator(mode="after")
-    def _check_mix(self) -> "DataConfig":
-        if self.mix and not any(self.mix.values()):
-            raise ValueError("mix needs a weight above 0 for one source at least")
-        return self
 
 
 class StageConfig(Section):
@@ -105,10 +102,8 @@ class StageConfig(Section):
     @property
     def weights(self) -> dict[str, float]:
         """The weight of each loss that is computed, by name."""
-        names = [name for name in type(self).model_fields if name.startswith("weight_")]
-        losses = {name.removeprefix("weight_"): getattr(self, name) for name in names}
-        del losses["decay"]
-        return {name: weight for name, weight in losses.items() if weight}
+        named = {key.removeprefix("weight_"): value for key, value in self if "weight_" in key}
+        return {name: weight for name, weight in named.items() if weight and name != "decay"}
 
 
 class SemConfig(StageConfig):
@@ -123,16 +118,10 @@ class CsdConfig(Section):
     """Classifier score distillation."""
 
     cfg: float = Field(default=7.5, ge=-1e6, le=1e6)
-    t_min: int = 20
-    t_max: int = 500  # t is drawn from [t_min, t_max)
+    t_min: int = Field(default=20, ge=0)
+    t_max: int = Field(default=500, le=1000)  # t is drawn from [t_min, t_max)
     prompt: str = ""  # added to the caption
     negative_prompt: str = NEGATIVE_PROMPT
-
-    @model_validator(mode="after")
-    def _check_range(self) -> "CsdConfig":
-        if not 0 <= self.t_min < self.t_max <= 1000:
-            raise ValueError(f"0 <= t_min < t_max <= 1000 expected, got {self.t_min}, {self.t_max}")
-        return self
 
 
 class ValidationConfig(Section):
@@ -142,12 +131,6 @@ class ValidationConfig(Section):
     pairs: str | None = None  # a folder with hq/ and lq/ in it, as degrade.py writes it
     count: Whole = 8  # pictures, spread evenly over what is there
     crop_px: int = Field(default=512, ge=8, le=65536)  # of each true picture, out of its middle
-
-    @model_validator(mode="after")
-    def _check_pairs(self) -> "ValidationConfig":
-        if self.every and not self.pairs:
-            raise ValueError("pairs must name a folder with hq/ and lq/ in it, or every be 0")
-        return self
 
 
 class RunConfig(Section):
@@ -177,17 +160,20 @@ class TrainConfig(Section):
     run: RunConfig
 
     @model_validator(mode="after")
-    def _check_stages(self) -> "TrainConfig":
+    def _check(self) -> "TrainConfig":
+        if self.data.mix and not any(self.data.mix.values()):
+            raise ValueError("data.mix needs a weight above 0")
+        if self.csd.t_min >= self.csd.t_max:
+            raise ValueError("csd.t_min must be below csd.t_max")
+        if self.validation.every and not self.validation.pairs:
+            raise ValueError("validation.every needs validation.pairs, a folder of hq/ and lq/")
         if not (self.pix.steps or self.sem.steps):
             raise ValueError("pix.steps and sem.steps are 0: nothing to train")
         for name, stage in {"pix": self.pix, "sem": self.sem}.items():
             if stage.steps and not stage.weights:
                 raise ValueError(f"{name} has no loss; give {name}.weight_l2, or another, a weight")
             if stage.batch_size % self.run.accumulation:
-                raise ValueError(
-                    f"{name}.batch_size must be a multiple of run.accumulation="
-                    f"{self.run.accumulation}"
-                )
+                raise ValueError(f"{name}.batch_size must be a multiple of run.accumulation")
         if self.sem.start_from == NEGATED_PIX and self.model.rank_pix != self.model.rank_sem:
             raise ValueError(f"sem.start_from={NEGATED_PIX} needs model.rank_sem = model.rank_pix")
         return self
@@ -287,4 +273,4 @@ def _first_error(error: ValidationError, prefix: str = "") -> str:
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         return f"no setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else ".")
     got = " ".join(repr(first["input"]).split())[:80]
-    return f"{key or 'settings'}: {first['msg']}" + (f" (got {got})." if key else ".")
+    return f"{key}: {first['msg']} (got {got})." if key else f"{first['msg']}."

@@ -208,8 +208,8 @@ def training_cases(size: str, device: str, px: int) -> Iterator[Case]:
         optimizer.step()
 
     for stage in stages_of(config):
-        train_only(base.model.unet, stage.learns)
-        learning = parameters_of(base.model.unet, stage.learns).values()
+        train_only(base.model.unet, stage.name)
+        learning = parameters_of(base.model.unet, stage.name).values()
         optimizer = torch.optim.AdamW(learning, lr=1e-5)
         yield f"training step, {stage.name}", px, partial(step, stage, optimizer)
 

@@ -394,7 +394,7 @@ def test_losses_and_gradients_are_the_published_ones(parity, number):
         load_into(unet, adapter.name, adapter.tensors)
     both = stages_of(TrainConfig(data=DataConfig(photos=[]), run=RunConfig(output="")))
     stage = both[case["stage"] - 1]
-    train_only(unet, stage.learns)
+    train_only(unet, stage.name)
 
     prompts = PromptEncoder(base["tokenizer"], base["text_encoder"])
     model = PiSASR(unet, base["vae"], prompts)
@@ -431,7 +431,7 @@ def test_losses_and_gradients_are_the_published_ones(parity, number):
     for term in settings.weights:
         assert values[term].item() == pytest.approx(expected[term], rel=1e-5), term
     assert total.item() == pytest.approx(case["total"], rel=1e-5)
-    parameters = parameters_of(unet, stage.learns)
+    parameters = parameters_of(unet, stage.name)
     norm = torch.stack([p.grad.norm() for p in parameters.values()]).norm().item()
     assert norm == pytest.approx(case["grad_norm_all"], rel=1e-3)
     goldens = {key: value for key, value in tensors.items() if key.startswith(f"{name}.grad.")}
@@ -440,5 +440,5 @@ def test_losses_and_gradients_are_the_published_ones(parity, number):
         module, side = key.removeprefix(f"{name}.grad.").split(".lora_")
         grad = parameters[f"{module}.lora_{side[0]}.weight"].grad
         assert (grad - golden).norm() <= 1e-3 * golden.norm(), key
-    other = {"pix": "sem", "sem": "pix"}[stage.learns]
+    other = {"pix": "sem", "sem": "pix"}[stage.name]
     assert all(p.grad is None for p in parameters_of(unet, other).values())

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +24,7 @@ from pisasr.method.adapters import active, parameters_of, train_only
 from pisasr.method.model import restore
 from pisasr.models.weights import save_adapter
 from pisasr.signals import StopRequests
+from pisasr.training import state
 from pisasr.training.losses import Batch, Scorers, distillation, score
 from pisasr.training.rng import generator_for, randn_for, seed_step
 from pisasr.training.setup import (
@@ -37,19 +37,6 @@ from pisasr.training.setup import (
     share_of_batch,
 )
 from pisasr.training.stages import Stage, stages_of
-from pisasr.training.state import (
-    Checkpoints,
-    adapter_file,
-    adapter_from,
-    append_row,
-    check_adapter,
-    check_settings,
-    load_adapters,
-    load_state,
-    on_main,
-    truncate,
-    write_settings,
-)
 from pisasr.training.tracking import open_trackers, track, track_sheet, tracking_options
 from pisasr.training.validation import Validator
 
@@ -84,8 +71,7 @@ class Context:
     shares: Shares
     base: Base
     validator: Validator | None  # on the main process alone
-    checkpoints: Checkpoints
-    journal: Path
+    checkpoints: state.Checkpoints
 
 
 def train(config: TrainConfig, allow_change: bool = False) -> None:
@@ -113,20 +99,13 @@ def train(config: TrainConfig, allow_change: bool = False) -> None:
     if main:
         (output / "adapters").mkdir(parents=True, exist_ok=True)
         if not allow_change:
-            check_settings(config)
+            state.check_settings(config)
     accelerator.wait_for_everyone()
 
     # Load, then run each stage with its own optimizer, from what the one before left on the disk.
-    context = Context(
-        config,
-        accelerator,
-        photos,
-        shares,
-        load_model(config, accelerator.device),
-        validator,
-        Checkpoints(output / "checkpoints", run.keep_checkpoints),
-        output / "log.jsonl",
-    )
+    base = load_model(config, accelerator.device)
+    checkpoints = state.Checkpoints(output / "checkpoints", run.keep_checkpoints)
+    context = Context(config, accelerator, photos, shares, base, validator, checkpoints)
     with StopRequests(STOP_SIGNALS) as stop:
         for stage in stages:
             train_stage(stage, context, stop)
@@ -138,36 +117,32 @@ def check_files(stage: Stage, config: TrainConfig) -> None:
     """Raise CheckpointError where an adapter that the configuration names can't be used."""
     pix, start = getattr(stage.settings, "pix_adapter", None), stage.settings.start_from
     if pix:
-        check_adapter(Path(pix), "pix", config)
+        state.check_adapter(Path(pix), "pix", config)
     if start and start != NEGATED_PIX:
-        check_adapter(Path(start), stage.learns, config)
+        state.check_adapter(Path(start), stage.name, config)
 
 
 def train_stage(stage: Stage, context: Context, stop: StopRequests) -> None:
     """Train one stage from its last checkpoint, or from the start, and write its adapter."""
     config, accelerator, model = context.config, context.accelerator, context.base.model
     settings, run, main = stage.settings, config.run, accelerator.is_main_process
-    file = adapter_file(config, stage.name)
-    found = on_main(lambda: context.checkpoints.newest(stage.name))
-    if on_main(file.is_file) and (found is None or found["step"] >= settings.steps):
+    file, journal = state.adapter_file(config, stage.name), Path(run.output) / "log.jsonl"
+    found = state.on_main(lambda: context.checkpoints.newest(stage.name))
+    if state.on_main(file.is_file) and (found is None or found["step"] >= settings.steps):
         log.info("%s: %s is there, nothing to do", stage.name, file)
         return
 
     # Freeze, then prepare: a DDP wrapper averages only what learned when it was made.
-    pix = load_adapters(stage, model.unet, config)
-    train_only(model.unet, stage.learns)
-    parameters = list(parameters_of(model.unet, stage.learns).values())
+    pix = state.load_adapters(stage, model.unet, config)
+    train_only(model.unet, stage.name)
+    parameters = list(parameters_of(model.unet, stage.name).values())
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    first = load_state(found, model.unet, optimizer, accelerator.scaler)
+    first = state.load_state(found, model.unet, optimizer, accelerator.scaler)
     network, optimizer = accelerator.prepare(Predictor(model.unet), optimizer)
     scorers = load_scorers(settings, context)
     batches = read_batches(stage, context, first)
     if main:
-        write_settings(config)
-        if pix is not None and not adapter_file(config, "pix").is_file():
-            save_adapter(adapter_file(config, "pix"), pix)  # sem is nothing without it
-        for journal in (context.journal, Path(run.output) / "validation.jsonl"):
-            truncate(journal, stage.name, first)
+        state.begin(stage, config, pix, first)
     open_trackers(accelerator, config, stage.begin + first)
     progress = tqdm(
         initial=first, total=settings.steps, desc=stage.name, disable=not main, mininterval=1
@@ -198,11 +173,14 @@ def train_stage(stage: Stage, context: Context, stop: StopRequests) -> None:
             # Step, unless a loss or the gradient is not finite anywhere; report.
             row, signal_number = read_step(accelerator, losses, norm, stop)
             finite = all(map(math.isfinite, row.values()))
-            take_step(optimizer, accelerator.scaler, finite)
+            if finite:
+                optimizer.step()
+            elif accelerator.scaler is not None:
+                accelerator.scaler.update()  # the loss is scaled less the next time
             bad_steps = 0 if finite else bad_steps + 1
             if main:
                 skipped = {} if finite else {"skipped": True}
-                append_row(context.journal, {"stage": stage.name, "step": step, **row, **skipped})
+                state.append_row(journal, {"stage": stage.name, "step": step, **row, **skipped})
             track(accelerator, stage, step, row)
             progress.set_postfix({name: f"{value:.4g}" for name, value in row.items()}, False)
             progress.update()
@@ -224,12 +202,10 @@ def train_stage(stage: Stage, context: Context, stop: StopRequests) -> None:
                 track(accelerator, stage, step, scores)
                 track_sheet(accelerator, stage, step, sheet)
             if signal_number and step < settings.steps:
-                raise Interrupted(
-                    f"stopped after {stage.name} step {step}; the same command continues",
-                    signal_number,
-                )
+                done = f"stopped after {stage.name} step {step}; the same command continues"
+                raise Interrupted(done, signal_number)
     if main:
-        save_adapter(file, adapter_from(model.unet, stage.learns, config))
+        save_adapter(file, state.adapter_from(model.unet, stage.name, config))
     accelerator.wait_for_everyone()
     accelerator.free_memory()
 
@@ -307,14 +283,6 @@ def read_step(
     everyone = accelerator.gather(mine[None]).cpu()
     row = everyone[:, :-1].mean(0).tolist()
     return dict(zip([*names, "grad_norm"], row, strict=True)), int(everyone[:, -1].max())
-
-
-def take_step(optimizer: torch.optim.Optimizer, scaler: Any, finite: bool) -> None:
-    """Move the adapter, or leave it; with fp16 the loss is then scaled less the next time."""
-    if finite:
-        optimizer.step()
-    elif scaler is not None:
-        scaler.update()
 
 
 def learning_rate(settings: StageConfig, step: int) -> float:

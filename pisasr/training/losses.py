@@ -1,6 +1,5 @@
-"""Score a restored batch: the weighted sum of losses that a stage minimizes.
-
-A new loss is a function here, a `weight_NAME` in `config.StageConfig` and a line in `score`.
+"""Score a restored batch. A new loss: a function, a `weight_NAME` in `config.StageConfig`, and a
+line in `score`.
 """
 
 from collections.abc import Callable

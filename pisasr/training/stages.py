@@ -17,17 +17,13 @@ from pisasr.models.weights import Kind
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `active` adapters are on while it runs, `learns` is the one that moves."""
+    """One stage. `active` adapters are on while it runs; the one of its name learns."""
 
     name: Kind
     active: tuple[Kind, ...]
     lambdas: tuple[float, float]
     settings: StageConfig
     begin: int = 0  # steps of the stages before it
-
-    @property
-    def learns(self) -> Kind:
-        return self.name
 
     def predictors(self, network: Callable[[Tensor], Tensor]) -> Predictors:
         """Return the network, with this stage's adapters on, as what its strengths need."""

@@ -29,7 +29,7 @@ from pisasr.errors import CheckpointError
 from pisasr.files import write_whole
 from pisasr.method.adapters import load_into, parameters_of
 from pisasr.method.model import ONE_STEP
-from pisasr.models.weights import KINDS, Adapter, Kind, base_facts, load_adapter
+from pisasr.models.weights import KINDS, Adapter, Kind, base_facts, load_adapter, save_adapter
 from pisasr.training.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,6 @@ MAY_CHANGE = (
 def on_main(read: Callable[[], Any]) -> Any:
     """Read on the main process, whose disk alone counts, and tell all of them."""
     return broadcast_object_list([read() if PartialState().is_main_process else None])[0]
-
-
-# --- settings -------------------------------------------------------------------------------------
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -70,9 +67,14 @@ def check_settings(config: TrainConfig) -> None:
         )
 
 
-def write_settings(config: TrainConfig) -> None:
-    """Write OUTPUT/config.yaml."""
-    write_whole(Path(config.run.output) / "config.yaml", to_yaml(config))
+def begin(stage: Stage, config: TrainConfig, pix: Adapter | None, step: int) -> None:
+    """Write the settings and, for sem, the pixel adapter; cut the journals after `step`."""
+    output, pix_file = Path(config.run.output), adapter_file(config, "pix")
+    write_whole(output / "config.yaml", to_yaml(config))
+    if pix is not None and not pix_file.is_file():
+        save_adapter(pix_file, pix)  # sem is nothing without it
+    for name in ("log.jsonl", "validation.jsonl"):
+        truncate(output / name, stage.name, step)
 
 
 # --- adapters -------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def adapter_from(unet: Any, name: Kind, config: TrainConfig) -> Adapter:
     live = parameters_of(unet, name)
     tensors = {key: parameter.detach().float().cpu().clone() for key, parameter in live.items()}
     base = base_facts(unet.config)
-    return Adapter(name, rank_of(name, config), config.model.alpha, tensors, base, ONE_STEP)
+    return Adapter(name, config.model.rank_of(name), config.model.alpha, tensors, base, ONE_STEP)
 
 
 def load_adapters(stage: Stage, unet: Any, config: TrainConfig) -> Adapter | None:
@@ -101,10 +103,10 @@ def load_adapters(stage: Stage, unet: Any, config: TrainConfig) -> Adapter | Non
     if pix is not None and start == NEGATED_PIX:
         signs = {key: -1 if ".lora_B." in key else 1 for key in pix.tensors}
         negative = {key: signs[key] * tensor for key, tensor in pix.tensors.items()}
-        load_into(unet, stage.learns, negative)
+        load_into(unet, stage.name, negative)
     elif start:
-        adapter = on_main(lambda: check_adapter(Path(start), stage.learns, config, unet))
-        load_into(unet, stage.learns, adapter.tensors)
+        adapter = on_main(lambda: check_adapter(Path(start), stage.name, config, unet))
+        load_into(unet, stage.name, adapter.tensors)
     return pix
 
 
@@ -116,7 +118,7 @@ def check_adapter(file: Path, name: str, config: TrainConfig, unet: Any = None) 
             "(sem.pix_adapter, pix.start_from, sem.start_from)."
         )
     adapter = load_adapter(file)
-    expected = (name, rank_of(name, config), config.model.alpha, ONE_STEP)
+    expected = (name, config.model.rank_of(name), config.model.alpha, ONE_STEP)
     got = (adapter.name, adapter.rank, adapter.alpha, adapter.timestep)
     if got != expected:
         raise CheckpointError(
@@ -126,11 +128,6 @@ def check_adapter(file: Path, name: str, config: TrainConfig, unet: Any = None) 
     if unet is not None and adapter.base and adapter.base != base_facts(unet.config):
         raise CheckpointError(f"{file} was trained on another base ({adapter.base}).")
     return adapter
-
-
-def rank_of(name: str, config: TrainConfig) -> int:
-    """Return the rank that the configuration gives an adapter."""
-    return config.model.rank_pix if name == "pix" else config.model.rank_sem
 
 
 # --- checkpoints ----------------------------------------------------------------------------------

@@ -73,23 +73,21 @@ class Validator:
     ) -> tuple[dict[str, float], Image.Image]:
         """Restore every picture at the stage's strengths; return mean scores by name, and a sheet.
 
-        Deterministic: posterior mean, empty prompt. PSNR-Y without a border; LPIPS where
-        the stage learns by it. A picture with nan or inf is black and scores nan.
+        Posterior mean, empty prompt. PSNR-Y without a border; LPIPS where the stage learns by it. A
+        picture with nan or inf is black and scores nan.
         """
         lambdas = [(1.0, 0.0), (1.0, 1.0)] if "sem" in stage.active else [(1.0, 0.0)]
         names = ["lq", *(f"pix{pix:g}_sem{sem:g}" for pix, sem in lambdas)]
         scores: dict[str, list[float]] = defaultdict(list)
-        rows = []
+        rows, device = [], model.unet.device
         for lq, hq in self.pairs:
             pictures = [lq, *restore_picture(model, lq, lambdas)]
             for name, picture in zip(names, pictures, strict=True):
-                scores[f"psnr/{name}"].append(
-                    psnr(np.asarray(picture), np.asarray(hq)) if picture else math.nan
-                )
+                levels = np.asarray(picture or lq), np.asarray(hq)
+                scores[f"psnr/{name}"].append(psnr(*levels) if picture else math.nan)
                 if lpips is not None:
-                    scores[f"lpips/{name}"].append(
-                        lpips_of(lpips, picture, hq, model.unet.device) if picture else math.nan
-                    )
+                    images = [to_tensor(image).to(device) for image in (picture or lq, hq)]
+                    scores[f"lpips/{name}"].append(float(lpips(*images)) if picture else math.nan)
             shown = [picture or Image.new("RGB", hq.size) for picture in (*pictures, hq)]
             rows.append(dict(zip([*names, "hq"], shown, strict=True)))
         means = {name: math.fsum(values) / len(values) for name, values in sorted(scores.items())}
@@ -98,14 +96,6 @@ class Validator:
         file.parent.mkdir(exist_ok=True)
         save_image(sheet := draw_comparison(rows), file)
         return means, sheet
-
-
-def lpips_of(
-    lpips: nn.Module, picture: Image.Image, hq: Image.Image, device: torch.device
-) -> float:
-    """LPIPS of two pictures in float32."""
-    with torch.autocast(device.type, enabled=False):
-        return float(lpips(to_tensor(picture).to(device), to_tensor(hq).to(device)))
 
 
 def restore_picture(
