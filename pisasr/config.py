@@ -193,7 +193,7 @@ class StageConfig(Section):
 class PerceptualConfig(Section):
     """The backbone of the perceptual loss."""
 
-    net: Literal["vgg", "alex", "squeeze", "efficientnet-lite1"] = "vgg"  # LPIPS on the first three
+    net: Literal["vgg", "alex", "squeeze"] = "vgg"
 
 
 class CsdConfig(Section):

@@ -1,153 +1,181 @@
-"""Infer, before anything is done: how pictures are to be repaired, checked."""
+"""The settings of inference, each written once: the command line, the page and the nodes read them.
+
+A new setting is one field of `Options` and the place that uses it.
+"""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the command line reads this before it knows whether torch is needed
+    import torch
 
-from pisasr.method import color
-from pisasr.method.tiling import check_plan
-
-COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor] | None] = {
-    "adain": color.adain,
-    "wavelet": color.wavelet,
-    "none": None,
-}
-TILE_PX = 768  # latent tiles in image pixels: the published 96 latent pixels of an eightfold VAE
+TILE_PX = 768  # a UNet tile in image pixels: the published 96 latent pixels of an eightfold VAE
 VAE_TILE_PX = 512
-SAME_SIZE = "a result of the input's size agrees with the input when it is the input; leave `consistent` out."
-OUTPUT_TYPES = ("pil", "np", "pt", "latent", "uint16")
 
 ColorFix = Literal["adain", "wavelet", "none"]
 OutputType = Literal["pil", "np", "pt", "latent", "uint16"]
 Tiling = Literal["even", "published"]
-Generators = torch.Generator | int | Sequence[torch.Generator | int] | None
+
+
+def setting(
+    default: Any,
+    help: str,
+    kind: type = str,
+    least: float | None = None,
+    choices: Sequence[str] | None = None,
+    aliases: Sequence[str] = (),
+    group: str | None = "picture",
+) -> Any:
+    """A field of `Options`; where its default is None, None means "as the help says".
+
+    least: of a number. aliases: further names on the command line, as published. group: of the
+    command line's help; None is a setting that the command line lacks.
+    """
+    described = {"help": help, "kind": kind, "least": least, "choices": choices}
+    return field(default=default, metadata={**described, "aliases": tuple(aliases), "group": group})
 
 
 @dataclass(frozen=True)
 class Options:
-    """How pictures are repaired, checked: what `PiSASRPipeline.__call__` explains, beside pictures
-    and strengths.
-    """
+    """How pictures are repaired. TypeError or ValueError, one line, for what makes no sense."""
 
-    upscale: float = 4
-    process_size: int = 512
-    working_size: float | None = None
-    color_fix: ColorFix | None = None
-    consistent: bool = False
-    tile_size: int | None = None
-    tile_overlap: int | None = None
-    tiling: Tiling | None = None
-    vae_tile_size: int | None = None
-    batch_size: int = 1
-    low_memory: bool = False
-    prompt: str | Sequence[str] = ""
-    posterior: Literal["mean", "sample"] = "mean"
-    generator: Generators = None
-    output_type: OutputType = "pil"
+    upscale: float = setting(4, "any factor from 1 up (default: 4)", float, least=1)
+    process_size: int | None = setting(
+        None,
+        "enlarge smaller pictures until the result's short side has so many pixels "
+        "(default: the model's own, 512 for Stable Diffusion)",
+        int,
+        least=1,
+    )
+    color_fix: ColorFix | None = setting(
+        None,
+        "how the result gets the input's colors (default: the model's own way, adain if none)",
+        choices=("adain", "wavelet", "none"),
+        aliases=("--align_method",),
+    )
+    prompt: str = setting("", "what the picture shows (default: nothing)")
+    generator: "torch.Generator | int | None" = setting(
+        None,
+        "a seed or a torch.Generator: sample the VAE's posterior (default: take its mean)",
+        int,
+        least=0,
+        group=None,
+    )
+    tile_size: int | None = setting(
+        None,
+        "tile of the UNet in latent pixels (default: 768 px of the picture)",
+        int,
+        least=1,
+        aliases=("--latent_tiled_size",),
+        group="memory",
+    )
+    tile_overlap: int | None = setting(
+        None,
+        "in latent pixels, of the published plan (default: a third of the tile; "
+        "a twelfth in an even grid)",
+        int,
+        least=0,
+        aliases=("--latent_tiled_overlap",),
+        group="memory",
+    )
+    tiling: Tiling | None = setting(
+        None,
+        "even: a grid of equal tiles (default without --tile_overlap); published: nearly twice "
+        "the work",
+        choices=("even", "published"),
+        group="memory",
+    )
+    vae_tile_size: int | None = setting(
+        None,
+        "tile of the VAE in pixels of the picture; the same result up to 1024 px (default: 512)",
+        int,
+        least=1,
+        aliases=("--vae_encoder_tiled_size",),
+        group="memory",
+    )
+    batch_size: int = setting(
+        1,
+        "tiles at once; changes the result by rounding (default: 1)",
+        int,
+        least=1,
+        group="memory",
+    )
+    output_type: OutputType = setting(
+        "pil",
+        "pil: 8 bits; np [H, W, C], pt [C, H, W]: float32 in [0, 1]; uint16 [H, W, C]; "
+        "latent: z_H [c, h, w], scaled, of the padded picture",
+        choices=("pil", "np", "pt", "latent", "uint16"),
+        group=None,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("process_size", "batch_size", "tile_size", "tile_overlap", "vae_tile_size"):
-            wanted: Any = int if name in ("process_size", "batch_size") else int | None
-            if not isinstance(size := getattr(self, name), wanted) or isinstance(size, bool):
-                raise TypeError(f"{name} is {size!r}; it must be a whole number.")
-        for name in ("consistent", "low_memory"):
-            if not isinstance(switch := getattr(self, name), bool | np.bool_):
-                raise TypeError(f"{name} is {switch!r}; it must be True or False.")
-        for name in ("upscale", "working_size"):
-            number: Any = getattr(self, name)
-            optional = name == "working_size" and number is None
-            if isinstance(number, bool) or not (
-                optional or isinstance(number, int | float | np.number)
-            ):
-                raise TypeError(f"{name} is {number!r}; it must be a number.")
-        check_prompt(self.prompt)
-        if not 1 <= (upscale := as_float(self.upscale)) < math.inf:
-            raise ValueError(f"upscale is {upscale:g}; it must be a finite number from 1 up.")
-        if (
-            self.working_size is not None
-            and not 0 < (megapixels := as_float(self.working_size)) < math.inf
-        ):
-            raise ValueError(
-                f"working_size is {megapixels:g}; it must be a positive number of megapixels."
-            )
-        if self.consistent and self.upscale == 1:
-            raise ValueError(SAME_SIZE)
-        for name in ("process_size", "vae_tile_size", "batch_size"):
-            if (size := getattr(self, name)) is not None and not 1 <= size < 2**31:
-                raise ValueError(
-                    f"{name} is {as_float(size):g}; it must be a whole number from 1 to 2^31 - 1."
-                )
-        if self.color_fix is not None:
-            check_choice("color_fix", self.color_fix, COLOR_FIXES)
-        if self.tiling is not None:
-            check_choice("tiling", self.tiling, ("even", "published"))
-        check_choice("posterior", self.posterior, ("mean", "sample"))
-        check_choice("output_type", self.output_type, OUTPUT_TYPES)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None or each.default is not None:
+                _check(each.name, value, **each.metadata)
+        # Broken bytes of a command line stand as surrogates.
+        if any("\ud800" <= letter <= "\udfff" for letter in self.prompt):
+            raise ValueError(f"prompt is {self.prompt!r}; it must be text in UTF-8.")
+        if self.tile_size is not None:
+            self.tile_plan(factor=1)
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> "Options":
+        """The options that a caller named. TypeError, one line, for an unknown name."""
+        known = [each.name for each in fields(cls)]
+        if unknown := sorted(options.keys() - set(known)):
+            raise TypeError(f"there is no option {unknown[0]!r}; there are {', '.join(known)}.")
+        return cls(**options)
 
     @property
     def evenly(self) -> bool:
-        """Whether tiles are of an even grid; where a plan is not named, an overlap asks for the
-        published one.
-        """
-        return (self.tiling or ("published" if self.tile_overlap is not None else "even")) == "even"
+        """Whether tiles form an even grid; naming an overlap means the published plan."""
+        return (self.tiling or ("even" if self.tile_overlap is None else "published")) == "even"
 
     def tile_plan(self, factor: int) -> tuple[int, int]:
-        """(tile, overlap) in latent pixels of a VAE of this factor."""
-        tile = TILE_PX // factor if self.tile_size is None else self.tile_size
+        """(tile, overlap) in latent pixels of a VAE of this factor. ValueError if overlap >= tile."""
+        tile = self.tile_size or TILE_PX // factor
         usual = tile // 12 if self.evenly else tile // 3
         overlap = usual if self.tile_overlap is None else self.tile_overlap
-        check_plan(tile, overlap)
+        if overlap >= tile:
+            raise ValueError(
+                f"tile_overlap is {overlap}, tile_size {tile}; the overlap must be below the tile."
+            )
         return tile, overlap
 
+    def make_generator(self) -> "torch.Generator | None":
+        """The generator; of a seed a new one."""
+        import torch
 
-def generators_for(generator: Any, count: int) -> list[torch.Generator | None]:
-    """One generator for each of `count` pictures: a seed anew each time, a torch.Generator as it
-    is, a list in turn.
-    """
-    if isinstance(generator, list | tuple):
-        if len(generator) != count:
-            raise ValueError(
-                f"{count} pictures came with {len(generator)} generators; give one, or one for each."
-            )
-        return [fresh for one in generator for fresh in generators_for(one, 1)]
-    if generator is None or isinstance(generator, torch.Generator):
-        return [generator] * count
-    if isinstance(generator, bool | np.bool_) or not isinstance(generator, int | np.integer):
-        raise TypeError(
-            f"generator is {generator!r}; it must be a seed, a torch.Generator, or a list of these."
-        )
-    if not 0 <= generator < 2**63:
-        raise ValueError(f"generator is {generator}; a seed is a whole number from 0 to 2^63 - 1.")
-    return [torch.Generator().manual_seed(int(generator)) for _ in range(count)]
+        if self.generator is None or isinstance(self.generator, torch.Generator):
+            return self.generator
+        return torch.Generator().manual_seed(self.generator)
 
 
-def as_float(number: Any) -> float:
-    """float(number); of a whole number beyond all floats, infinity."""
+def _check(name: str, value: Any, kind: type, least: float | None, choices: Any, **_: Any) -> None:
+    """Refuse a value of another kind, below the least, or none of the choices."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if choices is not None:
+        if value not in list(choices):
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
+    elif kind is str:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}; it must be a text.")
+    elif name == "generator" and hasattr(value, "manual_seed"):
+        return
+    elif not is_number or (kind is int and not isinstance(value, Integral)):
+        wanted = "a whole number" if kind is int else "a number"
+        raise TypeError(f"{name} is {value!r}; it must be {wanted}.")
+    elif not (least or 0) <= _as_float(value) < (2**63 if kind is int else math.inf):
+        raise ValueError(f"{name} is {_as_float(value):g}; it must be from {least or 0} up.")
+
+
+def _as_float(number: Any) -> float:
+    """float(number); infinity for a whole number beyond all floats."""
     try:
         return float(number)
     except OverflowError:
         return math.inf if number > 0 else -math.inf
-
-
-def check_prompt(prompt: Any) -> None:
-    """TypeError where it is neither a text nor one for each picture, ValueError where a text holds
-    broken bytes.
-    """
-    words: Any = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
-        raise TypeError(f"prompt is {prompt!r}; it must be a text, or one for each picture.")
-    if any(
-        "\ud800" <= letter <= "\udfff" for word in words for letter in word
-    ):  # what stands for such a byte
-        raise ValueError(f"prompt is {prompt!r}; it must be text in UTF-8.")
-
-
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """ValueError where a named value is none of the choices."""
-    if value not in list(choices):
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")

@@ -1,44 +1,36 @@
-"""Measure what PiSA-SR costs on this machine, from seeded random weights or the embedded model;
-nothing is downloaded.
+"""Time PiSA-SR on this machine, by torch's own timer and FLOP counter; nothing is downloaded.
 
-python scripts/benchmark.py --size demo --px 512,1024 --output bench.json
-python scripts/benchmark.py --device cuda --size full --output bench.json
+python scripts/benchmark.py --px 512 1024 --output bench.json
+python scripts/benchmark.py --device cuda --size full --published --training
+
+A row is a case at a size of the result: the median of some runs, its interquartile range, TFLOP
+(two for each multiplied and added pair), and on CUDA the most memory held. Cases are what the
+strengths cost (one pass, two passes, no pass), the published tiles, and a step of each stage.
 """
 
 import argparse
 import json
+import platform
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.commands.options import choose_device, positive_int
-from pisasr.errors import OK, SOME_FAILED, UsageError, guarded, safe_text
-from pisasr.files import write_whole
+from pisasr.commands.options import choose_device, finite, whole
+from pisasr.errors import UsageError, guarded, safe_text
 
-PX = {"tiny": "64,128", "demo": "256,512,1024,2048", "full": "256,512,1024,2048,4096"}
-NAMES = "modes sweep tiles scaling dtypes execution batch folder startup training x4plus published".split()
+MODES = {
+    "one pass (1, 1)": (1.0, 1.0),
+    "one pass (1, 0)": (1.0, 0.0),
+    "two passes (0.7, 1.2)": (0.7, 1.2),
+    "no pass (0, 0)": (0.0, 0.0),
+}
+PX = {"demo": [512, 1024], "full": [512]}
 
-
-def pixel_sizes(text: str) -> list[int]:
-    """Sides of results from "256,512", ascending; multiples of 64, so that every model's levels
-    divide them.
-    """
-    try:
-        sizes = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UsageError(f"wanted sides in pixels, like 256,512; got {text!r}") from None
-    if wrong := [size for size in sizes if size < 64 or size % 64]:
-        raise UsageError(f"wanted multiples of 64; got {wrong[0]}")
-    return sizes
-
-
-def case_names(text: str) -> list[str]:
-    """Cases from "modes,tiles"."""
-    if unknown := [name for name in text.split(",") if name not in NAMES]:
-        raise UsageError(f"no case {unknown[0]!r}; there are {', '.join(NAMES)}")
-    return text.split(",")
+Case = tuple[str, int, Callable[[], Any]]  # name, side of the result in pixels, what is timed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,107 +38,206 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = made.add_argument
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="default: %(default)s",
-    )
-    sizes = "tiny: seconds; demo: the embedded model; full: Stable Diffusion 2.1's size, random (default: %(default)s)"
-    add("--size", choices=tuple(PX), default="demo", help=sizes)
-    add(
-        "--dtype",
-        choices=("fp32", "bf16", "fp16"),
-        help="default: bf16 on CUDA, else what infer takes",
-    )
-    add(
-        "--px",
-        type=pixel_sizes,
-        metavar="N,...",
-        help="sides of the results (default: by size, 256 to 4096)",
-    )
-    cases = f"of {', '.join(NAMES)} (default: all but published, and on a CPU but execution)"
-    add("--cases", type=case_names, metavar="NAME,...", help=cases)
-    add(
-        "--published",
-        action="store_true",
-        help="add the published algorithm: weight swaps, one encode a strength",
-    )
-    add(
-        "--pairs",
-        type=positive_int,
-        default=5,
-        metavar="N",
-        help="timed pairs a row (default: %(default)s)",
-    )
-    add(
-        "--seconds",
-        type=positive_int,
-        default=60,
-        metavar="S",
-        help="after which a row begins no further pair",
-    )
-    add(
-        "--check_px",
-        type=positive_int,
-        default=1024,
-        metavar="N",
-        help="compare with the reference up to this side",
-    )
-    add("--output", type=Path, metavar="FILE", help="the report as JSON, written after every case")
-    add("--debug", action="store_true", help="show tracebacks")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
+    size = "demo: the embedded model; full: Stable Diffusion 2.1's size, random (default: demo)"
+    add("--size", choices=tuple(PX), default="demo", help=size)
+    side = "sides of the results, multiples of 64 (default: 512 1024, full: 512)"
+    add("--px", type=partial(whole, least=64), nargs="+", metavar="N", help=side)
+    seconds = "time for each row's runs (default: 10)"
+    add("--seconds", type=partial(finite, least=0.1), default=10.0, metavar="S", help=seconds)
+    published = "add the published plan of tiles, with its overlap of a third"
+    add("--published", action="store_true", help=published)
+    add("--training", action="store_true", help="add a step of each stage, one crop a batch")
+    add("--output", type=Path, metavar="FILE", help="the rows as JSON, written after each")
     return made
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure what the arguments ask for; rows are told as they come, the tables at the end."""
-    if args.output and not args.output.resolve().parent.is_dir():
-        raise UsageError(
-            f"--output {safe_text(args.output)} lies in no folder; make {safe_text(args.output.parent)} first"
-        )
-    device = choose_device(args.device)
-    from pisasr.benchmark.bench import DTYPES, Bench
-    from pisasr.benchmark.cases import CASES
-    from pisasr.benchmark.report import as_json, as_markdown
-    from pisasr.benchmark.subjects import write_model
+def run(args: argparse.Namespace) -> None:
+    """Measure every case, print its row, and keep the file up to date."""
+    import torch
+
+    from pisasr.files import write_whole
     from pisasr.pipeline import usual_dtype
 
-    cases = args.cases or [
-        name for name in NAMES if name != "published" and (name, device) != ("execution", "cpu")
-    ]
-    cases += ["published"] * (args.published and "published" not in cases)
-    sizes = args.px or pixel_sizes(PX[args.size])
-    usual = (
-        "bf16"
-        if device == "cuda"
-        else next(name for name, own in DTYPES.items() if own == usual_dtype(device))
-    )
-    dtype = args.dtype or usual
-    settings = {
-        name: value for name, value in vars(args).items() if name not in ("output", "debug")
+    sizes = args.px or PX[args.size]
+    if wrong := [px for px in sizes if px % 64]:
+        raise UsageError(f"--px {wrong[0]} is no multiple of 64")
+    if args.output and not args.output.absolute().parent.is_dir():
+        raise UsageError(f"--output {safe_text(args.output)} lies in no folder; make it first")
+    device = choose_device(args.device)
+    dtype = usual_dtype(device)
+    machine = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor()
+    report = {
+        "machine": machine or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "size": args.size,
+        "device": device,
+        "dtype": str(dtype).removeprefix("torch."),
+        "rows": [],
     }
-    settings |= {"device": device, "dtype": dtype, "px": sizes, "cases": cases}
-    with TemporaryDirectory(prefix="pisasr-") as place:
-        model = write_model(args.size, Path(place))
-        bench = Bench(
-            model, args.size, device, DTYPES[dtype], args.pairs, args.seconds, args.check_px
-        )
-        bench.counting = "cpu" if args.size == "tiny" else "meta"
-        for name in cases:
-            for row in bench.measure(name, CASES[name], sizes):
-                told = f"{row.ms:.4g} ms, {row.ratio:.3f} of {row.against}" if row.ms else row.note
-                print(
-                    f"{name}: {row.variant}, {' x '.join(map(str, row.shape))}: {told}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            report = as_json(bench, settings)
-            if args.output:
-                write_whole(args.output, json.dumps(report, indent=1) + "\n")
-    print(as_markdown(report, bench.rows))
-    return SOME_FAILED if any(row.failed for row in bench.rows) else OK
+    print(", ".join(f"{key} {value}" for key, value in report.items() if key != "rows"))
+    print(f"{'case':34}{'px':>6}{'s':>10}{'iqr':>9}{'runs':>6}{'TFLOP':>9}{'MiB':>8}")
+    cases = inference_cases(args.size, device, dtype, sizes, args.published)
+    if args.training:
+        cases = [*cases, *training_cases(args.size, device, min(sizes))]
+    for name, px, call in cases:
+        row = {"case": name, "px": px, **measure(call, device, args.seconds)}
+        report["rows"].append(row)
+        numbers = "{seconds:10.4g}{iqr:9.2g}{runs:6}{tflop:9.4g}".format(**row)
+        print(f"{name:34}{px:6}{numbers}{row['peak_mib'] or '':>8}", flush=True)
+        if args.output:
+            write_whole(args.output, json.dumps(report, indent=1) + "\n")
+
+
+def measure(call: Callable[[], Any], device: str, seconds: float) -> dict[str, Any]:
+    """Count one run, which warms up as well, then time runs for some seconds."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.benchmark import Timer
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # The counter has no formula for the CPU's fused attention; of two products it has.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        call()
+    on_cuda = device.startswith("cuda")
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    found = timer.blocked_autorange(min_run_time=seconds)
+    return {
+        "seconds": found.median,
+        "iqr": found.iqr,
+        "runs": len(found.times) * found.number_per_run,
+        "tflop": counter.get_total_flops() / 1e12,
+        "peak_mib": torch.cuda.max_memory_allocated() // 2**20 if on_cuda else None,
+    }
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def inference_cases(
+    size: str, device: str, dtype: Any, sizes: list[int], published: bool
+) -> Iterator[Case]:
+    """Yield every mode at every size, then the tiling plans where a picture has several tiles."""
+    from pisasr.options import TILE_PX
+    from pisasr.pipeline import PiSASRPipeline
+
+    pipe = PiSASRPipeline.from_pretrained() if size == "demo" else full_pipeline(dtype)
+    pipe = pipe.to(device, dtype)
+    for px in sizes:
+        image = picture(px // 4)
+        for name, pair in MODES.items():
+            yield name, px, partial(pipe, image, *pair, process_size=px)
+        if published and px > TILE_PX:
+            tiled = partial(pipe, image, *MODES["two passes (0.7, 1.2)"], process_size=px)
+            yield "two passes, published tiles", px, partial(tiled, tiling="published")
+
+
+def full_pipeline(dtype: Any) -> Any:
+    """Return a pipeline of Stable Diffusion 2.1's size with seeded random weights, wordless."""
+    from copy import deepcopy
+
+    from pisasr.pipeline import PiSASRPipeline
+
+    unet, vae = (part.to(dtype).eval().requires_grad_(False) for part in full_networks())
+    return PiSASRPipeline(vae=vae, unet=unet, unet_pix=deepcopy(unet))
+
+
+def full_networks() -> tuple[Any, Any]:
+    """Return a UNet that hears constant words, and a VAE, of Stable Diffusion 2.1's size."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    class ConstantWords(UNet2DConditionModel):
+        def forward(self, sample: Any, timestep: Any, *_: Any, **__: Any) -> Any:
+            words = sample.new_zeros(len(sample), 77, 1024)
+            return super().forward(sample, timestep, encoder_hidden_states=words)
+
+    torch.manual_seed(0)
+    unet = ConstantWords(
+        attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024, use_linear_projection=True
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+    )
+    return unet, vae
+
+
+def training_cases(size: str, device: str, px: int) -> Iterator[Case]:
+    """Yield a step of each stage: forward, l2 (sem of a noise model: and CSD), backward, AdamW."""
+    import torch
+
+    from pisasr.config import TrainConfig
+    from pisasr.method.adapters import active, parameters_of, train_only
+    from pisasr.training.loop import restore_batch
+    from pisasr.training.losses import Batch, Scorers, distillation, score
+    from pisasr.training.setup import Predictor
+    from pisasr.training.stages import Stage, stages_of
+
+    weight_csd = 1.0 if size == "full" else 0.0
+    config = TrainConfig.model_validate(
+        {
+            "model": {"pretrained_model": None},
+            "data": {"photos": ["."]},
+            "run": {"output": "."},
+            "sem": {"steps": 1, "weight_csd": weight_csd, "weight_lpips": 0.0},
+        }
+    )
+    base = training_base(config, size, device)
+    x = torch.rand(1, 3, px, px, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
+    batch = Batch(x_L=x, x_H=x.flip(3), captions=["a photo"], seeds=[0])
+    csd = None
+    if weight_csd:
+        csd = distillation(base.model, base.prompts, base.alphas_cumprod, config.csd)
+
+    def step(stage: Stage, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with active(base.model.unet, stage.active):
+            x_pred, z_H = restore_batch(batch, stage, base, Predictor(base.model.unet), 0.0)
+            score(stage.settings, Scorers(None, csd), batch, x_pred, z_H)[0].backward()
+        optimizer.step()
+
+    for stage in stages_of(config):
+        train_only(base.model.unet, stage.learns)
+        learning = parameters_of(base.model.unet, stage.learns).values()
+        optimizer = torch.optim.AdamW(learning, lr=1e-5)
+        yield f"training step, {stage.name}", px, partial(step, stage, optimizer)
+
+
+def training_base(config: Any, size: str, device: str) -> Any:
+    """Return what training calls a base: the embedded one, or random ones of full size."""
+    import torch
+
+    from pisasr.method.model import PiSASR
+    from pisasr.training.setup import Base, freeze, load_model, no_prompts, prepare_model
+
+    if size == "demo":
+        return load_model(config, torch.device(device))
+    unet, vae = full_networks()
+    prepare_model(config, unet, vae)
+    for part in (unet, vae):
+        freeze(part, torch.float32)
+    model = PiSASR(unet.to(device), vae.to(device), no_prompts)
+    return Base(model, no_prompts, torch.linspace(0.999, 0.005, 1000))
+
+
+def picture(side: int) -> Any:
+    """Return a seeded photo-like picture: areas, edges and noise, never zeros."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((side, side))
+    noisy = np.asarray(coarse) + rng.normal(0, 12, (side, side, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
 if __name__ == "__main__":
     given = parser().parse_args()
-    sys.exit(guarded(lambda: run(given), given.debug))
+    sys.exit(guarded(lambda: run(given)))

@@ -154,3 +154,15 @@ def passes(pipe):
     pipe.unet.register_forward_hook(lambda *_: seen.append("both"))
     pipe.unet_pix.register_forward_hook(lambda *_: seen.append("pix"))
     return seen
+
+
+@pytest.fixture(scope="session")
+def onnx_files(base_folder, tmp_path_factory) -> Path:
+    """The tiny model as ONNX files; takes a minute, so its tests are slow ones."""
+    pytest.importorskip("onnxscript", reason="needs pisasr[onnx]")
+    pytest.importorskip("onnxruntime", reason="needs pisasr[onnx]")
+    from pisasr.commands.main import main
+
+    folder = tmp_path_factory.mktemp("onnx")
+    assert main(["export", "--pretrained_model", str(base_folder), "--output", str(folder)]) == 0
+    return folder

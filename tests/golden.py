@@ -46,8 +46,8 @@ def compute() -> dict[str, Tensor]:
     merge(unet, pix)
     eps_pix = unet(z_L, t, encoder_hidden_states=embeds).sample
     merge(unet, sem)
-    eps_pisa = unet(z_L, t, encoder_hidden_states=embeds).sample
-    z_H = z_L - (LAMBDAS[0] * eps_pix + LAMBDAS[1] * (eps_pisa - eps_pix))
+    eps_full = unet(z_L, t, encoder_hidden_states=embeds).sample
+    z_H = z_L - (LAMBDAS[0] * eps_pix + LAMBDAS[1] * (eps_full - eps_pix))
     return {
         "embeds": embeds[:, :4].contiguous(),
         "x_L": x_L,
@@ -55,7 +55,7 @@ def compute() -> dict[str, Tensor]:
         "z_L": z_L,
         "z_L_sampled": 0.18215 * (posterior.mean + posterior.std * noise),
         "eps_pix": eps_pix,
-        "eps_pisa": eps_pisa,
+        "eps_full": eps_full,
         "z_H": z_H,
         "x_H": vae.decode(z_H / 0.18215).sample,
     }

@@ -6,7 +6,7 @@ from tiny import CROSS, wave
 
 from pisasr.errors import CheckpointError, ModelError
 from pisasr.method import adapters
-from pisasr.method.model import predict
+from pisasr.method.model import predict_eps
 
 Z, EMBEDS = wave((1, 4, 6, 8), 3.0), wave((1, 77, CROSS), 4.0)
 
@@ -46,11 +46,11 @@ def test_targets_are_the_same_on_a_unet_that_carries_adapters(unet):
 
 
 def test_fresh_adapters_change_nothing(unet):
-    before = predict(unet, Z, EMBEDS)
+    before = predict_eps(unet, Z, EMBEDS)
     adapters.attach(unet, "pix", 4, 8)
     adapters.attach(unet, "sem", 2, 8)
     with torch.no_grad(), adapters.active(unet, ["pix", "sem"]):
-        assert torch.equal(predict(unet, Z, EMBEDS), before)
+        assert torch.equal(predict_eps(unet, Z, EMBEDS), before)
 
 
 def test_fresh_adapters_start_as_published(unet):
@@ -89,29 +89,29 @@ def test_active_restores_adapters_and_flags_also_after_an_exception(dressed):
 
 @torch.no_grad()
 def test_each_set_gives_what_its_merged_weights_give(unet, pix, sem):
-    base = predict(unet, Z, EMBEDS)
+    base = predict_eps(unet, Z, EMBEDS)
     merged_sets = {
         names: adapters.merged(unet, [{"pix": pix, "sem": sem}[n] for n in names])
         for names in (("pix",), ("sem",), ("pix", "sem"))
     }
-    assert torch.equal(predict(unet, Z, EMBEDS), base)
+    assert torch.equal(predict_eps(unet, Z, EMBEDS), base)
     for adapter in (pix, sem):
         adapters.attach(unet, adapter.name, adapter.rank, adapter.alpha)
         adapters.load_into(unet, adapter.name, adapter.tensors)
     for names, other in merged_sets.items():
         with adapters.active(unet, names):
-            live = predict(unet, Z, EMBEDS)
-        torch.testing.assert_close(live, predict(other, Z, EMBEDS), atol=1e-5, rtol=0)
+            live = predict_eps(unet, Z, EMBEDS)
+        torch.testing.assert_close(live, predict_eps(other, Z, EMBEDS), atol=1e-5, rtol=0)
         assert (live - base).abs().max() > 0.1
-    assert torch.equal(predict(unet, Z, EMBEDS), base)
+    assert torch.equal(predict_eps(unet, Z, EMBEDS), base)
 
 
 def test_only_the_named_adapter_learns(dressed):
     adapters.train_only(dressed, "sem")
     with adapters.active(dressed, ["pix", "sem"]):
-        loss = predict(dressed, Z, EMBEDS).square().mean()
+        loss = predict_eps(dressed, Z, EMBEDS).square().mean()
         with torch.no_grad(), adapters.active(dressed, []):  # a teacher in between, as in CSD
-            predict(dressed, Z, EMBEDS)
+            predict_eps(dressed, Z, EMBEDS)
         loss.backward()
     learned = {name for name, parameter in dressed.named_parameters() if parameter.grad is not None}
     assert learned == {name for name, _ in dressed.named_parameters() if ".sem." in name}
@@ -142,7 +142,7 @@ def test_adapters_stay_float32_on_a_half_precision_base(unet):
     adapters.attach(unet, "pix", 4, 8)
     assert {p.dtype for p in adapters.parameters_of(unet, "pix").values()} == {torch.float32}
     with adapters.active(unet, ["pix"]):
-        assert predict(unet, Z, EMBEDS).dtype == torch.float32
+        assert predict_eps(unet, Z, EMBEDS).dtype == torch.float32
 
 
 def test_an_adapter_that_does_not_fit_is_refused_whole(unet, pix, dressed):

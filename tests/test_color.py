@@ -66,27 +66,3 @@ def test_wavelet_split_matches_the_published_tensors(parity):
     low = color.low_frequencies(split["input"])
     assert (low - split["low"]).abs().max() < 1e-6
     assert (split["input"] - low - split["high"]).abs().max() < 1e-6
-
-
-@pytest.mark.parametrize("fix", [color.adain, color.wavelet, None])
-@pytest.mark.parametrize("measured", [1, 7, 40, 100])
-def test_bands_are_the_whole_picture(monkeypatch, fix, measured):
-    """To the bit, but for sums of several bands: where measuring takes the whole, pieces change
-    nothing.
-    """
-    torch.manual_seed(measured)
-    for name in ("BAND_PIXELS", "BLUR_PIXELS"):
-        monkeypatch.setattr(color, name, 30 * measured)
-    monkeypatch.setattr(color, "PIECE_PIXELS", 30 * 20)
-    target, source = (
-        torch.rand(2, 3, 90, 30) * torch.linspace(0.2, 1, 90)[:, None],
-        torch.rand(2, 3, 90, 30),
-    )
-    whole = target if fix is None else fix(target, source)
-    bands = list(
-        color.in_bands(fix, *(lambda a, b, x=x: x[..., a:b, :] for x in (target, source)), (90, 30))
-    )
-    assert len(bands) == -(-90 // (measured if fix is color.wavelet else 20))
-    torch.testing.assert_close(torch.cat(bands, dim=-2), whole, rtol=0, atol=1e-6)
-    if fix is not color.adain or measured >= 90:
-        assert torch.equal(torch.cat(bands, dim=-2), whole)

@@ -1,8 +1,7 @@
 """What one command withstands, every command does: odd names, pipes, devices, loops, outputs that
 can't be, signals.
 
-infer has a stub in place of its model; evaluate scores PSNR, compare enlarges by a filter: none
-needs a network.
+infer has a stub in place of its model; evaluate scores PSNR: none needs a network.
 """
 
 import json
@@ -22,7 +21,7 @@ import pytest
 from PIL import Image
 
 from pisasr import errors, signals
-from pisasr.commands import batch, compare
+from pisasr.commands import batch
 from pisasr.commands import infer as infer_module
 from pisasr.commands.main import main
 from pisasr.pictures.folders import Found, find_inputs, free_name
@@ -42,10 +41,7 @@ class Enlarges:
 
 COMMANDS = {
     "infer": lambda given, output: main(["infer", "-i", given, "-o", output]),
-    "evaluate": lambda given, output: main(["evaluate", "--sr", given, "--hr", given, "--metrics", "psnr", "--plots",
-                                            "none", "--sheets", "0", "--output", output]),
-    "compare": lambda given, output: compare.main(["--hq", given, "--methods", "bicubic", "--metrics", "psnr",
-                                                   "--sheets", "0", "--output", output]),
+    "evaluate": lambda given, output: main(["evaluate", "--sr", given, "--hr", given, "--metrics", "psnr", "--sheets", "0", "--output", output]),
     "degrade": lambda given, output: degrade.main(["--input", given, "--output", output]),
     "prepare_data": lambda given, output: prepare_data.main(["--input", given, "--output", output, "--min_side", "8"]),
 }  # fmt: skip
@@ -190,7 +186,7 @@ def test_an_output_that_can_not_be_is_one_line(run, output):
 
 
 LAST = {
-    "infer": "a.png", "evaluate": "summary.json", "compare": "table.md", "degrade": "manifest.json",
+    "infer": "a.png", "evaluate": "summary.json", "degrade": "manifest.json",
     "prepare_data": "manifest.jsonl",
 }  # fmt: skip
 
@@ -289,7 +285,6 @@ def test_a_signal_is_one_word_and_130(run, monkeypatch, number):
     monkeypatch.setattr(batch, "check_output", told)
     for module in (
         infer_module,
-        compare,
         degrade,
         prepare_data,
         sys.modules["pisasr.commands.evaluate"],
@@ -422,7 +417,7 @@ def test_a_report_s_other_name_keeps_what_it_holds(tmp_path):
 # --- launchers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", ["infer", "evaluate", "compare"], indirect=True)
+@pytest.mark.parametrize("run", ["infer"], indirect=True)
 @pytest.mark.parametrize("rank", [None, "", "abc", "2", "-1"])
 def test_half_a_launcher_is_usage(run, monkeypatch, rank):
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -70,7 +70,7 @@ def test_a_recipe_may_be_named_on_the_command_line(tmp_path, monkeypatch):
         ("sem.weight_lpip=1", "did you mean 'sem.weight_lpips'"),
         ("pix.steps=many", "pix.steps"),
         ("pix.lr_schedule=linear", "'constant' or 'cosine'"),
-        ("perceptual.net=vgg19", "'vgg', 'alex', 'squeeze' or 'efficientnet-lite1'"),
+        ("perceptual.net=vgg19", "'vgg', 'alex' or 'squeeze'"),
         ("csd.t_min=600", "t_min < t_max"),
         ("pix.batch_size=0", "pix.batch_size is 0"),
         ("pix.batch_size=1000000000", "wanted less than or equal to 65536"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pisasr.method.model import predict
+from pisasr.method.model import predict_eps
 from pisasr.models.bases import load_base
 from pisasr.training.csd import ClassifierScoreDistillation
 
@@ -87,7 +87,7 @@ def test_value_and_gradient_are_the_published_ones(published, number):
     z = z.clone().requires_grad_()
     distill = ClassifierScoreDistillation(base["scheduler"].alphas_cumprod, cfg)
     loss = distill(
-        z, lambda z_t, t, embeds: predict(base["unet"], z_t, embeds, t), pos, neg, t, noise
+        z, lambda z_t, t, embeds: predict_eps(base["unet"], z_t, embeds, t), pos, neg, t, noise
     )
     loss.backward()
     assert loss.item() == pytest.approx(cases[number]["loss"], rel=1e-5)

@@ -10,13 +10,11 @@ import numpy as np
 import pages
 import photos
 import pytest
-import teacher
 import torch
 from PIL import Image
 
 from pisasr.config import load_config
 from pisasr.data.degradation import degrade_one, draw_steps, sample_generator
-from pisasr.evaluation.metrics import PROTOCOLS, psnr
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,58 +106,6 @@ def test_the_mild_recipe_is_one_blur_one_noise_and_one_jpeg(tmp_path):
         assert x_L.shape == (3, 32, 32) and 255 * x_L.std() < 9
 
 
-@pytest.fixture
-def nearest(monkeypatch):
-    """A stand-in for x4plus: nearest neighbours, one level brighter."""
-
-    class Nearest(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = torch.nn.Conv2d(3, 64, 3)
-
-        def forward(self, x_L):
-            return torch.nn.functional.interpolate(x_L, scale_factor=4) + 1 / 255
-
-    monkeypatch.setattr("pisasr.evaluation.realesrgan.load_x4plus", lambda weights: Nearest())
-
-
-def test_the_teacher_repairs_what_is_missing_and_nothing_else(tmp_path, nearest):
-    for side, size, blue in (("lq", 8, 150), ("hq", 32, 170)):
-        (tmp_path / side).mkdir()
-        for i in range(2):
-            Image.new("RGB", (size, size), (50 * i, 100, blue)).save(tmp_path / side / f"{i}.png")
-    (tmp_path / "teacher").mkdir()
-    kept = tmp_path / "teacher" / "0.png"
-    kept.write_bytes(b"done before")
-    assert teacher.main(["--pairs", str(tmp_path)]) == 0
-    assert kept.read_bytes() == b"done before"
-    made = np.asarray(Image.open(tmp_path / "teacher" / "1.png"))
-    wanted = np.full((32, 32, 3), (50, 100, 170), np.uint8)  # broad tones are the photo's
-    assert psnr(made, wanted, PROTOCOLS["stablesr"]) > 50  # bfloat16 has eight bits
-
-
-def test_pairs_without_pictures_are_told(tmp_path, nearest, capsys):
-    assert teacher.main(["--pairs", str(tmp_path)]) == 1
-    assert "no *.png in" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("hq_px", "reason"),
-    [
-        (None, "hq lacks the photos of 1 of the 1 pictures in lq/, 0.png first"),
-        (24, "24 x 24 px; wanted 32 x 32"),
-    ],
-)
-def test_pairs_that_do_not_fit_are_told(tmp_path, nearest, capsys, hq_px, reason):
-    for side, size in (("lq", 8), ("hq", hq_px)):
-        (tmp_path / side).mkdir()
-        if size:
-            Image.new("RGB", (size, size)).save(tmp_path / side / "0.png")
-    assert teacher.main(["--pairs", str(tmp_path)]) == 1
-    assert reason in capsys.readouterr().err
-    assert not list(tmp_path.glob("teacher/*"))
-
-
 def test_the_adapters_learn_from_the_cameras_degradations():
     """Through the path in demo.yaml, which is seen from where demo.yaml lies."""
     config = load_config(ROOT / "scripts/demo/demo.yaml", ["data.photos=photos", "run.output=run"])
@@ -173,7 +119,7 @@ def test_a_package_that_cannot_be_had_is_one_line(tmp_path, monkeypatch, capsys)
     assert "apt-get" in line
 
 
-@pytest.mark.parametrize("script", ["photos", "pages", "base", "teacher", "assemble"])
+@pytest.mark.parametrize("script", ["photos", "pages", "base", "assemble"])
 def test_every_step_explains_itself(script, capsys):
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(script).main(["--help"])

@@ -31,7 +31,7 @@ from pisasr import PiSASRPipeline
 from pisasr.commands.main import main
 from pisasr.config import ConfigError, flatten, load_config
 from pisasr.errors import CheckpointError, ImageError, ModelError, PisasrError
-from pisasr.models.bases import EMBEDDED, check_hashes
+from pisasr.models.bases import EMBEDDED
 from pisasr.models.weights import convert_release, load_adapter, load_adapters, save_adapter
 from pisasr.pictures.images import open_picture
 
@@ -313,11 +313,9 @@ def test_a_nan_in_a_file_is_refused_when_it_is_loaded(tmp_path, few):
 
 
 @amount(24, 200)
-def test_every_flipped_bit_of_the_embedded_model_is_caught(tmp_path, count, did):
-    folder = tmp_path / "demo"
-    shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("examples"))
-    files = [folder / name for name in json.loads((folder / "hashes.json").read_text())]
-    files += sorted((folder / "adapters").iterdir())
+def test_every_flipped_bit_of_the_embedded_adapters_is_caught(tmp_path, count, did):
+    shutil.copytree(EMBEDDED / "adapters", tmp_path / "adapters")
+    files = sorted((tmp_path / "adapters").iterdir())
     chance, caught = random.Random(5), 0
     for number in range(count):
         path = files[number % len(files)]
@@ -334,11 +332,9 @@ def test_every_flipped_bit_of_the_embedded_model_is_caught(tmp_path, count, did)
                 with pytest.raises(
                     (ModelError, CheckpointError), match=re.escape(str(path))
                 ) as refusal:
-                    part = path.relative_to(folder).parent.as_posix()
-                    load_adapter(path) if part == "adapters" else check_hashes(folder, part)
+                    load_adapter(path)
                 caught += "\n" not in str(refusal.value)
     assert caught == count
-    check_hashes(folder, "unet")
     did(f"{caught} of {count} flipped bits caught")
 
 
@@ -421,8 +417,6 @@ def test_no_payload_runs_wherever_a_pickle_can_be_given(
     """As the published checkpoint, as --adapters of infer, as a safetensors file, as weights of a
     model, as a trunk.
     """
-    from pisasr.evaluation.features import load_network
-
     marker = tmp_path / "ran"
     (tmp_path / "payload.py").write_text(touch(marker))
     for way, write in WRITERS.items():
@@ -439,8 +433,6 @@ def test_no_payload_runs_wherever_a_pickle_can_be_given(
             with pytest.raises(CheckpointError) as refusal:
                 load(place)
             assert "\n" not in str(refusal.value) and not marker.exists(), (way, place)
-        with pytest.raises(PisasrError, match="does not hold EfficientNet-Lite0's weights"):
-            load_network(path)
         assert main(["convert", str(path), str(tmp_path / "out")]) == 1 and not marker.exists(), way
     base = tmp_path / "base"
     shutil.copytree(base_folder, base)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
@@ -592,44 +592,6 @@ def test_plans_are_sound_for_every_size(width, height, upscale, process_size, mu
         assert frame.content == frame.output
 
 
-@settings(max_examples=300, deadline=None)
-@given(SIDES, SIDES, st.floats(1, 9), st.integers(1, 1024), st.floats(1e-3, 30))
-@example(2447, 2447, 1.0, 1, 1.0000000000000002)
-@example(1811, 1811, 9.0, 1, 8.999999999999998)  # a square whose side must not be rounded up again
-def test_the_model_works_on_no_more_than_the_working_size(
-    width, height, upscale, process_size, working_size
-):
-    free = images.plan_frame(width, height, upscale, process_size)
-    frame = images.plan_frame(width, height, upscale, process_size, working_size=working_size)
-    assert frame.output == free.output == (round(upscale * width), round(upscale * height))
-    most = int(working_size * 1e6)  # whole pixels
-    assert frame.content[0] * frame.content[1] <= most
-    if free.content[0] * free.content[1] <= most:
-        assert frame == free
-    elif min(frame.content) > 1:  # as much as may be, and in the picture's proportions
-        assert (frame.content[0] + 1) * (frame.content[1] + 1) >= most
-        by = [came / of for came, of in zip(frame.content, free.content, strict=True)]
-        assert abs(by[0] - by[1]) <= 1 / min(free.content)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 1.7, 4]), st.floats(1e-4, 2e-2))
-def test_a_picture_that_shrank_for_the_model_comes_back_at_its_size(
-    width, height, upscale, working_size
-):
-    frame = images.plan_frame(width, height, upscale, process_size=1, working_size=working_size)
-    prepared = images.prepare(np.asarray(photo(width, height)), frame)
-    assert (
-        prepared.shape == (*frame.content[::-1], 3)
-        and prepared.shape[0] * prepared.shape[1] <= working_size * 1e6
-    )
-    assert images.finish(prepared, frame).shape == (
-        round(upscale * height),
-        round(upscale * width),
-        3,
-    )
-
-
 def test_a_result_beyond_reason_is_refused():
     with pytest.raises(ValueError, match="choose a smaller --upscale"):
         images.plan_frame(100, 100, 1e9)
@@ -688,7 +650,6 @@ def test_a_frame_for_another_picture_and_shrinking_are_refused():
         images.plan_frame(10, 10, 0.5)
     with pytest.raises(ValueError, match="a picture of 0x5 pixels came"):
         images.plan_frame(0, 5)
-    assert images.plan_frame(10, 10, working_size=1e308) == images.plan_frame(10, 10)
 
 
 def test_preparation_is_the_published_one(parity):

@@ -23,7 +23,6 @@ from pisasr import errors, files
 from pisasr.commands import batch
 from pisasr.commands import infer as command
 from pisasr.commands.main import main
-from pisasr.method.memory import Forecast
 from pisasr.pictures import images, saving
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,11 +56,12 @@ class StubPipeline:
         )
         return result
 
-    def sweep(self, image, pairs, **options):
-        return [self.one(image, *pair, **options) for pair in pairs]
+    def look(self, image, **options):
+        return image, options
 
-    def plan(self, size, **settings):
-        return Forecast(size[0] * size[1] / 1e6, -(-size[0] // 100), 2**30, False)
+    def mix(self, looked, lambda_pix, lambda_sem, **options):
+        image, others = looked
+        return self.one(image, lambda_pix, lambda_sem, **others, **options)
 
 
 @pytest.fixture
@@ -154,18 +154,6 @@ def test_hyphens_and_negative_numbers_are_understood(here, stub):
     assert Path("out/-a/pix-0.1_sem1.png").is_file()
 
 
-def test_fidelity_is_asked_for(here, stub):
-    draw("in/a.png")
-    assert (
-        infer("-i", "in", "-o", "out") == 0
-        and infer("-i", "in", "-o", "out", "--consistent", "--working-size", "2.5") == 0
-    )
-    assert [(call.consistent, call.working_size) for call in stub.calls] == [
-        (False, None),
-        (True, 2.5),
-    ]
-
-
 def test_default_is_one_one(here, stub):
     draw("in/a.png")
     assert infer("-i", "in", "-o", "out", "--lambda_pix", "0.3", "--default") == 0
@@ -186,8 +174,6 @@ def test_default_is_one_one(here, stub):
         ["--upscale", "0.5"],
         ["--upscale", "nan"],
         ["--process_size", "0"],
-        ["--working_size", "0"],
-        ["--consistent", "--upscale", "1"],
         ["--tile_size", "0"],
         ["--tile_size", "8", "--tile_overlap", "8"],
         ["--tile_overlap", "-1"],
@@ -203,7 +189,7 @@ def test_default_is_one_one(here, stub):
 def test_wrong_usage_names_the_option(here, stub, capsys, words):
     draw("in/a.png")
     said = usage_error(capsys, "-i", "in", "-o", "out", *words)
-    assert words[0] in said and ("megapixels" in said) == (words[0] == "--working_size")
+    assert words[0] in said
     assert not stub.calls and not Path("out").exists()
 
 
@@ -738,21 +724,6 @@ def test_notices_reach_the_report(here, stub):
     assert "JPEG" in rows()[0]["reason"] and rows()[0]["status"] == "ok"
 
 
-def test_what_a_picture_in_tiles_will_take_is_told_before_it_is_begun(here, stub, capsys):
-    draw("in/a.png"), draw("in/b.png", size=(250, 4))
-    assert infer("-i", "in", "-o", "out") == 0
-    lines = capsys.readouterr().out.splitlines()[
-        :3
-    ]  # the first picture's may come before or after what is told
-    assert (
-        sorted(line for line in lines if "b.png" not in line)[0]
-        == "0.0 MP in 3 tiles, about 1.0 GiB ..."
-    )
-    assert "b.png" in lines[2]
-    assert infer("-i", "in", "-o", "out", "--quiet") == 0
-    assert capsys.readouterr().out == ""
-
-
 def test_short_memory_is_a_line_without_a_place_in_the_code(here, stub, monkeypatch, capsys):
     own = stub.one
 
@@ -796,38 +767,6 @@ def test_a_picture_called_like_a_file_of_another_s_grid_has_a_place_of_its_own(h
     assert outputs() == sorted(
         f"{place}/{name}.png" for place in places for name in ("grid", "pix0_sem0")
     )
-
-
-def test_the_sheet_has_rows_for_pix_and_columns_for_sem():
-    from pisasr.pictures.sheets import INK, draw_sheet
-
-    pictures = [
-        Image.new("RGB", (200, 100), (10 * row, 10 * column, 255))
-        for row in range(3)
-        for column in range(2)
-    ]
-    sheet = draw_sheet(pictures, [0, 0.5, 1], [0, 1])
-    pixels = np.asarray(sheet).astype(int)
-    centres = {}
-    for row in range(3):
-        for column in range(2):
-            y, x = np.where((pixels == (10 * row, 10 * column, 255)).all(-1))
-            assert len(y) == 200 * 100
-            centres[row, column] = y.mean(), x.mean()
-    assert (
-        centres[0, 0][0] < centres[1, 0][0] < centres[2, 0][0]
-        and centres[0, 0][1] < centres[0, 1][1]
-    )
-    assert (pixels == INK).all(-1).any()
-
-
-def test_the_sheet_takes_grey_and_transparent_pictures_and_stays_small():
-    from pisasr.pictures.sheets import draw_sheet
-
-    assert draw_sheet([Image.new("LA", (9, 3000))], [1], [1]).size[1] <= 4200
-    assert draw_sheet([Image.new("L", (2, 2))] * 4, [0, 1], [0, 1]).mode == "RGB"
-    with pytest.raises(ValueError, match="came"):
-        draw_sheet([], [0], [0])
 
 
 # --- with a model ---------------------------------------------------------------------------------
@@ -1152,10 +1091,6 @@ def test_a_map_that_is_none_costs_its_picture_one_line(here, stub):
         (
             ["--lambda_sem_map", "m.png", "--lambda_grid", "0,1", "1"],
             "--lambda_grid sets it for the whole",
-        ),
-        (
-            ["--lambda_pix_map", "m.png", "--lambda_auto", "niqe"],
-            "--lambda_auto sets it for the whole",
         ),
         (["--lambda_pix_map", "m.png", "--default"], "--default sets it for the whole"),
         (["--lambda_pix_map", "absent.png"], "--lambda_pix_map absent.png: no such file or folder"),

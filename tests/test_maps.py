@@ -14,7 +14,7 @@ from pisasr import PiSASRPipeline
 from pisasr.method.residual import needed, needed_by, restore_latent
 from pisasr.pictures.images import plan_frame
 from pisasr.pictures.maps import check_proportions, check_strength, to_latent
-from pisasr.pipeline import Looked
+from pisasr.pipeline import Prediction
 
 SMALL = {"upscale": 2, "process_size": 16}
 TILES = {**SMALL, "tile_size": 6, "tile_overlap": 2}
@@ -121,12 +121,12 @@ def test_a_map_of_one_value_has_the_pictures_proportions_too(pipe):
 
 def test_at_every_place_a_map_is_its_numbers_to_the_bit():
     numbers = [0.0, 1.0, 0.7, -0.3, 1 / 3]
-    z_L, eps_pix, eps_pisa = (tiny.wave((2, 4, 5, 5), phase) for phase in (1.0, 2.0, 3.0))
+    z_L, eps_pix, eps_full = (tiny.wave((2, 4, 5, 5), phase) for phase in (1.0, 2.0, 3.0))
     pix = torch.tensor(numbers)[:, None].expand(5, 5)
-    z_H = restore_latent(z_L, eps_pix, eps_pisa, pix, pix.T)
+    z_H = restore_latent(z_L, eps_pix, eps_full, pix, pix.T)
     for i, lambda_pix in enumerate(numbers):
         for j, lambda_sem in enumerate(numbers):
-            alone = restore_latent(z_L, eps_pix, eps_pisa, lambda_pix, lambda_sem)
+            alone = restore_latent(z_L, eps_pix, eps_full, lambda_pix, lambda_sem)
             assert torch.equal(z_H[..., i, j], alone[..., i, j]), (lambda_pix, lambda_sem)
 
 
@@ -153,7 +153,8 @@ def test_a_constant_map_is_the_number_to_the_bit_and_in_cost(pipe, passes, lambd
     (came,) = pipe(photo(), *maps, **SMALL, output_type="np").images
     assert passes == wanted
     assert np.array_equal(came, pipe(photo(), *lambdas, **SMALL, output_type="np").images[0])
-    assert np.array_equal(came, pipe.sweep(photo(), [maps], **SMALL, output_type="np")[0])
+    mixed = pipe.decode(pipe.predict(photo(), **SMALL), *maps, output_type="np")
+    assert np.array_equal(came, mixed)
 
 
 def test_outside_a_masks_reach_the_latent_is_the_numbers(pipe):
@@ -185,7 +186,7 @@ def test_pictures_of_one_call_have_one_map_each_at_its_own_size(pipe):
 
 @pytest.mark.parametrize(
     "options",
-    [SMALL, TILES, {**SMALL, "color_fix": "wavelet", "posterior": "sample", "generator": 3}],
+    [SMALL, TILES, {**SMALL, "color_fix": "wavelet", "generator": 3}],
 )
 def test_look_and_mix_are_call_and_any_mixes_cost_two_passes_and_one_encode(pipe, passes, options):
     pairs = [(1, 1), (1, 0), (0, 0), (0.5, 1.5), (tiny.wave((9, 12), 1.0), 0.7)]
@@ -193,51 +194,42 @@ def test_look_and_mix_are_call_and_any_mixes_cost_two_passes_and_one_encode(pipe
     encodes = []
     pipe.vae.encoder.register_forward_hook(lambda *_: encodes.append(1))
     passes.clear()
-    looked = pipe.look(photo(12, 9), **options)
-    came = [pipe.mix(looked, *pair) for pair in pairs]
+    prediction = pipe.predict(photo(12, 9), **options)
+    came = [pipe.decode(prediction, *pair) for pair in pairs]
     assert passes.count("pix") == passes.count("both") == len(passes) / 2 and len(encodes) == 1
     assert len(passes) == 2 or options == TILES
     assert all(map(np.array_equal, came, wanted))
 
 
 def test_a_look_serves_every_output_and_colour_fix_is_its_own_and_can_be_sent(pipe):
-    looked = pickle.loads(
-        pickle.dumps(pipe.look(photo(mode="LA"), **SMALL, color_fix="none", generator=1))
+    prediction = pickle.loads(
+        pickle.dumps(pipe.predict(photo(mode="LA"), **SMALL, color_fix="none"))
     )
-    assert isinstance(looked, Looked) and looked.frame.output == (24, 18)
-    before = [
-        value.clone() for value in (looked.z_L, looked.eps_pix, looked.eps_pisa, looked.given)
-    ]
+    assert isinstance(prediction, Prediction) and prediction.frame.output == (24, 18)
+    before = [tensor.clone() for tensor in prediction.tensors]
     for output_type in ("pil", "np", "pt", "uint16", "latent"):
         wanted = pipe(
             photo(mode="LA"), 1, 0.3, **SMALL, color_fix="none", output_type=output_type
         ).images[0]
-        assert np.array_equal(pipe.mix(looked, 1, 0.3, output_type=output_type), wanted)
+        assert np.array_equal(pipe.decode(prediction, 1, 0.3, output_type=output_type), wanted)
     wanted = pipe(photo(mode="LA"), **SMALL, color_fix="adain").images[0]
-    assert np.array_equal(pipe.mix(looked, color_fix="adain"), wanted)
-    assert all(
-        map(torch.equal, before, (looked.z_L, looked.eps_pix, looked.eps_pisa, looked.given))
-    )
+    assert np.array_equal(pipe.decode(prediction, color_fix="adain"), wanted)
+    assert all(map(torch.equal, before, prediction.tensors))
 
 
 def test_a_look_is_of_one_picture_and_strengths_are_mixed_later(pipe):
-    with pytest.raises(ValueError, match="a look is of one picture, 2 came"):
-        pipe.look([photo(), photo()])
-    for name in ("lambda_pix", "output_type"):
-        with pytest.raises(
-            TypeError, match=f"look doesn't know '{name}'; it takes .* but output_type"
-        ):
-            pipe.look(photo(), **{name: 1})
-    with pytest.raises(TypeError, match="strengths must be pairs of numbers or maps"):
-        pipe.sweep(photo(), [1, 0.5])
-    looked = pipe.look(photo(), **SMALL)
+    with pytest.raises(ValueError, match="predict takes one picture, 2 came"):
+        pipe.predict([photo(), photo()])
+    with pytest.raises(TypeError, match="there is no option 'lambda_pix'; there are upscale, "):
+        pipe.predict(photo(), lambda_pix=1)
+    prediction = pipe.predict(photo(), **SMALL)
     for options, said in (
         ({"color_fix": "nofix"}, "adain, wavelet, none"),
         ({"output_type": "jpeg"}, "pil, np"),
         ({"lambda_sem": np.zeros((12, 9)) + np.eye(12, 9)}, "a map of 9x12, the picture is 12x9"),
     ):
         with pytest.raises(ValueError, match=said):
-            pipe.mix(looked, **options)
+            pipe.decode(prediction, **options)
 
 
 # --- how far a mask reaches in a picture ----------------------------------------------------------
@@ -248,10 +240,10 @@ def test_the_embedded_models_picture_changes_within_its_vaes_reach_alone():
     size, halo = 40, embedded.vae.halo
     mask = np.zeros((size, size), np.float32)
     mask[:6, :6] = 1  # of the result, at fourfold size, 24 px: six latent pixels
-    looked = embedded.look(photo(size, size), process_size=16, color_fix="none")
+    prediction = embedded.predict(photo(size, size), process_size=16, color_fix="none")
     for color_fix, reach in (("none", 24 + 4 * halo), ("wavelet", 24 + 4 * halo + 31)):
         came, plain = (
-            embedded.mix(looked, 1, sem, color_fix=color_fix, output_type="np")
+            embedded.decode(prediction, 1, sem, color_fix=color_fix, output_type="np")
             for sem in (0.5 + mask, 0.5)
         )
         changed = (came != plain).any(axis=-1)

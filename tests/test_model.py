@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pisasr.method import model as model_module
 from pisasr.method.adapters import merged
-from pisasr.method.model import PiSASR, predict, vae_factor
+from pisasr.method.model import PiSASR, Plan, predict_eps, vae_factor
 from pisasr.method.residual import mix_residuals, remove_residual
 from pisasr.method.text import PromptEncoder
 from pisasr.models.autoencoder import LappedAutoencoder
@@ -43,11 +43,11 @@ def test_every_step_gives_the_stored_numbers(golden, unet, vae, pix, sem, prompt
     z_L = model.encode(golden["x_L"])
     assert_near(z_L, "z_L")
     assert_near(model.encode(golden["x_L"], golden["noise"]), "z_L_sampled")
-    eps_pix = predict(merged(unet, [pix]), z_L, embeds)
+    eps_pix = predict_eps(merged(unet, [pix]), z_L, embeds)
     assert_near(eps_pix, "eps_pix")
-    eps_pisa = predict(merged(unet, [pix, sem]), z_L, embeds)
-    assert_near(eps_pisa, "eps_pisa")
-    z_H = remove_residual(z_L, mix_residuals(eps_pix, eps_pisa, *LAMBDAS))
+    eps_full = predict_eps(merged(unet, [pix, sem]), z_L, embeds)
+    assert_near(eps_full, "eps_full")
+    z_H = remove_residual(z_L, mix_residuals(eps_pix, eps_full, *LAMBDAS))
     assert_near(z_H, "z_H")
     assert_near(model.decode(z_H), "x_H")
 
@@ -72,30 +72,30 @@ def test_sizes_come_from_the_configs(vae):
     x = tiny.wave((1, 3, 20, 28), 1.0)
     z = model.encode(x)
     assert model.factor == 4 and z.shape == (1, 12, 5, 7)
-    assert predict(model.unet, z, torch.zeros(1, 77, tiny.CROSS)).shape == z.shape
+    assert predict_eps(model.unet, z, torch.zeros(1, 77, tiny.CROSS)).shape == z.shape
     assert model.decode(z).shape == x.shape
 
 
 def test_tiled_coding_gives_the_same_tensors(model):
-    x = tiny.wave((1, 3, 48, 40), 1.0)
-    torch.testing.assert_close(model.encode(x, tile_px=16), model.encode(x), atol=1e-5, rtol=0)
+    x, plan = tiny.wave((1, 3, 48, 40), 1.0), Plan(vae_tile_px=16)
+    torch.testing.assert_close(model.encode(x, plan=plan), model.encode(x), atol=1e-5, rtol=0)
     z = model.encode(x)
-    torch.testing.assert_close(model.decode(z, tile_px=16), model.decode(z), atol=1e-4, rtol=0)
+    torch.testing.assert_close(model.decode(z, plan), model.decode(z), atol=1e-4, rtol=0)
 
 
 def test_the_unet_computes_in_its_own_dtype_and_answers_in_the_latents(model, golden):
     z, embeds = golden["z_L"], torch.zeros(1, 77, tiny.CROSS)
-    exact = predict(model.unet, z, embeds)
+    exact = predict_eps(model.unet, z, embeds)
     model.unet.to(torch.bfloat16)
-    rounded = predict(model.unet, z, embeds)
+    rounded = predict_eps(model.unet, z, embeds)
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().max() < 0.1
 
 
 def test_one_embedding_serves_a_batch(model, golden):
     z, embeds = golden["z_L"], tiny.wave((1, 77, tiny.CROSS), 2.0)
-    both = predict(model.unet, torch.cat([z, -z]), embeds)
-    torch.testing.assert_close(both[1:], predict(model.unet, -z, embeds), atol=1e-5, rtol=0)
+    both = predict_eps(model.unet, torch.cat([z, -z]), embeds)
+    torch.testing.assert_close(both[1:], predict_eps(model.unet, -z, embeds), atol=1e-5, rtol=0)
 
 
 def test_each_prompt_is_encoded_once(prompts):
@@ -109,10 +109,10 @@ def test_each_prompt_is_encoded_once(prompts):
 
 
 def test_the_prompt_store_has_a_bound(prompts, monkeypatch):
-    monkeypatch.setattr("pisasr.method.text.REMEMBERED", 2)
+    monkeypatch.setattr("pisasr.method.text.CACHED", 2)
     for prompt in "abc":
         prompts(prompt)
-    assert [key[0] for key in prompts._known] == ["b", "c"]
+    assert [key[0] for key in prompts._cache] == ["b", "c"]
 
 
 def test_noise_is_drawn_where_the_generator_lives():
@@ -125,7 +125,7 @@ def test_noise_is_drawn_where_the_generator_lives():
     )
 
 
-def test_a_text_encoder_that_rests_is_on_the_device_for_new_words_alone(prompts):
+def test_a_text_encoder_that_is_offloaded_is_on_the_device_for_new_words_alone(prompts):
     """And none that hooks move, and nowhere where a CPU computes."""
     moves, own = [], prompts.text_encoder
 
@@ -154,12 +154,12 @@ def test_a_text_encoder_that_rests_is_on_the_device_for_new_words_alone(prompts)
         def __call__(self, *args, **settings):
             return SimpleNamespace(input_ids=Ids(tokenizer(*args, **settings).input_ids))
 
-    encoder = PromptEncoder(Tokenizer(), Encoder(), rests=True)
+    encoder = PromptEncoder(Tokenizer(), Encoder(), offload=True)
     for prompt in ("a", "a", "b"):
         encoder(prompt, torch.device("cuda"))
     assert moves == ["cuda", "encode", "cpu"] * 2
     moves.clear()
     encoder("a", torch.device("cpu"))
-    encoder.rests = False
+    encoder.offload = False
     encoder("c", torch.device("cuda"))
     assert moves == ["encode", "encode"]

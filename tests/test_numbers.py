@@ -63,7 +63,7 @@ SITES = {
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_what_a_unet_answers_is_looked_at(pipe, site):
+def test_what_a_unet_answers_is_prediction_at(pipe, site):
     part, change = SITES[site]
     spoil(getattr(pipe, part), change)
     with pytest.raises(PisasrError, match="the model answered with nan or inf; try float32"):
@@ -72,7 +72,7 @@ def test_what_a_unet_answers_is_looked_at(pipe, site):
 
 @pytest.mark.parametrize("step", ["encode", "decode"])
 @pytest.mark.parametrize("where", [..., (..., 3, 2)])
-def test_what_the_vae_answers_is_looked_at(pipe, monkeypatch, step, where):
+def test_what_the_vae_answers_is_prediction_at(pipe, monkeypatch, step, where):
     own = getattr(pipe.vae, step)
 
     def wrong(x):
@@ -104,7 +104,7 @@ def test_what_half_precision_can_not_hold_is_made_once_more_in_float32(base_fold
     before = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
     asked = spoil(getattr(pipe, part), one_pixel(torch.inf), low_alone=True)
     with pytest.warns(NotFinite, match="in torch.bfloat16; once more in float32"):
-        looked = pipe.look(photo(), upscale=2, process_size=16)
+        prediction = pipe.predict(photo(), upscale=2, process_size=16)
     assert (
         asked == [torch.bfloat16, torch.float32]
         and pipe.unet.dtype == pipe.vae.dtype == torch.bfloat16
@@ -112,9 +112,9 @@ def test_what_half_precision_can_not_hold_is_made_once_more_in_float32(base_fold
     assert all(torch.equal(weight, before[name]) for name, weight in pipe.unet.state_dict().items())
     for network in (pipe.vae, pipe.unet, pipe.unet_pix):
         network.to(torch.float32)
-    wanted = pipe.look(photo(), upscale=2, process_size=16)
-    assert torch.equal(looked.eps_pix, wanted.eps_pix) and torch.equal(
-        looked.eps_pisa, wanted.eps_pisa
+    wanted = pipe.predict(photo(), upscale=2, process_size=16)
+    assert torch.equal(prediction.latents.eps_pix, wanted.latents.eps_pix) and torch.equal(
+        prediction.latents.eps_full, wanted.latents.eps_full
     )
 
 
@@ -124,12 +124,12 @@ def test_a_vae_that_overflows_in_float16_is_asked_once_more(base_folder):
     pipe.vae.decoder.conv_in.weight.data *= 60_000
     pipe.vae.decoder.conv_in.bias.data *= 60_000
     options = {"upscale": 2, "process_size": 16}
-    looked = pipe.look(photo(), **options)
+    prediction = pipe.predict(photo(), **options)
     with pytest.warns(NotFinite, match="in torch.float16; once more in float32"):
-        came = pipe.mix(looked, lambda_sem=0.5)
+        came = pipe.decode(prediction, lambda_sem=0.5)
     assert pipe.vae.dtype == torch.float16
     assert (
-        equal(came, pipe.to(torch.float32).mix(looked, lambda_sem=0.5))
+        equal(came, pipe.to(torch.float32).decode(prediction, lambda_sem=0.5))
         and np.asarray(came).std() > 1
     )
 
@@ -143,7 +143,7 @@ def test_a_vae_that_answers_one_colour_is_an_error(pipe, monkeypatch):
         return answer
 
     monkeypatch.setattr(pipe.vae, "decode", black)
-    with pytest.raises(PisasrError, match="answered with one colour alone"):
+    with pytest.raises(PisasrError, match="answered with one color alone"):
         pipe(photo(), **SMALL)
 
 
@@ -172,15 +172,15 @@ def test_flat_pictures_raise_no_alarm(pipe, monkeypatch):
 
 
 def test_unusual_strengths_are_told_and_usual_ones_are_not(pipe, recwarn):
-    looked = pipe.look(photo(), upscale=2, process_size=16)
+    prediction = pipe.predict(photo(), upscale=2, process_size=16)
     for pair in [(1, 1), (0, 3), (-1, 1.5)]:
-        pipe.mix(looked, *pair)
+        pipe.decode(prediction, *pair)
     assert not [warning for warning in recwarn if issubclass(warning.category, UnusualStrength)]
     for pair, told in [((1, 4), "lambda_sem is 4;"), ((-1000.0, 1), "lambda_pix is -1000;")]:
         with pytest.warns(UnusualStrength, match=told):
-            pipe.mix(looked, *pair)
+            pipe.decode(prediction, *pair)
     with pytest.warns(UnusualStrength, match=r"lambda_pix is 1e\+30;"), pytest.raises(PisasrError):
-        pipe.mix(looked, 1e30, 1)
+        pipe.decode(prediction, 1e30, 1)
     steep = np.linspace(0, 50, 24 * 20, dtype=np.float32).reshape(20, 24)
     with pytest.warns(UnusualStrength, match="lambda_pix is 50;"):
-        pipe.mix(looked, steep, 1)
+        pipe.decode(prediction, steep, 1)

@@ -7,7 +7,6 @@ import pytest
 import tiny
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
-from diffusers import DiffusionPipeline
 from diffusers.hooks.group_offloading import ModuleGroup
 from PIL import Image
 
@@ -17,7 +16,6 @@ from pisasr.models.weights import save_adapter
 
 OPTIONS = {"upscale": 2, "process_size": 16, "lambda_sem": 0.5, "output_type": "np"}
 CUTS = {"whole": {}, "tiled": {"tile_size": 6, "tile_overlap": 2, "vae_tile_size": 16}}
-CUTS["lean"] = {**CUTS["tiled"], "low_memory": True}
 PARTS = ("text_encoder", "unet_pix", "unet", "vae")
 
 
@@ -42,9 +40,7 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture
 def pipe(folder):
-    pipe = PiSASRPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return PiSASRPipeline.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +96,7 @@ class Ledger:
 @pytest.mark.parametrize("cut", CUTS)
 def test_model_offload_moves_each_part_once_a_picture(pipe, picture, cut, monkeypatch):
     (wanted,) = pipe(picture, **OPTIONS, **CUTS[cut]).images
-    pipe._words = None  # else it remembers the words of before
+    pipe._prompt_encoder = None  # else it remembers the words of before
     model_offload(pipe)
     moved = []
     for name, hook in zip(pipe.model_cpu_offload_seq.split("->"), pipe._all_hooks, strict=True):
@@ -120,20 +116,10 @@ def test_model_offload_moves_each_part_once_a_picture(pipe, picture, cut, monkey
     assert sorted(moved) == sorted(set(moved)) and {"unet_pix", "unet", "vae"} <= set(moved)
 
 
-def test_weights_that_leave_take_along_what_is_remembered_of_them(pipe, picture, monkeypatch):
-    monkeypatch.setattr(DiffusionPipeline, "maybe_free_model_hooks", lambda pipe: None)
-    held = lambda: [m for m in pipe.unet.modules() if "_remembered" in m.__dict__]  # noqa: E731
-    pipe(picture, **OPTIONS)
-    assert held()
-    pipe._all_hooks = ["some"]
-    pipe(picture, **OPTIONS)
-    assert not held()
-
-
 @pytest.mark.parametrize("cut", CUTS)
 def test_sequential_offload_gives_the_same_picture_and_leaves_nothing_behind(pipe, picture, cut):
     (wanted,) = pipe(picture, **OPTIONS, **CUTS[cut]).images
-    pipe._words = None
+    pipe._prompt_encoder = None
     sequential_offload(pipe)
     assert {p.device.type for name in PARTS for p in getattr(pipe, name).parameters()} == {"meta"}
     (result,) = pipe(picture, **OPTIONS, **CUTS[cut]).images
@@ -147,7 +133,7 @@ def test_group_offload_brings_every_layer_before_it_computes(
     pipe, picture, cut, level, monkeypatch
 ):
     (wanted,) = pipe(picture, **OPTIONS, **CUTS[cut]).images
-    pipe._words = None
+    pipe._prompt_encoder = None
     Ledger(monkeypatch)
     cpu = torch.device("cpu")
     pipe.enable_group_offload(
@@ -169,58 +155,20 @@ def test_weights_stored_small_are_cast_for_their_layer_alone(pipe, picture, cut)
     np.testing.assert_allclose(result, wanted, atol=0.02)
 
 
-def test_vae_tiling_is_switched_by_diffusers_names(pipe, picture):
-    sizes = []
-    pipe.vae.decode = lambda z, decode=pipe.vae.decode: (
-        sizes.append(tuple(z.shape[-2:])) or decode(z)
-    )
-    whole = [(7, 10)]
-    (wanted,) = pipe(picture, **OPTIONS).images
-    assert sizes == whole
-    for switch, is_whole in (
-        (lambda: None, False),
-        (pipe.disable_vae_tiling, True),
-        (pipe.enable_vae_tiling, False),
-    ):
-        switch()
-        sizes.clear()
-        (result,) = pipe(picture, **OPTIONS, vae_tile_size=16).images
-        assert (sizes == whole) == is_whole
-        np.testing.assert_allclose(result, wanted, atol=1e-5)
-
-
-def test_the_vaes_own_tiling_is_done_exactly(folder, picture):
-    pipe = PiSASRPipeline.from_pretrained(folder)
-    (wanted,) = pipe(picture, **OPTIONS).images
-    sizes = []
-    pipe.vae.enable_tiling()
-    pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 16, 4
-    pipe.vae.decode = lambda z, decode=pipe.vae.decode: (
-        sizes.append(tuple(z.shape[-2:])) or decode(z)
-    )
-    (result,) = pipe(picture, **OPTIONS).images
-    np.testing.assert_allclose(result, wanted, atol=1e-5)
-    assert sizes != [(7, 10)]
-    sizes.clear()
-    pipe.vae.disable_tiling()
-    pipe(picture, **OPTIONS)
-    assert sizes == [(7, 10)]  # whole, now that it is off again
-
-
 def test_looking_and_mixing_give_their_parts_back(pipe, picture, monkeypatch):
     options = {
         name: value for name, value in OPTIONS.items() if name not in ("lambda_sem", "output_type")
     }
     (wanted,) = pipe(picture, **OPTIONS).images
-    pipe._words = None
+    pipe._prompt_encoder = None
     model_offload(pipe)
     here = set()
     for name, hook in zip(pipe.model_cpu_offload_seq.split("->"), pipe._all_hooks, strict=True):
         getattr(pipe, name).register_forward_pre_hook(lambda *_, name=name: here.add(name))
         monkeypatch.setattr(hook, "offload", lambda name=name: here.discard(name))
-    looked = pipe.look(picture, **options)
+    prediction = pipe.predict(picture, **options)
     assert not here
     np.testing.assert_allclose(
-        pipe.mix(looked, lambda_sem=0.5, output_type="np"), wanted, atol=1e-5
+        pipe.decode(prediction, lambda_sem=0.5, output_type="np"), wanted, atol=1e-5
     )
     assert not here

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from pisasr import PiSASRPipeline
 from pisasr import pipeline as pipeline_module
 from pisasr.method.adapters import active, attach, load_into, merged
-from pisasr.method.model import Plan, Predictors, look, predict, restore
+from pisasr.method.model import Plan, Predictors, encode_and_predict, predict_eps, restore
 from pisasr.models.weights import convert_release
 from pisasr.pictures import images
 
@@ -51,10 +51,10 @@ def test_prompt_embeddings(parity, index, published):
 def test_the_unet_with_each_set_of_adapters(parity, index, published, base):
     wanted = load_file(parity / index["unet"]["file"])
     z, embeds = wanted["z_in"], wanted["prompt_embeds"]
-    near(predict(base, z, embeds), wanted["eps_base"], "eps_base")
-    near(predict(base, z, embeds, timestep=500), wanted["eps_base_t500"], "eps_base_t500")
-    near(predict(published.unet_pix, z, embeds), wanted["eps_pix"], "eps_pix")
-    near(predict(published.unet, z, embeds), wanted["eps_pix_sem"], "eps_pix_sem")
+    near(predict_eps(base, z, embeds), wanted["eps_base"], "eps_base")
+    near(predict_eps(base, z, embeds, timestep=500), wanted["eps_base_t500"], "eps_base_t500")
+    near(predict_eps(published.unet_pix, z, embeds), wanted["eps_pix"], "eps_pix")
+    near(predict_eps(published.unet, z, embeds), wanted["eps_pix_sem"], "eps_pix_sem")
 
     live = merged(base, [])
     for adapter in convert_release(parity / "pisa_sr.pkl"):
@@ -62,7 +62,7 @@ def test_the_unet_with_each_set_of_adapters(parity, index, published, base):
         load_into(live, adapter.name, adapter.tensors)
     for names, key in (([], "eps_base"), (["pix"], "eps_pix"), (["pix", "sem"], "eps_pix_sem")):
         with active(live, names):
-            near(predict(live, z, embeds), wanted[key], f"live {key}")
+            near(predict_eps(live, z, embeds), wanted[key], f"live {key}")
 
 
 def test_merged_weights(parity, index, published):
@@ -82,9 +82,11 @@ def test_every_case_as_tensors(parity, index, published):
     for case in index["eval_cases"]:
         name, options, wanted = case["name"], case["options"], load_file(parity / case["tensors"])
         x_L = images.to_tensor(Image.open(parity / case["prepared_input"])) * 2 - 1
-        predictors = Predictors(*(partial(predict, unet, prompt_embeds=embeds) for unet in unets))
+        predictors = Predictors(
+            *(partial(predict_eps, unet, prompt_embeds=embeds) for unet in unets)
+        )
         plan = Plan(options["latent_tiled_size"], options["latent_tiled_overlap"])
-        z_L, *found = look(model, x_L, predictors, plan, wanted.get("vae_noise"))
+        z_L, *found = encode_and_predict(model, x_L, predictors, plan, wanted.get("vae_noise"))
         near(z_L, wanted["z_L"], f"{name} z_L")
         for key, eps in zip(("eps_pix", "eps_full"), found, strict=True):
             if key in wanted:
@@ -109,7 +111,7 @@ def repair(published, picture, case, tensors, monkeypatch, **changes):
         "color_fix": COLOR_FIXES[options["align_method"]],
         "tile_size": options["latent_tiled_size"],
         "tile_overlap": options["latent_tiled_overlap"],
-        "posterior": "sample" if "vae_noise" in tensors else "mean",
+        "generator": 0 if "vae_noise" in tensors else None,
     }
     return published(
         picture, options["lambda_pix"], options["lambda_sem"], **{**settings, **changes}

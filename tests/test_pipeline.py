@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 import pisasr
 from pisasr import PiSASRPipeline
 from pisasr.errors import CheckpointError, ModelError, PisasrError, UserNotice
-from pisasr.method import color
 from pisasr.method.model import PiSASR
 from pisasr.models.autoencoder import LappedAutoencoder
 from pisasr.models.bases import SD21_MIRRORS, load_base
@@ -37,6 +36,12 @@ def photo(width: int = 12, height: int = 9, mode: str = "RGB") -> Image.Image:
     channels = len(Image.new(mode, (1, 1)).getbands())
     pixels = (tiny.wave((height, width, channels), 1.0, 80) + 128).to(torch.uint8).numpy()
     return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+
+
+def at_each(pipe, pairs):
+    """The picture at several strengths, from one encode."""
+    prediction = pipe.predict(photo(), **SMALL)
+    return [pipe.decode(prediction, *pair) for pair in pairs]
 
 
 def equal(a: Image.Image, b: Image.Image) -> bool:
@@ -60,76 +65,10 @@ def test_strengths_cost_the_passes_they_need(pipe, passes, lambdas, wanted):
     assert passes == wanted
 
 
-def test_a_sweep_costs_one_encode_and_two_passes_and_gives_the_single_pictures(pipe, passes):
-    pairs = [(lp, ls) for lp in (0, 0.5, 1) for ls in (0, 1, 1.5)]
-    single = [pipe(photo(), *pair, **SMALL).images[0] for pair in pairs]
-    passes.clear()
-    encodes = []
-    pipe.vae.encoder.register_forward_hook(lambda *_: encodes.append(1))
-    swept = pipe.sweep(photo(), pairs, **SMALL)
-    assert passes == ["pix", "both"] and len(encodes) == 1
-    assert all(map(equal, swept, single))
-    assert not equal(swept[1], swept[2])
-
-
-def test_a_sweep_asks_one_unet_for_all_tiles_and_then_the_other(pipe, passes):
-    options = {**SMALL, "tile_size": 6, "tile_overlap": 2}
-    pipe.sweep(
-        photo(20, 12), [(1, 0), (1, 1), (0.5, 1.5)], **options
-    )  # latents 10 x 6: starts 0 and 4, padded to 16
-    tiles = len(passes) // 2
-    assert tiles > 1 and passes == ["pix"] * tiles + ["both"] * tiles
-
-
-@pytest.mark.parametrize("kind", ["pictures", "tiles"])
-def test_a_batch_changes_nothing_beyond_rounding(pipe, passes, kind):
-    given = [
-        photo(12, 9),
-        photo(12, 9).rotate(180),
-        photo(12, 9).transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-    ]
-    options = {**SMALL, "output_type": "np", "lambda_sem": 0.5}
-    if kind == "tiles":
-        given, options = [photo(20, 12)], {**options, "tile_size": 6, "tile_overlap": 2}
-    singly = pipe(given, **options).images
-    count = len(passes)
-    passes.clear()
-    together = pipe(given, **options, batch_size=3).images
-    assert len(passes) < count
-    for one, other in zip(singly, together, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
-
-
-def test_pictures_of_one_size_go_together_and_keep_their_order_among_others(pipe, passes):
-    given = [photo(12, 9), photo(12, 9, "L"), photo(9, 12), photo(12, 9, "RGBA")]
-    results = pipe(given, **SMALL, batch_size=8).images
-    assert passes == ["both"] * 3
-    assert [(r.size, r.mode) for r in results] == [
-        ((24, 18), "RGB"), ((24, 18), "L"), ((18, 24), "RGB"), ((24, 18), "RGBA"),
-    ]  # fmt: skip
-
-
-def test_levels_and_floats_of_one_size_do_not_share_a_batch(pipe):
-    levels = np.asarray(photo())
-    floats = levels.astype(np.float32) / 255
-    alone = [pipe(one, **SMALL).images[0] for one in (levels, floats)]
-    assert all(map(equal, pipe([levels, floats], **SMALL, batch_size=2).images, alone))
-
-
-def test_every_picture_of_a_batch_can_have_its_own_words_and_chance(pipe):
-    given, sampled = [photo(), photo()], {**SMALL, "posterior": "sample", "batch_size": 2}
-    first, second = pipe(given, **sampled, generator=[1, torch.Generator().manual_seed(2)]).images
-    assert equal(first, pipe(photo(), **sampled, generator=1).images[0]) and not equal(
-        first, second
-    )
-    first, second = pipe(given, **SMALL, batch_size=2, prompt=["", "a photo"]).images
-    assert equal(second, pipe(photo(), **SMALL, prompt="a photo").images[0]) and not equal(
-        first, second
-    )
-    with pytest.raises(ValueError, match="2 pictures came with 3 generators"):
-        pipe(given, generator=[1, 2, 3])
-    with pytest.raises(ValueError, match="2 pictures came with 1 prompts"):
-        pipe(given, prompt=["a photo"])
+def test_a_prompt_and_a_seed_reach_the_result(pipe):
+    plain = pipe(photo(), **SMALL).images[0]
+    assert not equal(pipe(photo(), **SMALL, prompt="a photo").images[0], plain)
+    assert not equal(pipe(photo(), **SMALL, generator=1).images[0], plain)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (13, 7), (3, 40), (17, 16)])
@@ -207,12 +146,11 @@ def test_a_latent_is_z_H_and_nothing_is_decoded(pipe):
 
 def test_runs_repeat_themselves_and_samples_follow_the_seed_not_the_neighbours(pipe):
     assert equal(*(pipe(photo(), **SMALL).images[0] for _ in range(2)))
-    sampled = {**SMALL, "posterior": "sample"}
-    alone = pipe(photo(), **sampled, generator=5).images[0]
-    assert equal(pipe([photo(5, 5), photo()], **sampled, generator=5).images[1], alone)
-    assert not equal(pipe(photo(), **sampled, generator=6).images[0], alone)
+    alone = pipe(photo(), **SMALL, generator=5).images[0]
+    assert equal(pipe([photo(5, 5), photo()], **SMALL, generator=5).images[1], alone)
+    assert not equal(pipe(photo(), **SMALL, generator=6).images[0], alone)
     going_on = torch.Generator().manual_seed(5)
-    first, second = (pipe(photo(), **sampled, generator=going_on).images[0] for _ in range(2))
+    first, second = pipe([photo(), photo()], **SMALL, generator=going_on).images
     assert equal(first, alone) and not equal(second, alone)
 
 
@@ -237,26 +175,21 @@ def test_tiles_and_color_and_prompt_reach_the_result(pipe):
         ({"upscale": 0.5}, "from 1 up"),
         ({"upscale": float("nan")}, "from 1 up"),
         ({"color_fix": "nofix"}, "adain, wavelet, none"),
-        ({"working_size": 0}, "working_size is 0; it must be a positive number of megapixels"),
-        ({"working_size": "2"}, "working_size is '2'; it must be a number"),
-        ({"posterior": "mode"}, "mean, sample"),
         ({"output_type": "jpeg"}, "pil, np, pt, latent, uint16"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 1.5}, "batch_size is 1.5; it must be a whole number"),
         ({"upscale": "2"}, "upscale is '2'; it must be a number"),
-        ({"prompt": ["a", None]}, "must be a text, or one for each"),
-        ({"generator": 1.5}, "generator is 1.5; it must be a seed"),
-        ({"generator": -1}, "a seed is a whole number from 0"),
+        ({"prompt": ["a", None]}, "it must be a text"),
+        ({"generator": 1.5}, "generator is 1.5; it must be a whole number"),
+        ({"generator": -1}, "generator is -1; it must be from 0 up"),
+        ({"uspcale": 2}, "there is no option 'uspcale'; there are upscale, "),
         ({"lambda_pix": None}, "lambda_pix is None; it must be a number, or a map"),
         ({"color_fix": []}, "adain, wavelet, none"),
         ({"tile_size": 8, "tile_overlap": 8}, "overlap must be below"),
-        ({"process_size": None}, "process_size is None; it must be a whole number"),
+        ({"process_size": 1.5}, "process_size is 1.5; it must be a whole number"),
         ({"batch_size": None}, "batch_size is None; it must be a whole number"),
-        ({"batch_size": 10**400}, "batch_size is inf; it must be a whole number from 1 to"),
-        ({"consistent": "no"}, "consistent is 'no'; it must be True or False"),
-        ({"low_memory": "no"}, "low_memory is 'no'; it must be True or False"),
-        ({"upscale": 10**400}, "upscale is inf; it must be a finite number"),
-        ({"working_size": 10**400}, "working_size is inf; it must be a positive number"),
+        ({"batch_size": 10**400}, "batch_size is inf; it must be from 1 up"),
+        ({"upscale": 10**400}, "upscale is inf; it must be from 1 up"),
         ({"lambda_sem": -(10**400)}, "lambda_sem is -inf; it must be a finite number"),
         ({"prompt": "caf\udce9"}, r"prompt is 'caf\\udce9'; it must be text in UTF-8"),
     ],
@@ -273,23 +206,13 @@ def test_options_that_make_no_sense_are_refused_in_one_line(pipe, options, reaso
         (lambda pipe: pipe(None), "None came; wanted a PIL picture"),
         (lambda pipe: pipe([3]), "3 came; wanted a PIL picture"),
         (lambda pipe: pipe(Image.new("RGB", (0, 5))), "a picture of 0x5 pixels came"),
-        (lambda pipe: pipe.plan((-3, 5)), "a picture of -3x5 pixels came"),
-        (lambda pipe: pipe.plan((2.5, 3)), "wanted a picture, or its .width, height."),
-        (lambda pipe: pipe.mix(None, 1, 1), "mix came with None; it takes what `look` gave"),
-        (lambda pipe: pipe.mix(pipe.look(photo(), **SMALL), consistent="no"), "consistent is 'no'"),
+        (lambda pipe: pipe.decode(None, 1, 1), "decode got None; it takes what `predict` returned"),
     ],
 )
 def test_what_is_no_picture_is_refused_in_one_line(pipe, call, reason):
     with pytest.raises((ValueError, TypeError), match=reason) as caught:
         call(pipe)
     assert "\n" not in str(caught.value)
-
-
-def test_a_sweep_is_of_one_picture_and_knows_its_options(pipe):
-    with pytest.raises(ValueError, match="a sweep is of one picture, 2 came"):
-        pipe.sweep([photo(), photo()], [(1, 1)])
-    with pytest.raises(TypeError, match="sweep doesn't know 'lambda_pix'"):
-        pipe.sweep(photo(), [(1, 1)], lambda_pix=1)
 
 
 def test_an_answer_of_nan_is_an_error_not_a_black_picture(pipe):
@@ -320,37 +243,11 @@ def test_what_is_saved_loads_and_gives_equal_pictures(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
     again = PiSASRPipeline.from_pretrained(tmp_path / "saved")
     pairs = [(1, 1), (1, 0), (0.5, 1.5)]
-    assert all(
-        map(equal, again.sweep(photo(), pairs, **SMALL), pipe.sweep(photo(), pairs, **SMALL))
-    )
+    assert all(map(equal, at_each(again, pairs), at_each(pipe, pairs)))
     with pytest.raises(ModelError, match="has its adapters merged already"):
         PiSASRPipeline.from_pretrained(tmp_path / "saved", adapters=tmp_path)
-    with pytest.raises(ModelError, match="training wants the bare base"):
+    with pytest.raises(ModelError, match="train on the bare base"):
         load_base(tmp_path / "saved")
-
-
-def test_one_flipped_bit_in_what_was_saved_is_noticed_and_a_cut_save_too(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path / "saved")
-    for part in ("unet", "unet_pix", "vae", "text_encoder", "tokenizer", "scheduler"):
-        file = max((tmp_path / "saved" / part).iterdir(), key=lambda path: path.stat().st_size)
-        whole = file.read_bytes()
-        middle = len(whole) // 2
-        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-        with pytest.raises(
-            ModelError, match=f"saved/{part}/{file.name} is damaged: it differs from what was saved"
-        ):
-            PiSASRPipeline.from_pretrained(tmp_path / "saved")
-        file.write_bytes(whole)
-    PiSASRPipeline.from_pretrained(tmp_path / "saved")
-    index = tmp_path / "saved" / "model_index.json"
-    index.write_text(index.read_text().replace('"color_fix"', '"bolor_fix"'))
-    with pytest.raises(ModelError, match="model_index.json is damaged"):
-        PiSASRPipeline.from_pretrained(tmp_path / "saved")
-    for lost in (index, tmp_path / "saved" / "tokenizer" / "tokenizer_config.json"):
-        lost.unlink()
-        with pytest.raises(ModelError, match=f"{lost.name} is missing"):
-            PiSASRPipeline.from_pretrained(tmp_path / "saved")
-        pipe.save_pretrained(tmp_path / "saved")
 
 
 @pytest.mark.parametrize(
@@ -383,11 +280,6 @@ def test_a_weight_that_is_missing_is_not_made_up(base_folder, tmp_path, part, na
             "has cross_attention_dim .*, wanted a number",
         ),
         ("vae/config.json", {"scaling_factor": "x"}, "has scaling_factor 'x', wanted a number"),
-        (
-            "model_index.json",
-            {"unet_pix": None, "baked": "x"},
-            "has baked 'x', wanted lambda_pix and lambda_sem",
-        ),
     ],
 )
 def test_settings_of_a_wrong_kind_are_one_line(base_folder, tmp_path, file, wrong, reason):
@@ -448,7 +340,7 @@ def test_a_model_names_its_own_colour_fix_and_keeps_it_when_saved(base_folder, p
         assert equal(named(photo(), **SMALL).images[0], wavelet)
         assert equal(named(photo(), **SMALL, color_fix="adain").images[0], adain)
 
-    named = "has color_fix .*, wanted one of adain, wavelet, none; correct"
+    named = "color_fix is .* must be one of adain, wavelet, none. Correct"
     wrongs = {'{"color_fix": "rainbow"}': named, '{"color_fix": ["adain"]}': named, "[]": "holds no settings",
               "{": "can't be read", "[" * 100_000: "nested too deeply"}  # fmt: skip
     for wrong, reason in wrongs.items():
@@ -483,7 +375,7 @@ def test_to_moves_every_part_and_half_precision_stays_near(base_folder, pipe):
 def test_a_pixel_adapter_alone_makes_both_predictions(base_folder, tmp_path, passes, pipe):
     shutil.copy(base_folder / "adapters" / "pix.safetensors", tmp_path)
     alone = PiSASRPipeline.from_pretrained(base_folder, adapters=tmp_path)
-    results = alone.sweep(photo(), [(1, 0), (1, 1), (1, 0.3)], **SMALL)
+    results = at_each(alone, [(1, 0), (1, 1), (1, 0.3)])
     assert equal(results[0], results[1]) and equal(
         results[0], pipe(photo(), 1, 0, **SMALL).images[0]
     )
@@ -530,7 +422,7 @@ def edited(base_folder, tmp_path):
         ),
         ("unet", {"in_channels": 9}, "maps 9 channels to 4, the VAE has 4 latent channels"),
         ("vae", {"latent_channels": 16}, "the VAE has 16 latent channels"),
-        ("vae", {"_class_name": "AutoencoderTiny"}, "has a VAE AutoencoderTiny"),
+        ("vae", {"_class_name": "AutoencoderTiny"}, "has a vae of class AutoencoderTiny"),
         ("scheduler", {"prediction_type": "v_prediction"}, "predicts v_prediction, not epsilon"),
     ],
 )
@@ -598,7 +490,7 @@ def test_a_local_path_never_asks_the_network(monkeypatch, base_folder):
         PiSASRPipeline.from_pretrained(base_folder, adapters=Path("nope/nope"))
 
 
-def test_sd21_is_looked_for_in_the_cache_then_at_its_mirrors_in_order(monkeypatch, base_folder):
+def test_sd21_is_prediction_for_in_the_cache_then_at_its_mirrors_in_order(monkeypatch, base_folder):
     asked = []
 
     def download(name, local_files_only=False, **_):
@@ -641,7 +533,7 @@ def test_adapters_are_saved_with_the_name_of_their_base(base_folder, pipe, tmp_p
     ).read_bytes()
     pipe.save_pretrained(tmp_path / "whole")
     whole = PiSASRPipeline.from_pretrained(tmp_path / "whole")
-    with pytest.raises(ModelError, match="nobody knows the base"):
+    with pytest.raises(ModelError, match="the base and the adapters of this pipeline are unknown"):
         whole.save_pretrained(tmp_path / "x", adapters_only=True)
 
 
@@ -723,13 +615,22 @@ def test_a_replaced_part_replaces_what_was_made_of_it(pipe):
     assert not equal(pipe(photo(), **SMALL).images[0], before)
 
 
-def test_a_bar_counts_the_tiles_of_both_predictions_and_can_be_switched_off(pipe, capsys):
-    options = {**SMALL, "tile_size": 6, "tile_overlap": 2, "lambda_sem": 0.5}
-    pipe(photo(20, 12), **options)
-    assert "4/4" in capsys.readouterr().err
-    pipe.set_progress_bar_config(disable=True)
-    pipe(photo(20, 12), **options)
-    assert capsys.readouterr().err == ""
+def test_tiles_of_both_predictions_are_counted_and_the_caller_can_stop_the_run(pipe, capsys):
+    options, calls = {**SMALL, "tile_size": 6, "tile_overlap": 2}, []
+    pipe(photo(20, 12), lambda_sem=0.5, on_tile=lambda *call: calls.append(call), **options)
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)] and capsys.readouterr().err == ""
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipe.predict(photo(20, 12), on_tile=stop, **options)
+
+
+def test_a_list_of_sizes_is_planned_before_anything_is_computed(pipe, passes):
+    with pytest.raises(ValueError, match="0x5"):
+        pipe([photo(), Image.new("RGB", (0, 5))], **SMALL)
+    assert not passes
 
 
 def test_a_pipeline_is_pushed_whole(pipe, tmp_path, monkeypatch):
@@ -755,15 +656,14 @@ def test_a_pipeline_is_pushed_whole(pipe, tmp_path, monkeypatch):
         "model_index.json",
         "unet/config.json",
         "unet_pix/config.json",
-        "hashes.json",
     }
     assert pushed.keys() == {"me/pisa", "pisa"} and all(whole <= files for files in pushed.values())
 
 
-@pytest.mark.parametrize("place", ["encode", "unet_pix", "unet", "decode", "colours"])
+@pytest.mark.parametrize("place", ["encode", "unet_pix", "unet", "decode"])
 @pytest.mark.parametrize("failures", [1, 2, 3])
 def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, failures):
-    """The same bytes as from who asks for such tiles, and one warning each time."""
+    """The picture of who asks for such tiles, and one warning each time."""
     monkeypatch.setattr("pisasr.pipeline.SMALLEST_TILE", 1)
     options = {**SMALL, "tile_size": 32, "tiling": "even", "lambda_sem": 0.5, "vae_tile_size": 64}
     picture = photo(40, 36)
@@ -772,20 +672,18 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
         "tile_size": tile,
         "tile_overlap": min(2, tile // 3),
         "vae_tile_size": 64 // 2**failures,
-        "low_memory": True,
     }
-    if place in ("decode", "colours"):  # what was looked at before stays as it is
-        looked = pipe.look(
+    if place == "decode":  # the predictions stay as they are
+        prediction = pipe.predict(
             picture, **{name: value for name, value in options.items() if name != "lambda_sem"}
         )
-        wanted = pipe.mix(
-            replace(looked, plan=pipe._cut(Options(**small), pipe.model.factor)), lambda_sem=0.5
+        wanted = pipe.decode(
+            replace(prediction, plan=replace(pipe._plan(Options(**small)), low_memory=True)),
+            lambda_sem=0.5,
         )
     else:
         wanted = pipe(picture, **{**options, **small}).images[0]
-    if place == "colours":
-        owner, name, own = color, "in_bands", color.in_bands
-    elif place in ("unet", "unet_pix"):
+    if place in ("unet", "unet_pix"):
         owner, name, own = getattr(pipe, place), "forward", getattr(pipe, place).forward
     else:
         owner, name, own = PiSASR, place, getattr(PiSASR, place)
@@ -800,7 +698,10 @@ def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, fail
     monkeypatch.setattr(owner, name, short)
     with pytest.warns(UserWarning, match="out of memory; going on with UNet tiles of") as told:
         came = pipe(picture, **options).images[0]
-    assert equal(came, wanted) and len(told) == failures and left[0] < 0
+    difference = np.asarray(came).astype(int) - np.asarray(
+        wanted
+    )  # a lean VAE sums in another order
+    assert np.abs(difference).max() <= 1 and len(told) == failures and left[0] < 0
 
 
 def test_out_of_memory_is_told_where_nothing_smaller_is_left(pipe, monkeypatch):
@@ -832,23 +733,6 @@ def test_a_picture_that_was_too_much_leaves_nothing_behind(pipe, monkeypatch):
         pipe(photo(), **SMALL)
     assert held() <= before
     assert pipe(photo(), **SMALL).images[0].size == (24, 18)
-
-
-def test_a_sweep_that_runs_out_of_memory_goes_on_where_it_was(pipe, monkeypatch):
-    monkeypatch.setattr("pisasr.pipeline.SMALLEST_TILE", 1)
-    pairs, own, calls = [(1, 0), (1, 0.5), (1, 1)], PiSASR.decode, []
-
-    def short(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise torch.OutOfMemoryError("no room")
-        return own(*args, **kwargs)
-
-    wanted = pipe.sweep(photo(), pairs, **SMALL)
-    monkeypatch.setattr(PiSASR, "decode", short)
-    with pytest.warns(UserWarning, match="out of memory"):
-        came = pipe.sweep(photo(), pairs, **SMALL)
-    assert len(came) == 3 and equal(came[0], wanted[0])
 
 
 @pytest.mark.parametrize(

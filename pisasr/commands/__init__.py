@@ -1,3 +1,3 @@
-"""argv in, exit code out: infer, app, train, evaluate, convert, compare, and what they share:
+"""argv in, exit code out: infer, app, train, evaluate, convert, and what they share:
 options, batches.
 """

@@ -25,8 +25,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tqdm import tqdm
 
+from pisasr.commands.options import place_among_processes
 from pisasr.errors import ImageError, OverlapError, PisasrError, UsageError, explain, safe_text
-from pisasr.evaluation.processes import place_among_processes
 from pisasr.files import is_locked, temporary_name
 from pisasr.pictures.folders import Found, folded, free_name, resolved
 

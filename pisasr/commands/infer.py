@@ -10,8 +10,6 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from pisasr.commands.batch import (
     Made,
     Report,
@@ -27,22 +25,20 @@ from pisasr.commands.batch import (
 )
 from pisasr.commands.options import (
     add_pipeline_options,
-    add_weights_option,
     check_pipeline_options,
     command_parser,
     finite,
     load_pipeline,
     normalise,
+    parse_lambdas,
     pipeline_settings,
     positive_int,
 )
 from pisasr.errors import OK, SOME_FAILED, PisasrError, UsageError, guarded, safe_text
-from pisasr.evaluation.rules import Pair, describe, parse_lambdas, parse_rule, pick
 from pisasr.pictures.folders import Found, find_inputs
 from pisasr.signals import ENDING, StopRequests
 
 if TYPE_CHECKING:
-    from pisasr.evaluation.metrics import Scorer
     from pisasr.pictures.images import Picture
     from pisasr.pictures.saving import Metadata
     from pisasr.pipeline import PiSASRPipeline
@@ -51,13 +47,11 @@ if TYPE_CHECKING:
 # models not used here.
 UNUSED = ("scipy", "torchvision")
 LAMBDAS = ("lambda_pix", "lambda_sem")
-AUTO_LAMBDAS = "0:1.5:0.25"  # both strengths' candidates for --lambda_auto
 
 EXAMPLES = """examples:
   pisasr infer --input photo.jpg --output results
   pisasr infer --input photos "more/*.png" --output results --recursive --lambda_sem 0.7
-  pisasr infer --input photo.jpg --output results --lambda_grid "0,0.5,1,1.5" "0:1.5:0.5"
-  pisasr infer --input photos --output results --lambda_auto "niqe where psnr_lq >= 30"
+  pisasr infer --input photo.jpg --output results --lambda_grid 0,0.5,1,1.5 0,0.5,1
   pisasr infer --input photo.jpg --output results --lambda_sem 1.2 --lambda_sem_map hair.png
   pisasr infer --input photos --output results --format same --keep_metadata
 
@@ -126,12 +120,8 @@ def infer_parser() -> argparse.ArgumentParser:
         or a folder with such pictures by the inputs' names"""
     for name in LAMBDAS:
         add(f"--{name}_map", type=Path, metavar="FILE", help=where.format(name))
-    grid = """all pairs of two lists, "0,0.5,1" or "0:1.5:0.5" (start:stop:step): a folder per input, with a sheet"""
+    grid = """all pairs of two lists such as 0,0.5,1: a folder per input, with a sheet"""
     add("--lambda_grid", nargs=2, type=parse_lambdas, metavar=("PIX", "SEM"), help=grid)
-    best = f"""for each picture the pair of --lambda_grid (default: "{AUTO_LAMBDAS}" twice) that is best by a rule,
-        "METRIC" or "METRIC where METRIC >= X and ..."; only metrics that need no true picture"""
-    add("--lambda_auto", type=parse_rule, metavar="RULE", help=best)
-    add_weights_option(add)
     add(
         "--default",
         action="store_true",
@@ -146,17 +136,13 @@ def _check_infer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     """Refuse options that contradict each other; then fill in the strengths."""
     check_pipeline_options(parser, args)
     fixed = ["default"] * args.default + [n for n in LAMBDAS if getattr(args, n) is not None]
-    if fixed and args.lambda_auto:
-        parser.error(
-            f"--{fixed[0]} fixes strengths, --lambda_auto chooses them: leave one of them out"
-        )
     if fixed and args.lambda_grid:
         parser.error(
             f"--{fixed[0]} fixes strengths, --lambda_grid varies both: leave one of them out"
         )
     for name in (f"{name}_map" for name in LAMBDAS if getattr(args, f"{name}_map")):
         if other := next(
-            (o for o in ("lambda_grid", "lambda_auto", "default") if getattr(args, o)), None
+            (o for o in ("lambda_grid", "default") if getattr(args, o)), None
         ):
             parser.error(
                 f"--{name} varies a strength by place, --{other} sets it for the whole: leave one of them out"
@@ -167,16 +153,6 @@ def _check_infer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error(
             f"--bits 16 is written as PNG alone, --format {args.format} is not: leave one of them out"
         )
-    if args.lambda_auto:
-        from pisasr.evaluation.metrics import METRICS
-
-        allowed = [name for name, metric in METRICS.items() if metric.needs in (None, "lq")]
-        if absent := [name for name in args.lambda_auto.metrics if name not in allowed]:
-            known = ", ".join(allowed)
-            parser.error(
-                f"--lambda_auto: {absent[0]} needs a true picture; without one there are {known}"
-            )
-        args.lambda_grid = args.lambda_grid or [parse_lambdas(AUTO_LAMBDAS)] * 2
     for name in LAMBDAS:
         if args.default or getattr(args, name) is None:
             setattr(args, name, 1.0)
@@ -191,11 +167,10 @@ def _infer(args: argparse.Namespace) -> int:
     process = launched()
     share = share_of(args.shard, process)
     suffix = None if args.format == "same" else f".{args.format}"
-    jobs = share.of(plan_jobs(inputs, args.output, [] if args.lambda_auto else variants, suffix))
-    scorers = _find_scorers(args)
+    jobs = share.of(plan_jobs(inputs, args.output, variants, suffix))
     check_output(args.output)
     remove_leftovers((target for job in jobs for target in job.targets), is_alone=share.count == 1)
-    with _unseen(*UNUSED if not args.lambda_auto else ()):
+    with _unseen(*UNUSED):
         pipe = load_pipeline(args) if jobs else None
     with Report(args.output, len(jobs), args.quiet, share.report_name) as report:
         if pipe is not None:
@@ -205,8 +180,8 @@ def _infer(args: argparse.Namespace) -> int:
                 if args.batch_size == 1 or alone
                 else (args.batch_size, _small_pixels(pipe, args))
             )
-            restore = _restorer(pipe, args, pairs, scorers)
-            how = args.existing, args.seed, args.max_input_pixels, args.debug
+            restore = _restorer(pipe, args, pairs)
+            how = args.existing, args.seed or 0, args.max_input_pixels, args.debug
             once = "stopping after the picture in hand; once more stops at once"
             with StopRequests(ENDING, patient=False, advice=once) as asked:
                 restore_files(
@@ -231,11 +206,15 @@ def _wait_for_the_others() -> None:
     """Launchers end all processes when one leaves with a code other than 0, and a bad picture must
     not end theirs.
     """
-    from pisasr.evaluation.processes import Processes
+    from datetime import timedelta
 
-    processes = Processes()
-    processes.wait()
-    processes.close()
+    import torch
+    from accelerate import PartialState
+
+    without = not torch.accelerator.is_available()
+    state = PartialState(cpu=without, timeout=timedelta(days=7))
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 @contextmanager
@@ -273,31 +252,12 @@ def _check_maps(args: argparse.Namespace, inputs: list[Found]) -> None:
             )
 
 
-def _find_scorers(args: argparse.Namespace) -> "dict[str, Scorer]":
-    """The rule's metrics; PisasrError if one can't be had here, since no other could take its
-    place.
-    """
-    if not args.lambda_auto:
-        return {}
-    from pisasr.evaluation.scoring import load_scorers
-
-    scorers, missing = load_scorers(args.lambda_auto.metrics, weights=args.weights)
-    if missing:
-        raise PisasrError(
-            "--lambda_auto: " + "; ".join(f"no {name} here: {why}" for name, why in missing.items())
-        )
-    return scorers
-
-
 def _restorer(
     pipe: "PiSASRPipeline",
     args: argparse.Namespace,
-    pairs: list[Pair],
-    scorers: "dict[str, Scorer]",
+    pairs: list[tuple[float, float]],
 ) -> Restore:
-    """What to do with one picture: one result; or one for every pair and a sheet of them all; or
-    the rule's choice.
-    """
+    """What to do with one picture: one result; or one for every pair and a sheet of them all."""
     from pisasr.pictures.images import eight_bits
     from pisasr.pictures.sheets import draw_sheet
 
@@ -306,51 +266,38 @@ def _restorer(
         _labeller(pipe, args, settings) if args.keep_metadata else lambda picture, pairs: None
     )
 
-    def tell(picture: "Picture") -> None:
-        """Of a picture that the model sees in tiles, what it will take, before it is begun."""
-        if (
-            not args.quiet
-            and (forecast := pipe.plan(picture.size, **pipeline_settings(args))).tiles > 1
-        ):
-            tqdm.write(f"{forecast} ...")
-
     def restore(
         pictures: Sequence["Picture"], names: Sequence[Path], seeds: Sequence[int]
     ) -> list[Made]:
-        tell(pictures[0])
         pair, notes = _strengths(args, names[0])  # with maps, one picture comes at a time
-        results = pipe(pictures, *pair, generator=seeds, **settings).images
-        return [
-            Made([r], notes, metadata=metadata_of(p, [pair]))
-            for p, r in zip(pictures, results, strict=True)
-        ]
+        made = []
+        for picture, seed in zip(pictures, seeds, strict=True):
+            results = pipe(picture, *pair, generator=_generator(args, seed), **settings).images
+            made.append(Made(results, notes, metadata=metadata_of(picture, [pair])))
+        return made
+
+    def at_each(picture: "Picture", seed: int) -> Iterator[Any]:
+        output_type, others = settings["output_type"], dict(settings)
+        del others["output_type"]
+        prediction = pipe.predict(picture, generator=_generator(args, seed), **others)
+        return (pipe.decode(prediction, *pair, output_type=output_type) for pair in pairs)
 
     def restore_grid(picture: "Picture", seed: int) -> Made:
-        tell(picture)
-        results = pipe.sweep(picture, pairs, generator=seed, **settings)
+        results = list(at_each(picture, seed))
         sheet = draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)
         return Made(
             [*results, sheet], metadata=metadata_of(picture, [*pairs, tuple(args.lambda_grid)])
         )
 
-    def restore_best(picture: "Picture", seed: int) -> Made:
-        from pisasr.evaluation.scoring import score_each
-
-        tell(picture)
-        results = pipe.sweep_lazily(picture, pairs, generator=seed, **settings)
-        choice, result = pick(args.lambda_auto, score_each(pairs, results, picture, scorers))
-        fields = {"lambda_pix": choice.pair[0], "lambda_sem": choice.pair[1]}
-        return Made(
-            [result],
-            describe(args.lambda_auto, choice),
-            fields,
-            metadata_of(picture, [choice.pair]),
-        )
-
     def each(restore_one: Callable[["Picture", int], Made]) -> Restore:
         return lambda pictures, _, seeds: list(map(restore_one, pictures, seeds))
 
-    return each(restore_best) if args.lambda_auto else each(restore_grid) if pairs else restore
+    return each(restore_grid) if pairs else restore
+
+
+def _generator(args: argparse.Namespace, seed: int) -> int | None:
+    """The picture's own seed, if posteriors are sampled."""
+    return None if args.seed is None else seed
 
 
 def _strengths(args: argparse.Namespace, name: Path) -> tuple[tuple[Any, Any], str]:
@@ -376,7 +323,7 @@ def _labeller(
     from pisasr.pictures.saving import Metadata, made_with
 
     model = pipe.identity  # the same for all
-    chance = {"seed": args.seed} if args.posterior == "sample" else {}
+    chance = {} if args.seed is None else {"seed": args.seed}
     others = {name: value for name, value in settings.items() if name != "output_type"}
 
     def words(strength: Any, name: str) -> str:

@@ -19,7 +19,7 @@ COMMANDS = {  # each is a function of pisasr.commands.NAME, which is imported wh
     "evaluate": "Score folders of results: `pisasr evaluate --help`.",
     "convert": "Turn the published checkpoint into safetensors: `pisasr convert --help`.",
     "publish": "Write adapters as a folder for the hub: `pisasr publish --help`.",
-    "export": "Put two strengths into one UNet, or write ONNX files: `pisasr export --help`.",
+    "export": "Write a model as ONNX files: `pisasr export --help`.",
 }
 
 

@@ -10,18 +10,18 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pisasr.errors import WRONG_USAGE, OverlapError, UsageError, safe_text
+from pisasr.options import Options
 
 if TYPE_CHECKING:
     import torch
 
     from pisasr.pipeline import PiSASRPipeline
-
-WEIGHTS = "PISASR_WEIGHTS"
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,6 +69,22 @@ def whole(text: str, least: int = 0) -> int:
 positive_int = partial(whole, least=1)
 
 
+def parse_lambdas(text: str) -> list[float]:
+    """Parse a list of strengths such as "0,0.5,1": each once, in the order they come."""
+    return list(dict.fromkeys(finite(part) for part in text.split(",")))
+
+
+def place_among_processes() -> tuple[int, int]:
+    """Return (rank, count) as accelerate, torchrun and Slurm scripts set them, else (0, 1)."""
+    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None and count is None:
+        return 0, 1
+    if rank and count and rank.isdecimal() and count.isdecimal() and int(rank) < int(count):
+        return int(rank), int(count)
+    given = f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment"
+    raise UsageError(f"{given}; a launcher sets both, such as 0 and 2: unset both, or set both")
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Which model, where and in which numbers; the published script's names are aliases of ours."""
     add = parser.add_argument_group("model").add_argument
@@ -85,71 +101,31 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     dtypes = ("auto", "fp32", "bf16", "fp16", "no")
     usual = "default: %(default)s; auto is fp16 on CUDA, bf16 on a CPU that multiplies it natively, fp32 elsewhere"
     add("--dtype", "--mixed_precision", choices=dtypes, default="auto", help=usual)
-    fast = "on CUDA: TF32 for fp32, and cuDNN may try which way is fastest (default: neither, and the same bytes again)"
-    add("--fast_math", action="store_true", help=fast)
-    modes = ("default", "reduce-overhead", "max-autotune")
-    compiled = """compile the networks before the first picture, which takes a minute or more; the other modes make CUDA
-        graphs of them (default: not compiled)"""
-    add("--compile", nargs="?", choices=modes, const="default", metavar="MODE", help=compiled)
 
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """add_model_options, and what happens to a picture in how much memory."""
+    """add_model_options, and a setting for each field of `Options` that has a group."""
     add_model_options(parser)
-    add = parser.add_argument_group("picture").add_argument
-    add(
-        "--upscale", type=partial(finite, least=1), default=4, help="any factor from 1 (default: 4)"
-    )
-    least = "smaller pictures are first enlarged to give the model this many pixels (default: 512)"
-    add("--process_size", type=positive_int, default=512, help=least)
-    most = "larger ones are shrunk for the model, to no more megapixels of the result (default: none are)"
-    add(
-        "--working_size",
-        type=partial(finite, least=1e-3, unit=" megapixels"),
-        metavar="MP",
-        help=most,
-    )
-    colours = "how the result gets the input's colours (default: the model's own way, adain if it names none)"
-    add(
-        "--color_fix", "--align_method", choices=("adain", "wavelet", "none", "nofix"), help=colours
-    )
-    agreed = "see to it that the result, reduced to the input's size, is the input within the input's noise"
-    add("--consistent", action="store_true", help=agreed)
-    add("--prompt", default="", help="what the picture shows (default: nothing)")
-    latent = "the VAE's mean, or a sample of it as published (default: mean)"
-    add("--posterior", choices=("mean", "sample"), default="mean", help=latent)
-    add("--seed", type=int, default=42, help="for --posterior sample (default: 42)")
-
-    memory = parser.add_argument_group("memory").add_argument
-    add = partial(memory, type=positive_int, metavar="N")
-    tile = "UNet tile in latent pixels (default: 768 px of the picture, 96 for Stable Diffusion)"
-    add("--tile_size", "--latent_tiled_size", help=tile)
-    overlap = "in latent pixels, and --tiling published is meant (default: a third of the tile there, a twelfth here)"
-    add("--tile_overlap", "--latent_tiled_overlap", type=whole, help=overlap)
-    tile = "VAE tile in pixels of the picture; changes memory, up to 1024 px not the result (default: 512)"
-    add("--vae_tile_size", "--vae_encoder_tiled_size", help=tile)
-    add(
-        "--vae_decoder_tiled_size",
-        help="the same in latent pixels, as published; the smaller one rules",
-    )
-    many = """tiles of a picture at once, and small neighbours of one size (default: 1, so that a picture's bytes don't
-        depend on its company: batches change results by rounding)"""
-    add("--batch_size", default=1, help=many)
-    plan = "an even grid of tiles up to that size (default), or tiles as published, nearly twice the work"
-    memory("--tiling", choices=("even", "published"), help=plan)
-    memory(
-        "--low_memory",
-        action="store_true",
-        help="halve what the VAE holds of a big picture, for more time",
-    )
-
-
-def add_weights_option(add: Callable[..., Any]) -> None:
-    """--weights, where metrics and peers find their files."""
-    files = (
-        f"files of NIQE, the feature distance and x4plus, by their own names (default: ${WEIGHTS})"
-    )
-    add("--weights", type=Path, default=os.environ.get(WEIGHTS) or None, metavar="DIR", help=files)
+    kinds: dict[type, Callable[..., Any]] = {int: whole, float: finite}
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for setting in fields(Options):
+        about = setting.metadata
+        if about["group"] is None:
+            continue
+        if about["group"] not in groups:
+            groups[about["group"]] = parser.add_argument_group(about["group"])
+        read = kinds.get(about["kind"])
+        groups[about["group"]].add_argument(
+            f"--{setting.name}",
+            *about["aliases"],
+            type=str if read is None else partial(read, least=about["least"]),
+            default=setting.default,
+            choices=about["choices"],
+            metavar=None if about["choices"] else "N" if read else "TEXT",
+            help=about["help"],
+        )
+    seed = "sample the VAE's posterior, from this seed and the input's name (default: its mean)"
+    groups["picture"].add_argument("--seed", type=whole, metavar="N", help=seed)
 
 
 def normalise(argv: list[str]) -> list[str]:
@@ -169,33 +145,20 @@ def normalise(argv: list[str]) -> list[str]:
 
 
 def check_pipeline_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse what contradicts itself, and give the published values our names."""
+    """Refuse what contradicts itself."""
     if args.tile_size and args.tile_overlap is not None and args.tile_overlap >= args.tile_size:
         parser.error(
             f"--tile_overlap {args.tile_overlap} must be below --tile_size {args.tile_size}"
         )
-    if args.consistent and args.upscale == 1:
-        parser.error(
-            "at --upscale 1 what agrees with the input is the input: leave out --consistent"
-        )
-    args.color_fix = {"nofix": "none"}.get(args.color_fix, args.color_fix)
 
 
 def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What `PiSASRPipeline.__call__` and its sweeps are told beside the generator; known once the
+    """What `PiSASRPipeline.__call__` is told beside the generator; known once the
     model is loaded.
     """
-    picture = (
-        "upscale",
-        "process_size",
-        "working_size",
-        "color_fix",
-        "consistent",
-        "prompt",
-        "posterior",
-    )
-    memory = ("tile_size", "tile_overlap", "tiling", "vae_tile_size", "batch_size", "low_memory")
-    return {name: getattr(args, name) for name in (*picture, *memory)}
+    return {
+        each.name: getattr(args, each.name) for each in fields(Options) if each.metadata["group"]
+    }
 
 
 # --- the model ------------------------------------------------------------------------------------
@@ -211,28 +174,24 @@ def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
 
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    choose_arithmetic(args.fast_math)
+    choose_arithmetic()
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # for kernels that ask for the current one
     pipe = PiSASRPipeline.from_pretrained(
         args.pretrained_model, adapters=args.adapters, torch_dtype=dtype
     ).to(device)
-    pipe.set_progress_bar_config(desc="tiles", leave=False, disable=None)  # on a terminal alone
-    if args.compile:
-        pipe.compile(mode=args.compile)
     return pipe
 
 
-def choose_arithmetic(fast: bool) -> None:
-    """What PyTorch may do on CUDA, for the whole process. Not fast: the same bytes again from the
-    same card and versions, and float32 products of full precision. fast: TF32, and cuDNN tries what
-    is fastest for each shape.
+def choose_arithmetic() -> None:
+    """On CUDA, for the whole process: the same bytes again from the same card and versions, and
+    float32 products of full precision.
     """
     import torch
 
     cudnn = torch.backends.cudnn
-    cudnn.benchmark = cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = fast
-    cudnn.deterministic = not fast
+    cudnn.benchmark = cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    cudnn.deterministic = True
 
 
 def check_apart(output: Path, pretrained_model: str | None, adapters: str | None) -> None:
@@ -252,13 +211,7 @@ def check_apart(output: Path, pretrained_model: str | None, adapters: str | None
 
 def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
     """load_model; then what could not be judged before the VAE's factor was known: the tiles."""
-    from pisasr.options import Options
-
     pipe = load_model(args)
-    if args.vae_decoder_tiled_size:
-        args.vae_tile_size = min(
-            args.vae_decoder_tiled_size * pipe.model.factor, args.vae_tile_size or math.inf
-        )
     try:
         Options(
             tile_size=args.tile_size, tile_overlap=args.tile_overlap, tiling=args.tiling

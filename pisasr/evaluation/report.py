@@ -1,274 +1,164 @@
-"""Score, third stop: scores -> a summary, one dict ready for JSON; and last stop: everything that
-it is shown as.
-
-A mean is over all pictures or not given at all; beside it stand how sure it is and the protocol it
-was taken by.
-"""
+"""Write what came of a set: per_image.csv, summary.json, table.md, plot.png and sheet.png."""
 
 import csv
 import io
 import json
-import math
-import platform
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from itertools import product
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from pisasr.errors import PisasrError
-from pisasr.evaluation import tables
-from pisasr.evaluation.fid import frechet_distance
-from pisasr.evaluation.figure import draw_sheets, pick_examples
-from pisasr.evaluation.metrics import METRICS, STABLESR, Protocol
-from pisasr.evaluation.pairs import Example, Pairing
-from pisasr.evaluation.plots import draw_plots
-from pisasr.evaluation.scoring import TRUTH, Scores, describe
-from pisasr.evaluation.statistics import bootstrap_intervals, sign_flip_p
-from pisasr.evaluation.surface import Grid
+from pisasr import __version__
+from pisasr.evaluation.metrics import Metric
+from pisasr.evaluation.pairs import Example
+from pisasr.evaluation.scoring import Loaded, Scores, summarise
 from pisasr.files import write_whole
+from pisasr.pictures.opening import read_picture
+from pisasr.pictures.sheets import draw_comparison, most_different_box, spread
 
-# What an earlier run may have left in the output and this one would not write over.
-OWN_FILES = (
-    "published.md",
-    "surface.csv",
-    "sheets/sheet_[0-9][0-9].png",
-    "plots/perception_distortion.*",
-)
+FILES = ("per_image.csv", "summary.json", "table.md", "plot.png", "sheet.png")
+DETAIL_PX = 128
 
-Columns = dict[str, dict[str, list[float]]]  # method -> metric -> a number per picture
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What holds for every set of a run. metrics: all that was asked; scorers: what can be had of
-    it; missing: what the others lack. paired: two methods, none for the first two. plots: a file
-    ending, "" for none. sheets: how many pictures the comparison sheets show. seconds: method ->
-    median per picture. made_by: what else produced the pictures, in words for the notes."""
-
-    metrics: Sequence[str]
-    protocol: Protocol = STABLESR
-    scorers: Mapping[str, Any] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
-    paired: Sequence[str] = ()
-    plots: str = "png"
-    sheets: int = 8
-    grid: Grid | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    made_by: Mapping[str, str] = field(default_factory=dict)
-
-
-def summarise(
-    scores: Scores, settings: Settings, name: str, pairing: Pairing, paired: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Everything that is needed to judge or repeat the numbers. paired: two methods to compare
-    picture by picture.
-
-    A mean is over all pictures of the table or it is not given: one NaN makes it null, and the
-    pictures are named. Equal pictures score what the protocol says (80 dB, or infinitely many) and
-    are named, too.
-    """
-    names = list(dict.fromkeys(row["name"] for row in scores.rows))
-    single = [metric for metric in settings.scorers if METRICS[metric].needs != "hq_set"]
-    columns: Columns = {}
-    for row in scores.rows:
-        of_method = columns.setdefault(row["method"], {metric: [] for metric in single})
-        for metric in single:
-            of_method[metric].append(row[metric])
-    protocol = settings.protocol
-    methods: dict[str, dict[str, Any]] = {
-        method: {
-            metric: _summarise(metric, column, names, protocol) for metric, column in found.items()
-        }
-        for method, found in columns.items()
-    }
-    _add_intervals(methods, columns)
-    for metric, features in scores.features.items():
-        for method, vectors in features.items():
-            if method != TRUTH:
-                score = frechet_distance(vectors, features[TRUTH])
-                methods[method][metric] = {
-                    "mean": score if math.isfinite(score) else None,
-                    "count": len(vectors),
-                }
-    for method, seconds in settings.seconds.items():
-        methods[method]["seconds"] = seconds
-    summary = {
-        "set": name,
-        "set_check": pairing.check,
-        "pictures": len(names),
-        "pictures_before": max(pairing.total, len(names)),
-        "methods": methods,
-        "paired": [_compare(columns, paired[0], paired[1], metric) for metric in single]
-        if paired
-        else [],
-        "protocol": {
-            "name": protocol.name,
-            "source": protocol.source,
-            "border_px": protocol.border_px,
-            "pictures": "8-bit files as stored, RGB, alpha dropped, no colour profile applied",
-            "pairing": "by name",
-            "average": "mean of the per-picture scores",
-            "interval": "95 % percentile bootstrap over pictures, 10,000 resamples, seed 0",
-            "metrics": {name: describe(name, protocol) for name in settings.metrics},
-            "higher_is_better": {name: METRICS[name].higher_is_better for name in settings.metrics},
-        },
-        "not_available": dict(settings.missing),
-        "left_out": list(pairing.problems),
-        "faults": list(scores.faults),
-        "made_by": dict(settings.made_by),
-        "versions": installed_versions(),
-    }
-    if settings.grid:
-        settings.grid.add_to(summary)
-    return summary
-
-
-def _summarise(
-    metric: str, column: Sequence[float], names: Sequence[str], protocol: Protocol
-) -> dict[str, Any]:
-    by_name = dict(zip(names, column, strict=True))
-    equal = [
-        n
-        for n, score in by_name.items()
-        if metric == "psnr" and score >= protocol.psnr_of_equals - 1e-9
-    ]
-    nan = [name for name, score in by_name.items() if math.isnan(score)]
-    finite = all(math.isfinite(score) for score in column)
-    found = {"mean": math.fsum(column) / len(column) if finite else None, "count": len(column)}
-    return found | ({"not_a_number": nan} if nan else {}) | ({"identical": equal} if equal else {})
-
-
-def _add_intervals(methods: dict[str, dict[str, Any]], columns: Columns) -> None:
-    whole = [
-        (method, m)
-        for method, found in methods.items()
-        for m, c in found.items()
-        if c["mean"] is not None
-    ]
-    if (
-        not whole or len(columns[whole[0][0]][whole[0][1]]) < 2
-    ):  # one picture says nothing about others
-        return
-    intervals = bootstrap_intervals(
-        np.array([columns[method][metric] for method, metric in whole]).T
-    )
-    for (method, metric), interval in zip(whole, intervals, strict=True):
-        methods[method][metric]["interval"] = _ten_digits(interval)
-
-
-def _compare(columns: Columns, first: str, second: str, metric: str) -> dict[str, Any]:
-    """What `first` has more than `second`, over the pictures on which both have a finite number,
-    which are counted.
-
-    The mean difference and its interval, on how many pictures each is better (in the metric's
-    direction), and the two-sided p of the sign-flip test.
-    """
-    both = np.array([columns[first][metric], columns[second][metric]])
-    both = both[:, np.isfinite(both).all(axis=0)]
-    row = {"first": first, "second": second, "metric": metric, "count": both.shape[1]}
-    if both.shape[1] == 0:
-        return row
-    differences = both[0] - both[1]
-    gains = differences if METRICS[metric].higher_is_better else -differences
-    interval = _ten_digits(bootstrap_intervals(differences[:, None])[0])
-    return {
-        **row,
-        "difference": float(differences.mean()),
-        "first_better": int(np.sum(gains > 0)),
-        "second_better": int(np.sum(gains < 0)),
-        "p": sign_flip_p(differences),
-        "interval": interval,
-    }
-
-
-def _ten_digits(interval: Iterable[float]) -> list[float]:
-    return [float(f"{end:.10g}") for end in interval]
-
-
-def installed_versions() -> dict[str, str]:
-    """What numbers can depend on: Python and the packages that are there."""
-    found = {"python": platform.python_version()}
-    for package in ("pisasr", "numpy", "pillow", "torch", "pyiqa", "torchmetrics"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-# --- files ----------------------------------------------------------------------------------------
+Columns = Mapping[str, Metric]
+Summary = Mapping[str, Mapping[str, Mapping[str, Any]]]  # as scoring.summarise returns it
 
 
 def write_report(
     output: Path,
     examples: Sequence[Example],
     scores: Scores,
-    summary: dict[str, Any],
-    settings: Settings,
-) -> None:
-    """Everything that a set's summary is shown as, in place of what an earlier run left there."""
-    for old in (path for pattern in OWN_FILES for path in output.glob(pattern)):
-        old.unlink()
-    heads = ["method", "name", *summary["protocol"]["metrics"]]
-    write_whole(output / "per_image.csv", _to_csv(heads, scores.rows))
-    write_whole(output / "summary.json", to_json(summary))
-    table = tables.build_table(summary)
-    write_whole(output / "table.md", tables.to_markdown([table]) + tables.surface_markdown(summary))
-    write_whole(output / "table.tex", tables.to_latex([table]))
-    if surface := summary.get("surface"):
-        rows: list[dict[str, Any]] = []
-        for (i, pix), (j, sem) in product(
-            enumerate(surface["lambdas_pix"]), enumerate(surface["lambdas_sem"])
-        ):
-            known = {
-                metric: means[i][j]
-                for metric, means in surface["maps"].items()
-                if means[i][j] is not None
-            }
-            rows.append({"lambda_pix": pix, "lambda_sem": sem, **known})
-        write_whole(
-            output / "surface.csv", _to_csv(["lambda_pix", "lambda_sem", *surface["maps"]], rows)
-        )
-    if settings.plots:
-        try:
-            draw_plots(output / "plots", summary, settings.plots)
-        except PisasrError as error:  # without matplotlib the tables are whole all the same
-            print(f"no plots: {error}", file=sys.stderr)
-    if settings.sheets and examples and examples[0].sr:
-        _draw_sheets(output / "sheets", examples, scores, settings.sheets)
+    metrics: Loaded,
+    missing: Mapping[str, str],
+    border: int,
+    left_out: list[str],
+    sheets: int,
+) -> tuple[str, list[str]]:
+    """Write every file of the report; returns the table and lines on what could not be drawn."""
+    summary = summarise(scores)
+    columns = {name: metric for name, (metric, _) in metrics.items()}
+    facts = [f"{len(examples)} pictures, PSNR and SSIM without {border} px of border."]
+    table = to_markdown(summary, columns, missing, [*facts, *left_out, *scores.faults])
+    notes = {"pictures": len(examples), "border_px": border, "not_available": missing}
+    notes |= {"left_out": left_out, "faults": scores.faults}
+    for name in ("plot.png", "sheet.png"):  # an earlier run's
+        (output / name).unlink(missing_ok=True)
+    write_csv(output / "per_image.csv", scores)
+    write_summary(output / "summary.json", summary, columns, notes)
+    write_whole(output / "table.md", table)
+    if sheets:
+        draw_sheet(output / "sheet.png", examples, sheets)
+    try:
+        draw_plot(output / "plot.png", summary, columns)
+    except ImportError:
+        return table, ["No plot without matplotlib: pip install matplotlib."]
+    return table, []
 
 
-def to_json(content: dict[str, Any]) -> str:
-    """JSON as it is written to disk, for people to read."""
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _to_csv(heads: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
-    """A row each; "n/a" where a column can't be had."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, heads, restval="n/a", lineterminator="\n")
+def write_csv(path: Path, scores: Scores) -> None:
+    """Write a row per method and picture; numbers unrounded, nan where there is none."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(scores.rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    writer.writerows(scores.rows)
+    write_whole(path, text.getvalue())
 
 
-def _draw_sheets(folder: Path, examples: Sequence[Example], scores: Scores, count: int) -> None:
-    """sheets/sheet_01.png ...: the pictures on which the methods of the folders differ most, where
-    they do.
-    """
-    decimals = METRICS["psnr"].decimals
-    captions = {
-        (row["method"], row["name"]): f"{row['psnr']:.{decimals}f} dB"
-        for row in scores.rows
-        if "psnr" in row
+def write_summary(path: Path, summary: Summary, metrics: Columns, notes: Mapping[str, Any]) -> None:
+    """Write means as JSON, with every metric's recipe and the notes."""
+    recipes = {
+        name: {"label": m.label, "higher_is_better": m.higher_is_better, "recipe": m.recipe}
+        for name, m in metrics.items()
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, sheet in enumerate(
-        draw_sheets(pick_examples(examples, count), captions=captions), start=1
-    ):
-        sheet.save(folder / f"sheet_{number:02d}.png")
+    content = {"pisasr": __version__, **notes, "metrics": recipes, "methods": summary}
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def to_markdown(
+    summary: Summary, metrics: Columns, missing: Mapping[str, str], lines: list[str]
+) -> str:
+    """Return a table: a row per method, the best mean of each metric in bold, recipes below it."""
+    names = [*metrics, *missing]
+    heads = [metrics[name].head if name in metrics else name for name in names]
+    rows = ["| Method | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(names)]
+    for method, columns in summary.items():
+        cells = [_cell(summary, method, n, metrics[n]) if n in columns else "n/a" for n in names]
+        rows.append(f"| {method.replace('|', '/')} | " + " | ".join(cells) + " |")
+    below = [f"{metric.label}: {metric.recipe}." for metric in metrics.values()]
+    below += [f"{name}: n/a, {reason}." for name, reason in missing.items()]
+    for method, columns in summary.items():
+        for name, column in columns.items():
+            if column["without"]:
+                without = ", ".join(column["without"])
+                below.append(f"{method}: no {metrics[name].label} for {without}.")
+    return "\n".join([*rows, "", *(f"- {line}" for line in [*below, *lines])]) + "\n"
+
+
+def _cell(summary: Summary, method: str, name: str, metric: Metric) -> str:
+    column = summary[method][name]
+    if column["mean"] is None:
+        return f"nan ({len(column['without'])})" if column["without"] else "nan"
+    means = [c[name]["mean"] for c in summary.values() if c[name]["mean"] is not None]
+    best = max(means) if metric.higher_is_better else min(means)
+    text = f"{column['mean']:.{metric.decimals}f}"
+    return f"**{text}**" if column["mean"] == best and len(summary) > 1 else text
+
+
+def draw_plot(path: Path, summary: Summary, metrics: Columns) -> None:
+    """Draw perception against distortion: a panel for each perceptual metric, a point per method.
+
+    Methods named pixA_semB, as `infer --lambda_grid` names its folders, are joined along A.
+    Nothing is drawn without a metric of either kind. ImportError without matplotlib.
+    """
+    fidelity = ("psnr", "ssim", "psnr_lq")
+    x = next((name for name in fidelity if name in metrics), None)
+    panels = [name for name in metrics if name not in fidelity]
+    if not x or not panels:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((4.5 * len(panels), 4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, y in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
+        axis.set(xlabel=metrics[x].head, ylabel=metrics[y].head)
+        axis.grid(True, color="0.92")
+        axis.margins(0.15)
+        points = {m: (columns[x]["mean"], columns[y]["mean"]) for m, columns in summary.items()}
+        points = {method: point for method, point in points.items() if None not in point}
+        for _, group in groupby(points, key=_family):
+            line = [points[method] for method in group]
+            axis.plot(*zip(*line, strict=True), "o-", markersize=4, linewidth=0.8)
+        for method, point in points.items():
+            axis.annotate(method, point, (4, 4), textcoords="offset points", fontsize=7)
+    content = io.BytesIO()
+    figure.savefig(content)
+    write_whole(path, content.getvalue())
+
+
+def _family(method: str) -> str:
+    """Name what a method shares with the others of its line, which for most is nothing."""
+    return re.sub(r"(?<=\d)_sem-?[\d.]+$", "", method)
+
+
+def draw_sheet(path: Path, examples: Sequence[Example], count: int) -> None:
+    """Draw `count` examples, spread evenly over the set, at the place where the methods differ."""
+    rows, boxes = [], []
+    chosen = spread(examples, count)
+    for example in chosen:
+        pictures = {name: _open(file) for name, file in example.sr.items()}
+        boxes.append(most_different_box([*pictures.values()], DETAIL_PX))
+        first = {"input": _open(example.lq)} if example.lq else {}
+        last = {"true picture": _open(example.hq)} if example.hq else {}
+        rows.append({**first, **pictures, **last})
+    content = io.BytesIO()
+    names = [Path(example.name).stem for example in chosen]
+    draw_comparison(rows, names, boxes).save(content, "PNG")
+    write_whole(path, content.getvalue())
+
+
+def _open(path: Path) -> Image.Image:
+    return Image.fromarray(np.asarray(read_picture(path)))

@@ -1,3 +1,1 @@
-"""Models as others take them: folders for the hub, what diffusers finds in them, one UNet for two
-strengths.
-"""
+"""Write models for others: a folder for the hub, ONNX files for use without PyTorch."""

@@ -1,18 +1,12 @@
-"""Infer and train, what predicts eps: two LoRAs, "pix" and "sem", on one UNet, put on, switched,
-frozen, merged.
-
-The only file that knows peft.
-"""
+"""Two LoRAs, "pix" and "sem", on one UNet: attach, switch, freeze, merge. The only file that knows peft."""
 
 import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from pisasr.errors import CheckpointError, ModelError
@@ -61,6 +55,8 @@ def attach(unet: nn.Module, name: str, rank: int, alpha: float) -> None:
     Its tensors are float32, whatever the base is held in. What was active stays active (on a bare
     UNet: nothing), and no other tensor's requires_grad moves.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # training's alone: it takes a second
+
     if name in _known(_layers(unet)):
         raise ModelError(
             f"this UNet already has an adapter {name!r}; give the new one another name."
@@ -231,16 +227,16 @@ def _check_same(what: str, wanted: Mapping[str, torch.Size], tensors: Mapping[st
             )
 
 
-def _layers(unet: nn.Module) -> list[BaseTunerLayer]:
+def _layers(unet: nn.Module) -> list[Any]:
     """The layers that carry adapters. All carry the same ones, and agree on which are on."""
-    return [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+    return [module for module in unet.modules() if hasattr(module, "lora_A")]
 
 
-def _known(layers: list[BaseTunerLayer]) -> list[str]:
+def _known(layers: list[Any]) -> list[str]:
     return list(layers[0].lora_A) if layers else []
 
 
-def _check_known(layers: list[BaseTunerLayer], names: Sequence[str]) -> None:
+def _check_known(layers: list[Any], names: Sequence[str]) -> None:
     known = _known(layers)
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -249,11 +245,11 @@ def _check_known(layers: list[BaseTunerLayer], names: Sequence[str]) -> None:
         )
 
 
-def _active_names(layers: list[BaseTunerLayer]) -> list[str]:
+def _active_names(layers: list[Any]) -> list[str]:
     return [] if not layers or layers[0].disable_adapters else list(layers[0].active_adapters)
 
 
-def _switch(layers: list[BaseTunerLayer], names: Sequence[str]) -> None:
+def _switch(layers: list[Any], names: Sequence[str]) -> None:
     """Turn on exactly these adapters.
 
     peft's own set_adapter and enable_adapters also rewrite requires_grad: the frozen pixel adapter

@@ -1,17 +1,13 @@
-"""Infer, inside the networks: diffusers' layers, computed in fewer steps to the same result.
+"""Compute diffusers' layers in fewer steps to the same result; call layers as offloading needs it.
 
 `use_fast_layers` is asked once for every network that a pipeline is given. It changes no weight and
 no name of one, so that a network is saved and loaded as before.
 
-What depends on weights and constants alone is computed once for a weight set: the taps of folded
-enlargements, and in the UNet what becomes of the timestep and of the prompt (`constant_input`).
-Counted for SD-2.1's UNet at 512 px in half precision: 1,551 operations for 1,750, 762 GFLOP for
-766, 65 MiB of tensors at once for 313, and 112 MiB of taps kept.
+The taps of a folded enlargement are computed once for a weight set, and kept beside its convolution.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,26 +15,15 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Layers of a UNet that see the timestep or the prompt, and nothing of the picture.
-CONSTANT = (
-    ".time_emb_proj",
-    "time_embedding.linear_1",
-    "time_embedding.linear_2",
-    ".attn2.to_k",
-    ".attn2.to_v",
-)
-
 
 def use_fast_layers(network: nn.Module) -> None:
     """Give the layers known here their faster forms, for good."""
-    for name, module in network.named_modules():
+    for module in network.modules():
         if type(module) is Upsample2D and _is_plain(module):
             module.__class__ = FoldedUpsample2D
-        elif type(module) is nn.Linear and name.endswith(CONSTANT):
-            module.__class__ = RememberingLinear
 
 
-def lay_out(network: nn.Module) -> None:
+def set_memory_format(network: nn.Module) -> None:
     """Have convolutions work on pixels whose channels lie together, on a CPU and in networks
     without group norms.
 
@@ -80,12 +65,10 @@ def enlarge(x: Tensor, conv: nn.Conv2d) -> Tensor:
     1) // 2 to (o + 1) // 2 of x: a transposed convolution of stride 2 whose taps are sums of
     neighbouring ones, 4x4 in all.
     """
-    with awake(conv):
+    with run_offload_hooks(conv):
         together = x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if together else torch.contiguous_format
-        taps = remembered(
-            conv, layout, None, lambda conv: _taps(conv).contiguous(memory_format=layout)
-        )
+        taps = _kept_taps(conv, layout)
         return F.conv_transpose2d(x, taps, conv.bias, stride=2, padding=1)
 
 
@@ -96,69 +79,16 @@ def _taps(conv: nn.Conv2d) -> Tensor:
     return taps.flip(2, 3).transpose(0, 1).to(conv.weight.dtype)
 
 
-_input: ContextVar[tuple[Hashable, Tensor] | None] = ContextVar("_input", default=None)
-
-
-@contextmanager
-def constant_input(unet: Any, words: Tensor, *others: Hashable) -> Iterator[None]:
-    """In this block the UNet is given these embeddings [B, tokens, d] and what the others name: its
-    timestep, and how many latents. Where all comes again, the words as the same tensor, a
-    `RememberingLinear` answers as before."""
-    time = _state(unet.time_embedding) if hasattr(unet, "time_embedding") else None
-    version = 0 if words.is_inference() else words._version
-    token = _input.set(((id(words), version, time, *others), words))
-    try:
-        yield
-    finally:
-        _input.reset(token)
-
-
-class RememberingLinear(nn.Linear):
-    """A linear layer that sees nothing but the `constant_input`; outside such a block it is any
-    linear layer.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if (
-            torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or (constant := _input.get()) is None
-        ):
-            return super().forward(input)
-        return remembered(self, *constant, lambda _: nn.Linear.forward(self, input))
-
-
-def remembered(layer: Any, what: Hashable, alive: Any, compute: Callable[[Any], Tensor]) -> Tensor:
-    """compute(layer), kept beside the layer until its weights are moved, cast, written over or
-    replaced, or `what` is asked for is another; `alive` is kept with it. In compiled code and where
-    weights learn it is computed anew.
-    """
-    learns = torch.is_grad_enabled() and layer.weight.requires_grad
-    if (
-        torch.compiler.is_compiling() or learns or layer.weight.is_inference()
-    ):  # these have no version
-        return compute(layer)
-    key, known = (
-        (what, _state(layer), torch.is_inference_mode_enabled()),
-        layer.__dict__.get("_remembered"),
-    )
-    if known is None or known[0] != key:
-        layer.__dict__["_remembered"] = known = key, compute(layer), alive
-    return known[1]
-
-
-def _state(module: nn.Module) -> Hashable:
-    """Which weights a module has: other ones, and the same with other numbers, have another."""
-    return tuple(
-        (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device)
-        for p in module.parameters()
-    )
-
-
-def forget(network: nn.Module) -> None:
-    """Give up what its layers remember, and the memory it takes."""
-    for module in network.modules():
-        module.__dict__.pop("_remembered", None)
+def _kept_taps(conv: nn.Conv2d, layout: torch.memory_format) -> Tensor:
+    """Its taps, kept beside the weight that they were made of; anew where the weight learns."""
+    weight = conv.weight
+    if (torch.is_grad_enabled() and weight.requires_grad) or weight.is_inference():
+        return _taps(conv).contiguous(memory_format=layout)
+    key = weight.data_ptr(), weight._version, weight.dtype, weight.device, layout
+    kept = conv.__dict__.get("_kept_taps")
+    if kept is None or kept[0] != key:
+        kept = conv.__dict__["_kept_taps"] = key, _taps(conv).contiguous(memory_format=layout)
+    return kept[1]
 
 
 def _is_plain(layer: Upsample2D) -> bool:
@@ -175,7 +105,7 @@ def _is_plain(layer: Upsample2D) -> bool:
 
 
 @contextmanager
-def awake(*modules: Any) -> Iterator[None]:
+def run_offload_hooks(*modules: Any) -> Iterator[None]:
     """What offloading does before and after a module's forward, for modules whose parts are called
     without it.
 

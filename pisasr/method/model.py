@@ -1,13 +1,11 @@
-"""Infer and train, from x_L to x_H: the method, tensors in and out. `restore`, and its halves,
-`look` and `mix`.
+"""The method, tensors in and out: encode, predict, mix and decode; `restore` is all four.
 
-    look    x_L -> z_L               encode
-            z_L -> eps_pix, eps_pisa predict, by each weight set in turn, tile by tile
-    mix     z_L, eps -> z_H          residual.restore_latent, for each pair of strengths
-            z_H -> x_H               decode
+    encode_and_predict    x_L -> z_L                encode
+                          z_L -> eps_pix, eps_full  each weight set in turn, tile by tile
+    decode_at             z_L, eps -> z_H           residual.restore_latent, for a pair of strengths
+                          z_H -> x_H                decode
 
-Inference calls it with merged weights, training and validation with live adapters; nowhere else do
-these meet.
+Inference calls its halves with merged weights, training and validation `restore` with live adapters.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -17,13 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pisasr.method.layers import constant_input
 from pisasr.method.residual import Strength, needed_by, restore_latent
 from pisasr.method.text import PromptEncoder
 from pisasr.method.tiling import blend_tiles
 from pisasr.method.vae_tiling import decode_tiled, encode_tiled
 
-ONE_STEP = 1  # the only timestep the UNet is asked at: z_L counts as almost clean (published as `timesteps1`)
+ONE_STEP = 1  # the UNet's only timestep: z_L counts as almost clean (published as `timesteps1`)
 
 
 def vae_factor(vae: Any) -> int:
@@ -31,51 +28,49 @@ def vae_factor(vae: Any) -> int:
     return getattr(vae, "downscale", None) or 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def predict(
-    unet: Any, z: Tensor, prompt_embeds: Tensor, timestep: int | Tensor = ONE_STEP
+def predict_eps(
+    unet: Any, z: Tensor, prompt_embeds: Tensor | None, timestep: int | Tensor = ONE_STEP
 ) -> Tensor:
-    """What the UNet would remove from z [B, c, h, w]; same shape and dtype as z.
+    """Predict what the UNet would remove from z [B, c, h, w]; same shape and dtype as z.
 
-    prompt_embeds [B, tokens, d], or fewer that serve in turn (of one picture, all its tiles). h and
-    w may be anything. Computed in the UNet's own dtype.
+    prompt_embeds [B, tokens, d], or fewer that serve in turn (one for all tiles of a picture); None
+    for a base without words. h and w may be anything. Computed in the UNet's own dtype.
     """
     dtype = unet.dtype
-    embeds = prompt_embeds.to(z.device, dtype).repeat(len(z) // len(prompt_embeds), 1, 1)
-    if isinstance(timestep, Tensor):
-        return unet(z.to(dtype), timestep, encoder_hidden_states=embeds).sample.to(z.dtype)
-    with constant_input(unet, prompt_embeds, timestep, len(z)):
-        return unet(z.to(dtype), timestep, encoder_hidden_states=embeds).sample.to(z.dtype)
+    if prompt_embeds is not None:
+        repeats = len(z) // len(prompt_embeds)
+        prompt_embeds = prompt_embeds.to(z.device, dtype).repeat(repeats, 1, 1)
+    return unet(z.to(dtype), timestep, encoder_hidden_states=prompt_embeds).sample.to(z.dtype)
+
+
+Predictor = Callable[[Tensor], Tensor]  # z [B, c, h, w] -> eps, shaped like it
 
 
 class Predictors(NamedTuple):
-    """What looks at z_L [B, c, h, w] and answers with eps, shaped like it; None where nobody
-    asks.
-    """
+    """What predicts eps from z_L with the pixel adapter, and with both; None if not needed."""
 
-    pix: Callable[[Tensor], Tensor] | None
-    pisa: Callable[[Tensor], Tensor] | None
+    pix: Predictor | None
+    full: Predictor | None
 
-    def only(self, pix: bool, pisa: bool) -> "Predictors":
+    def only(self, pix: bool, full: bool) -> "Predictors":
         """Those of them that are needed."""
-        assert (self.pix or not pix) and (self.pisa or not pisa), (
-            "a prediction is needed that nobody makes"
-        )
-        return Predictors(self.pix if pix else None, self.pisa if pisa else None)
+        if (pix and self.pix is None) or (full and self.full is None):
+            raise ValueError("a prediction is needed that no predictor makes")
+        return Predictors(self.pix if pix else None, self.full if full else None)
 
 
-class Predicted(NamedTuple):
-    """All that strengths choose from, each [B, c, h, w]; a prediction that nobody needs is None."""
+class Latents(NamedTuple):
+    """z_L and its predictions, each [B, c, h, w]; a prediction that is not needed is None."""
 
     z_L: Tensor
     eps_pix: Tensor | None
-    eps_pisa: Tensor | None
+    eps_full: Tensor | None
 
 
 class Restored(NamedTuple):
-    """The result at one pair of strengths: x_H [B, 3, H, W] as it was decoded, not clamped, and z_H
-    [B, c, h, w].
+    """The result at one pair of strengths.
 
-    x_H is None where nothing was to be decoded.
+    x_H [B, 3, H, W] as it was decoded, not clamped (None if it was not decoded), and z_H [B, c, h, w].
     """
 
     x_H: Tensor | None
@@ -86,10 +81,10 @@ class Restored(NamedTuple):
 class Plan:
     """How big things are cut. The default cuts nothing.
 
-    tile, overlap: of the UNet, in latent pixels; even: an even grid of such tiles, their sides
-    multiples of this number, None: the published plan; batch_size: tiles (or pictures) that go
-    through it at once; vae_tile_px: beyond this square, in image pixels, the VAE works in pieces,
-    without gradients; lean: and holds half as much, for up to half as much arithmetic again.
+    tile, overlap: of the UNet, in latent pixels. even: tiles form an even grid, their sides
+    multiples of this number; None: the published plan. batch_size: tiles that go through the UNet at
+    once. vae_tile_px: beyond this square, in image pixels, the VAE works in tiles, without
+    gradients; low_memory: and holds half as much, for up to half as much arithmetic again.
     """
 
     tile: int | None = None
@@ -97,7 +92,7 @@ class Plan:
     even: int | None = None
     batch_size: int = 1
     vae_tile_px: int | None = None
-    lean: bool = False
+    low_memory: bool = False
 
 
 def restore(
@@ -109,141 +104,119 @@ def restore(
     noise: Tensor | None = None,
     decode: bool = True,
 ) -> Iterator[Restored]:
-    """Yield the result for each (lambda_pix, lambda_sem): one encode, a pass for each prediction
-    that some pair needs, a decode a pair, made when it is asked for.
+    """Yield the result for each (lambda_pix, lambda_sem): one encode, the passes that some pair
+    needs, one decode a pair.
 
     x_L [B, 3, H, W] in [-1, 1] on the model's device, H and W multiples of its factor. Strengths as
-    for `mix`. noise: as for `PiSASR.encode`. No gradient passes the encode; behind it, all that the
-    caller has switched on.
+    for `decode_at`. noise: as for `PiSASR.encode`. No gradient passes the encode.
     """
     pairs = list(lambdas)
-    predicted = look(model, x_L, predictors.only(*needed_by(pairs)), plan, noise)
+    needed = predictors.only(*needed_by(pairs))
+    latents = encode_and_predict(model, x_L, needed, plan, noise)
     del x_L  # of a big picture, as large as all that follows
     for pair in pairs:
-        yield mix(model, predicted, pair, plan, decode)
+        yield decode_at(model, latents, pair, plan, decode)
 
 
-def look(
+def encode_and_predict(
     model: "PiSASR",
     x_L: Tensor,
     predictors: Predictors,
     plan: Plan = Plan(),
     noise: Tensor | None = None,
-) -> Predicted:
-    """The half of `restore` that no strength changes: the encode, and what each predictor
-    answers.
-    """
+) -> Latents:
+    """Encode x_L and make each prediction: the half of `restore` that no strength changes."""
     with torch.no_grad():
-        z_L = model.encode(x_L, noise, plan.vae_tile_px, plan.lean)
+        z_L = model.encode(x_L, noise, plan)
 
-    def predicted(predictor: Callable[[Tensor], Tensor] | None) -> Tensor | None:
+    def predict(predictor: Predictor | None) -> Tensor | None:
         if predictor is None or plan.tile is None:
             return None if predictor is None else predictor(z_L)
         return blend_tiles(predictor, z_L, plan.tile, plan.overlap, plan.batch_size, plan.even)
 
-    return Predicted(z_L, *map(predicted, predictors))
+    return Latents(z_L, predict(predictors.pix), predict(predictors.full))
 
 
-def mix(
+def decode_at(
     model: "PiSASR",
-    predicted: Predicted,
+    latents: Latents,
     pair: tuple[Strength, Strength],
     plan: Plan = Plan(),
     decode: bool = True,
 ) -> Restored:
-    """The half of `restore` that costs no prediction: z_H at (lambda_pix, lambda_sem), numbers or
-    maps [h, w] on the model's device, and its decode.
-    """
-    z_H = restore_latent(*predicted, *pair)
-    return Restored(model.decode(z_H, plan.vae_tile_px, plan.lean) if decode else None, z_H)
+    """Mix and decode at (lambda_pix, lambda_sem), numbers or maps [h, w] on the model's device."""
+    z_H = restore_latent(*latents, *pair)
+    return Restored(model.decode(z_H, plan) if decode else None, z_H)
 
 
 class PiSASR:
-    """A UNet, a VAE and their way with words. Only holds them: switches and grad mode are the
-    caller's.
+    """A UNet, a VAE and a prompt encoder. Switches of adapters and grad mode are the caller's.
 
     x [B, 3, H, W] in [-1, 1], H and W multiples of `factor`; z [B, c, H/factor, W/factor], scaled
-    as the UNet knows it. All sizes come from the parts' own configs.
+    for the UNet. All sizes come from the parts' own configs.
     """
 
     def __init__(self, unet: Any, vae: Any, prompt_encoder: PromptEncoder | Any = None):
         self.unet, self.vae, self.prompt_encoder = unet, vae, prompt_encoder
         self.factor = vae_factor(vae)
 
-    def encode(
-        self, x: Tensor, noise: Tensor | None = None, tile_px: int | None = None, lean: bool = False
-    ) -> Tensor:
-        """x -> z, scaled: the posterior's mean, or where noise (shaped like z) is given mean + std
-        * noise.
+    def encode(self, x: Tensor, noise: Tensor | None = None, plan: Plan = Plan()) -> Tensor:
+        """Encode x to a scaled z: the posterior's mean, or mean + std * noise (shaped like z).
 
-        Pictures beyond tile_px * tile_px image pixels are encoded in pieces (see `vae_tiling`),
-        without gradients (None: always whole; lean: see `vae_tiling`). The result has x's dtype,
-        the VAE computes in its own.
+        The result has x's dtype, the VAE computes in its own.
         """
-        x_vae = x.to(self._vae_dtype)
-        with own_precision(x.device):
-            posterior = (
-                self.vae.encode(x_vae).latent_dist
-                if tile_px is None
-                else encode_tiled(self.vae, x_vae, tile_px, lean)
-            )
-        z = (
-            posterior.mean
-            if noise is None
-            else posterior.mean + posterior.std * noise.to(posterior.mean)
-        )
+        x_vae = x.to(self.vae.dtype)
+        with without_autocast(x.device):
+            if plan.vae_tile_px is None:
+                posterior = self.vae.encode(x_vae).latent_dist
+            else:
+                posterior = encode_tiled(self.vae, x_vae, plan.vae_tile_px, plan.low_memory)
+        z = posterior.mean
+        if noise is not None:
+            z = z + posterior.std * noise.to(z)
         return self.scale(z).to(x.dtype)
 
     def latent_shape(self, x: Tensor) -> tuple[int, int, int, int]:
         """The shape of the z that x is encoded to."""
-        return (
-            len(x),
-            self.vae.config.latent_channels,
-            x.shape[-2] // self.factor,
-            x.shape[-1] // self.factor,
-        )
+        height, width = (side // self.factor for side in x.shape[-2:])
+        return len(x), self.vae.config.latent_channels, height, width
 
-    def decode(self, z: Tensor, tile_px: int | None = None, lean: bool = False) -> Tensor:
-        """z -> x, not clamped: values a little outside [-1, 1] are the VAE's own. tile_px, lean as
-        for `encode`.
-        """
-        latent = self.unscale(z).to(self._vae_dtype)
-        with own_precision(z.device):
-            if tile_px is None:
+    def decode(self, z: Tensor, plan: Plan = Plan()) -> Tensor:
+        """Decode z to x, not clamped: values a little outside [-1, 1] are the VAE's own."""
+        latent = self.unscale(z).to(self.vae.dtype)
+        with without_autocast(z.device):
+            if plan.vae_tile_px is None:
                 return self.vae.decode(latent).sample.to(z.dtype)
-            return decode_tiled(self.vae, latent, max(tile_px // self.factor, 1), lean).to(z.dtype)
+            tile = max(plan.vae_tile_px // self.factor, 1)
+            return decode_tiled(self.vae, latent, tile, plan.low_memory).to(z.dtype)
 
     def scale(self, latent: Tensor) -> Tensor:
-        """The VAE's latent, as the UNet knows it (near unit variance)."""
+        """Scale the VAE's latent to what the UNet expects (near unit variance)."""
         return (latent - self._shift) * self.vae.config.scaling_factor
 
     def unscale(self, z: Tensor) -> Tensor:
-        """The inverse of `scale`."""
+        """Undo `scale`."""
         return z / self.vae.config.scaling_factor + self._shift
 
     @property
     def _shift(self) -> float:
         return getattr(self.vae.config, "shift_factor", None) or 0.0
 
-    @property
-    def _vae_dtype(self) -> torch.dtype:
-        return self.vae.dtype
 
-
-def own_precision(device: torch.device) -> torch.autocast:
-    """A block in which autocast is off: everything is computed in the dtype that it is held in.
+def without_autocast(device: torch.device) -> torch.autocast:
+    """Switch autocast off, so that everything is computed in the dtype that it is held in.
 
     For the VAE: autocast's norms keep float32 copies of its widest tensors, most of what a training
     step holds.
     """
-    return torch.autocast(
-        device.type if torch.amp.is_autocast_available(device.type) else "cpu", enabled=False
-    )
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type if available else "cpu", enabled=False)
 
 
 def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """N(0, 1) shaped like a tensor, drawn where the generator lives: a CPU generator gives the same
-    on every device.
+    """Draw N(0, 1) shaped like a tensor, on the generator's device.
+
+    So a CPU generator gives the same numbers on every device.
     """
     device = generator.device if generator is not None else like.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like)

@@ -12,21 +12,21 @@ Strength = float | Tensor  # one for all places, or a map [h, w] with that of ea
 
 
 def mix_residuals(
-    eps_pix: Tensor, eps_pisa: Tensor, lambda_pix: Strength, lambda_sem: Strength
+    eps_pix: Tensor, eps_full: Tensor, lambda_pix: Strength, lambda_sem: Strength
 ) -> Tensor:
     """Blend what to remove by how much of each the viewer wants.
 
-    eps_pix is what the pixel adapter alone takes from z_L: noise, blur, blocks. eps_pisa is what
+    eps_pix is what the pixel adapter alone takes from z_L: noise, blur, blocks. eps_full is what
     both adapters take together; the difference is the semantic adapter's own doing.
 
-        eps = lambda_pix * eps_pix + lambda_sem * (eps_pisa - eps_pix)
+        eps = lambda_pix * eps_pix + lambda_sem * (eps_full - eps_pix)
 
-    Both [B, c, h, w], shaped like z_L. (1, 1) is eps_pisa, (1, 0) is eps_pix, (0, 0) leaves z_L
+    Both [B, c, h, w], shaped like z_L. (1, 1) is eps_full, (1, 0) is eps_pix, (0, 0) leaves z_L
     alone. It is linear in the predictions at every place, so strengths may differ from place to
     place at no cost. The strengths weigh predictions: weighing the adapters' weights passes through
     the UNet and gives another image.
     """
-    return lambda_pix * eps_pix + lambda_sem * (eps_pisa - eps_pix)
+    return lambda_pix * eps_pix + lambda_sem * (eps_full - eps_pix)
 
 
 def remove_residual(z_L: Tensor, eps: Tensor) -> Tensor:
@@ -37,16 +37,16 @@ def remove_residual(z_L: Tensor, eps: Tensor) -> Tensor:
 
 
 def needed(lambda_pix: Strength, lambda_sem: Strength) -> tuple[bool, bool]:
-    """Whether (eps_pix, eps_pisa) have a part in the mix; one that has none need not be predicted.
+    """Whether (eps_pix, eps_full) have a part in the mix; one that has none need not be predicted.
 
-    Equal strengths cancel eps_pix, lambda_sem = 0 cancels eps_pisa; of maps, where they do so
+    Equal strengths cancel eps_pix, lambda_sem = 0 cancels eps_full; of maps, where they do so
     everywhere.
     """
     return _anywhere(lambda_pix != lambda_sem), _anywhere(lambda_sem != 0)
 
 
 def needed_by(lambdas: Iterable[tuple[Strength, Strength]]) -> tuple[bool, bool]:
-    """Whether some of these pairs need (eps_pix, eps_pisa)."""
+    """Whether some of these pairs need (eps_pix, eps_full)."""
     needs = [needed(*pair) for pair in lambdas]
     return any(pix for pix, _ in needs), any(pisa for _, pisa in needs)
 
@@ -54,7 +54,7 @@ def needed_by(lambdas: Iterable[tuple[Strength, Strength]]) -> tuple[bool, bool]
 def restore_latent(
     z_L: Tensor,
     eps_pix: Tensor | Any,
-    eps_pisa: Tensor | Any,
+    eps_full: Tensor | Any,
     lambda_pix: Strength,
     lambda_sem: Strength,
 ) -> Tensor:
@@ -66,14 +66,14 @@ def restore_latent(
         case False, False:
             return z_L
         case False, True:
-            return remove_residual(z_L, lambda_sem * eps_pisa)
+            return remove_residual(z_L, lambda_sem * eps_full)
         case True, False:
             return remove_residual(z_L, lambda_pix * eps_pix)
-    eps = mix_residuals(eps_pix, eps_pisa, lambda_pix, lambda_sem)
+    eps = mix_residuals(eps_pix, eps_full, lambda_pix, lambda_sem)
     if isinstance(
         equal := lambda_pix == lambda_sem, Tensor
     ):  # equal numbers cancel eps_pix without its rounding
-        eps = torch.where(equal, lambda_sem * eps_pisa, eps)
+        eps = torch.where(equal, lambda_sem * eps_full, eps)
     return remove_residual(z_L, eps)
 
 

@@ -11,7 +11,7 @@ longer needed.
 
 What is held at once, besides a few bands: two maps, at the most 384 channels of the picture's full
 size when Stable Diffusion's decoder begins its last block (256 come in, 128 go out; 12.9 GB in half
-precision at 4096 px), 256 in its encoder. `lean` computes maps of the picture's size anew where
+precision at 4096 px), 256 in its encoder. `low_memory` computes maps of the picture's size anew where
 they are read again, instead of keeping them: 192 and 160 channels, half of it, for 1.48 and 1.13
 times the arithmetic (counted at 1024 px, bands of 512 px).
 
@@ -36,7 +36,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pisasr.method.layers import awake, enlarge
+from pisasr.method.layers import enlarge, run_offload_hooks
 from pisasr.method.tiling import Tile
 
 WINDOW = 128  # latent pixels, each way, that the middle's attention sees of a larger map: 1024 px of the picture
@@ -48,12 +48,12 @@ ATTENTION_SCORES = (
 
 @torch.no_grad()
 def encode_tiled(
-    vae: Any, x: Tensor, tile: int, lean: bool = False
+    vae: Any, x: Tensor, tile: int, low_memory: bool = False
 ) -> DiagonalGaussianDistribution:
     """`vae.encode(x).latent_dist`, working on about `tile` x `tile` image pixels at a time.
 
     x [B, 3, H, W] in [-1, 1], H and W multiples of the VAE's factor, in the VAE's dtype. A picture
-    no larger than a tile, by area, is encoded whole. lean: hold half as much, compute more. No
+    no larger than a tile, by area, is encoded whole. low_memory: hold half as much, compute more. No
     gradients. Equal to the untiled result up to the order of summation, up to WINDOW * WINDOW
     latent pixels.
     """
@@ -66,19 +66,21 @@ def encode_tiled(
     if unknown := _first_unknown(vae.encoder):
         _warn_untiled("encode", unknown)
         return vae.encode(x).latent_dist
-    with awake(vae):
-        moments = _encoder(vae.encoder, x, Bands.of(x, tile, max(x.shape[-2:]) if lean else 0))
+    with run_offload_hooks(vae):
+        moments = _encoder(
+            vae.encoder, x, Bands.of(x, tile, max(x.shape[-2:]) if low_memory else 0)
+        )
         return DiagonalGaussianDistribution(
             moments if vae.quant_conv is None else vae.quant_conv(moments)
         )
 
 
 @torch.no_grad()
-def decode_tiled(vae: Any, z: Tensor, tile: int, lean: bool = False) -> Tensor:
+def decode_tiled(vae: Any, z: Tensor, tile: int, low_memory: bool = False) -> Tensor:
     """`vae.decode(z).sample`, working on about `tile` x `tile` latent pixels at a time.
 
     z [B, c, h, w] as `vae.decode` takes it (not scaled), in the VAE's dtype -> x [B, 3, H, W], not
-    clamped. A latent no larger than a tile, by area, is decoded whole. lean: hold half as much,
+    clamped. A latent no larger than a tile, by area, is decoded whole. low_memory: hold half as much,
     compute more. No gradients. Equal to the untiled result up to the order of summation, up to
     WINDOW * WINDOW latent pixels.
     """
@@ -90,11 +92,13 @@ def decode_tiled(vae: Any, z: Tensor, tile: int, lean: bool = False) -> Tensor:
     if unknown := _first_unknown(vae.decoder):
         _warn_untiled("decode", unknown)
         return vae.decode(z).sample
-    with awake(vae):
+    with run_offload_hooks(vae):
         x = z if vae.post_quant_conv is None else vae.post_quant_conv(z)
         levels = len(vae.decoder.up_blocks)
         return _decoder(
-            vae.decoder, x, Bands.of(z, tile, max(z.shape[-2:]) * 2 ** (levels - 1) if lean else 0)
+            vae.decoder,
+            x,
+            Bands.of(z, tile, max(z.shape[-2:]) * 2 ** (levels - 1) if low_memory else 0),
         )
 
 
@@ -102,18 +106,18 @@ class Bands(NamedTuple):
     """How maps are cut: into `pieces` bands along dimension `dim`, the longer side. The same at
     every scale.
 
-    Maps whose longer side is that of the picture, `lean_side`, are computed anew where they are
+    Maps whose longer side is that of the picture, `full_side`, are computed anew where they are
     read again; 0: none.
     """
 
     dim: int
     pieces: int
-    lean_side: int = 0
+    full_side: int = 0
 
     @classmethod
-    def of(cls, x: Tensor, tile: int, lean_side: int = 0) -> "Bands":
+    def of(cls, x: Tensor, tile: int, full_side: int = 0) -> "Bands":
         h, w = x.shape[-2:]
-        return cls(2 if h >= w else 3, -(-h * w // tile**2), lean_side)
+        return cls(2 if h >= w else 3, -(-h * w // tile**2), full_side)
 
     def along(self, size: int) -> list[tuple[int, int]]:
         """The bands of an axis as (start, stop), equal within one; fewer bands where there are
@@ -232,14 +236,14 @@ class Enlarged(Deferred):
 
 
 def _encoder(encoder: Any, x: Tensor, bands: Bands) -> Tensor:
-    with awake(encoder):
+    with run_offload_hooks(encoder):
         h: Tensor | Deferred = _kept(Deferred(x, encoder.conv_in, bands))
         for block in encoder.down_blocks:
-            with awake(block):
+            with run_offload_hooks(block):
                 for resnet in block.resnets:
                     h = _resnet(resnet, h, bands)
                 for down in block.downsamplers or ():
-                    with awake(down):
+                    with run_offload_hooks(down):
                         h = Deferred(
                             h, down.conv, bands, pad_after=1 if down.padding == 0 else None
                         ).whole()
@@ -248,29 +252,29 @@ def _encoder(encoder: Any, x: Tensor, bands: Bands) -> Tensor:
 
 
 def _decoder(decoder: Any, z: Tensor, bands: Bands) -> Tensor:
-    with awake(decoder), ExitStack() as block_awake:
+    with run_offload_hooks(decoder), ExitStack() as block_run_offload_hooks:
         x: Tensor | Deferred = _middle(
             decoder.mid_block, Deferred(z, decoder.conv_in, bands).whole(), bands
         )
         for block in decoder.up_blocks:
-            former = block_awake.pop_all()  # its upsampler may still be asked
-            block_awake.enter_context(awake(block))
+            former = block_run_offload_hooks.pop_all()  # its upsampler may still be asked
+            block_run_offload_hooks.enter_context(run_offload_hooks(block))
             for resnet in block.resnets:
                 x = _resnet(resnet, x, bands)
                 former.close()
             for up in block.upsamplers or ():
-                block_awake.enter_context(awake(up))
+                block_run_offload_hooks.enter_context(run_offload_hooks(up))
                 x = _kept(Enlarged(x, up.conv, bands))
         return Deferred(x, decoder.conv_out, bands, norm=decoder.conv_norm_out).whole()
 
 
 def _kept(x: Deferred) -> "Tensor | Deferred":
-    """A map as it is kept until a block has read it: whole, or lean."""
-    return x if x.shape[x.bands.dim] == x.bands.lean_side else x.whole()
+    """A map as it is kept until a block has read it: whole, or low_memory."""
+    return x if x.shape[x.bands.dim] == x.bands.full_side else x.whole()
 
 
 def _middle(block: Any, x: "Tensor | Deferred", bands: Bands) -> Tensor:
-    with awake(block):
+    with run_offload_hooks(block):
         h = _resnet(block.resnets[0], x, bands)
         for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
             if attention is not None:
@@ -283,7 +287,7 @@ def _resnet(block: Any, x: "Tensor | Deferred", bands: Bands) -> Tensor:
     """(shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))))))) / scale, written over x, or over
     the map between the convolutions where the shortcut changes the channels. Lean, that map is
     never whole, and a new one may be."""
-    with awake(block):
+    with run_offload_hooks(block):
         h = _kept(Deferred(x, block.conv1, bands, norm=block.norm1))
         last = Deferred(h, block.conv2, bands, norm=block.norm2)
         result = x if block.conv_shortcut is None else h
@@ -308,7 +312,7 @@ def _attend(attention: Any, x: Tensor, bands: Bands) -> Tensor:
     a window, which has the same area wherever it is and lies inside the map, so that time grows
     with the area and not with its square.
     """
-    with awake(attention):
+    with run_offload_hooks(attention):
         height, width = x.shape[-2:]
         scale, shift = _affine(x, attention.group_norm, bands)
         tokens = torch.addcmul(shift, x, scale).to(x.dtype)
@@ -388,7 +392,7 @@ def _affine(x: "Tensor | Deferred", norm: nn.GroupNorm, bands: Bands) -> tuple[T
     mean = (share * means).sum(0)
     variance = (share * (variances + (means - mean).square())).sum(0)
 
-    with awake(norm):
+    with run_offload_hooks(norm):
         weight, bias = (
             p.to(mean).view(1, norm.num_groups, -1, 1, 1) for p in (norm.weight, norm.bias)
         )

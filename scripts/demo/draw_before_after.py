@@ -65,9 +65,9 @@ def draw(args: argparse.Namespace) -> None:
             (SCALE * photo.width, SCALE * photo.height), Image.Resampling.BICUBIC
         )
         place = args.output / f"{path.stem}.jpg"
-        side_by_side([bicubic, *pipeline.sweep(photo, STRENGTHS, upscale=SCALE)], args.panel).save(
-            place, quality=92
-        )
+        prediction = pipeline.predict(photo, upscale=SCALE)
+        results = [pipeline.decode(prediction, *pair) for pair in STRENGTHS]
+        side_by_side([bicubic, *results], args.panel).save(place, quality=92)
         print(place)
 
 
