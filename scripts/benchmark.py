@@ -177,8 +177,8 @@ def training_cases(size: str, device: str, px: int) -> Iterator[Case]:
     """Yield a step of each stage: forward, l2 (sem of a noise model: and CSD), backward, AdamW."""
     import torch
 
-    from pisasr.config import TrainConfig
     from pisasr.method.adapters import active, parameters_of, train_only
+    from pisasr.training.config import TrainConfig
     from pisasr.training.loop import restore_batch
     from pisasr.training.losses import Batch, Scorers, distillation, score
     from pisasr.training.setup import Predictor
