@@ -61,19 +61,14 @@ from pisasr.models.bases import (
 )
 from pisasr.models.weights import Adapter, fingerprint, load_adapters, save_adapter
 from pisasr.options import VAE_TILE_PX, ColorFix, Options, OutputType
+from pisasr.pictures.frames import Frame, crop, finish, pad, plan_frame, prepare
 from pisasr.pictures.images import (
-    Frame,
     Picture,
     as_image,
-    crop,
-    finish,
     from_batch,
     from_levels,
     join,
-    pad,
     pictures_of,
-    plan_frame,
-    prepare,
     to_batch,
     to_levels,
     to_signed,

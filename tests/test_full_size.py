@@ -20,11 +20,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pisasr.config import load_config
 from pisasr.method.adapters import adapter_shapes
 from pisasr.models.weights import Adapter, load_adapter
 from pisasr.pipeline import PiSASRPipeline, _merge_both, usual_dtype
 from pisasr.training import loop, setup
+from pisasr.training.config import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LAYERS = 258  # that the published rule finds in SD-2.1's UNet

@@ -13,7 +13,7 @@ from PIL import Image
 from pisasr import PiSASRPipeline
 from pisasr.method.residual import needed, needed_by, restore_latent
 from pisasr.models.rrdbnet import PixelAutoencoder, RRDBNet
-from pisasr.pictures.images import plan_frame
+from pisasr.pictures.frames import plan_frame
 from pisasr.pictures.maps import check_proportions, check_strength, to_latent
 from pisasr.pipeline import Prediction
 
@@ -70,7 +70,7 @@ def test_what_covers_one_value_has_it_exactly_and_a_mean_lies_between():
             r"lambda_sem is an array of shape \[2, 3, 1\]; a map of strengths is",
         ),
         (np.zeros((0, 3)), r"shape \[0, 3\]"),
-        (np.full((2, 3), 255, np.uint8), "lambda_sem is a map of uint8; give floats"),
+        (np.full((2, 3), 255, np.uint8), "lambda_sem is a map of uint8"),
         (np.array([[0, np.nan]]), "lambda_sem is a map that holds nan or inf"),
         ("much", "lambda_sem is 'much'; it must be a number, or a map"),
         (None, "lambda_sem is None; it must be a number"),

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from pisasr.errors import CheckpointError
 from pisasr.files import parse_json, write_whole
-from pisasr.signals import heard_afterwards
 
 Kind = Literal["pix", "sem"]
 
@@ -110,7 +109,7 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
             f"no adapter at {path}; give the folder that holds pix.safetensors and sem.safetensors."
         )
     try:
-        with heard_afterwards(), safe_open(path, "pt") as file:
+        with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except Exception as error:  # a crafted header makes the library raise more than its own errors

@@ -12,17 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pisasr.config import TrainConfig, ValidationConfig
 from pisasr.errors import PisasrError
 from pisasr.evaluation.metrics import psnr
 from pisasr.method.adapters import active
 from pisasr.method.model import PiSASR, Plan, Predictors, predict_eps, restore
 from pisasr.pictures.folders import list_pictures
+from pisasr.pictures.frames import crop, pad, plan_frame
 from pisasr.pictures.images import (
-    crop,
     from_levels,
-    pad,
-    plan_frame,
     to_batch,
     to_image,
     to_tensor,
@@ -31,6 +28,7 @@ from pisasr.pictures.images import (
 from pisasr.pictures.opening import read_picture
 from pisasr.pictures.saving import save_image
 from pisasr.pictures.sheets import draw_comparison
+from pisasr.training.config import TrainConfig, ValidationConfig
 from pisasr.training.stages import Stage
 from pisasr.training.state import append_row
 
