@@ -21,9 +21,9 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pisasr.config import load_config
-from pisasr.method.adapters import adapter_shapes
+from pisasr.method.adapters import adapter_shapes, merge_both
 from pisasr.models.weights import Adapter, load_adapter
-from pisasr.pipeline import PiSASRPipeline, _merge_both, usual_dtype
+from pisasr.pipeline import PiSASRPipeline, usual_dtype
 from pisasr.training import loop, setup
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -92,7 +92,7 @@ def test_both_modes_run_at_full_size(tmp_path, seconds):
     assert len(pix.targets) == LAYERS
     seconds("UNet made")
     dtype = usual_dtype("cpu")
-    unet, unet_pix = _merge_both(unet, pix, sem, dtype)
+    unet, unet_pix = merge_both(unet, pix, sem, dtype)
     seconds("both adapters merged")
     pipe = PiSASRPipeline(
         vae=make_vae().to(dtype).eval(),

@@ -10,7 +10,6 @@ import tiny
 import torch
 from PIL import Image
 
-from pisasr import PiSASRPipeline
 from pisasr.method.residual import needed, needed_by, restore_latent
 from pisasr.pictures.images import plan_frame
 from pisasr.pictures.maps import check_proportions, check_strength, to_latent
@@ -230,22 +229,3 @@ def test_a_look_is_of_one_picture_and_strengths_are_mixed_later(pipe):
     ):
         with pytest.raises(ValueError, match=said):
             pipe.decode(prediction, **options)
-
-
-# --- how far a mask reaches in a picture ----------------------------------------------------------
-
-
-def test_the_embedded_models_picture_changes_within_its_vaes_reach_alone():
-    embedded = PiSASRPipeline.from_pretrained()
-    size, halo = 40, embedded.vae.halo
-    mask = np.zeros((size, size), np.float32)
-    mask[:6, :6] = 1  # of the result, at fourfold size, 24 px: six latent pixels
-    prediction = embedded.predict(photo(size, size), process_size=16, color_fix="none")
-    for color_fix, reach in (("none", 24 + 4 * halo), ("wavelet", 24 + 4 * halo + 31)):
-        came, plain = (
-            embedded.decode(prediction, 1, sem, color_fix=color_fix, output_type="np")
-            for sem in (0.5 + mask, 0.5)
-        )
-        changed = (came != plain).any(axis=-1)
-        assert not changed[reach:].any() and not changed[:, reach:].any()
-        assert changed[:24, :24].mean() > 0.9

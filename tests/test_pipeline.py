@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 import pisasr
 from pisasr import PiSASRPipeline
@@ -474,7 +477,7 @@ def test_a_folder_that_is_no_model_says_what_it_lacks(tmp_path, base_folder):
 
 
 def test_unknown_options_of_loading_are_refused(base_folder):
-    with pytest.raises(TypeError, match="doesn't know 'adapter'"):
+    with pytest.raises(TypeError, match="there is no option 'adapter'"):
         PiSASRPipeline.from_pretrained(base_folder, adapter="x")
 
 
@@ -604,6 +607,51 @@ def test_files_of_a_variant_and_parts_of_ones_own_are_taken(base_folder, pipe, t
     assert not equal(own(photo(), **options).images[0], pipe(photo(), **options).images[0])
     with pytest.raises(ModelError, match="the VAE has 6 latent channels"):
         PiSASRPipeline.from_pretrained(base_folder, vae=LappedAutoencoder(latent_channels=6))
+
+
+class Network(ModelMixin, ConfigMixin):
+    """A base without words or noise levels, as a network of another field brings it."""
+
+    @register_to_config
+    def __init__(self, in_channels=48):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(in_channels, in_channels, 3, padding=1)
+
+    def forward(self, sample, timestep, encoder_hidden_states=None):
+        return SimpleNamespace(sample=self.conv(sample))
+
+
+class PixelVAE(ModelMixin, ConfigMixin):
+    """Pixels, rearranged by four."""
+
+    downscale, dtype = 4, torch.float32
+
+    @register_to_config
+    def __init__(self, latent_channels=48, scaling_factor=1.0):
+        super().__init__()
+
+    def encode(self, x):
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=pixel_unshuffle(x, 4), std=0))
+
+    def decode(self, z):
+        return SimpleNamespace(sample=pixel_shuffle(z, 4))
+
+
+@pytest.mark.parametrize("upscale", [1, 2, 4, 5.5])
+def test_a_base_of_one_factor_and_without_words_gives_every_size(upscale):
+    network = tiny.fill(Network())
+    pipe = PiSASRPipeline(
+        PixelVAE(), network, color_fix="none", process_size=64, native_upscale=4.0
+    )
+    result = pipe(photo(13, 9), 0, 0, upscale=upscale, tile_size=8).images[0]
+    assert result.size == (round(13 * upscale), round(9 * upscale))
+    enlarged = photo(13, 9).resize((23, 16), Image.Resampling.BICUBIC)  # 64 px at fourfold size
+    enlarged = enlarged.resize((92, 64), Image.Resampling.BICUBIC)
+    assert equal(result, enlarged.resize(result.size, Image.Resampling.BICUBIC))
+    changed = pipe(photo(13, 9), upscale=upscale, tile_size=8).images[0]
+    assert changed.size == result.size and not equal(changed, result)
+    with pytest.raises(ValueError, match="this base takes no text"):
+        pipe(photo(), prompt="a photo")
 
 
 def test_a_replaced_part_replaces_what_was_made_of_it(pipe):

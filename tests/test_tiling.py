@@ -103,7 +103,7 @@ def test_plans_that_never_end_are_refused_in_one_line(tile, overlap):
 
 
 def test_a_prediction_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="as big as its crop, 4 x 4; got 3 x 4"):
+    with pytest.raises(ValueError, match="a tile of 4 x 4 got a prediction of 3 x 4"):
         blend_tiles(lambda crop: crop[..., 1:, :], torch.zeros(1, 1, 8, 8), 4, 0)
 
 
