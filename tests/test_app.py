@@ -4,12 +4,12 @@ The session is tested on the tiny model, the page over a real server by gradio's
 """
 
 import base64
-import html
 import io
 import math
 import socket
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,12 +25,11 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from pisasr import PiSASRPipeline
-from pisasr.app import page as page_module
-from pisasr.app.page import MAX_UPLOAD_MB, Listener, serve
-from pisasr.app.session import Limits, Session, Settings, Store, read_mask
+from pisasr.app.page import MAX_UPLOAD_MB, open_photo, pack, repair_all, serve
+from pisasr.app.session import Session, Settings, Store, read_mask
 from pisasr.commands.app import is_loopback
 from pisasr.commands.main import main
-from pisasr.errors import ImageError, PisasrError
+from pisasr.errors import ImageError, PisasrError, explain
 from pisasr.pictures.images import open_picture, to_levels
 
 README = Path(__file__).parents[1] / "pisasr" / "app" / "README.md"
@@ -75,7 +74,8 @@ def test_strengths_ask_no_unet_and_give_what_the_pipeline_gives(session, pipe, p
         options = {"upscale": 2, "color_fix": "wavelet", **SMALL}
         expected = pipe(Image.open(photo), pix, sem, **options).images[0]
         assert shown.tobytes() == expected.tobytes()
-        assert session.repair(session.read(photo), settings).tobytes() == expected.tobytes()
+        session.repair_file(photo, photo.with_name("made.png"), settings)
+        assert Image.open(photo.with_name("made.png")).tobytes() == expected.tobytes()
         passes[2:] = []
 
 
@@ -105,7 +105,7 @@ def test_a_feather_that_would_end_the_process_is_refused(feather):
         Settings(1, 1, 0, 0.5, feather).strengths(np.eye(64, dtype=np.float32), 128)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_download_is_what_was_shown_and_holds_how_it_was_made(session, tmp_path, kind):
     exif = Image.Exif()
     exif[ExifTags.Base.Model] = "camera"
@@ -134,30 +134,18 @@ def test_a_download_may_have_sixteen_bits(session, pipe, photo):
     assert len(np.unique(expected % 257)) > 50
 
 
-def test_idle_pictures_are_closed_with_their_files(session, photo):
-    now = [0.0]
-    first, second = session.open(photo, TWICE), session.open(photo, TWICE)
-    limits = Limits(held_bytes=first.held_bytes + second.held_bytes, idle_s=10)
-    store = Store(limits, clock=lambda: now[0])
-    store.put(first)
-    now[0] = 9
-    store.put(second)
-    assert store.get(first.key) is first and len(store) == 2
-    now[0] = 18.5
-    store.get(first.key)
-    now[0] = 20
-    with pytest.raises(PisasrError, match="closed"):
-        store.get(second.key)
-    assert not second.folder.exists() and first.folder.exists()
-
-
-def test_memory_is_bounded_and_the_newest_stays(session, photo):
+def test_memory_is_bounded_and_the_least_recently_used_leaves(session, photo):
     pictures = [session.open(photo, TWICE) for _ in range(3)]
-    store = Store(Limits(held_bytes=2 * pictures[0].held_bytes))
-    for opened in pictures:
+    store = Store(2 * pictures[0].held_bytes)
+    for opened in pictures[:2]:
         store.put(opened)
-    assert [store.find(opened.key) for opened in pictures] == [None, *pictures[1:]]
+    store.get(pictures[0].key)  # used last
+    store.put(pictures[2])
+    assert [store.find(opened.key) for opened in pictures] == [pictures[0], None, pictures[2]]
+    assert [opened.folder.exists() for opened in pictures] == [True, False, True]
     assert pictures[0].held_bytes > 3 * 40 * 32 + 3 * 20 * 16
+    with pytest.raises(PisasrError):
+        store.get(pictures[1].key)
 
 
 def test_impossible_pictures_are_a_line_and_leave_nothing_open(session, photo, tmp_path):
@@ -169,7 +157,28 @@ def test_impossible_pictures_are_a_line_and_leave_nothing_open(session, photo, t
     Image.new("1", (5000, 4000)).save(tmp_path / "bomb.png")
     with pytest.raises(ImageError, match="16"):
         session.open(tmp_path / "bomb.png", TWICE)
-    assert not len(session.store)
+    assert not list(session.store._pictures)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"upscale": 0.5}, "upscale is 0.5"),
+        ({"upscale": 1e308}, "million pixels"),
+        ({"upscale": None}, "upscale is None"),
+        ({"upscale": "4"}, "upscale is '4'"),
+        ({"inside_pix": "x"}, "inside_pix is 'x'"),
+        ({"lambda_pix": None}, "lambda_pix is None"),
+        ({"color_fix": "violet"}, "color_fix is 'violet'"),
+        ({"format": "GIF"}, "format is 'GIF'"),
+        ({"lamda_pix": 1}, "lamda_pix"),
+        ([1, 2], "settings"),
+    ],
+)
+def test_wrong_settings_are_named_in_a_line(session, photo, tmp_path, wrong, words):
+    with pytest.raises((PisasrError, TypeError, ValueError)) as caught:
+        session.repair_file(photo, tmp_path / "made.png", Settings.read(wrong))
+    assert words in explain(caught.value) and "\n" not in explain(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -180,33 +189,31 @@ def test_impossible_pictures_are_a_line_and_leave_nothing_open(session, photo, t
         "file:///etc/passwd",
         "data:image/svg+xml;base64,PHN2Zy8+",
         png(np.zeros((2000, 2000), np.uint8)),
-        png(np.zeros((8, 8), np.uint8))[:-32],
         "data:image/png;base64," + 9_000_000 * "A",
     ],
 )
-def test_a_forged_mask_is_refused_in_a_line(text):
+def test_a_forged_mask_is_refused_where_a_painted_one_arrives(text):
     with pytest.raises(PisasrError) as caught:
         read_mask(text)
     assert "\n" not in str(caught.value)
-
-
-def test_a_painted_mask_arrives_as_it_was():
     levels = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
     assert np.array_equal(read_mask(png(levels)), levels.astype(np.float32) / 255)
-    assert read_mask("") is None
 
 
-# --- events of the page ---------------------------------------------------------------------------
+# --- what the page does ---------------------------------------------------------------------------
+
+
+def steps(session: Session, photo: Path, key: str | None, settings: Settings) -> list:
+    return list(open_photo(session, str(photo), key, settings, lambda *_, **words: None))
 
 
 def test_another_size_replaces_the_picture_and_an_impossible_one_leaves_it(session, photo):
-    listener = Listener(session)
-    *_, (key, value, line) = listener.open(str(photo), None, {"upscale": 2.0})
+    *_, (key, value, line) = steps(session, photo, None, TWICE)
     assert len(value["corners"]) == 4 and value["size"] == [40, 32] and "40 × 32" in line
-    with pytest.raises(gr.Error, match="million"):
-        list(listener.open(str(photo), key, {"upscale": 2000.0}))
+    with pytest.raises(PisasrError, match="million"):
+        steps(session, photo, key, Settings(upscale=2000))
     opened = session.store.get(key)
-    new = listener.open(str(photo), key, {"upscale": 3.0})
+    new = open_photo(session, str(photo), key, Settings(upscale=3), lambda *_, **words: None)
     next(new)
     assert session.store.find(key) is not None  # until the page has the new one
     *_, (new_key, _, _) = new
@@ -215,47 +222,58 @@ def test_another_size_replaces_the_picture_and_an_impossible_one_leaves_it(sessi
 
 
 def test_other_colors_ask_no_unet_and_the_same_photo_again_nothing(session, photo, passes):
-    listener, settings = Listener(session), {"upscale": 2.0}
-    *_, (key, _, _) = listener.open(str(photo), None, settings)
+    *_, (key, _, _) = steps(session, photo, None, TWICE)
     first = session.store.get(key).result
-    settings |= {"color_fix": "none"}
-    *_, (key, _, _) = listener.open(str(photo), key, settings)
+    bare = Settings(upscale=2, color_fix="none")
+    *_, (key, _, _) = steps(session, photo, key, bare)
     assert session.store.get(key).result.tobytes() != first.tobytes() and len(passes) == 2
-    assert len(list(listener.open(str(photo), key, settings))) == 1
-    assert len(session.store) == 1 and len(passes) == 2
+    assert len(steps(session, photo, key, bare)) == 1 and len(passes) == 2
+    opened = session.store.get(key)
+    session.show(opened, Settings(upscale=3))  # the page is ahead of its picture
+    assert opened.shown.upscale == 2 and not opened.fits(photo, Settings(upscale=3))
+
+
+def test_tiles_are_counted_while_a_picture_is_predicted(session, photo, monkeypatch):
+    monkeypatch.setattr("pisasr.options.TILE_PX", 32)
+    counts = []
+    session.open(photo, Settings(upscale=3), on_tile=lambda *count: counts.append(count))
+    total = counts[-1][1]
+    assert total > 2 and counts == [(done, total) for done in range(1, total + 1)]
 
 
 def test_a_batch_reports_each_file_and_packs_what_is_whole(session, photo, tmp_path):
-    listener, made = Listener(session), {}
     (tmp_path / "again").mkdir()
     (tmp_path / "broken.png").write_bytes(b"nothing")
-    again = write(tmp_path / "again" / "photo.png")
+    again, folder = write(tmp_path / "again" / "photo.png"), session.result_folder()
     files = list(map(str, [photo, again, tmp_path / "broken.png"]))
-    *_, (text, archive) = listener.batch(files, {"upscale": 2.0}, made)
+    *_, text = repair_all(session, files, TWICE, folder)
     assert text.splitlines()[-1] == "Done." and "broken.png: failed" in text
-    Path(made["folder"], ".half-written.png").write_bytes(b"so far")
-    for path in (archive, listener.pack(made)[1]):
-        assert zipfile.ZipFile(path).namelist() == ["photo-2.png", "photo.png"]
-    assert listener.pack({})[1] is None
+    (folder / ".half-written.png").write_bytes(b"so far")
+    archive = pack(folder, tmp_path / "repaired.zip")
+    assert zipfile.ZipFile(archive).namelist() == ["photo-2.png", "photo.png"]
+    assert pack(session.result_folder(), tmp_path / "empty.zip") is None
 
 
 # --- the command ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org", ""])
-def test_others_are_let_in_only_with_a_password(host, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["app", "--host", host])
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and "--auth" in error and error.count("\n") == 1
-    assert all(map(is_loopback, ["127.0.0.1", "localhost", "::1"]))
-
-
-@pytest.mark.parametrize("words", [["--auth", "ann"], ["--auth", ":secret"], ["--port", "99999"]])
-def test_half_a_password_and_an_impossible_port_are_wrong_usage(words, capsys):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--host", "0.0.0.0"],
+        ["--host", "::"],
+        ["--host", "example.org"],
+        ["--auth", "ann"],
+        ["--auth", ":secret"],
+        ["--port", "99999"],
+    ],
+)
+def test_others_need_a_whole_password_and_a_port_exists(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["app", *words])
-    assert stopped.value.code == 2 and words[0] in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and words[0] in error and error.count("\n") == 1
+    assert all(map(is_loopback, ["127.0.0.1", "localhost", "::1"]))
 
 
 def test_a_busy_port_is_a_line(base_folder, capsys):
@@ -277,8 +295,9 @@ def page(base_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("gradio")
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
-        page = serve(Session(PiSASRPipeline.from_pretrained(base_folder), **SMALL))
-        page.folder = folder
+        session = Session(PiSASRPipeline.from_pretrained(base_folder), **SMALL)
+        page = serve(session)
+        page.folder, page.session = folder, session
         yield page
         page.close(verbose=False)
 
@@ -295,27 +314,24 @@ def test_a_script_gets_what_the_pipeline_makes(client, pipe, photo):
     expected = pipe(Image.open(photo), **settings, **SMALL).images[0]
     assert Image.open(path).tobytes() == expected.tobytes()
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/repair"]
+    with pytest.raises(AppError, match="upscale is 0.5") as caught:
+        client.predict(handle_file(photo), {"upscale": 0.5}, api_name="/repair")
+    assert "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        ({"upscale": 0.5}, "upscale is 0.5"),
-        ({"upscale": 1e308}, "million pixels"),
-        ({"upscale": None}, "upscale is None"),
-        ({"upscale": "4"}, "upscale is '4'"),
-        ({"inside_pix": "x"}, "inside_pix is 'x'"),
-        ({"lambda_pix": None}, "lambda_pix is None"),
-        ({"color_fix": "violet"}, "color_fix is 'violet'"),
-        ({"format": "GIF"}, "format is 'GIF'"),
-        ({"lamda_pix": 1}, "no 'lamda_pix'"),
-        ([1, 2], "settings"),
-    ],
-)
-def test_a_script_is_told_what_is_wrong_in_a_line(page, photo, wrong, words):
-    with pytest.raises(gr.Error) as caught:
-        Listener(page.session).repair(str(photo), wrong)
-    assert words in html.unescape(caught.value.message) and "\n" not in caught.value.message
+def test_the_page_as_it_starts_opens_and_settles_a_picture(page, photo):
+    """Its events, called as gradio does with what its controls hold."""
+    functions = {fn.name: fn for fn in page.fns.values()}
+    inputs = {c for name in ("drop", "settle") for c in functions[name].inputs}
+    values = {c: c.preprocess(getattr(c, "value", None)) for c in inputs}
+    by_id = {c.elem_id: c for c in inputs}
+    (key,) = (c for c in inputs if isinstance(c, gr.State))
+    values[by_id["photo"]] = str(photo)
+    *_, (opened, _, line) = functions["drop"].fn(values, progress=lambda *_, **words: None)
+    values |= {key: opened, by_id["sem"]: 0.5}
+    event = SimpleNamespace(mask="", turn=7)
+    assert functions["settle"].fn(values, event)["turn"] == 7 and "80 × 64" in line
+    assert page.session.store.get(opened).shown == Settings(lambda_sem=0.5)
 
 
 def test_files_of_the_machine_can_not_be_had(page, client):
@@ -365,20 +381,6 @@ def test_without_the_password_nothing_is_shown(base_folder):
         for password, status in (("guess", 400), ("secret", 200)):
             given = {"username": "ann", "password": password}
             assert httpx.post(f"{page.local_url}login", data=given).status_code == status
-    finally:
-        page.close(verbose=False)
-
-
-@pytest.mark.slow
-def test_more_requests_than_may_wait_are_refused(base_folder, photo, monkeypatch):
-    monkeypatch.setattr(page_module, "MAX_WAITING", 2)
-    page = serve(Session(PiSASRPipeline.from_pretrained(base_folder), **SMALL))
-    try:
-        client = Client(page.local_url, verbose=False)
-        jobs = [client.submit(handle_file(photo), {}, api_name="/repair") for _ in range(16)]
-        failures = [job.exception(timeout=120) for job in jobs]
-        assert None in failures and any(failures)
-        assert client.predict(handle_file(photo), {"upscale": 1}, api_name="/repair")
     finally:
         page.close(verbose=False)
 

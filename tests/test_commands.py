@@ -14,9 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import degrade
 import numpy as np
-import prepare_data
 import pytest
 from PIL import Image
 
@@ -42,8 +40,6 @@ class Enlarges:
 COMMANDS = {
     "infer": lambda given, output: main(["infer", "-i", given, "-o", output]),
     "evaluate": lambda given, output: main(["evaluate", "--sr", given, "--hr", given, "--metrics", "psnr", "--sheets", "0", "--output", output]),
-    "degrade": lambda given, output: degrade.main(["--input", given, "--output", output]),
-    "prepare_data": lambda given, output: prepare_data.main(["--input", given, "--output", output, "--min_side", "8"]),
 }  # fmt: skip
 
 
@@ -96,7 +92,7 @@ def test_odd_names_are_served_and_shown_on_one_line(run, name):
     assert code in (1, 3) and "not an image" in said and (name.isprintable() or name not in said)
 
 
-GLOBS = [("infer", "in/*"), ("degrade", "in/*")]
+GLOBS = [("infer", "in/*")]
 
 
 @pytest.mark.parametrize(
@@ -186,8 +182,7 @@ def test_an_output_that_can_not_be_is_one_line(run, output):
 
 
 LAST = {
-    "infer": "a.png", "evaluate": "summary.json", "degrade": "manifest.json",
-    "prepare_data": "manifest.jsonl",
+    "infer": "a.png", "evaluate": "summary.json",
 }  # fmt: skip
 
 
@@ -263,11 +258,7 @@ def test_a_full_disk_is_one_line(run, monkeypatch):
     monkeypatch.setattr(files, "write_through", full)
     monkeypatch.setattr(saving, "save_image", full)
     code, said = run()
-    assert code in (
-        errors.NOTHING_STARTED,
-        errors.SOME_FAILED,
-        errors.OK if run.name == "prepare_data" else 1,
-    )
+    assert code in (errors.NOTHING_STARTED, errors.SOME_FAILED)
     assert "No space left" in said
 
 
@@ -285,8 +276,6 @@ def test_a_signal_is_one_word_and_130(run, monkeypatch, number):
     monkeypatch.setattr(batch, "check_output", told)
     for module in (
         infer_module,
-        degrade,
-        prepare_data,
         sys.modules["pisasr.commands.evaluate"],
     ):
         monkeypatch.setattr(module, "check_output", told)
@@ -526,17 +515,6 @@ def test_a_big_output_is_done_and_not_made_again(tmp_path, monkeypatch):
     assert not batch._is_picture(tmp_path / "b.png")
 
 
-def test_inputs_of_a_later_run_are_those_of_the_first(tmp_path, monkeypatch):
-    """degrade writes its second folder among its inputs, and is run again."""
-    monkeypatch.chdir(tmp_path)
-    Path("in").mkdir()
-    draw("in/a.png")
-    for _ in range(2):
-        assert degrade.main(["--input", "in", "--output", "in/lq", "--hq_output", "in/hq"]) == 0
-    assert [path.name for path in sorted(Path("in").rglob("*.png"))] == ["a.png"] * 3
-    assert len(find_inputs(["in"], Path("in/lq"), recursive=True)) == 2
-
-
 # --- what the command line is told ----------------------------------------------------------------
 
 
@@ -560,21 +538,18 @@ def test_a_far_strength_is_a_line_of_infer(tmp_path, monkeypatch, base_folder, c
 def test_no_photos_and_none_that_can_be_used_are_usage_before_a_model_is_loaded(
     tmp_path, monkeypatch, capsys
 ):
-    from pisasr.training import setup
+    from pisasr.training import loop
 
-    monkeypatch.setattr(setup, "load_base", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(loop, "load_model", lambda *_: pytest.fail("a model was loaded"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     for name in "ab":
         (tmp_path / "bad" / f"{name}.png").write_text("no picture")
     config = tmp_path / "tiny.yaml"
-    config.write_text(
-        "data: {crop_px: 32}\nsem: {steps: 0}\npix: {steps: 1, batch_size: 1}\ntracking: {trackers: []}\n"
-    )
-    monkeypatch.setattr("pisasr.training.estimate.print_plan", lambda *_: None)
+    config.write_text("data: {crop_px: 32}\nsem: {steps: 0}\npix: {steps: 1, batch_size: 1}\n")
     for folder, said in [
         ("empty", "no photos in"),
-        ("nowhere", "does not exist"),
+        ("nowhere", "neither a folder nor a list"),
         ("bad", "none of 2 photos can be used"),
     ]:
         for dry in ([], ["--dry_run"]):

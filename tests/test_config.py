@@ -9,6 +9,7 @@ from pisasr.config import (
     ConfigError,
     DataConfig,
     RunConfig,
+    StageConfig,
     TrainConfig,
     load_config,
     load_recipe,
@@ -39,73 +40,76 @@ def test_the_papers_recipe_is_what_the_defaults_say():
     config = load_config(CONFIGS / "pisasr.yaml", [*NEEDED, "run.mixed_precision=null"])
     assert config == TrainConfig(data=DataConfig(photos=["photos"]), run=RunConfig(output="runs/a"))
     assert (config.pix.steps, config.sem.steps, config.pix.batch_size) == (4000, 8500, 16)
-    assert (config.sem.weight_l2, config.sem.weight_lpips, config.sem.weight_csd) == (1, 2, 1)
-    assert config.pix.losses == {"l2": 1} and config.sem.losses == {"l2": 1, "lpips": 2, "csd": 1}
+    assert config.pix.weights == {"l2": 1}
+    assert config.sem.weights == {"l2": 1, "lpips": 2, "csd": 1}
 
 
-def test_a_key_of_two_names_in_one_word_is_told_from_a_section(tmp_path):
-    (tmp_path / "a.yaml").write_text("pix.steps: 3\n")
-    with pytest.raises(ConfigError, match="wanted 'steps' in a section, pix: {steps: VALUE}"):
-        load_config(tmp_path / "a.yaml", NEEDED)
+def test_there_are_few_settings():
+    sections = {field.annotation for field in TrainConfig.model_fields.values()}
+    sections -= {DegradationRecipe, StageConfig}  # pix has no key that sem has not
+    keys = [key for section in sections for key in section.model_fields]
+    assert len(keys) <= 45
 
 
 def test_the_command_line_has_the_last_word():
     assert load_config(CONFIGS / "pisasr.yaml", [*NEEDED, "sem.lr=1e-5"]).sem.lr == 1e-5
 
 
-def test_a_recipe_may_be_named_on_the_command_line(tmp_path, monkeypatch):
-    """From where the command runs, and in place of the file's own."""
+def test_a_recipe_may_be_named_and_is_laid_over_the_published_one(tmp_path, monkeypatch):
+    """In YAML from the file's folder, on the command line from where the command runs."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("prob_first: 0.25\n")
-    config = load_config(CONFIGS / "small.yaml", [*NEEDED, "degradation=mine.yaml"])
+    config = load_config(CONFIGS / "smoke.yaml", [*NEEDED, "degradation=mine.yaml"])
     assert config.degradation == replace(DegradationRecipe(), prob_first=0.25)
+    (tmp_path / "own.yaml").write_text("degradation: mine.yaml\n")
+    overrides = [*NEEDED, "degradation.scale=2", "degradation.second.blur.prob=0.25"]
+    recipe = load_config(tmp_path / "own.yaml", overrides).degradation
+    assert (recipe.scale, recipe.prob_first, recipe.second.blur.prob) == (2, 0.25, 0.25)
+    assert recipe.second.blur.sigma == DegradationRecipe().second.blur.sigma
     with pytest.raises(ConfigError, match="absent.yaml"):
-        load_config(CONFIGS / "small.yaml", [*NEEDED, "degradation=absent.yaml"])
+        load_config(CONFIGS / "smoke.yaml", [*NEEDED, "degradation=absent.yaml"])
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "names"),
     [
         ("run.sead=1", "did you mean 'run.seed'"),
         ("sem.weight_lpip=1", "did you mean 'sem.weight_lpips'"),
+        ("degradation.first.blur.sgima=[1,2]", "did you mean 'degradation.first.blur.sigma'"),
         ("pix.steps=many", "pix.steps"),
-        ("pix.lr_schedule=linear", "'constant' or 'cosine'"),
-        ("perceptual.net=vgg19", "'vgg', 'alex' or 'squeeze'"),
-        ("csd.t_min=600", "t_min < t_max"),
-        ("pix.batch_size=0", "pix.batch_size is 0"),
-        ("pix.batch_size=1000000000", "wanted less than or equal to 65536"),
-        ("pix.lr=nan", "pix.lr is 'nan'; wanted a finite number"),
-        ("model.rank_pix=0", "model.rank_pix is 0"),
-        ("run.accumulation=0", "run.accumulation is 0"),
-        ("data.null_text_ratio=7", "data.null_text_ratio is 7; wanted less than or equal to 1"),
-        ("data.photos=[a", "not readable as YAML"),
+        ("pix.lr_schedule=linear", "pix.lr_schedule.*'cosine'"),
+        ("sem.lpips_net=vgg19", "sem.lpips_net.*'squeeze'"),
+        ("csd.t_min=600", "csd.t_min"),
+        ("pix.batch_size=0", "pix.batch_size"),
+        ("pix.lr=.nan", "pix.lr.*finite"),
+        ("model.rank_pix=0", "model.rank_pix"),
+        ("data.null_text_ratio=7", "data.null_text_ratio"),
+        ("data.photos=[a", "not YAML"),
         ("run.accumulation=5", "multiple of run.accumulation"),
         ("seed", "section.key=value"),
+        ("seed=1", "no setting 'seed'"),
         ("data.crop_px=98", "multiple of 8"),
         ("pix.weight_l2=0", "pix has no loss"),
-        ("sem.beyond.shift=512", "below data.crop_px=512"),
-        ("sem.shift=16", "did you mean 'sem.beyond.shift'"),
-        ("degradation.scale=0", "degradation.scale is 0; wanted greater than or equal to 1"),
-        ("degradation.first.blur.sgima=[1,2]", "did you mean 'degradation.first.blur.sigma'"),
-        (
-            "degradation.first.blur.sigma=7",
-            "degradation.first.blur.sigma is 7; wanted a valid list",
-        ),
-        ("pix=3", "pix is 3; wanted a section"),
-        ("data.mix={a: 0}", "a weight above 0"),
-        ("run.seed=many", "run.seed is 'many'; wanted a valid integer"),
-        ("run.output=${nothing}", "run.output"),
-        ("pix.steps=yes", "pix.steps is True; wanted a number"),
-        ("pix.lr=true", "pix.lr is True; wanted a number"),
-        (
-            "run.seed=99999999999999999999",
-            "run.seed is 99999999999999999999; wanted less than 9223372036854775808",
-        ),
+        ("degradation.scale=0", "degradation.scale"),
+        ("degradation.first.blur.sigma=7", "degradation.first.blur.sigma"),
+        ("degradation=7", "degradation"),
+        ("pix=3", "pix"),
+        ("data.mix={a: 0}", "data.mix"),
+        ("run.seed=99999999999999999999", "run.seed"),
+        ("validation.every=5", "validation.pairs"),
+        ("validation.count=0", "validation.count"),
+        ("pix.steps=0", "^$"),
+        ("sem.start_from=-pix", "^$"),
     ],
 )
-def test_a_wrong_setting_is_named_in_one_line(override, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        load_config(CONFIGS / "pisasr.yaml", [*NEEDED, override])
+def test_a_wrong_setting_is_named_in_one_line(override, names):
+    """Where it is wrong: the last two are fine."""
+    given = [*NEEDED, override]
+    if names == "^$":
+        load_config(CONFIGS / "pisasr.yaml", given)
+        return
+    with pytest.raises(ConfigError, match=names) as caught:
+        load_config(CONFIGS / "pisasr.yaml", given)
     assert "\n" not in str(caught.value)
 
 
@@ -137,7 +141,7 @@ def test_no_is_a_precision_although_yaml_reads_it_as_false():
 
 
 def test_what_is_missing_is_named():
-    with pytest.raises(ConfigError, match="data.photos is not set"):
+    with pytest.raises(ConfigError, match="data.photos"):
         load_config(CONFIGS / "pisasr.yaml", ["run.output=a"])
 
 
@@ -148,9 +152,9 @@ def test_a_missing_file_is_named():
 
 def test_one_folder_needs_no_brackets(tmp_path):
     config = load_config(
-        CONFIGS / "smoke.yaml", ["data.photos=a folder", "run.output=b", "tracking.trackers=wandb"]
+        CONFIGS / "smoke.yaml", ["data.photos=a folder", "run.output=b", "run.trackers=wandb"]
     )
-    assert config.data.photos == ["a folder"] and config.tracking.trackers == ["wandb"]
+    assert config.data.photos == ["a folder"] and config.run.trackers == ["wandb"]
     file = tmp_path / "one.yaml"
     file.write_text("data: {photos: x}\nrun: {output: y}\n")
     assert load_config(file).data.photos == ["x"]

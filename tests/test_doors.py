@@ -21,7 +21,7 @@ from pisasr.errors import OK
 
 PAIR = (0.9, 0.6)
 SMALL = {"upscale": 2, "process_size": 16}
-STRENGTHS = ["--lambda_pix", str(PAIR[0]), "--lambda_sem", str(PAIR[1])]
+STRENGTHS = ["--lambda_pix", "0.9", "--lambda_sem", "0.6"]
 WITHOUT_TORCH = """
 import runpy, sys
 sys.modules.update(dict.fromkeys(["torch", "diffusers", "transformers", "pisasr"]))
@@ -46,13 +46,11 @@ def by_command_line(photo: Path, base_folder: Path, request) -> np.ndarray:
 
 
 def by_page(photo: Path, base_folder: Path, request) -> np.ndarray:
-    pytest.importorskip("gradio", reason="needs pisasr[app]")
-    from pisasr.app.page import Listener
-    from pisasr.app.session import Session
+    from pisasr.app.session import Session, Settings
 
     session = Session(PiSASRPipeline.from_pretrained(base_folder), process_size=16)
-    settings = {"lambda_pix": PAIR[0], "lambda_sem": PAIR[1], "upscale": 2}
-    return np.asarray(Image.open(Listener(session).repair(str(photo), settings)))
+    session.repair_file(photo, photo.parent / "made.png", Settings(*PAIR, upscale=2))
+    return np.asarray(Image.open(photo.parent / "made.png"))
 
 
 def by_comfyui(photo: Path, base_folder: Path, request) -> np.ndarray:
@@ -65,12 +63,12 @@ def by_comfyui(photo: Path, base_folder: Path, request) -> np.ndarray:
     from pisasr.comfyui.nodes import MixAndDecode, Predict
 
     class Small(ComfyPipeline):
-        def look(self, image, **options):
-            return super().look(image, process_size=16, **options)
+        def predict(self, image, *on_tile, **options):
+            return super().predict(image, *on_tile, process_size=16, **options)
 
     image = torch.from_numpy(np.asarray(Image.open(photo), np.float32) / 255)[None]
-    (looked,) = Predict.execute(Model(Small.from_pretrained(base_folder)), image, 2.0).args
-    (made,) = MixAndDecode.execute(looked, *PAIR, "the model's own").args
+    (prediction,) = Predict.execute(Model(Small.from_pretrained(base_folder)), image, 2.0).args
+    (made,) = MixAndDecode.execute(prediction, *PAIR, "the model's own").args
     return (255 * made[0]).round().to(torch.uint8).numpy()
 
 
@@ -92,8 +90,8 @@ def by_onnx(photo: Path, base_folder: Path, request) -> np.ndarray:
     return np.asarray(Image.open(made))
 
 
-# Levels of 255, at most and on average. ONNX sums in another order; ComfyUI's pictures are floats,
-# enlarged without rounding, which this model of sine waves amplifies.
+# Levels of 255, at most and on average. ONNX sums in another order; ComfyUI enlarges floats without
+# rounding, which this model of sine waves amplifies.
 SAME, OTHER_SUMS, FLOATS = (0, 0.0), (1, 0.01), (8, 1.0)
 
 

@@ -27,7 +27,7 @@ def run(code: str) -> str:
 
 
 def test_importing_pisasr_imports_no_library():
-    code = "import sys, pisasr; print(*({'torch', 'numpy', 'PIL', 'diffusers', 'omegaconf'} & set(sys.modules)))"
+    code = "import sys, pisasr; print(*({'torch', 'numpy', 'PIL', 'diffusers', 'pydantic'} & set(sys.modules)))"
     assert run(code) == ""
 
 
@@ -46,7 +46,7 @@ def test_the_door_refuses_other_names():
 
 
 def test_inference_needs_nothing_from_the_extras():
-    extras = ("torchvision", "lpips", "omegaconf", "scipy", "h5py")
+    extras = ("torchvision", "lpips", "pydantic", "scipy", "h5py")
     block = f"import sys; sys.modules.update(dict.fromkeys({extras}))\n"
     assert (
         run(block + "import pisasr.pipeline, pisasr.commands.main; print('imported')") == "imported"

@@ -1,9 +1,6 @@
-"""Training pairs: the same key, the same pair; aligned; every photo once an epoch; bad ones
-replaced and counted.
-"""
+"""Training pairs: the same key, the same pair; aligned; every photo once an epoch."""
 
 import itertools
-import json
 import logging
 from collections import Counter
 
@@ -13,17 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from pisasr.data.degradation import DegradationRecipe
-from pisasr.data.photos import (
-    BadPhotos,
-    KeyedBatches,
-    Photos,
-    choose_photos,
-    count_captions,
-    list_photos,
-    share_out,
-)
-from pisasr.data.sources import Photo
-from pisasr.errors import PassedOver, PisasrError
+from pisasr.data.photos import KeyedBatches, Photo, Photos, list_photos, share_out
+from pisasr.errors import PisasrError
 
 
 @pytest.fixture
@@ -42,21 +30,13 @@ def write_noise(path, seed, height=70, width=90):
     Image.fromarray(pixels.numpy()).save(path)
 
 
-def write_manifest(folder, *rows):
-    path = folder / "manifest.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def photos(folder, **options):
-    return Photos(
-        list_photos([str(folder)]),
-        **{"crop_px": 64, "recipe": DegradationRecipe(), "seed": 7, **options},
-    )
+    options = {"crop_px": 64, "recipe": DegradationRecipe(), "seed": 7, **options}
+    return Photos(list_photos([str(folder)]), **options)
 
 
 def test_a_key_gives_the_same_pair_whatever_came_before(folder):
-    first, second = photos(folder), photos(folder, keep_in_memory=True)
+    first, second = photos(folder), photos(folder)
     for key in ((4, 2), (0, 0)):
         second[key]
     one, other = first[(0, 2)], second[(0, 2)]
@@ -83,10 +63,9 @@ def test_a_pair_is_aligned(tmp_path):
     assert (pair["x_L"] - pair["x_H"])[:, inner, inner].abs().max() < 3 / 127.5
 
 
-def test_captions_come_from_beside_the_photo_then_from_the_manifest(folder):
-    captions = {folder / "1.png": "a wood", folder / "2.png": "a lake"}
-    pairs = photos(folder, caption="a photo", captions=captions)
-    assert [pairs[(0, i)]["caption"] for i in range(3)] == ["a photo", "a field", "a lake"]
+def test_captions_come_from_beside_the_photo(folder):
+    pairs = photos(folder, caption="a photo")
+    assert [pairs[(0, i)]["caption"] for i in range(3)] == ["a photo", "a field", "a photo"]
 
 
 # --- which photos ---------------------------------------------------------------------------------
@@ -95,70 +74,33 @@ def test_captions_come_from_beside_the_photo_then_from_the_manifest(folder):
 def test_lists_and_folders(folder, tmp_path):
     listing = folder / "list.txt"
     listing.write_text("2.png\n\n0.png\n")
-    assert [p.name for p in list_photos([str(listing)])] == ["2.png", "0.png"]
-    for name, reason in (("nowhere", "does not exist"), ("0.png", "is no text; wanted a folder")):
+    assert list_photos([str(listing)]) == [
+        Photo(folder / "2.png", "list"),
+        Photo(folder / "0.png", "list"),
+    ]
+    for name, reason in (("nowhere", "neither a folder nor a list"), ("0.png", "is no text")):
         with pytest.raises(PisasrError, match=reason):
             list_photos([str(tmp_path / name)])
-
-
-def test_a_manifest_is_a_source_with_captions_and_scores(folder):
-    rows = (
-        {"path": "2.png", "source": "a", "score": 0.5, "caption": "a lake"},
-        {"path": "0.png", "caption": None},
-    )
-    assert choose_photos([write_manifest(folder, *rows)]) == [
-        Photo(folder / "2.png", "a", "a lake", 0.5),
-        Photo(folder / "0.png", "manifest"),
-    ]
-
-
-@pytest.mark.parametrize("text", ['{"path": 3}\n', "[]\n", '{"path"\n'])
-def test_a_broken_manifest_is_told_by_its_row(tmp_path, text):
-    (tmp_path / "m.jsonl").write_text('{"path": "a.png"}\n' + text)
-    with pytest.raises(PisasrError, match="(line|row) 2"):
-        list_photos([str(tmp_path / "m.jsonl")])
-
-
-def test_hq_fraction_takes_the_best_and_keeps_their_order(tmp_path):
-    scores = [0.1, 0.9, 0.5, 0.9, 0.3]
-    manifest = write_manifest(
-        tmp_path, *({"path": f"{i}.png", "score": s} for i, s in enumerate(scores))
-    )
-
-    def names(fraction):
-        return [photo.path.stem for photo in choose_photos([manifest], hq_fraction=fraction)]
-
-    assert (
-        names(0.6) == ["1", "2", "3"]
-        and names(0.2) == ["1"]
-        and names(1e-9) == ["1"]
-        and len(names(1.0)) == 5
-    )
-
-
-def test_hq_fraction_without_scores_says_what_to_do(folder):
-    with pytest.raises(PisasrError, match="0.png has none; make a manifest"):
-        choose_photos([str(folder)], hq_fraction=0.5)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PisasrError, match="no photos in"):
+        list_photos([str(tmp_path / "empty")])
 
 
 def test_photos_of_a_kind_that_is_not_read_are_told(folder):
     (folder / "deep").mkdir()
     (folder / "deep" / "b.HEIC").touch()
-    with pytest.warns(PassedOver, match="holds 1 files: HEIC is not read here; convert it"):
-        assert all(photo.path.suffix == ".png" for photo in choose_photos([str(folder)]))
+    with pytest.warns(UserWarning, match="HEIC is not read here"):
+        assert all(photo.path.suffix == ".png" for photo in list_photos([str(folder)]))
 
 
-def test_a_mix_names_every_source(folder):
-    rows = [{"path": f"{i}.png", "source": "ab"[i % 2]} for i in range(3)]
-    manifest = write_manifest(folder, *rows)
-    with pytest.raises(PisasrError, match="weights for a, c; wanted one for each of a, b"):
-        choose_photos([manifest], mix={"a": 1, "c": 2})
-    assert {photo.source for photo in choose_photos([manifest], mix={"a": 0, "b": 2})} == {"b"}
-
-
-def test_captions_are_counted(folder):
-    chosen = [*choose_photos([str(folder)]), Photo(folder / "gone" / "x.png", "a", "a lake")]
-    assert count_captions(chosen) == 2
+def test_a_mix_names_every_source(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_noise(tmp_path / name / "0.png", 0)
+    sources = [str(tmp_path / name) for name in "ab"]
+    with pytest.raises(PisasrError, match="weights for a, c; expected a, b"):
+        list_photos(sources, mix={"a": 1, "c": 2})
+    assert {photo.source for photo in list_photos(sources, mix={"a": 0, "b": 2})} == {"b"}
 
 
 # --- photos that fail -----------------------------------------------------------------------------
@@ -175,17 +117,14 @@ def bad_folder(folder):
     return folder
 
 
-def test_a_bad_photo_is_replaced_the_same_way_every_time(bad_folder):
+def test_a_bad_photo_is_named_and_replaced_the_same_way_every_time(bad_folder, caplog):
+    caplog.set_level(logging.WARNING)
     first, again = photos(bad_folder), photos(bad_folder)
     for index in range(3, 8):
+        caplog.clear()
         one, other = first[(0, index)], again[(0, index)]
         assert torch.equal(one["x_L"], other["x_L"]) and torch.equal(one["x_H"], other["x_H"])
-        assert next(iter(json.loads(one["failed"]))) == str(bad_folder / f"{index}.png")
-        assert one["failed"] == other["failed"] and one["x_H"].shape == (3, 64, 64)
-    reasons = [json.loads(first[(0, i)]["failed"])[str(bad_folder / f"{i}.png")] for i in (5, 6, 7)]
-    assert reasons[0] == "it is 90x60; wanted at least data.crop_px=64 on each side"
-    assert reasons[1].startswith("it is 1x1") and reasons[2] == "a link to nothing"
-    assert first[(0, 0)]["failed"] == ""
+        assert f"{index}.png can't be used" in caplog.text and one["x_H"].shape == (3, 64, 64)
     crops = [first[(epoch, 3)]["x_H"] for epoch in range(4)]
     assert not all(torch.equal(crops[0], crop) for crop in crops[1:]), (
         "another epoch, another replacement or crop"
@@ -207,55 +146,21 @@ def test_workers_change_no_replacement(bad_folder):
         )
         return list(itertools.islice(loader, 3))
 
-    alone, helped = seen(0), seen(2)
-    assert any(batch["failed"] != [""] * 4 for batch in alone)
-    for one, other in zip(alone, helped, strict=True):
-        assert torch.equal(one["x_L"], other["x_L"]) and one["failed"] == other["failed"]
+    for one, other in zip(seen(0), seen(2), strict=True):
+        assert torch.equal(one["x_L"], other["x_L"]) and torch.equal(one["seed"], other["seed"])
 
 
 def test_nothing_but_bad_photos_ends_it(tmp_path):
     write_noise(tmp_path / "a.png", 0, height=30)
-    with pytest.raises(
-        PisasrError, match="16 photos in a row can't be used, like .*a.png: it is 90x30"
-    ):
+    with pytest.raises(PisasrError, match="16 photos in a row can't be used; .*a.png.*90x30"):
         photos(tmp_path)[(0, 0)]
+    with pytest.raises(PisasrError, match="none of 1 photos can be used"):
+        photos(tmp_path).check_usable()
 
 
 def test_a_grey_photo_is_as_good_as_any(tmp_path):
     Image.new("L", (70, 70), 90).save(tmp_path / "a.png")
-    pair = photos(tmp_path)[(0, 0)]
-    assert pair["failed"] == "" and pair["x_H"].shape == (3, 64, 64)
-
-
-def test_bad_photos_are_told_once_and_counted(caplog):
-    bad = BadPhotos(total=200, max_fraction=0.01)
-    with caplog.at_level(logging.WARNING):
-        bad.note(
-            [
-                "",
-                json.dumps({"a: b.png": "broken"}),
-                json.dumps({"a: b.png": "broken", "c.png": "gone"}),
-            ]
-        )
-        bad.note([json.dumps({"c.png": "gone"})])
-    assert [record.getMessage().split(" can't")[0] for record in caplog.records] == [
-        "a: b.png",
-        "c.png",
-    ]
-    with pytest.raises(
-        PisasrError, match="3 of 200 photos can't be used, data.max_bad_fraction=0.01 allows 2"
-    ):
-        bad.note([json.dumps({"d.png": "gone"})])
-
-
-@pytest.mark.parametrize(("fraction", "allowed"), [(0.01, 1), (0.5, 2), (1.0, 4), (0.0, 0)])
-def test_one_bad_photo_is_forgiven_unless_none_may_be(fraction, allowed):
-    bad = BadPhotos(total=4, max_fraction=fraction)
-    for number in range(allowed):
-        bad.note([json.dumps({f"{number}.png": "gone"})])
-    if allowed < 4:
-        with pytest.raises(PisasrError, match=f"allows {allowed};"):
-            bad.note([json.dumps({"last.png": "gone"})])
+    assert photos(tmp_path)[(0, 0)]["x_H"].shape == (3, 64, 64)
 
 
 # --- the order ------------------------------------------------------------------------------------
@@ -324,59 +229,41 @@ def test_a_mix_by_numbers_of_photos_is_no_mix():
     assert list(itertools.islice(plain, 3)) == list(itertools.islice(even, 3))
 
 
+# --- given pairs ----------------------------------------------------------------------------------
+
+
 @pytest.fixture
 def pairs(tmp_path):
-    """Three scenes whose every square of 4 px has one level: in lq a pixel each, in teacher's
-    pictures 5 more.
-    """
+    """Three scenes whose every square of 4 px has one level, a pixel of lq."""
     folder = tmp_path / "pairs"
     for i in range(3):
-        small = torch.randint(
-            0, 250, (20, 24, 3), generator=torch.Generator().manual_seed(i), dtype=torch.uint8
-        )
+        chance = torch.Generator().manual_seed(i)
+        small = torch.randint(0, 250, (20, 24, 3), generator=chance, dtype=torch.uint8)
         large = small.repeat_interleave(4, 0).repeat_interleave(4, 1)
-        for side, levels in (("hq", large), ("lq", small), ("teacher", large + 5)):
+        for side, levels in (("hq", large), ("lq", small)):
             (folder / side).mkdir(parents=True, exist_ok=True)
             Image.fromarray(levels.numpy()).save(folder / side / f"{i}.png")
     return folder
 
 
-def given(folder, **options):
-    chosen = choose_photos([str(folder)])
-    options = {"crop_px": 32, "recipe": DegradationRecipe(), "seed": 7, **options}
-    return Photos([p.path for p in chosen], pairs={p.path: p.pair for p in chosen}, **options)
-
-
 def test_given_pairs_are_cut_at_the_same_place_and_never_degraded(pairs):
     corners = set()
     for key in itertools.product(range(8), range(3)):
-        sample = given(pairs)[key]
-        x_H, x_T = ((sample[name] + 1) * 127.5 for name in ("x_H", "x_T"))
-        torch.testing.assert_close(x_T, x_H + 5, atol=1e-3, rtol=0)
+        sample = photos(pairs, crop_px=32)[key]
+        x_H = (sample["x_H"] + 1) * 127.5
         middles = ((sample["x_L"] + 1) * 127.5)[:, 1:-1:4, 1:-1:4]
         small = torch.nn.functional.avg_pool2d(x_H, 4)
-        assert torch.equal(
-            small.repeat_interleave(4, 1).repeat_interleave(4, 2), x_H
-        )  # on the grid of lq's pixels
-        assert (middles - small).abs().mean() < 30  # noise of another place is 80 levels away
+        enlarged = small.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        assert torch.equal(enlarged, x_H), "on the grid of lq's pixels"
+        assert (middles - small).abs().mean() < 30, "noise of another place is 80 levels away"
         corners.add(tuple(x_H[:, 0, 0].tolist()))
     assert len(corners) > 10
 
 
-def test_pairs_need_no_teacher(pairs):
-    for path in (pairs / "teacher").iterdir():
-        path.unlink()
-    (pairs / "teacher").rmdir()
-    photos = given(pairs)
-    assert not photos.taught and "x_T" not in photos[(0, 0)]
-
-
-def test_pairs_that_do_not_fit_are_told(pairs):
+def test_pairs_that_do_not_fit_are_told(pairs, caplog):
     write_noise(pairs / "lq" / "1.png", 0, height=21, width=24)
-    failed = json.loads(given(pairs)[(0, 1)]["failed"])
-    assert "lq/1.png is 24x21; wanted 24x20" in failed[str(pairs / "hq" / "1.png")]
-    (pairs / "teacher" / "2.png").unlink()
-    with pytest.raises(
-        PisasrError, match="1 of its pictures are only in one of hq and teacher, like 2"
-    ):
-        choose_photos([str(pairs)])
+    photos(pairs, crop_px=32)[(0, 1)]
+    assert "(24, 21); expected (24, 20)" in caplog.text
+    (pairs / "lq" / "2.png").unlink()
+    with pytest.raises(PisasrError, match="1 pictures are in only one of .*, like 2"):
+        list_photos([str(pairs)])

@@ -9,10 +9,10 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import numpy as np
@@ -20,24 +20,17 @@ from PIL import Image, ImageFilter
 
 from pisasr.errors import PisasrError
 from pisasr.options import Options
-from pisasr.pictures.images import Picture, eight_bits, join, open_picture
+from pisasr.pictures.images import Picture, open_picture
 from pisasr.pictures.saving import Metadata, made_with, save_image
-from pisasr.pipeline import PiSASRPipeline, Prediction
+from pisasr.pipeline import OnTile, PiSASRPipeline, Prediction
 
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))  # of the preview, in viewer.js's order
 PREVIEW_PX = 768  # the longer side of what the browser mixes while a knob moves
+MAX_INPUT_PIXELS, MAX_OUTPUT_PIXELS = 16_000_000, 64_000_000
+MAX_HELD_BYTES = 2 * 2**30  # of open pictures, for all users
 MAX_MASK_BYTES = 8 * 2**20
+IDLE_S = 3600  # after so many seconds, pictures and files are deleted
 FORMATS = {"PNG": ".png", "PNG16": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Pixels of an input and of a result; bytes held for all users; seconds until forgotten."""
-
-    input_pixels: int = 16_000_000
-    output_pixels: int = 64_000_000
-    held_bytes: int = 2 * 2**30
-    idle_s: float = 3600
 
 
 @dataclass(frozen=True)
@@ -72,21 +65,9 @@ class Settings:
     def read(cls, values: Any) -> "Settings":
         """Settings from a JSON object; PisasrError where it has other names."""
         names = [field.name for field in fields(cls)]
-        unknown = [str(name) for name in values or () if name not in names]
-        if unknown or not isinstance(values, dict):
-            wrong = f"settings have no {unknown[0]!r}" if unknown else "settings are no object"
-            raise PisasrError(f"{wrong}; they are {', '.join(names)}")
+        if not isinstance(values, dict) or values.keys() - set(names):
+            raise PisasrError(f"settings are {values!r:.80}; they have {', '.join(names)}")
         return cls(**values)
-
-    @property
-    def suffix(self) -> str:
-        """The ending of a file of this format."""
-        return FORMATS[self.format]
-
-    @property
-    def output_type(self) -> Any:
-        """What the pipeline returns for this format."""
-        return "uint16" if self.format == "PNG16" else "pil"
 
     def strengths(self, mask: np.ndarray | None, width: int) -> tuple[Any, Any]:
         """(lambda_pix, lambda_sem) for the pipeline: numbers, or maps [h, w] where a mask counts.
@@ -113,22 +94,22 @@ class Settings:
         """The name of a saved result: photo_pix1_sem0.7.png."""
         parts = [stem, f"pix{self.lambda_pix:.3g}", f"sem{self.lambda_sem:.3g}"]
         parts += ["mask"] * masked + ["16bit"] * (self.format == "PNG16")
-        return "_".join(parts) + self.suffix
+        return "_".join(parts) + FORMATS[self.format]
 
 
 @dataclass
 class OpenPicture:
-    """A picture, its prediction, and the last result with the settings that made it."""
+    """A picture with the settings of its prediction, and the last result with its own."""
 
     key: str
     path: Path
     picture: Picture
     settings: Settings
     prediction: Prediction
-    size: tuple[int, int]
     folder: Path  # of files for the browser
-    mask: np.ndarray | None = None
     result: Image.Image | None = None
+    shown: Settings = Settings()
+    mask: np.ndarray | None = None
     is_ready: bool = False  # for moving knobs: the corners are there
 
     def fits(self, path: str | Path, settings: Settings, *names: str) -> bool:
@@ -138,67 +119,60 @@ class OpenPicture:
         return same and self.path == Path(path)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the result."""
+        return self.prediction.frame.output
+
+    @property
     def held_bytes(self) -> int:
         """Memory of the latents, the input and a result."""
-        latents = sum(tensor.nbytes for tensor in self.prediction.tensors)
-        return self.picture.pixels.nbytes + latents + 3 * self.size[0] * self.size[1]
+        held = sum(tensor.nbytes for tensor in self.prediction.tensors)
+        return held + self.picture.pixels.nbytes + 3 * self.size[0] * self.size[1]
 
 
 class Store:
-    """Open pictures by keys that can't be guessed, bounded in bytes and idle seconds.
+    """Open pictures by keys that can't be guessed, bounded in bytes. Safe among threads.
 
-    The least recently used leaves first, with its files. Safe among threads.
+    The least recently used leaves first, with its files; gradio drops those of idle users.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic):
-        self._limits, self._clock = limits, clock
-        self._pictures: OrderedDict[str, tuple[float, OpenPicture]] = OrderedDict()
+    def __init__(self, max_bytes: int = MAX_HELD_BYTES):
+        self._max_bytes = max_bytes
+        self._pictures: OrderedDict[str, OpenPicture] = OrderedDict()
         self._lock = threading.Lock()
 
     def put(self, opened: OpenPicture) -> None:
-        """Add a picture, and drop what is too old or too much; the newest always stays."""
+        """Add a picture, and drop what is too much; the newest always stays."""
         with self._lock:
-            now = self._clock()
-            self._pictures[opened.key] = now, opened
-            held = sum(one.held_bytes for _, one in self._pictures.values())
-            for key, (used, one) in list(self._pictures.items())[:-1]:
-                if held > self._limits.held_bytes or now - used > self._limits.idle_s:
-                    held -= one.held_bytes
-                    self._remove(key)
+            self._pictures[opened.key] = opened
+            held = sum(one.held_bytes for one in self._pictures.values())
+            while held > self._max_bytes and len(self._pictures) > 1:
+                oldest = next(iter(self._pictures))
+                held -= self._pictures[oldest].held_bytes
+                self._remove(oldest)
 
     def find(self, key: str | None) -> OpenPicture | None:
         """The picture of a key; None where there is none any more."""
         with self._lock:
-            used, opened = self._pictures.get(key or "", (0.0, None))
-            if opened is None:
+            if key is None or key not in self._pictures:
                 return None
-            now = self._clock()
-            if now - used > self._limits.idle_s:
-                self._remove(opened.key)
-                return None
-            self._pictures[opened.key] = now, opened
-            self._pictures.move_to_end(opened.key)
-            return opened
+            self._pictures.move_to_end(key)
+            return self._pictures[key]
 
     def get(self, key: str | None) -> OpenPicture:
         """The picture of a key; PisasrError where there is none any more."""
-        if key is None:
-            raise PisasrError("no picture is open; drop one first")
         if (opened := self.find(key)) is None:
-            raise PisasrError("this picture was closed to make room; drop it again")
+            raise PisasrError("no picture is open, or not any more; drop one")
         return opened
 
     def drop(self, key: str | None) -> None:
         """Close a picture, if it is open."""
         with self._lock:
-            if key in self._pictures:
+            if key is not None and key in self._pictures:
                 self._remove(key)
 
-    def __len__(self) -> int:
-        return len(self._pictures)
-
     def _remove(self, key: str) -> None:
-        shutil.rmtree(self._pictures.pop(key)[1].folder, ignore_errors=True)
+        shutil.rmtree(self._pictures.pop(key).folder, ignore_errors=True)
 
 
 class Session:
@@ -211,54 +185,51 @@ class Session:
     def __init__(
         self,
         pipe: PiSASRPipeline,
-        limits: Limits = Limits(),
         takes_prompts: bool = True,
-        process_size: int = Options.process_size,
+        process_size: int | None = Options.process_size,
     ):
-        self.pipe, self.limits, self.takes_prompts = pipe, limits, takes_prompts
-        self.process_size = process_size
-        self.store = Store(limits)
+        self.pipe, self.takes_prompts, self.process_size = pipe, takes_prompts, process_size
+        self.store = Store()
         self._folder = TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True)
         self._device = threading.Lock()
 
-    def read(self, path: str | Path) -> Picture:
-        """Read a file within the limits; ImageError for anything else."""
-        return open_picture(path, self.limits.input_pixels)
-
-    def new_folder(self) -> Path:
-        """A folder for files that a browser will be given, deleted with the session."""
-        folder = Path(self._folder.name, secrets.token_hex(8))
-        folder.mkdir()
-        return folder
+    def result_folder(self) -> Path:
+        """A folder for results; others that have idled too long are deleted."""
+        for other in Path(self._folder.name).glob("result-*"):
+            if time.time() - other.stat().st_mtime > IDLE_S:
+                shutil.rmtree(other, ignore_errors=True)
+        return Path(mkdtemp(prefix="result-", dir=self._folder.name))
 
     def open(
-        self, path: str | Path, settings: Settings, former: OpenPicture | None = None
+        self,
+        path: str | Path,
+        settings: Settings,
+        former: OpenPicture | None = None,
+        on_tile: OnTile | None = None,
     ) -> OpenPicture:
         """Encode a picture and make both predictions, once.
 
         former: what is open so far; its prediction serves where picture, size and prompt are equal.
+        on_tile: as for the pipeline.
         """
         if former is not None and former.fits(path, settings):
             picture, prediction = former.picture, former.prediction
         else:
-            picture = self.read(path)
+            picture = open_picture(path, MAX_INPUT_PIXELS)
             self._check_size(picture, settings)
             with self._device:
-                prediction = self.pipe.predict(picture, **self._options(settings))
-        width, height = (round(settings.upscale * side) for side in picture.size)
-        key, folder = secrets.token_urlsafe(16), self.new_folder()
-        opened = OpenPicture(
-            key, Path(path), picture, settings, prediction, (width, height), folder
-        )
+                prediction = self.pipe.predict(picture, on_tile, **self._options(settings))
+        key, folder = secrets.token_urlsafe(16), Path(mkdtemp(dir=self._folder.name))
+        opened = OpenPicture(key, Path(path), picture, settings, prediction, folder)
         self.store.put(opened)
         return opened
 
-    def show(
-        self, opened: OpenPicture, settings: Settings, mask: np.ndarray | None = None
-    ) -> Image.Image:
+    def show(self, opened: OpenPicture, settings: Settings, mask: Any = None) -> Image.Image:
         """Decode at these strengths, without a pass of the UNet; kept as what a download holds."""
         opened.result = self._decode(opened, settings.strengths(mask, opened.size[0]), settings)
-        opened.settings, opened.mask = settings, mask
+        predicted = opened.settings  # the page may be ahead of its picture
+        fixed: Any = {"upscale": predicted.upscale, "prompt": predicted.prompt}
+        opened.shown, opened.mask = replace(settings, **fixed), mask
         return opened.result
 
     def corners(self, opened: OpenPicture) -> Iterator[Image.Image]:
@@ -272,25 +243,27 @@ class Session:
         """Write what was shown last as a file of a format."""
         if opened.result is None:
             raise PisasrError("nothing is shown yet; wait for the picture")
-        settings = replace(opened.settings, format=format, keep_exif=keep_exif)
+        settings = replace(opened.shown, format=format, keep_exif=keep_exif)
         result: Any = opened.result
-        if settings.output_type != "pil":
+        if format == "PNG16":
             pair = settings.strengths(opened.mask, opened.size[0])
-            result = self._decode(opened, pair, settings, settings.output_type)
+            result = self._decode(opened, pair, settings, "uint16")
         masked = opened.mask is not None
         path = opened.folder / settings.file_name(opened.path.stem, masked)
-        self.save(result, path, opened.picture, settings, masked)
+        self._save(result, path, opened.picture, settings, masked)
         return path
 
-    def repair(self, picture: Picture, settings: Settings) -> Any:
-        """Repair a picture from end to end; uint16 [H, W, C] for PNG16, else a PIL image."""
+    def repair_file(self, path: str | Path, target: Path, settings: Settings) -> None:
+        """Repair a file from end to end into another, without keeping anything."""
+        picture = open_picture(path, MAX_INPUT_PIXELS)
         self._check_size(picture, settings)
-        pair = settings.lambda_pix, settings.lambda_sem
         options = self._options(settings) | {"color_fix": settings.color_fix}
+        options["output_type"] = "uint16" if settings.format == "PNG16" else "pil"
         with self._device:
-            return self.pipe(picture, *pair, output_type=settings.output_type, **options).images[0]
+            output = self.pipe(picture, settings.lambda_pix, settings.lambda_sem, **options)
+        self._save(output.images[0], target, picture, settings)
 
-    def save(
+    def _save(
         self, result: Any, path: Path, picture: Picture, settings: Settings, masked: bool = False
     ) -> None:
         """Write a result with the settings that made it, and the input's EXIF where wanted."""
@@ -300,13 +273,9 @@ class Session:
         save_image(result, path, Metadata(made, picture.exif if settings.keep_exif else None))
 
     def _decode(
-        self,
-        opened: OpenPicture,
-        pair: tuple[Any, Any],
-        settings: Settings,
-        output_type: Any = "pil",
+        self, opened: OpenPicture, pair: tuple[Any, Any], settings: Settings, kind: Any = "pil"
     ) -> Any:
-        options = {"color_fix": settings.color_fix, "output_type": output_type}
+        options = {"color_fix": settings.color_fix, "output_type": kind}
         with self._device:
             return self.pipe.decode(opened.prediction, *pair, **options)
 
@@ -314,20 +283,12 @@ class Session:
         options = {"upscale": settings.upscale, "prompt": settings.prompt}
         return options | {"process_size": self.process_size}
 
-    def _check_size(self, picture: Picture, settings: Settings) -> None:
+    @staticmethod
+    def _check_size(picture: Picture, settings: Settings) -> None:
         width, height = picture.size
         pixels = settings.upscale * width * (settings.upscale * height)
-        most = self.limits.output_pixels
-        if pixels > most:
-            raise PisasrError(
-                f"the result would have {pixels / 1e6:.0f} million pixels, the most here are "
-                f"{most / 1e6:.0f}; choose a smaller size, or use `pisasr infer`"
-            )
-
-
-def input_image(picture: Picture) -> Image.Image:
-    """The input as a browser can show it, at eight bits."""
-    return eight_bits(join(picture.pixels, picture))
+        if pixels > MAX_OUTPUT_PIXELS:
+            raise PisasrError(f"the result would have {pixels / 1e6:.0f} million pixels; make less")
 
 
 def read_mask(text: str) -> np.ndarray | None:

@@ -1,14 +1,12 @@
-"""Infer, in ComfyUI: the folder that it loads, by a link or a copy in its custom_nodes; pisasr is
-installed beside it.
+"""PiSA-SR nodes for ComfyUI: link or copy this folder into custom_nodes, and install pisasr.
 
-ComfyUI gives this folder a module name of its own, so what belongs to it is imported by relative
-names.
+ComfyUI gives this folder a module name of its own, so its files import each other relatively.
 """
 
 import logging
 import sys
 
-WEB_DIRECTORY = "./web"  # ComfyUI shows web/docs/NODE.md when it is asked what a node is for
+WEB_DIRECTORY = "./web"  # ComfyUI shows web/docs/NODE.md as a node's help
 
 try:
     from .nodes import comfy_entrypoint  # noqa: F401
@@ -17,6 +15,6 @@ except ModuleNotFoundError as error:
     cure = (
         "update ComfyUI to 0.3.64 or newer"
         if (error.name or "").startswith("comfy")
-        else f"run: {sys.executable} -m pip install FOLDER, where FOLDER is the repository of pisasr"
+        else f"run: {sys.executable} -m pip install FOLDER, the repository of pisasr"
     )
     logging.error("pisasr: no nodes, since the module %s is missing; %s", error.name, cure)

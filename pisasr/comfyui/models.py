@@ -1,9 +1,6 @@
-"""Infer, in ComfyUI, beside the nodes: models as ComfyUI finds them, moves them, watches them and
-stops them.
-"""
+"""Find models in ComfyUI's folders, and let its memory manager move their networks."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,11 +10,11 @@ import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
-from torch import Tensor, nn
+from torch import nn
 
-from pisasr.method.layers import lay_out
+from pisasr.method.layers import set_memory_format
 from pisasr.models.bases import read_reference
-from pisasr.pipeline import Looked, PiSASRPipeline, usual_dtype
+from pisasr.pipeline import PiSASRPipeline, usual_dtype
 
 EMBEDDED = "embedded"
 OWN = "the base's own"
@@ -29,80 +26,48 @@ folder_paths.add_model_folder_path("pisasr", str(Path(folder_paths.models_dir) /
 
 
 def bases() -> dict[str, Path | None]:
-    """What can be loaded as a base, by name: the embedded model, and folders in models/pisasr and
-    models/diffusers.
+    """Bases by name: the embedded model, and folders in models/pisasr and models/diffusers.
 
-    A base is a folder in diffusers' layout, or what `save_pretrained` wrote, of adapters alone too.
+    A base is a folder in diffusers' layout, or one of adapters that names its base.
     """
     found = {path.name: path for path in _entries("diffusers", "pisasr") if _is_base(path)}
     return {EMBEDDED: None, **dict(sorted(found.items()))}
 
 
 def adapters() -> dict[str, Path | None]:
-    """Adapters by name: those that lie beside the base, and folders and published .pkl files in
-    models/pisasr.
-    """
-    found = {path.name: path for path in _entries("pisasr") if _holds_adapters(path)}
+    """Adapters by name: the base's own, and folders and published .pkl files in models/pisasr."""
+    found = {path.name: path for path in _entries("pisasr") if _has_adapters(path)}
     return {OWN: None, **dict(sorted(found.items()))}
 
 
 def _entries(*kinds: str) -> Iterator[Path]:
-    """What lies in ComfyUI's folders of these kinds; of one name, the first folder's comes last and
-    so counts.
-    """
-    folders = [
-        Path(folder) for kind in kinds for folder in reversed(folder_paths.get_folder_paths(kind))
-    ]
-    return (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    """The contents of ComfyUI's folders of these kinds; the first folder's come last and win."""
+    for kind in kinds:
+        for folder in map(Path, reversed(folder_paths.get_folder_paths(kind))):
+            if folder.is_dir():
+                yield from folder.iterdir()
 
 
 def _is_base(path: Path) -> bool:
-    return path.is_dir() and (
-        (path / "unet" / "config.json").is_file() or read_reference(path) is not None
-    )
+    has_unet = (path / "unet" / "config.json").is_file()
+    return path.is_dir() and (has_unet or read_reference(path) is not None)
 
 
-def _holds_adapters(path: Path) -> bool:
-    return path.suffix == ".pkl" or any(
-        (folder / "pix.safetensors").is_file() for folder in (path, path / "adapters")
-    )
-
-
-@dataclass
-class Bar:
-    """What a pipeline counts its tiles on."""
-
-    total: int
-    watch: Callable[[float], None]
-    n: int = 0
-
-    def update(self, tiles: int) -> None:
-        self.n += tiles
-        self.watch(self.n / self.total)
-
-    def close(self) -> None:
-        """Nothing to put away."""
+def _has_adapters(path: Path) -> bool:
+    places = path / "pix.safetensors", path / "adapters" / "pix.safetensors"
+    return path.suffix == ".pkl" or any(place.is_file() for place in places)
 
 
 class ComfyPipeline(PiSASRPipeline):
-    """The pipeline, computing where ComfyUI does. Others move its weights; `watch` hears which part
-    of a picture is done, and may raise to stop it.
-    """
-
-    watch: Callable[[float], None] = staticmethod(lambda part: None)
+    """A pipeline that computes on ComfyUI's device, whose weights ComfyUI moves."""
 
     @property
     def _execution_device(self) -> torch.device:
         return manager.get_torch_device()
 
-    def progress_bar(self, iterable: Any = None, total: int = 0) -> Bar:
-        return Bar(total, self.watch)
 
-
-class PiSASRNetwork(nn.Module):  # so ComfyUI's log names it
-    """A network as ComfyUI's patchers want it: they write their notes on it, `device` too, which
-    diffusers forbids.
-    """
+class PiSASRNetwork(nn.Module):  # ComfyUI's log shows this name
+    """A network whose attributes ComfyUI's patchers may write, `device` too."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -110,9 +75,7 @@ class PiSASRNetwork(nn.Module):  # so ComfyUI's log names it
 
 
 class WholePatcher(ModelPatcher):
-    """It loads and unloads all or nothing: ComfyUI's own layers fetch what was left behind, others
-    don't.
-    """
+    """Load and unload all or nothing: only ComfyUI's own layers work with parts left behind."""
 
     def partially_load(
         self, device_to: torch.device, extra_memory: float = 0, **options: Any
@@ -122,7 +85,7 @@ class WholePatcher(ModelPatcher):
     def partially_unload(
         self, device_to: torch.device, memory_to_free: float = 0, **options: Any
     ) -> float:
-        return 0  # nothing was freed, and so it is unloaded whole
+        return 0  # nothing freed: ComfyUI then unloads it whole
 
 
 class Model:
@@ -131,90 +94,65 @@ class Model:
     def __init__(self, pipe: ComfyPipeline):
         self.pipe = pipe
         here, away = manager.get_torch_device(), manager.unet_offload_device()
-        self._patchers: dict[
-            nn.Module, WholePatcher
-        ] = {  # without a semantic adapter, both UNets are one
+        networks = (pipe.text_encoder, pipe.unet_pix, pipe.unet, pipe.vae)
+        self._patchers: dict[nn.Module, WholePatcher] = {
             network: WholePatcher(PiSASRNetwork(network), here, away)
-            for network in (pipe.text_encoder, pipe.unet_pix, pipe.unet, pipe.vae)
+            for network in networks
+            if network is not None
         }
 
-    def for_looking(self, pixels: float) -> ComfyPipeline:
-        """The pipeline with all networks on the device, and room there for a picture that will have
-        so many pixels.
+    def on_device(self, pixels: float, vae_alone: bool = False) -> ComfyPipeline:
+        """The pipeline with its networks loaded, and room for a result of so many pixels.
+
+        The room is for the VAE's widest maps, three times its first width a pixel; a VAE without
+        convolutions has none.
         """
-        return self._with(list(self._patchers), pixels)
-
-    def for_mixing(self, pixels: float) -> ComfyPipeline:
-        """The same, of the VAE alone."""
-        return self._with([self.pipe.vae], pixels)
-
-    def _with(self, networks: list[nn.Module], pixels: float) -> ComfyPipeline:
-        wanted = [self._patchers[network] for network in networks]
-        manager.load_models_gpu(wanted, memory_required=working_memory(self.pipe.vae, pixels))
+        vae = self.pipe.vae
+        widths = getattr(vae.config, "block_out_channels", (0,))
+        networks = [vae] if vae_alone else list(self._patchers)
+        manager.load_models_gpu(
+            [self._patchers[network] for network in networks],
+            memory_required=3 * widths[0] * pixels * vae.dtype.itemsize,
+        )
         for network in networks:
-            lay_out(network)
+            set_memory_format(network)
         return self.pipe
 
-    def one_by_one(self, pictures: Sequence[T]) -> Iterator[T]:
-        """The pictures in turn; ComfyUI hears how far it is, and can stop before each and after
-        each of their tiles.
-        """
-        bar = ProgressBar(len(pictures))
 
-        def watch(done: float) -> None:
-            manager.throw_exception_if_processing_interrupted()
-            bar.update_absolute(done)
+class Progress:
+    """ComfyUI's progress bar over pictures and their tiles; raises where the user interrupts."""
 
-        for i, picture in enumerate(pictures):
-            watch(i)
-            self.pipe.watch = lambda part, i=i: watch(i + part)  # type: ignore[misc]
+    def __init__(self, pictures: int):
+        self._bar, self._done = ProgressBar(pictures), 0
+        self.on_tile(0, 1)
+
+    def on_tile(self, done: int, total: int) -> None:
+        """Show how many tiles of the current picture are done."""
+        manager.throw_exception_if_processing_interrupted()
+        self._bar.update_absolute(self._done + done / total)
+
+    def each(self, pictures: Sequence[T]) -> Iterator[T]:
+        """Yield the pictures, counting those that are done."""
+        for picture in pictures:
             yield picture
-        watch(len(pictures))
-
-
-def working_memory(vae: Any, pixels: float) -> float:
-    """Bytes that the VAE holds at most of a picture so large, beside its bands: two maps (see
-    `vae_tiling`).
-
-    Three times the decoder's last width: what comes into its last block and what goes out. The
-    embedded model's VAE has no such maps.
-    """
-    widths = getattr(vae.config, "block_out_channels", None)
-    return 3 * widths[0] * pixels * vae.dtype.itemsize if widths else 0.0
+            self._done += 1
+            self.on_tile(0, 1)
 
 
 def load(base: str = EMBEDDED, adapter: str = OWN, dtype: str = "auto") -> Model:
-    """A model by the names of `bases`, `adapters` and `DTYPES`, its weights where ComfyUI keeps
-    what it doesn't use.
+    """Load a model by the names of `bases`, `adapters` and `DTYPES`.
 
-    "auto" is float16 where ComfyUI would use it, bfloat16 on a CPU that multiplies it natively,
-    else float32.
+    "auto" is float16 where ComfyUI would use it, else `usual_dtype` of the device.
     """
-    wanted = DTYPES[dtype] or _usual_dtype(manager.get_torch_device())
-    return Model(
-        ComfyPipeline.from_pretrained(
-            bases()[base], adapters=adapters()[adapter], torch_dtype=wanted
-        )
-    )
+    device = manager.get_torch_device()
+    chosen = DTYPES[dtype] or usual_dtype(device.type)
+    if dtype == "auto" and chosen == torch.float16 and not manager.should_use_fp16(device):
+        chosen = torch.float32
+    folder, files = bases()[base], adapters()[adapter]
+    return Model(ComfyPipeline.from_pretrained(folder, adapters=files, torch_dtype=chosen))
 
 
 @lru_cache(maxsize=1)
 def embedded() -> Model:
-    """The embedded model, once: what is upscaled with where none is connected."""
+    """The embedded model, loaded once, for Upscale without a connected model."""
     return load()
-
-
-def _usual_dtype(device: torch.device) -> torch.dtype:
-    usual = usual_dtype(device.type)
-    return (
-        torch.float32 if usual == torch.float16 and not manager.should_use_fp16(device) else usual
-    )
-
-
-def moved(looked: Looked, device: torch.device) -> Looked:
-    """The same look with its tensors on a device; what came is left as it is."""
-    values = ((name, getattr(looked, name)) for name in ("z_L", "eps_pix", "eps_pisa", "given"))
-    there: dict[str, Any] = {
-        name: value.to(device) for name, value in values if isinstance(value, Tensor)
-    }
-    return replace(looked, **there)

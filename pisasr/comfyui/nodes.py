@@ -1,72 +1,73 @@
-"""Infer, in ComfyUI: four nodes. A model, a picture looked at, strengths mixed; and all of it at
-once.
+"""Four nodes: Load, Predict, Mix and Decode, and Upscale, which is all of them at once.
 
-ComfyUI keeps what a node gave until its inputs change. So a strength that moves runs `MixAndDecode`
-alone: one decode.
-
-An IMAGE is [B, H, W, C] in [0, 1], float32; it never passes through eight bits. A MASK is [H, W] or
-[B, H, W], 1 where it is painted. Nothing here is left to chance (the VAE's mean is taken), so no
+ComfyUI keeps a node's output until its inputs change, so moving a strength runs `MixAndDecode`
+alone: one decode. An IMAGE is [B, H, W, C] in [0, 1], float32; it never passes through eight bits.
+A MASK is [H, W] or [B, H, W], 1 where painted. Nothing is random (the VAE's mean is taken), so no
 node has a seed.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import comfy.model_management as manager
 import torch
 from comfy_api.latest import ComfyExtension, io
 from torch import Tensor
 
-from pisasr.pipeline import COLOR_FIXES, Looked
+from pisasr.method.color import COLOR_FIXES
+from pisasr.options import Options
+from pisasr.pipeline import Prediction
 
-from .models import DTYPES, Model, adapters, bases, embedded, load, moved
+from .models import DTYPES, Model, Progress, adapters, bases, embedded, load
 
-CATEGORY = "image/upscaling"
-MODELS_OWN = "the model's own"
+OWN_COLOR_FIX = "the model's own"
+PIX = "How much of noise, blur and blocks is taken away: 0 none, 1 as trained."
+SEM = "How much detail is added: 0 none, 1 as trained."
 
 PiSASRModel = io.Custom("PISASR_MODEL")
-PiSASRLooked = io.Custom("PISASR_LOOKED")
+PiSASRPrediction = io.Custom("PISASR_PREDICTION")  # a model and its predictions of a batch
 
 
-class Seen(NamedTuple):
-    """What PISASR_LOOKED is: the pictures of a batch as a model saw them, kept where ComfyUI keeps
-    pictures.
-    """
+def _schema(node: type, name: str, inputs: list[Any], output: Any) -> io.Schema:
+    """A node's first docstring line is its description."""
+    return io.Schema(
+        node_id=f"PiSASR{node.__name__}",
+        display_name=f"PiSA-SR {name}",
+        category="image/upscaling",
+        description=(node.__doc__ or "").partition("\n")[0],
+        inputs=inputs,
+        outputs=[output],
+    )
 
-    model: Model
-    pictures: tuple[Looked, ...]
+
+def _strength(name: str, tooltip: str, default: float = 1.0, optional: bool = False) -> Any:
+    shown_as = {"display_mode": io.NumberDisplay.slider, "tooltip": tooltip, "optional": optional}
+    return io.Float.Input(name, default=default, min=0.0, max=2.0, step=0.05, **shown_as)
+
+
+def _upscale() -> Any:
+    tooltip, default = "How many times as wide and as high.", float(Options.upscale)
+    return io.Float.Input("upscale", default=default, min=1.0, max=16.0, step=0.25, tooltip=tooltip)
+
+
+def _color_fix() -> Any:
+    tooltip = "How the result gets the picture's colors back."
+    return io.Combo.Input("color_fix", options=[OWN_COLOR_FIX, *COLOR_FIXES], tooltip=tooltip)
 
 
 class Load(io.ComfyNode):
-    """Names -> PISASR_MODEL."""
+    """A base and its two adapters, from models/pisasr and models/diffusers."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PiSASRLoad",
-            display_name="PiSA-SR Load",
-            category=CATEGORY,
-            description="A base and its two adapters. Folders are looked for in models/pisasr and models/diffusers.",
-            inputs=[
-                io.Combo.Input(
-                    "base",
-                    options=list(bases()),
-                    tooltip="The small model inside the package, or a folder in diffusers' layout (SD-2.1-base).",
-                ),
-                io.Combo.Input(
-                    "adapters",
-                    options=list(adapters()),
-                    tooltip="The adapters beside the base, or in models/pisasr a folder of pix.safetensors and "
-                    "sem.safetensors, or the published .pkl.",
-                ),
-                io.Combo.Input(
-                    "dtype",
-                    options=list(DTYPES),
-                    tooltip="What it computes in. auto: fp16 where ComfyUI would use it, else what the machine is "
-                    "fastest in.",
-                ),
-            ],
-            outputs=[PiSASRModel.Output(display_name="model")],
-        )
+        base = "The model inside the package, or a folder in diffusers' layout (SD-2.1-base)."
+        both = "The base's, or from models/pisasr a folder of pix and sem, or the published .pkl."
+        dtype = "auto: fp16 where ComfyUI would use it, else what the machine is fastest in."
+        inputs = [
+            io.Combo.Input("base", options=list(bases()), tooltip=base),
+            io.Combo.Input("adapters", options=list(adapters()), tooltip=both),
+            io.Combo.Input("dtype", options=list(DTYPES), tooltip=dtype),
+        ]
+        return _schema(cls, "Load", inputs, PiSASRModel.Output(display_name="model"))
 
     @classmethod
     def execute(cls, base: str, adapters: str, dtype: str) -> io.NodeOutput:
@@ -74,74 +75,49 @@ class Load(io.ComfyNode):
 
 
 class Predict(io.ComfyNode):
-    """The half of the method that no strength changes: IMAGE -> PISASR_LOOKED."""
+    """The slow half: encodes the picture and predicts what both adapters would change."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PiSASRPredict",
-            display_name="PiSA-SR Predict",
-            category=CATEGORY,
-            description="Looks at the picture: the slow half, which the strengths do not change.",
-            inputs=[
-                PiSASRModel.Input("model"),
-                io.Image.Input("image"),
-                _upscale(),
-                io.String.Input(
-                    "prompt",
-                    default="",
-                    optional=True,
-                    tooltip="What the picture shows. Usually left empty, as published.",
-                ),
-            ],
-            outputs=[PiSASRLooked.Output(display_name="looked")],
-        )
+        words = "What the picture shows. Usually left empty, as published."
+        prompt = io.String.Input("prompt", default="", optional=True, tooltip=words)
+        inputs = [PiSASRModel.Input("model"), io.Image.Input("image"), _upscale(), prompt]
+        return _schema(cls, "Predict", inputs, PiSASRPrediction.Output(display_name="prediction"))
 
     @classmethod
     def execute(
         cls, model: Model, image: Tensor, upscale: float, prompt: str = ""
     ) -> io.NodeOutput:
-        pipe = model.for_looking(_pixels(image, upscale))
-        keep = manager.intermediate_device()
-        pictures = (
-            moved(pipe.look(picture, upscale=upscale, prompt=prompt), keep)
-            for picture in model.one_by_one(_pictures(image))
-        )
-        return io.NodeOutput(Seen(model, tuple(pictures)))
+        pipe = model.on_device(_pixels(image, upscale))
+        keep, progress = manager.intermediate_device(), Progress(len(image))
+        options: dict[str, Any] = {"upscale": upscale, "prompt": prompt}
+        options["on_tile"] = progress.on_tile
+        pictures = progress.each(_pictures(image))
+        predictions = tuple(pipe.predict(one, **options).to(keep) for one in pictures)
+        return io.NodeOutput((model, predictions))
 
 
 class MixAndDecode(io.ComfyNode):
-    """The half that makes a picture of it, at two strengths, others inside a mask: PISASR_LOOKED ->
-    IMAGE.
-    """
+    """Makes the picture at two strengths. Moving them runs this node alone."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PiSASRMixAndDecode",
-            display_name="PiSA-SR Mix and Decode",
-            category=CATEGORY,
-            description="Makes the picture at two strengths. Moving them runs this node alone.",
-            inputs=[
-                PiSASRLooked.Input("looked"),
-                *_strengths(),
-                _color_fix(),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="Where it is painted, the two strengths below hold; half painted is halfway between. Of "
-                    "any size in the picture's proportions; one for all pictures of a batch, or one for each.",
-                ),
-                _strength("lambda_pix_inside", 1.0, "lambda_pix inside the mask.", optional=True),
-                _strength("lambda_sem_inside", 0.0, "lambda_sem inside the mask.", optional=True),
-            ],
-            outputs=[io.Image.Output(display_name="image")],
-        )
+        painted = "Where the strengths below hold; one for all pictures, or one for each."
+        inputs = [
+            PiSASRPrediction.Input("prediction"),
+            _strength("lambda_pix", PIX),
+            _strength("lambda_sem", SEM),
+            _color_fix(),
+            io.Mask.Input("mask", optional=True, tooltip=painted),
+            _strength("lambda_pix_inside", "lambda_pix inside the mask.", 1.0, optional=True),
+            _strength("lambda_sem_inside", "lambda_sem inside the mask.", 0.0, optional=True),
+        ]
+        return _schema(cls, "Mix and Decode", inputs, io.Image.Output(display_name="image"))
 
     @classmethod
     def execute(
         cls,
-        looked: Seen,
+        prediction: tuple[Model, tuple[Prediction, ...]],
         lambda_pix: float,
         lambda_sem: float,
         color_fix: str,
@@ -149,47 +125,32 @@ class MixAndDecode(io.ComfyNode):
         lambda_pix_inside: float = 1.0,
         lambda_sem_inside: float = 0.0,
     ) -> io.NodeOutput:
-        model, pictures = looked
+        model, pictures = prediction
         masks = _masks(mask, len(pictures))
         pixels = max(picture.frame.padded[0] * picture.frame.padded[1] for picture in pictures)
-        pipe, device = model.for_mixing(pixels), manager.get_torch_device()
-        fix: Any = None if color_fix == MODELS_OWN else color_fix
+        pipe, device = model.on_device(pixels, vae_alone=True), manager.get_torch_device()
         results = [
-            pipe.mix(
-                moved(picture, device),
-                _by_place(lambda_pix, lambda_pix_inside, mask),
-                _by_place(lambda_sem, lambda_sem_inside, mask),
-                color_fix=fix,
-                output_type="pt",
+            pipe.decode(
+                picture.to(device),
+                _by_place(lambda_pix, lambda_pix_inside, place),
+                _by_place(lambda_sem, lambda_sem_inside, place),
+                **_finish(color_fix),
             )
-            for picture, mask in model.one_by_one(list(zip(pictures, masks, strict=True)))
+            for picture, place in Progress(len(pictures)).each([*zip(pictures, masks, strict=True)])
         ]
         return io.NodeOutput(_image(results))
 
 
 class Upscale(io.ComfyNode):
-    """The whole method at once: IMAGE -> IMAGE, with only the passes that the two strengths
-    need.
-    """
+    """Repairs and enlarges in one step. To try strengths, use Predict and Mix and Decode."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PiSASRUpscale",
-            display_name="PiSA-SR Upscale",
-            category=CATEGORY,
-            description="Repairs and enlarges pictures in one step. To try strengths, use Predict and Mix and Decode.",
-            inputs=[
-                io.Image.Input("image"),
-                _upscale(),
-                *_strengths(),
-                _color_fix(),
-                PiSASRModel.Input(
-                    "model", optional=True, tooltip="Of PiSA-SR Load; without it, the small model."
-                ),
-            ],
-            outputs=[io.Image.Output(display_name="image")],
-        )
+        tooltip = "Of PiSA-SR Load; without it, the model inside the package."
+        model = PiSASRModel.Input("model", optional=True, tooltip=tooltip)
+        strengths = [_strength("lambda_pix", PIX), _strength("lambda_sem", SEM)]
+        inputs = [io.Image.Input("image"), _upscale(), *strengths, _color_fix(), model]
+        return _schema(cls, "Upscale", inputs, io.Image.Output(display_name="image"))
 
     @classmethod
     def execute(
@@ -201,85 +162,33 @@ class Upscale(io.ComfyNode):
         color_fix: str,
         model: Model | None = None,
     ) -> io.NodeOutput:
-        model = model or embedded()
-        pipe = model.for_looking(_pixels(image, upscale))
-        fix: Any = None if color_fix == MODELS_OWN else color_fix
+        pipe = (model or embedded()).on_device(_pixels(image, upscale))
+        progress = Progress(len(image))
+        options: dict[str, Any] = {"upscale": upscale, "on_tile": progress.on_tile}
         results = [
-            result
-            for picture in model.one_by_one(_pictures(image))
-            for result in pipe(
-                picture, lambda_pix, lambda_sem, upscale=upscale, color_fix=fix, output_type="pt"
-            ).images
+            pipe(one, lambda_pix, lambda_sem, **options, **_finish(color_fix)).images[0]
+            for one in progress.each(_pictures(image))
         ]
         return io.NodeOutput(_image(results))
 
 
 class PiSASRExtension(ComfyExtension):
-    """What ComfyUI is told of this folder."""
+    """The nodes of this folder."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [Load, Predict, MixAndDecode, Upscale]
 
 
 async def comfy_entrypoint() -> PiSASRExtension:
-    """The door that ComfyUI knocks at."""
+    """Called by ComfyUI."""
     return PiSASRExtension()
-
-
-# --- inputs that nodes share ----------------------------------------------------------------------
-
-
-def _upscale() -> Any:
-    return io.Float.Input(
-        "upscale",
-        default=4.0,
-        min=1.0,
-        max=16.0,
-        step=0.25,
-        tooltip="How many times as wide and as high.",
-    )
-
-
-def _strength(name: str, default: float, tooltip: str, optional: bool = False) -> Any:
-    slider = io.NumberDisplay.slider
-    return io.Float.Input(
-        name,
-        default=default,
-        min=0.0,
-        max=2.0,
-        step=0.05,
-        display_mode=slider,
-        tooltip=tooltip,
-        optional=optional,
-    )
-
-
-def _strengths() -> list[Any]:
-    return [
-        _strength(
-            "lambda_pix",
-            1.0,
-            "How much of noise, blur and blocks is taken away: 0 none, 1 as trained.",
-        ),
-        _strength("lambda_sem", 1.0, "How much detail is added: 0 none, 1 as trained."),
-    ]
-
-
-def _color_fix() -> Any:
-    return io.Combo.Input(
-        "color_fix",
-        options=[MODELS_OWN, *COLOR_FIXES],
-        tooltip="How the result gets the picture's colours back.",
-    )
 
 
 # --- ComfyUI's tensors and the pipeline's ---------------------------------------------------------
 
 
 def _pictures(image: Tensor) -> list[Tensor]:
-    """IMAGE -> [C, H, W] each. What is a little outside [0, 1], as some nodes leave it, is clamped
-    as on saving.
-    """
+    """IMAGE -> [C, H, W] each, clamped as on saving: some nodes leave values outside [0, 1]."""
     return list(image.clamp(0, 1).movedim(-1, 1))
 
 
@@ -288,30 +197,25 @@ def _image(results: list[Any]) -> Tensor:
     return torch.stack(results).movedim(1, -1).contiguous().to(manager.intermediate_device())
 
 
+def _finish(color_fix: str) -> dict[str, Any]:
+    own = color_fix == OWN_COLOR_FIX
+    return {"color_fix": None if own else color_fix, "output_type": "pt"}
+
+
 def _pixels(image: Tensor, upscale: float) -> float:
     return image.shape[1] * image.shape[2] * upscale**2
 
 
 def _masks(mask: Tensor | None, count: int) -> list[Tensor | None]:
-    """A mask [H, W] for each of `count` pictures. ValueError where there are neither one nor
-    `count` of them.
-    """
-    if mask is None:
-        return [None] * count
-    masks = list(mask if mask.ndim == 3 else mask[None])
+    """A mask [H, W] for each of `count` pictures; ValueError for another number of masks."""
+    masks = [None] if mask is None else list(mask.reshape(-1, *mask.shape[-2:]))
     if len(masks) not in (1, count):
-        raise ValueError(
-            f"{len(masks)} masks came with {count} pictures; give one mask, or one for each picture."
-        )
+        raise ValueError(f"{len(masks)} masks for {count} pictures; give one, or one for each.")
     return masks * count if len(masks) == 1 else masks
 
 
 def _by_place(outside: float, inside: float, mask: Tensor | None) -> float | Tensor:
-    """A strength where the mask is 0, another where it is 1, in between what lies between; [H,
-    W].
-    """
-    if (
-        mask is None or not mask.any()
-    ):  # ComfyUI's word for no mask is black, 64x64, whatever the picture
+    """A strength [H, W]: `outside` where the mask is 0, `inside` where it is 1."""
+    if mask is None or not mask.any():  # ComfyUI gives a black 64x64 one where there is none
         return outside
     return torch.lerp(torch.full_like(mask, outside), torch.full_like(mask, inside), mask)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from tempfile import TemporaryDirectory
@@ -71,10 +72,8 @@ def _app(args: argparse.Namespace) -> int:
         raise PisasrError("the page needs gradio, not installed: pip install 'pisasr[app]'")
     with TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # gradio's copies of pictures go with the page
-        try:
+        with suppress(KeyboardInterrupt):  # SIGTERM, too: see errors.guarded
             _serve(args)
-        except KeyboardInterrupt:  # SIGTERM too: see errors.guarded
-            pass
     return OK
 
 

@@ -1,1 +1,1 @@
-"""Where training pairs come from: photos x_H, and what makes x_L of them."""
+"""Make training pairs: photos x_H, and x_L by degrading them."""

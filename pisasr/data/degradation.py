@@ -1,9 +1,8 @@
-"""Stop two of training, x_H -> x_L: from a good photo to what a bad camera and two trips through
-the internet leave.
+"""Degrade a photo x_H to x_L as a bad camera and two trips through the internet would.
 
 Order, odds and ranges are Real-ESRGAN's second-order degradation (arXiv:2107.10833) with the
-numbers of the published PiSA-SR training; all of them live in `DegradationRecipe`. `draw_steps` is
-the chance in it, the functions below that are the work, `degrade_one` walks through both.
+numbers of the published PiSA-SR training; all of them are in `DegradationRecipe`. `draw_steps`
+draws what happens, the functions below it do the work, `degrade_one` runs both.
 """
 
 import io
@@ -21,97 +20,74 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass as checked
 from torch import Generator, Tensor
 
-from .kernels import Kernel
+from pisasr.data.kernels import Kernel
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601 weights with the digits of torchvision's rgb_to_grayscale
 GUIDES = 1024  # stretches of probability whose first Poisson count is kept
 
 
-# --- what can be chosen: ranges are [low, high], drawn uniformly; odds are weights in the order tha
+# --- recipes: ranges are [low, high], drawn uniformly; odds are weights ---------------------------
 
 
-def _rises(bounds: tuple[float, float]) -> tuple[float, float]:
+def _check_rising(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
-        raise ValueError(f"wanted [low, high] with low <= high; got {list(bounds)}")
+        raise ValueError(f"[low, high] with low <= high expected, got {list(bounds)}")
     return bounds
 
 
-def _weighs(odds: tuple[float, ...]) -> tuple[float, ...]:
+def _check_odds(odds: tuple[float, ...]) -> tuple[float, ...]:
     if not any(odds):
-        raise ValueError(f"wanted one weight above 0 at least; got {list(odds)}")
+        raise ValueError(f"one weight above 0 expected, got {list(odds)}")
     return odds
 
 
 SETTINGS = ConfigDict(extra="forbid", allow_inf_nan=False)
-Chance = Annotated[float, Field(strict=True, ge=0, le=1)]
+Rising, Weighty = AfterValidator(_check_rising), AfterValidator(_check_odds)
+Probability = Annotated[float, Field(strict=True, ge=0, le=1)]
 Amount = Annotated[float, Field(strict=True, ge=0, le=1e6)]
 Width = Annotated[float, Field(strict=True, ge=0.01, le=1e6)]
 Factor = Annotated[float, Field(strict=True, ge=0, le=16)]
 Quality = Annotated[float, Field(strict=True, ge=1, le=100)]
 Side = Annotated[int, Field(strict=True, ge=1, le=255)]
-Rising, Weighty = AfterValidator(_rises), AfterValidator(_weighs)
+Amounts = Annotated[tuple[Amount, Amount], Rising]
+Factors = Annotated[tuple[Factor, Factor], Rising]
 Mode = Literal["area", "bilinear", "bicubic"]
 # `iso` ones are round, `aniso` ones are stretched and turned any way.
 Shape = Literal[
     "iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso"
 ]
+SHAPE_ODDS = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
 
 
 @checked(frozen=True, config=SETTINGS)
 class BlurRecipe:
     """One random blur kernel."""
 
-    prob: Chance = 1.0  # that there is a blur at all
-    size: Annotated[tuple[Side, Side], Rising] = (
-        7,
-        21,
-    )  # of kernels: every odd number in it is equally likely
+    prob: Probability = 1.0  # that there is a blur at all
+    size: Annotated[tuple[Side, Side], Rising] = (7, 21)  # every odd number in it, equally likely
     kinds: Annotated[tuple[Shape, ...], Field(min_length=1)] = get_args(Shape)
-    odds: Annotated[tuple[Amount, ...], Weighty] = (
-        0.45,
-        0.25,
-        0.12,
-        0.03,
-        0.12,
-        0.03,
-    )  # for each of `kinds`
-    sigma: Annotated[tuple[Width, Width], Rising] = (
-        0.2,
-        3.0,
-    )  # px, drawn once for `iso`, twice for `aniso` kinds
-    beta_generalized: Annotated[tuple[Amount, Amount], Rising] = (
-        0.5,
-        4.0,
-    )  # exponent: see `draw_beta`
-    beta_plateau: Annotated[tuple[Amount, Amount], Rising] = (1.0, 2.0)
-    prob_sinc: Chance = 0.1  # that a sinc takes the place of the kinds above
+    odds: Annotated[tuple[Amount, ...], Weighty] = SHAPE_ODDS  # for each of `kinds`
+    sigma: Annotated[tuple[Width, Width], Rising] = (0.2, 3.0)  # px; drawn twice for `aniso` kinds
+    beta_generalized: Amounts = (0.5, 4.0)  # exponent: see `draw_beta`
+    beta_plateau: Amounts = (1.0, 2.0)
+    prob_sinc: Probability = 0.1  # that a sinc takes the place of the kinds above
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> "BlurRecipe":
         if len(self.odds) != len(self.kinds):
-            raise ValueError(
-                f"odds has a weight for each of {', '.join(self.kinds)}; got {list(self.odds)}"
-            )
+            raise ValueError(f"odds needs {len(self.kinds)} weights, one for each of kinds")
         if self.size[0] == self.size[1] and self.size[0] % 2 == 0:
-            raise ValueError(
-                f"size has to hold an odd number; got {list(self.size)}; write e.g. [7, 21]"
-            )
+            raise ValueError(f"size needs an odd number in it, got {list(self.size)}")
         return self
 
 
 @checked(frozen=True, config=SETTINGS)
 class ResizeRecipe:
-    """One random change of size. Neither bilinear nor bicubic filters before it reduces: aliasing
-    is wanted.
-    """
+    """One random change of size; bilinear and bicubic reduce with aliasing, which is wanted."""
 
-    odds: Annotated[tuple[Amount, Amount, Amount], Weighty] = (
-        0.2,
-        0.7,
-        0.1,
-    )  # of enlarging, reducing, keeping
-    up: Annotated[tuple[Factor, Factor], Rising] = (1.0, 1.5)
-    down: Annotated[tuple[Factor, Factor], Rising] = (0.3, 1.0)
+    odds: Annotated[tuple[Amount, Amount, Amount], Weighty] = (0.2, 0.7, 0.1)  # up, down, keep
+    up: Factors = (1.0, 1.5)
+    down: Factors = (0.3, 1.0)
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = get_args(Mode)  # equally likely
 
 
@@ -119,16 +95,10 @@ class ResizeRecipe:
 class NoiseRecipe:
     """Gaussian noise (electronics) or Poisson noise (few photons); always one of the two."""
 
-    prob_gaussian: Chance = 0.5
-    sigma: Annotated[tuple[Amount, Amount], Rising] = (
-        1.0,
-        15.0,
-    )  # Gaussian: in grey levels of 255; [0, 0] is none
-    poisson: Annotated[tuple[Amount, Amount], Rising] = (
-        0.05,
-        2.0,
-    )  # strength; 1: counting 256 photons at white
-    prob_gray: Chance = 0.4  # that red, green and blue get the same noise
+    prob_gaussian: Probability = 0.5
+    sigma: Amounts = (1.0, 15.0)  # Gaussian: in grey levels of 255; [0, 0] is none
+    poisson: Amounts = (0.05, 2.0)  # strength; 1: counting 256 photons at white
+    prob_gray: Probability = 0.4  # that red, green and blue get the same noise
 
 
 @checked(frozen=True, config=SETTINGS)
@@ -138,46 +108,33 @@ class PassRecipe:
     blur: BlurRecipe = BlurRecipe()
     resize: ResizeRecipe = ResizeRecipe()
     noise: NoiseRecipe = NoiseRecipe()
-    jpeg: Annotated[tuple[Quality, Quality], Rising] = (
-        60.0,
-        95.0,
-    )  # rounded to whole numbers after the draw
+    jpeg: Annotated[tuple[Quality, Quality], Rising] = (60.0, 95.0)  # rounded after the draw
+
+
+# Milder; its factors count from the size of x_L, not from its input.
+SECOND_PASS = PassRecipe(
+    blur=BlurRecipe(prob=0.5, sigma=(0.2, 1.5)),
+    resize=ResizeRecipe(odds=(0.3, 0.4, 0.3), up=(1.0, 1.2), down=(0.6, 1.0)),
+    noise=NoiseRecipe(sigma=(1.0, 12.0), poisson=(0.05, 1.0)),
+    jpeg=(60.0, 100.0),
+)
 
 
 @checked(frozen=True, config=SETTINGS)
 class DegradationRecipe:
-    """Every number of the degradation. The defaults are the published ones; the last three fields
-    are ours.
-    """
+    """Every number of the degradation. Defaults as published; the last three fields are ours."""
 
-    scale: Annotated[int, Field(strict=True, ge=1)] = (
-        4  # x_L has 1 / scale of x_H's sides, rounded down
-    )
+    scale: Annotated[int, Field(strict=True, ge=1)] = 4  # of x_H's sides to x_L's, rounded down
     first: PassRecipe = PassRecipe()
-    second: PassRecipe = (
-        PassRecipe(  # milder; its factors count from the size of x_L, not from its input
-            blur=BlurRecipe(prob=0.5, sigma=(0.2, 1.5)),
-            resize=ResizeRecipe(odds=(0.3, 0.4, 0.3), up=(1.0, 1.2), down=(0.6, 1.0)),
-            noise=NoiseRecipe(sigma=(1.0, 12.0), poisson=(0.05, 1.0)),
-            jpeg=(60.0, 100.0),
-        )
-    )
-    prob_final_sinc: Chance = (
-        0.8  # a last sinc: the ringing of oversharpened pictures; second.blur.size is its size
-    )
-    prob_jpeg_last: Chance = (
-        0.5  # the last JPEG after the reduction to x_L's size and the sinc; before them otherwise
-    )
-    prob_first: Chance = (
-        1.0  # that the first pass happens. Zero leaves one mild camera: the second pass alone
-    )
-    prob_clean: Chance = 0.0  # that x_L is only x_H, reduced by antialiased bicubic
-    prob_antialias: Chance = (
-        0.0  # that the second pass and the last step reduce with antialiasing, as cameras do
-    )
+    second: PassRecipe = SECOND_PASS
+    prob_final_sinc: Probability = 0.8  # a last sinc (oversharpening), of second.blur.size
+    prob_jpeg_last: Probability = 0.5  # the last JPEG after the sinc; before the reduction if not
+    prob_first: Probability = 1.0  # that the first pass happens; 0 leaves one mild camera
+    prob_clean: Probability = 0.0  # that x_L is only x_H, reduced by antialiased bicubic
+    prob_antialias: Probability = 0.0  # that the second pass reduces as cameras do
 
 
-# --- chance: every draw comes from the generator given; a step is what is drawn, a Kernel to blur with or one of these
+# --- draws: a step is a Kernel to blur with or one of these ---------------------------------------
 
 
 @dataclass(frozen=True)
@@ -203,69 +160,54 @@ Step = Kernel | Resize | Noise | Jpeg
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> Generator:
-    """The chance of one training sample: the same three numbers give the same pixels, in any worker
-    and any order.
+    """Return the generator of one training sample: the same numbers, the same pixels anywhere.
 
     Any three whole numbers within 64 bits; negative ones are free for other uses than samples. They
-    are hashed: the neighbours of a seed share nothing with it.
+    are hashed: the neighbors of a seed share nothing with it.
     """
-    words = [
-        number % 2**64 for number in (seed, epoch, index)
-    ]  # SeedSequence takes no negative ones
-    # 32 bits, because torch's CPU generator looks at no more of its seed.
+    words = [number % 2**64 for number in (seed, epoch, index)]  # SeedSequence takes none below 0
+    # 32 bits, because torch's CPU generator uses no more of its seed.
     mixed = np.random.SeedSequence(words).generate_state(1, np.uint32)[0]
     return Generator().manual_seed(int(mixed))
 
 
 def uniform(bounds: tuple[float, float], generator: Generator) -> float:
-    """A number from [low, high)."""
+    """Draw a number from [low, high)."""
     low, high = bounds
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
-def chance(probability: float, generator: Generator) -> bool:
-    """True with this probability. Always one draw, so that a probability changes nothing but its
-    own step.
-    """
+def happens(probability: float, generator: Generator) -> bool:
+    """Draw whether an event of this probability happens; always one draw, even for 0 and 1."""
     return uniform((0.0, 1.0), generator) < probability
 
 
 def choose(
     options: Sequence[Any], generator: Generator, odds: Sequence[float] | None = None
 ) -> Any:
-    """One of the options, equally likely or by weight."""
+    """Draw one of the options, equally likely or by weight."""
     weights = np.cumsum(odds if odds is not None else [1.0] * len(options))
-    return options[
-        int(np.searchsorted(weights, uniform((0.0, float(weights[-1])), generator), side="right"))
-    ]
+    place = uniform((0.0, float(weights[-1])), generator)
+    return options[int(np.searchsorted(weights, place, side="right"))]
 
 
 def draw_size(bounds: tuple[int, int], generator: Generator) -> int:
-    """An odd kernel size within bounds."""
+    """Draw an odd kernel size within bounds."""
     return choose([size for size in range(bounds[0], bounds[1] + 1) if size % 2], generator)
 
 
 def draw_beta(bounds: tuple[float, float], generator: Generator) -> float:
-    """An exponent: a fair coin says below or above one, so that flat and spiky kernels are equally
-    frequent.
-    """
+    """Draw an exponent, below or above one by a fair coin: spiky and flat kernels alike."""
     low, high = bounds
-    return (
-        uniform((low, 1.0), generator)
-        if chance(0.5, generator)
-        else uniform((1.0, high), generator)
-    )
+    return uniform((low, 1.0) if happens(0.5, generator) else (1.0, high), generator)
 
 
 def draw_kernel(recipe: BlurRecipe, generator: Generator) -> Kernel:
-    """A random blur kernel."""
+    """Draw a blur kernel."""
     size = draw_size(recipe.size, generator)
-    if chance(recipe.prob_sinc, generator):
-        return Kernel(
-            "sinc",
-            size,
-            (uniform((math.pi / 3 if size < 13 else math.pi / 5, math.pi), generator),),
-        )
+    if happens(recipe.prob_sinc, generator):
+        lowest = math.pi / 3 if size < 13 else math.pi / 5
+        return Kernel("sinc", size, (uniform((lowest, math.pi), generator),))
     kind = choose(recipe.kinds, generator, recipe.odds)
     sigma_x = sigma_y = uniform(recipe.sigma, generator)
     angle = 0.0
@@ -273,27 +215,22 @@ def draw_kernel(recipe: BlurRecipe, generator: Generator) -> Kernel:
         sigma_y = uniform(recipe.sigma, generator)
         angle = uniform((-math.pi, math.pi), generator)
     if kind.startswith("plateau"):
-        return Kernel(
-            "plateau", size, (sigma_x, sigma_y, angle, draw_beta(recipe.beta_plateau, generator))
-        )
+        beta = draw_beta(recipe.beta_plateau, generator)
+        return Kernel("plateau", size, (sigma_x, sigma_y, angle, beta))
     beta = draw_beta(recipe.beta_generalized, generator) if kind.startswith("generalized") else 1.0
     return Kernel("gaussian", size, (sigma_x, sigma_y, angle, beta))
 
 
 def draw_factor(recipe: ResizeRecipe, generator: Generator) -> float:
-    """By how much to change the size: above one enlarges."""
-    direction = choose(("up", "down", "keep"), generator, recipe.odds)
-    return (
-        1.0
-        if direction == "keep"
-        else uniform(recipe.up if direction == "up" else recipe.down, generator)
-    )
+    """Draw by how much to change the size: above one enlarges."""
+    bounds = choose((recipe.up, recipe.down, None), generator, recipe.odds)
+    return 1.0 if bounds is None else uniform(bounds, generator)
 
 
 def draw_noise(recipe: NoiseRecipe, generator: Generator) -> Noise:
-    """Gaussian or Poisson noise of random strength."""
-    gray = chance(recipe.prob_gray, generator)
-    if chance(recipe.prob_gaussian, generator):
+    """Draw Gaussian or Poisson noise of random strength."""
+    gray = happens(recipe.prob_gray, generator)
+    if happens(recipe.prob_gaussian, generator):
         return Noise("gaussian", uniform(recipe.sigma, generator), gray)
     return Noise("poisson", uniform(recipe.poisson, generator), gray)
 
@@ -301,17 +238,17 @@ def draw_noise(recipe: NoiseRecipe, generator: Generator) -> Noise:
 def draw_steps(
     recipe: DegradationRecipe, size: tuple[int, int], generator: Generator
 ) -> Iterator[Step]:
-    """What happens to a photo of `size` (H, W), step by step; each is drawn when it is asked for.
+    """Draw what happens to a photo of `size` (H, W), step by step.
 
-    So whoever takes a step before asking for the next may draw from the same generator in between.
+    Lazily: the caller may draw from the same generator between two steps.
     """
     size_L = (size[0] / recipe.scale, size[1] / recipe.scale)
-    if chance(recipe.prob_clean, generator):
+    if happens(recipe.prob_clean, generator):
         yield Resize(whole_size(size_L), "bicubic", antialias=True)
         return
-    if chance(recipe.prob_first, generator):
+    if happens(recipe.prob_first, generator):
         first = recipe.first
-        if chance(first.blur.prob, generator):
+        if happens(first.blur.prob, generator):
             yield draw_kernel(first.blur, generator)
         yield Resize(draw_factor(first.resize, generator), choose(first.resize.modes, generator))
         yield draw_noise(first.noise, generator)
@@ -322,27 +259,25 @@ def draw_steps(
 def draw_second(
     recipe: DegradationRecipe, size: tuple[float, float], generator: Generator
 ) -> Iterator[Step]:
-    """Blur, resize to about x_L's size, noise; then JPEG before or after the reduction to `size`
-    and the last sinc.
+    """Draw the second pass: blur, resize to about x_L's size, noise; then JPEG before or after the
+    reduction to `size` and the last sinc.
 
     `size` is (H, W) / scale as fractions: resize factors multiply it before anything is rounded.
-
-    The published training goes one step further and enlarges back to x_H's size in a random mode.
-    Here x_L stays small and the caller enlarges it by bicubic, which is what inference does to
-    every picture it is given.
+    The published training then enlarges to x_H's size in a random mode; here the caller enlarges by
+    bicubic, as inference does.
     """
     second = recipe.second
-    antialias = chance(recipe.prob_antialias, generator)
-    if chance(second.blur.prob, generator):
+    antialias = happens(recipe.prob_antialias, generator)
+    if happens(second.blur.prob, generator):
         yield draw_kernel(second.blur, generator)
     factor = draw_factor(second.resize, generator)
     yield Resize(whole_size(size, factor), choose(second.resize.modes, generator), antialias)
     yield draw_noise(second.noise, generator)
-    jpeg_last = chance(recipe.prob_jpeg_last, generator)
+    jpeg_last = happens(recipe.prob_jpeg_last, generator)
     if not jpeg_last:
         yield Jpeg(round(uniform(second.jpeg, generator)))
     yield Resize(whole_size(size), choose(second.resize.modes, generator), antialias)
-    if chance(recipe.prob_final_sinc, generator):
+    if happens(recipe.prob_final_sinc, generator):
         side = draw_size(second.blur.size, generator)
         yield Kernel("sinc", side, (uniform((math.pi / 3, math.pi), generator),))
     if jpeg_last:
@@ -350,50 +285,39 @@ def draw_second(
 
 
 def whole_size(size: tuple[float, float], factor: float = 1.0) -> tuple[int, int]:
-    """Whole pixels, rounded down, never none."""
+    """Round (H, W) * factor down to whole pixels, at least one."""
     return max(1, int(size[0] * factor)), max(1, int(size[1] * factor))
 
 
-# --- what happens to a picture x [3, h, w] --------------------------------------------------------
+# --- steps on a picture x [3, h, w] ---------------------------------------------------------------
 
 
 def blur(x: Tensor, kernel: Tensor) -> Tensor:
-    """Filter each channel with a kernel [k, k], the border mirrored. May leave [0, 1] where the
-    kernel is negative.
+    """Filter each channel with a kernel [k, k], the border mirrored; may leave [0, 1].
 
-    By Fourier transform: a 21 x 21 kernel on 192 x 192 pixels takes a tenth of the time that conv2d
-    needs, and every kernel takes the same.
+    By Fourier transform: a tenth of conv2d's time for a 21 x 21 kernel on 192 x 192 pixels.
     """
     k = kernel.shape[-1]
-    # A mirror can't show more than there is; pictures that small repeat their border instead.
+    # Reflection needs as many pixels as it pads; smaller pictures repeat their border.
     mode = "reflect" if min(x.shape[-2:]) > k // 2 else "replicate"
     x = F.pad(x[None], (k // 2,) * 4, mode=mode)[0]
     h, w = x.shape[-2:]
-    size = (
-        -(-h // 24) * 24,
-        -(-w // 24) * 24,
-    )  # transforms of lengths with small prime factors are the fast ones
-    # The transform convolves, filtering correlates: hence the flip. The first k - 1 rows and
-    # columns wrapped round.
+    size = (-(-h // 24) * 24, -(-w // 24) * 24)  # lengths with small prime factors are fast
+    # The transform convolves, filtering correlates: hence the flip.
     spectrum = torch.fft.rfft2(kernel.flip(-2, -1).to(x), s=size)
-    return torch.fft.irfft2(torch.fft.rfft2(x, s=size) * spectrum, s=size)[
-        ..., k - 1 : h, k - 1 : w
-    ]
+    filtered = torch.fft.irfft2(torch.fft.rfft2(x, s=size) * spectrum, s=size)
+    return filtered[..., k - 1 : h, k - 1 : w]  # the first k - 1 rows and columns wrapped round
 
 
 def resize(x: Tensor, size: tuple[int, int], mode: str, antialias: bool = False) -> Tensor:
-    """Change to size (height, width). `area` averages whatever falls into a pixel and needs no
-    antialiasing.
-    """
+    """Resize to (height, width). `area` averages what falls into a pixel: no antialiasing."""
     if tuple(x.shape[-2:]) == size:
         return x
     return F.interpolate(x[None], size=size, mode=mode, antialias=antialias and mode != "area")[0]
 
 
 def resize_by(x: Tensor, factor: float, mode: str) -> Tensor:
-    """Change the size by a factor, which also places the samples: that is not quite `resize` to the
-    rounded size.
-    """
+    """Resize by a factor, which also places the samples: not quite `resize` to the same size."""
     h, w = x.shape[-2:]
     if min(int(h * factor), int(w * factor)) < 1:
         return resize(x, (max(1, int(h * factor)), max(1, int(w * factor))), mode)
@@ -401,9 +325,7 @@ def resize_by(x: Tensor, factor: float, mode: str) -> Tensor:
 
 
 def add_gaussian_noise(x: Tensor, sigma: float, gray: bool, generator: Generator) -> Tensor:
-    """Noise of standard deviation sigma / 255, the same in all channels when gray; the result cut
-    to [0, 1].
-    """
+    """Add noise of standard deviation sigma / 255, clamped to [0, 1]; gray: equal channels."""
     shape = (1, *x.shape[-2:]) if gray else x.shape
     return (x + torch.randn(shape, generator=generator) * (sigma / 255)).clamp_(0, 1)
 
@@ -411,12 +333,10 @@ def add_gaussian_noise(x: Tensor, sigma: float, gray: bool, generator: Generator
 def add_poisson_noise(
     x: Tensor, strength: float, gray: bool, generator: Generator, by_place: bool = False
 ) -> Tensor:
-    """Noise of light counted in photons: its variance grows with brightness; the result cut to [0,
-    1].
+    """Add the noise of counted photons, whose variance grows with brightness; clamped to [0, 1].
 
-    White is as many photons as the picture has different levels, rounded up to a power of two: a
-    picture of few levels is a noisy one (scikit-image's rule, kept by Real-ESRGAN). `by_place`: see
-    `degrade_one`.
+    White is as many photons as the picture has different levels, rounded up to a power of two
+    (scikit-image's rule, kept by Real-ESRGAN). by_place: see `degrade_one`.
     """
     source = (x * x.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True) if gray else x
     source = round_to_levels(source)
@@ -430,9 +350,8 @@ def add_poisson_noise(
 
 
 def count_by_place(rates: Tensor, photons: int, generator: Generator) -> Tensor:
-    """Poisson counts, one uniform number for each place: the count is the quantile at that number,
-    so that rates that differ a little give counts that do. Rates are whole multiples of photons /
-    255, up to photons.
+    """Draw Poisson counts as quantiles at one uniform number a place: rates that differ a little
+    give counts that do. Rates are whole multiples of photons / 255, up to photons.
     """
     level = (rates * (255 / photons)).round_()
     place = level.double() + torch.rand(rates.shape, generator=generator)
@@ -446,27 +365,24 @@ def count_by_place(rates: Tensor, photons: int, generator: Generator) -> Tensor:
 
 @cache
 def quantile_tables(photons: int) -> tuple[Tensor, Tensor]:
-    """level + P(count <= n) for 256 rates of level * photons / 255 and n from 0 to far in the tail,
-    flat and rising; and the first entry above level + i / GUIDES, a guide to where a search in it
-    ends."""
+    """Tabulate level + P(count <= n) for rates of level * photons / 255, flat and rising; and the
+    first entry above level + i / GUIDES, where a search in it begins.
+    """
     n = torch.arange(photons + math.ceil(7 * math.sqrt(photons)) + 16, dtype=torch.float64)
     level = torch.arange(256, dtype=torch.float64)[:, None]
     reached = torch.special.gammaincc(n + 1, level * (photons / 255)).clamp_(max=1)
     reached[:, -1] = 1
     table = (level + reached).flatten()
-    return table, torch.searchsorted(
-        table, torch.arange(256 * GUIDES, dtype=torch.float64) / GUIDES, right=True
-    )
+    starts = torch.arange(256 * GUIDES, dtype=torch.float64) / GUIDES
+    return table, torch.searchsorted(table, starts, right=True)
 
 
 def compress_jpeg(x: Tensor, quality: int) -> Tensor:
     """Save as JPEG in memory and read it back: [0, 1] in, the 256 levels of [0, 1] out.
 
-    libjpeg through Pillow, chroma halved (4:2:0). It is what made the pictures people have, it is
-    exact where a differentiable imitation approximates, and no gradient is needed here. The
-    published training uses such an imitation (DiffJPEG): it transposes the quantization tables and
-    repeats chroma where libjpeg interpolates, so that it does the same damage to brightness and
-    more to colour; the test says how much.
+    libjpeg through Pillow, chroma halved (4:2:0). The published training uses a differentiable
+    imitation (DiffJPEG), which transposes the quantization tables and repeats chroma where libjpeg
+    interpolates: the same damage to brightness, more to color.
     """
     levels = (x.clamp(0, 1) * 255).round_().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     file = io.BytesIO()
@@ -476,30 +392,29 @@ def compress_jpeg(x: Tensor, quality: int) -> Tensor:
 
 
 def round_to_levels(x: Tensor) -> Tensor:
-    """The nearest of the 256 levels that a PNG can hold, in [0, 1]."""
+    """Round to the 256 levels that a PNG can hold, in [0, 1]."""
     return (x * 255).round_().clamp_(0, 255).div_(255)
 
 
-# --- the journey ----------------------------------------------------------------------------------
+# --- all of it ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def degrade_one(
     x_H: Tensor, recipe: DegradationRecipe, generator: Generator, by_place: bool = False
 ) -> Tensor:
-    """Make the photo a bad camera and two trips through the internet would have made.
+    """Make of a photo what a bad camera and two trips through the internet would have made.
 
     Blur, resize, noise, JPEG, twice; the second pass adds the ringing of oversharpening.
-    Order, ranges and odds follow Real-ESRGAN (arXiv:2107.10833) and live in `recipe`.
 
     x_H [3, H, W] in [0, 1], float32, on the CPU  ->  x_L [3, H // scale, W // scale] (at least 1 x
-    1), rounded to the 256 levels a PNG can hold. Enlarge it by bicubic to get the model's input.
-    All chance comes from `generator`: the same seed gives the same pixels.
+    1), rounded to 256 levels. Enlarge it by bicubic to get the model's input. All draws come from
+    `generator`: the same seed gives the same pixels.
 
-    `by_place` says where noise comes from. Training has it True: each field of noise has a seed of
-    its own, and a Poisson count is the quantile at its place's number, so that another machine's
-    rounding moves a few counts, and nothing that is drawn later. Fixed test sets were made in turn
-    (False), where one count more moves all that follow; they keep their pixels.
+    by_place: how noise is drawn. Training has True: each field of noise has a seed of its own and
+    Poisson counts are quantiles, so that another machine's rounding moves a few counts and nothing
+    that is drawn later. Fixed test sets were made with False, where one count more moves all that
+    follow; they keep their pixels.
     """
     _check_photo(x_H)
     x = x_H
@@ -507,12 +422,10 @@ def degrade_one(
         match step:
             case Kernel():
                 x = blur(x, step.make())
-            case Resize(to, mode, antialias):
-                x = (
-                    resize_by(x, to, mode)
-                    if isinstance(to, float)
-                    else resize(x, to, mode, antialias)
-                )
+            case Resize(float() as factor, mode):
+                x = resize_by(x, factor, mode)
+            case Resize(tuple() as size, mode, antialias):
+                x = resize(x, size, mode, antialias)
             case Noise(kind, strength, gray):
                 source = _own_generator(generator) if by_place else generator
                 if kind == "gaussian":
@@ -532,13 +445,7 @@ def _check_photo(x_H: Tensor) -> None:
     if x_H.ndim != 3 or x_H.shape[0] != 3 or x_H.numel() == 0:
         raise ValueError(f"x_H is [3, H, W]; got {list(x_H.shape)}")
     if x_H.dtype != torch.float32 or x_H.device.type != "cpu":
-        raise ValueError(
-            f"x_H is a float32 tensor on the CPU; got {x_H.dtype} on {x_H.device}; call .float().cpu()"
-        )
+        raise ValueError(f"x_H is float32 on the CPU; got {x_H.dtype} on {x_H.device}")
     low, high = (bound.item() for bound in torch.aminmax(x_H))
-    if not (
-        low > -1e-3 and high < 1.001
-    ):  # room for rounding; written this way round, it also catches nan
-        raise ValueError(
-            f"x_H lies in [0, 1]; got [{low:.3g}, {high:.3g}]; from [-1, 1], pass (x + 1) / 2"
-        )
+    if not (low > -1e-3 and high < 1.001):  # room for rounding; nan fails too
+        raise ValueError(f"x_H is in [0, 1]; got [{low:.3g}, {high:.3g}]")

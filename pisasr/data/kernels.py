@@ -1,8 +1,6 @@
-"""Within stop two of training: the shapes of blur, [size, size] float64 kernels, size odd, entries
-summing to one.
+"""Make blur kernels: [size, size] float64, size odd, entries summing to one.
 
-Formulas as Real-ESRGAN (arXiv:2107.10833, section 3) uses them. Angles in radians, lengths in
-pixels.
+Formulas as Real-ESRGAN (arXiv:2107.10833, section 3) uses them. Angles in radians, lengths in px.
 """
 
 import math
@@ -13,36 +11,29 @@ import torch
 from torch import Tensor
 
 
-def centred_grid(size: int) -> tuple[Tensor, Tensor]:
-    """x (growing to the right) and y (growing downward) of every entry, both [size, size], zero in
-    the middle.
-    """
+def centered_grid(size: int) -> tuple[Tensor, Tensor]:
+    """Return x (to the right) and y (downward) of every entry, [size, size], 0 in the middle."""
     if size < 1 or size % 2 == 0:
-        raise ValueError(
-            f"a kernel has an odd size, so that it has a middle; got {size}; take {abs(size) + 1}"
-        )
+        raise ValueError(f"a kernel's size is odd, so that it has a middle; got {size}")
     axis = torch.arange(size, dtype=torch.float64) - size // 2
     return axis.expand(size, size), axis[:, None].expand(size, size)
 
 
 def squared_distance(size: int, sigma_x: float, sigma_y: float, angle: float) -> Tensor:
-    """How many sigmas from the middle, squared, along axes turned by `angle`: d' Sigma^-1 d of a
-    bivariate normal.
-    """
-    x, y = centred_grid(size)
+    """Return d' Sigma^-1 d of a bivariate normal whose axes are turned by `angle`."""
+    x, y = centered_grid(size)
     along = math.cos(angle) * x + math.sin(angle) * y
     across = math.cos(angle) * y - math.sin(angle) * x
     return (along / sigma_x) ** 2 + (across / sigma_y) ** 2
 
 
 def normalize(kernel: Tensor) -> Tensor:
-    """Scale to a sum of one, so that a blur keeps the picture's brightness."""
+    """Scale to a sum of one, so that a blur keeps brightness."""
     return kernel / kernel.sum()
 
 
 def gaussian(size: int, sigma_x: float, sigma_y: float, angle: float, beta: float = 1.0) -> Tensor:
-    """exp(-d^(2 beta) / 2) with d = squared_distance^(1/2): a lens out of focus, or shaken where
-    sigma_x != sigma_y.
+    """exp(-d^(2 beta) / 2), d = squared_distance^(1/2): out of focus; sigma_x != sigma_y: shaken.
 
     beta = 1 is the normal distribution; below it the middle is a spike with long tails, above it a
     disc.
@@ -56,15 +47,13 @@ def plateau(size: int, sigma_x: float, sigma_y: float, angle: float, beta: float
 
 
 def sinc(size: int, cutoff: float) -> Tensor:
-    """The ideal round low-pass filter cut to size x size: it leaves the rings and overshoot of
-    oversharpened pictures.
+    """The ideal round low-pass filter cut to size x size: the rings of oversharpened pictures.
 
         cutoff J1(cutoff r) / (2 pi r),  cutoff^2 / (4 pi) in the middle
 
-    cutoff in radians a pixel: pi keeps everything that the grid can hold along an axis. Entries may
-    be negative.
+    cutoff in radians a pixel: pi keeps all that the grid can hold along an axis.
     """
-    x, y = centred_grid(size)
+    x, y = centered_grid(size)
     r = torch.hypot(x, y)
     r[size // 2, size // 2] = 1.0  # any number but zero; this entry is replaced below
     # torch's J1 is right to 5e-7: far below what a picture of 256 levels can show.
@@ -78,10 +67,9 @@ SHAPES: dict[str, Callable[..., Tensor]] = {"gaussian": gaussian, "plateau": pla
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel in words: which function makes it, and what is passed after the size."""
+    """Which function makes a kernel, and what is passed after the size."""
 
-    shape: str
-    """A name in SHAPES."""
+    shape: str  # a name in SHAPES
     size: int
     parameters: tuple[float, ...]
 

@@ -32,7 +32,7 @@ def pair_folders(
     files = {option: list_pictures(folder) for option, folder in folders.items()}
     anchor = "--hq" if hq else next(iter(files))
     matches = {option: match_names(files[anchor], stems) for option, stems in files.items()}
-    problems = []
+    problems: list[str] = []
     for option, match in matches.items():
         problems += _strays(files, match, anchor, option)
     examples = []

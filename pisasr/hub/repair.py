@@ -1,10 +1,9 @@
-"""Infer, without PyTorch: one photo through the ONNX files beside this one, by numpy, onnxruntime
-and Pillow alone.
+"""Repair a photo by the ONNX files beside this one, with numpy, onnxruntime and Pillow alone.
 
     python FOLDER/repair.py photo.png repaired.png --lambda_pix 1 --lambda_sem 0.7 --upscale 4
 
-`pisasr export` copies it to where it writes the files. It takes the photo whole and in
-colour: no tiles, no alpha, eight bits. pisasr.json says what the files take and give.
+`pisasr export` copies this file to where it writes the others. The photo goes through whole and in
+color: no tiles, no alpha, eight bits.
 """
 
 import argparse
@@ -18,23 +17,19 @@ from PIL import Image, ImageOps
 
 
 def run(path: Path, **inputs: np.ndarray) -> np.ndarray:
-    """The one output of a file; networks are loaded one after another, so that one at a time needs
-    memory.
-    """
-    session = onnxruntime.InferenceSession(
-        str(path), providers=onnxruntime.get_available_providers()
-    )
-    return session.run(None, inputs)[0]
+    """Run a network; each is loaded when it is used, so one at a time takes memory."""
+    providers = onnxruntime.get_available_providers()
+    return onnxruntime.InferenceSession(str(path), providers=providers).run(None, inputs)[0]
 
 
 def restore(
     x_L: np.ndarray, folder: Path, facts: dict[str, Any], lambda_pix: float, lambda_sem: float
 ) -> np.ndarray:
-    """x_L [B, 3, H, W] in [-1, 1] -> a picture [B, 3, H, W] in [0, 1], all float32. facts: those of
-    pisasr.json.
+    """Restore x_L [B, 3, H, W] in [-1, 1]: [B, 3, H, W] in [0, 1], all float32.
 
-    Each UNet is asked where it has a part in lambda_pix * eps_pix + lambda_sem * (eps_pisa -
-    eps_pix).
+        eps = lambda_pix * eps_pix + lambda_sem * (eps_full - eps_pix)
+
+    A UNet without a part in it does not run. facts: the contents of pisasr.json.
     """
     height, width = x_L.shape[2:]
     below, right = -height % facts["multiple_of"], -width % facts["multiple_of"]
@@ -44,13 +39,13 @@ def restore(
     if lambda_pix != lambda_sem:
         eps += np.float32(lambda_pix - lambda_sem) * run(folder / facts["eps_pix"], z_L=z_L)
     if lambda_sem != 0:
-        eps += np.float32(lambda_sem) * run(folder / facts["eps_pisa"], z_L=z_L)
+        eps += np.float32(lambda_sem) * run(folder / "unet.onnx", z_L=z_L)
     x_H = run(folder / "decoder.onnx", z_H=z_L - eps)
     return run(folder / "colors.onnx", x_H=x_H[:, :, :height, :width], x_L=x_L)
 
 
 def main() -> None:
-    """argv in, a file out."""
+    """Read the arguments, write the file."""
     parser = argparse.ArgumentParser(description="Repair and enlarge a photo.")
     parser.add_argument("photo", type=Path)
     parser.add_argument("repaired", type=Path)
@@ -59,21 +54,18 @@ def main() -> None:
     args = parser.parse_args()
     folder = Path(__file__).parent
     facts = json.loads((folder / "pisasr.json").read_text())
+
     photo = ImageOps.exif_transpose(Image.open(args.photo)).convert("RGB")
     size = [round(args.upscale * side) for side in photo.size]
-    short, wanted = min(photo.size), int(facts["process_size"] // args.upscale)
-    if short < wanted:  # the model saw nothing smaller
-        photo = photo.resize(
-            [wanted * side // short for side in photo.size], Image.Resampling.BICUBIC
-        )
-    photo = photo.resize(
-        [round(args.upscale * side) for side in photo.size], Image.Resampling.BICUBIC
-    )
+    short, least = min(photo.size), int(facts["process_size"] // args.upscale)
+    if short < least:  # the model was trained on nothing smaller
+        photo = photo.resize([least * side // short for side in photo.size])
+    photo = photo.resize([round(args.upscale * side) for side in photo.size])
 
     x_L = np.asarray(photo, np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
     (picture,) = restore(x_L, folder, facts, args.lambda_pix, args.lambda_sem)
     levels = np.rint(255 * picture.transpose(1, 2, 0)).astype(np.uint8)
-    Image.fromarray(levels).resize(size, Image.Resampling.BICUBIC).save(args.repaired)
+    Image.fromarray(levels).resize(size).save(args.repaired)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,12 @@ SD21_MIRRORS = (  # the original is gone
 INDEX = "model_index.json"
 # The classes that a part may be of, and their modules: a base imports those of its own parts alone.
 CLASSES = {
-    "unet": {"UNet2DConditionModel": "diffusers"},
-    "vae": {"AutoencoderKL": "diffusers", "LappedAutoencoder": "pisasr.models.autoencoder"},
+    "unet": {"UNet2DConditionModel": "diffusers", "RRDBNet": "pisasr.models.rrdbnet"},
+    "vae": {
+        "AutoencoderKL": "diffusers",
+        "LappedAutoencoder": "pisasr.models.autoencoder",
+        "PixelAutoencoder": "pisasr.models.rrdbnet",
+    },
     "text_encoder": {"CLIPTextModel": "transformers"},
     "tokenizer": {"CLIPTokenizer": "transformers"},
     "scheduler": {"DDPMScheduler": "diffusers"},

@@ -58,7 +58,7 @@ class Adapter:
 
 def base_facts(unet_config: Mapping[str, Any]) -> dict[str, Any]:
     """What tells one base from another, out of a UNet's config, as JSON keeps it."""
-    keys = ("in_channels", "cross_attention_dim", "block_out_channels")
+    keys = ("in_channels", "cross_attention_dim", "block_out_channels", "blocks", "features")
     facts = {key: unet_config[key] for key in keys if unet_config.get(key) is not None}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 

@@ -1,6 +1,6 @@
 """Train: photos in, two adapters out.
 
-the loop     loop (train, train_stage); stages say what a stage is, losses and csd what it is scored
-by before       setup, identity, ground; estimate, for --dry_run kept         state        chance:
-every draw belongs to a sample or a step beside       validation, tracking, guard
+loop (train, train_stage); stages: which adapters are on and which one learns; losses and csd: what
+it is scored by; setup: the model; state: adapters, checkpoints and journals on disk; rng: draws
+keyed by sample and step; validation and tracking: what is shown while it runs.
 """

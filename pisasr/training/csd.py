@@ -1,6 +1,4 @@
-"""Photo to adapter: classifier score distillation, what the frozen base thinks z_H lacks, as a
-gradient.
-"""
+"""Distill the frozen base's score: what it expects z_H to have, as a gradient."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,14 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Teacher = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # (z_t, t [B], prompt_embeds) -> eps; the frozen base
+# (z_t, t [B], prompt_embeds) -> eps; the frozen base
+Teacher = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class ClassifierScoreDistillation:
-    """Move z_H toward what the base expects of its caption (arXiv:2310.19415, as PiSA-SR uses it).
+    """Move z_H toward what the base expects of its caption (arXiv:2310.19415, as in PiSA-SR).
 
     Noise z_H to a random t and let the frozen UNet guess the clean latent twice: x0(e_cfg), guided
     by the caption at strength `cfg`, and x0(e_neg), from the negative prompt alone. The direction
@@ -24,12 +21,11 @@ class ClassifierScoreDistillation:
         z_t  = sqrt(a_t) z_H + sqrt(1 - a_t) n
         e_cfg = e_neg + cfg * (e_pos - e_neg)
         x0(e) = (z_t - sqrt(1 - a_t) e) / sqrt(a_t)
-        g    = (x0(e_neg) - x0(e_cfg)) / mean|z_H - x0(e_cfg)|        the mean over each sample's [c, h, w]
+        g    = (x0(e_neg) - x0(e_cfg)) / mean|z_H - x0(e_cfg)|    mean over a sample's [c, h, w]
         loss = mean(g^2),   d loss / d z_H = 2 g / numel
 
     The sign may surprise: in terms of clean latents, descending g moves z_H from the negative guess
-    to the guided one. Nothing flows back through the teacher; the loss is a handle for backward():
-    watch the pictures, not the number.
+    to the guided one. Nothing flows back through the teacher, and the loss's value means nothing.
     """
 
     alphas_cumprod: Tensor
@@ -38,7 +34,7 @@ class ClassifierScoreDistillation:
     t_max: int = 500
 
     def draw_t(self, generator: torch.Generator) -> Tensor:
-        """One timestep [1], uniform in [t_min, t_max)."""
+        """Draw one timestep [1], uniform in [t_min, t_max)."""
         return torch.randint(self.t_min, self.t_max, (1,), generator=generator)
 
     def __call__(
@@ -50,8 +46,9 @@ class ClassifierScoreDistillation:
         t: Tensor,
         noise: Tensor,
     ) -> Tensor:
-        """The loss, differentiable in z_H [B, c, h, w]. Embeddings [B, tokens, d], t [B] integers,
-        noise like z_H.
+        """Return the loss, differentiable in z_H [B, c, h, w].
+
+        Embeddings [B, tokens, d], t [B] integers, noise like z_H.
         """
         z = z_H.detach().float()
         alpha = self.alphas_cumprod.to(z)[t].view(-1, 1, 1, 1)

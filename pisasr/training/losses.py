@@ -1,84 +1,84 @@
-"""Photo to adapter: what the restored picture is scored by, tensors in and out. Distillation has a
-file of its own.
+"""Score a restored batch. A new loss: a function, a `weight_NAME` in `config.StageConfig`, and a
+line in `score`.
 """
 
-import math
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pisasr.evaluation.networks import load_lpips
+from pisasr.config import CsdConfig, StageConfig
+from pisasr.method.adapters import active
+from pisasr.method.model import PiSASR, predict_eps
+from pisasr.training.csd import ClassifierScoreDistillation
+from pisasr.training.rng import generator_for, randn_for
 
-Perceptual = Callable[[Tensor, Tensor], Tensor]
-GREY_LEVEL = 2 / 255
+# prompts -> embeddings [B, tokens, d]; None for a base without a text encoder
+Prompts = Callable[[list[str]], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one process learns from at a time: pictures [B, 3, H, W] in [-1, 1], float32."""
+
+    x_L: Tensor
+    x_H: Tensor
+    captions: list[str]
+    seeds: list[int]
+
+
+class Scorers(NamedTuple):
+    """The networks that some losses need; None where no weight asks for them."""
+
+    lpips: nn.Module | None = None
+    csd: Callable[[Batch, Tensor], Tensor] | None = None
+
+
+def score(
+    settings: StageConfig, scorers: Scorers, batch: Batch, x_pred: Tensor, z_H: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the total to minimize, and the "total" and each loss before its weight, detached.
+
+    x_pred like batch.x_H; z_H [B, c, h, w], scaled. A loss of weight 0 is not computed.
+    """
+    values: dict[str, Tensor] = {}
+    if settings.weight_l2:
+        values["l2"] = pixel_l2(x_pred, batch.x_H)
+    if settings.weight_lpips and scorers.lpips is not None:
+        values["lpips"] = scorers.lpips((x_pred + 1) / 2, (batch.x_H + 1) / 2).mean()
+    if settings.weight_csd and scorers.csd is not None:
+        values["csd"] = scorers.csd(batch, z_H)
+    total = torch.stack([settings.weights[name] * value for name, value in values.items()]).sum()
+    return total, {name: value.detach() for name, value in {**values, "total": total}.items()}
 
 
 def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
-    """Mean square difference over all elements, both [B, 3, H, W] in [-1, 1], in float32 (the
-    paper's l2).
-    """
+    """Mean square difference over all elements, [B, 3, H, W] in [-1, 1], in float32."""
     return nn.functional.mse_loss(x_pred.float(), x_H.float())
 
 
-def lattice(x_pred: Tensor, x_H: Tensor, cell_px: int, cells: int = 8) -> Tensor:
-    """The share of the error that repeats from latent cell to latent cell, 0 to 1; both [B, 3, H,
-    W] in [-1, 1].
+def distillation(
+    model: PiSASR, prompts: Prompts, alphas_cumprod: Tensor, settings: CsdConfig
+) -> Callable[[Batch, Tensor], Tensor]:
+    """Build classifier score distillation by the base itself, with both adapters off.
 
-    A latent's cell is cell_px wide. What the error's pixels have in common at the same place of
-    their cells, averaged over windows of cells * cells of them and without the windows' means, is a
-    lattice: no photo has it, the eye sees it on flat areas at one grey level, and an l2 over all
-    pixels hardly does. Its mean square is divided by that of the window's whole error and a grey
-    level more, so that a calm window counts as much as a busy one: noise is at 1 / cells^2, a
-    lattice of one level alone at 1/2.
+    alphas_cumprod [1000]: of the schedule that the base was trained with.
     """
-    error = (x_pred - x_H).float()
-    batch, channels, height, width = error.shape
-    rows, columns = height // cell_px, width // cell_px
-    folded = error[..., : rows * cell_px, : columns * cell_px]
-    folded = folded.reshape(batch, channels, rows, cell_px, columns, cell_px).permute(
-        0, 1, 3, 5, 2, 4
+    distill = ClassifierScoreDistillation(
+        alphas_cumprod, settings.cfg, settings.t_min, settings.t_max
     )
-    folded = folded.reshape(batch, channels * cell_px**2, rows, columns)
 
-    def over_windows(x: Tensor) -> Tensor:
-        means = nn.functional.avg_pool2d(x, min(cells, rows, columns), stride=1)
-        return means.reshape(batch, channels, cell_px**2, -1)
+    def teacher(z_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+        with active(model.unet, ()):
+            return predict_eps(model.unet, z_t, prompt_embeds, t)
 
-    repeated, whole = over_windows(folded), over_windows(folded.square()).mean(2)
-    mean = repeated.mean(2, keepdim=True)
-    return (
-        (repeated - mean).square().mean(2) / (whole - mean[:, :, 0].square() + GREY_LEVEL**2)
-    ).mean()
+    def loss(batch: Batch, z_H: Tensor) -> Tensor:
+        positive = [", ".join(filter(None, (text, settings.prompt))) for text in batch.captions]
+        negative = [settings.negative_prompt] * len(positive)
+        t = torch.cat([distill.draw_t(generator_for(seed, "csd time")) for seed in batch.seeds])
+        noise = randn_for(batch.seeds, z_H.shape[1:], "csd noise").to(z_H.device)
+        return distill(z_H, teacher, prompts(positive), prompts(negative), t.to(z_H.device), noise)
 
-
-def sharpen(x_H: Tensor, amount: float, sigma: float = 2.0) -> Tensor:
-    """Unsharp masking: x + amount * (x - blur(x)), [B, 3, H, W] in [-1, 1], clamped to it; sigma in
-    pixels.
-
-    A target for detail that a small model can hit: an l2 alone averages what it can't know into
-    softness, and a sharpened target asks for the contrast of the edges that it does know.
-    """
-    reach = math.ceil(3 * sigma)
-    taps = torch.exp(-((torch.arange(-reach, reach + 1, device=x_H.device) / sigma) ** 2) / 2).to(
-        x_H
-    )
-    taps = (taps / taps.sum()).expand(3, 1, -1)
-    padded = nn.functional.pad(x_H, (reach,) * 4, mode="replicate")
-    blurred = nn.functional.conv2d(
-        nn.functional.conv2d(padded, taps[..., None], groups=3), taps[:, :, None], groups=3
-    )
-    return (x_H + amount * (x_H - blurred)).clamp(-1, 1)
-
-
-def build_perceptual(
-    net: Literal["vgg", "alex", "squeeze"], device: torch.device | str = "cpu"
-) -> Perceptual:
-    """Return LPIPS 0.1 (arXiv:1801.03924) as a loss: (x_pred, x_H) -> mean distance.
-
-    Both [B, 3, H, W] in [-1, 1]; frozen, differentiable in x_pred. The paper's net is "vgg".
-    Raises MetricUnavailable where the network can't be had.
-    """
-    lpips = load_lpips(net, device)
-    return lambda x_pred, x_H: lpips((x_pred + 1) / 2, (x_H + 1) / 2).mean()
+    return loss

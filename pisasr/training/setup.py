@@ -1,24 +1,21 @@
-"""Photo to adapter, before the first step: settle precision, open the photos, refuse what can't be,
-load the base.
-"""
+"""Prepare a training: precision, photos, and the frozen base with both adapters."""
 
 import logging
 import os
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from pisasr.config import ConfigError, RunConfig, TrainConfig
-from pisasr.data.photos import Photos, choose_photos, count_captions, share_out
+from pisasr.data.photos import Photos, list_photos, share_out
 from pisasr.method.adapters import attach
 from pisasr.method.layers import use_fast_layers
 from pisasr.method.model import PiSASR, predict_eps
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
-from pisasr.training.ground import check_adapter
+from pisasr.training.losses import Prompts
 from pisasr.training.stages import Stage, stages_of
 
 log = logging.getLogger(__name__)
@@ -27,177 +24,111 @@ Shares = list[tuple[list[int], int]]  # as KeyedBatches takes them
 LOW_PRECISION = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-# --- precision ------------------------------------------------------------------------------------
+class Base(NamedTuple):
+    """The frozen base with both fresh adapters on it."""
 
-
-def settle(config: TrainConfig) -> TrainConfig:
-    """The configuration with run.mixed_precision decided: its own, else the launcher's, else "no".
-
-    `accelerate launch --mixed_precision fp16` arrives as an environment variable; it says "no"
-    whether or not anybody asked for that, so only the others count. ConfigError where both have a
-    word and they differ.
-    """
-    launched, own = (
-        os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower(),
-        config.run.mixed_precision,
-    )
-    if launched not in LOW_PRECISION:
-        raise ConfigError(
-            f"the launcher says mixed precision {launched}; wanted one of {', '.join(LOW_PRECISION)}."
-        )
-    if launched != "no" and own not in (None, launched):
-        raise ConfigError(
-            f"run.mixed_precision is {own}, the launcher says {launched}; leave one of them out, or make them agree."
-        )
-    run = config.run.model_copy(update={"mixed_precision": own or launched})
-    return config.model_copy(update={"run": run})
+    model: PiSASR
+    prompts: Prompts
+    alphas_cumprod: Tensor | None  # [1000], of its noise schedule; None without one
 
 
 def apply_precision(run: RunConfig, device: torch.device) -> None:
-    """Set what CUDA computes by, for the whole process, and say so; a CPU has nothing to be set.
+    """Choose CUDA's algorithms for the whole process.
 
-    deterministic: algorithms that give the same bytes again on the same card with the same
-    versions, no search for the fastest ones in cuDNN, and no memory-efficient attention (its
-    gradients are sums in any order): flash attention in fp16 and bf16, the plain one in float32,
-    which needs more memory. An operation that has no such algorithm is named by a warning of
-    torch's, and its bytes are not promised. tf32: products of float32 numbers rounded to ten bits
-    of mantissa.
+    deterministic: algorithms that give the same bytes again on the same card, no search for the
+    fastest ones, no TF32, and no memory-efficient attention (its gradients are sums in any order).
+    torch warns of an operation that has no such algorithm.
     """
-    chosen = f"precision {run.mixed_precision} on {device.type}"
+    log.info("precision %s on %s", run.mixed_precision, device.type)
     if device.type != "cuda":
-        log.info("%s", chosen)
         return
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
     torch.use_deterministic_algorithms(run.deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not run.deterministic
     torch.backends.cuda.enable_mem_efficient_sdp(not run.deterministic)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.tf32
-    log.info(
-        "%s, TF32 %s, deterministic %s",
-        chosen,
-        *("on" if on else "off" for on in (run.tf32, run.deterministic)),
-    )
-
-
-# --- photos and stages ----------------------------------------------------------------------------
+    torch.backends.cuda.matmul.allow_tf32 = not run.deterministic
+    torch.backends.cudnn.allow_tf32 = not run.deterministic
 
 
 def open_photos(config: TrainConfig) -> tuple[Photos, Shares]:
-    """The training set that the configuration names, and what each source gives; before any model
-    is loaded.
-
-    UsageError where there are no photos, or none that can be used.
-    """
+    """Return the training set and each source's share; UsageError if no photo can be used."""
     data = config.data
-    chosen = choose_photos(data.photos, data.hq_fraction, data.mix)
-    with_caption = count_captions(chosen)
-    log.info(
-        "%d photos, %d with a caption of their own; the others have %r",
-        len(chosen),
-        with_caption,
-        data.caption,
-    )
-    photos = Photos(
-        [photo.path for photo in chosen],
-        crop_px=data.crop_px,
-        recipe=config.degradation,
-        seed=config.run.seed,
-        caption=data.caption,
-        keep_in_memory=data.keep_in_memory,
-        captions={photo.path: photo.caption for photo in chosen if photo.caption},
-        pairs={photo.path: photo.pair for photo in chosen if photo.pair},
-    )
+    found = list_photos(data.photos, data.mix)
+    log.info("%d photos", len(found))
+    photos = Photos(found, data.crop_px, config.degradation, config.run.seed, data.caption)
     photos.check_usable()
-    return photos, share_out(chosen, data.mix)
-
-
-def check_stages(config: TrainConfig, photos: Photos, processes: int, look: bool) -> None:
-    """ConfigError or CheckpointError where a stage can't be what it is told; `look`: at adapter
-    files, too.
-    """
-    for stage in stages_of(config):
-        share_of_batch(stage, config, processes)
-        if stage.settings.asks_teacher and not photos.taught:
-            raise ConfigError(
-                f"{stage.name}.beyond.weight_teacher, or lpips_to=teacher, wants a teacher's pictures; make them with "
-                "scripts/demo/teacher.py and name only such folders in data.photos."
-            )
-        if look and stage.settings.init_from:
-            check_adapter(Path(stage.settings.init_from), "pix", config)
-        if look and stage.settings.start_from:
-            check_adapter(Path(stage.settings.start_from), stage.learns, config)
+    return photos, share_out(found, data.mix)
 
 
 def share_of_batch(stage: Stage, config: TrainConfig, processes: int) -> int:
-    """Pictures that one process sees at a time. ConfigError where the batch can't be shared
-    evenly.
-    """
+    """Return how many pictures one process sees at a time; ConfigError if the rest is not 0."""
     share, rest = divmod(stage.settings.batch_size, processes * config.run.accumulation)
     if rest:
         raise ConfigError(
-            f"{stage.name}.batch_size={stage.settings.batch_size} does not divide among {processes} processes with "
-            f"run.accumulation={config.run.accumulation}; choose a multiple of their product."
+            f"{stage.name}.batch_size={stage.settings.batch_size} must be a multiple of "
+            f"{processes} processes x run.accumulation={config.run.accumulation}."
         )
     return share
 
 
-# --- the model ------------------------------------------------------------------------------------
-
-
-def load_model(config: TrainConfig, device: torch.device) -> tuple[PiSASR, PromptEncoder, Tensor]:
-    """The frozen base with both fresh adapters on it, its words, its noise schedule (alphas_cumprod
-    [1000]).
-    """
+def load_model(config: TrainConfig, device: torch.device) -> Base:
+    """Load the base, put both adapters on it and freeze the rest."""
     base = load_base(config.model.pretrained_model)
-    unet, vae, text_encoder = (
-        base["unet"].to(memory_format=torch.channels_last),
-        base["vae"],
-        base["text_encoder"],
-    )
-    torch.manual_seed(
-        config.run.seed
-    )  # fresh adapters are the only draw that no step and no sample owns
-    dress(config, unet, vae)
-    freeze_parts(LOW_PRECISION[config.run.mixed_precision or "no"], unet, vae, text_encoder)
-    for part in (unet, vae, text_encoder):
-        part.to(device)
-    alphas_cumprod = DDPMScheduler.from_config(base["scheduler"].config).alphas_cumprod
-    words = PromptEncoder(base["tokenizer"], text_encoder)
-    return PiSASR(unet, vae, words), words, alphas_cumprod
+    unet = base["unet"].to(memory_format=torch.channels_last)
+    vae, text_encoder = base["vae"], base.get("text_encoder")
+    scheduler = base.get("scheduler")
+    check_noise_levels(config, unet, scheduler)
+    # Fresh adapters are the only draw that belongs to no step and no sample.
+    torch.manual_seed(config.run.seed)
+    prepare_model(config, unet, vae)
+    low = LOW_PRECISION[config.run.mixed_precision or "no"]
+    freeze(unet, low)
+    freeze(vae, low, norms=low)  # it runs without autocast, where every weight has the input's type
+    prompts: Prompts = no_prompts
+    if text_encoder is not None:
+        freeze(text_encoder, low)
+        prompts = PromptEncoder(base["tokenizer"], text_encoder.to(device))
+    alphas = DDPMScheduler.from_config(scheduler.config).alphas_cumprod if scheduler else None
+    return Base(PiSASR(unet.to(device), vae.to(device), prompts), prompts, alphas)
 
 
-def dress(config: TrainConfig, unet: Any, vae: Any) -> None:
-    """Put both adapters on, give the VAE its fast layers, through which gradients pass and never
-    into them, and let backward compute again what the configuration would not have kept.
-    ConfigError where a VAE can't.
-    """
+def no_prompts(prompts: str | list[str]) -> None:
+    """Encode prompts for a base without a text encoder: captions are ignored."""
+
+
+def check_noise_levels(config: TrainConfig, unet: Any, scheduler: Any) -> None:
+    """Raise ConfigError if distillation is wanted from a network that knows no noise levels."""
+    knows = scheduler is not None and getattr(unet, "has_noise_levels", True)
+    for stage in stages_of(config):
+        if stage.settings.weight_csd and not knows:
+            raise ConfigError(
+                f"{stage.name}.weight_csd must be 0: {type(unet).__name__} knows no noise levels, "
+                "so it has no score to distill."
+            )
+
+
+def prepare_model(config: TrainConfig, unet: Any, vae: Any) -> None:
+    """Attach both adapters, give the VAE its fast layers, and enable gradient checkpointing."""
     use_fast_layers(vae)
     attach(unet, "pix", config.model.rank_pix, config.model.alpha)
     attach(unet, "sem", config.model.rank_sem, config.model.alpha)
     if config.model.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if config.model.gradient_checkpointing_vae:
-        if not vae._supports_gradient_checkpointing:
-            raise ConfigError(
-                f"model.gradient_checkpointing_vae: {type(vae).__name__} has no blocks for it; leave it off."
-            )
-        vae.enable_gradient_checkpointing()
+        parts = [part for part in (unet, vae) if part._supports_gradient_checkpointing]
+        if not parts:
+            raise ConfigError("model.gradient_checkpointing: this base has no blocks for it.")
+        for part in parts:
+            part.enable_gradient_checkpointing()
 
 
-def freeze_parts(
-    low: torch.dtype, unet: nn.Module, vae: nn.Module, text_encoder: nn.Module
-) -> None:
-    """Freeze all but the adapters. The weights are as autocast wants them, in low precision with
-    norms in float32; the VAE runs without autocast (`model.without_autocast`), where every weight must
-    have the input's type."""
-    for part, norms in ((unet, torch.float32), (vae, low), (text_encoder, torch.float32)):
-        part.requires_grad_(False)
-        kinds = [m for m in part.modules() if isinstance(m, nn.GroupNorm | nn.LayerNorm)]
-        are_norms = {id(p) for m in kinds for p in m.parameters()}
-        for name, parameter in part.named_parameters():
-            if ".lora_" not in name:
-                parameter.data = parameter.data.to(norms if id(parameter) in are_norms else low)
+def freeze(part: nn.Module, low: torch.dtype, norms: torch.dtype = torch.float32) -> None:
+    """Freeze all but adapters, in low precision, with norms as autocast wants them."""
+    part.requires_grad_(False)
+    kinds = [m for m in part.modules() if isinstance(m, nn.GroupNorm | nn.LayerNorm)]
+    are_norms = {id(p) for m in kinds for p in m.parameters()}
+    for name, parameter in part.named_parameters():
+        if ".lora_" not in name:
+            parameter.data = parameter.data.to(norms if id(parameter) in are_norms else low)
 
 
 class Predictor(nn.Module):
@@ -207,5 +138,5 @@ class Predictor(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, z_L: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def forward(self, z_L: Tensor, prompt_embeds: Tensor | None) -> Tensor:
         return predict_eps(self.unet, z_L, prompt_embeds)

@@ -1,224 +1,218 @@
-"""Photo to adapter, kept: everything that must survive a kill, and how it lies on the disk.
+"""Keep on disk what must survive a kill: adapters, checkpoints, the journal, the settings.
 
-    OUTPUT/checkpoints/pix-00000120    a line of JSON (stage, step, counters), safetensors (the adapter, Adam's
-                                       moments), and the SHA-256 of both
+    OUTPUT/adapters/{pix,sem}.safetensors    the result
+    OUTPUT/checkpoints/pix-00000120          torch.save of stage, step, adapter, optimizer, scaler
+    OUTPUT/log.jsonl                         a row a step, cut at the step to resume from
+    OUTPUT/config.yaml                       the settings, which a later start must repeat
 
-A checkpoint is written beside its place, flushed to the disk and renamed; older ones go afterwards.
-Whatever the moment of a crash, the newest whole one is still there, and whoever reads trusts
-nothing that its hash doesn't vouch for. `Accelerator.save_state` promises neither.
+Each file is written under a temporary name and renamed. Every draw belongs to a sample or a step,
+so no generator's state is among them.
 """
 
+import io
 import json
 import logging
-import os
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_of
-from safetensors.torch import save as bytes_of
-from torch import Tensor, nn
+import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch import nn
 
-from pisasr.data.photos import BadPhotos
-from pisasr.files import Journal, write_whole
+from pisasr.config import NEGATED_PIX, ConfigError, SemConfig, TrainConfig, flatten, to_yaml
+from pisasr.errors import CheckpointError
+from pisasr.files import write_whole
 from pisasr.method.adapters import load_into, parameters_of
-from pisasr.models.weights import KINDS
-from pisasr.training.guard import NonFiniteGuard
+from pisasr.method.model import ONE_STEP
+from pisasr.models.weights import KINDS, Adapter, Kind, base_facts, load_adapter, save_adapter
+from pisasr.training.stages import Stage
 
 log = logging.getLogger(__name__)
 
-STATE_KEYS = ("ground", "guard", "bad_photos", "scaler")  # of a checkpoint
+# Settings that no trained byte depends on.
+MAY_CHANGE = (
+    *("run.output", "run.checkpoint_every", "run.keep_checkpoints", "run.trackers"),
+    *("data.workers", "validation."),
+)
 
 
-@dataclass
-class State:
-    """Where a stage stands. What is drawn at random hangs on the step and the sample, so no
-    generator is among it.
+def on_main(read: Callable[[], Any]) -> Any:
+    """Read on the main process, whose disk alone counts, and tell all of them."""
+    return broadcast_object_list([read() if PartialState().is_main_process else None])[0]
 
-    unet: carries the adapter `stage`, which learns. ground: the SHA-256 of each adapter that the
-    stage stands on, as it was loaded. journals: files of rows with "stage" and "step", whose place
-    is the step's.
-    """
 
-    stage: str
-    unet: nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: Any  # a GradScaler, with fp16 alone
-    guard: NonFiniteGuard
-    bad_photos: BadPhotos
-    ground: dict[str, str | None]
-    journals: Sequence[Journal]
-
-    def save(self, checkpoints: "Checkpoints", step: int) -> None:
-        """Write it. A full disk is told, and training goes on from what memory has."""
-        state = {
-            "ground": self.ground,
-            "guard": self.guard.state(),
-            "bad_photos": sorted(self.bad_photos.paths),
-            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
-        }
-        parameters, moments = (
-            parameters_of(self.unet, self.stage),
-            self.optimizer.state_dict()["state"],
+def check_settings(config: TrainConfig) -> None:
+    """Raise ConfigError with every setting that differs from those of the run in the folder."""
+    file = Path(config.run.output) / "config.yaml"
+    if not file.is_file():
+        return
+    try:
+        before, now = (
+            flatten(yaml.safe_load(text)) for text in (file.read_text(), to_yaml(config))
         )
-        tensors = {
-            f"adapter.{key}": parameter.detach().cpu() for key, parameter in parameters.items()
-        }
-        for number, key in enumerate(parameters):
-            tensors |= {
-                f"optimizer.{name}.{key}": t.detach().cpu()
-                for name, t in moments.get(number, {}).items()
-            }
-        try:
-            for (
-                journal
-            ) in self.journals:  # a checkpoint that is ahead of its journal would leave a gap there
-                journal.sync()
-            checkpoints.save(Checkpoint(self.stage, step, tensors, state))
-        except OSError as error:
-            log.error(
-                "%s step %d could not be saved (%s); older checkpoints are whole",
-                self.stage,
-                step,
-                error,
-            )
-
-    def take_up(self, found: "Checkpoint | None") -> int:
-        """Go back to a checkpoint: adapter, Adam's moments, counters. Returns its step; without
-        one, 0.
-        """
-        if found is None:
-            return 0
-        adapter: dict[str, Tensor] = {}
-        numbers = {key: number for number, key in enumerate(parameters_of(self.unet, self.stage))}
-        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for name, tensor in found.tensors.items():
-            kind, rest = name.split(".", 1)
-            if kind == "adapter":
-                adapter[rest] = tensor
-            else:
-                moment, key = rest.split(".", 1)
-                moments[numbers[key]][moment] = tensor
-        load_into(self.unet, self.stage, adapter)
-        rates = self.optimizer.state_dict()[
-            "param_groups"
-        ]  # learning rates and the like stay the optimizer's own
-        self.optimizer.load_state_dict({"state": dict(moments), "param_groups": rates})
-        self.guard.load(found.state["guard"])
-        self.bad_photos.paths |= set(found.state["bad_photos"])
-        if self.scaler is not None and found.state["scaler"] is not None:
-            self.scaler.load_state_dict(found.state["scaler"])
-        log.info("%s: continued at step %d", self.stage, found.step)
-        return found.step
-
-    def rewind(self, step: int) -> list[bool]:
-        """Cut off the rows of steps that are about to be taken again. Whether each journal has that
-        very step's row.
-        """
-
-        def place(row: dict[str, Any]) -> tuple[int, int] | None:
-            try:
-                return KINDS.index(row["stage"]), int(row["step"])
-            except (ValueError, KeyError, TypeError):
-                return None
-
-        here = KINDS.index(self.stage), step
-        kept = [
-            journal.rewind(lambda row: (at := place(row)) is not None and at <= here)
-            for journal in self.journals
-        ]
-        return [row is not None and place(row) == here for row in kept]
+    except (yaml.YAMLError, AttributeError):
+        raise ConfigError(f"{file} is broken; delete it to continue the run.") from None
+    changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
+    changed = [key for key in changed if not key.startswith(MAY_CHANGE)]
+    if changed:
+        listed = "; ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed)
+        raise ConfigError(
+            f"{config.run.output} holds a run with other settings ({listed}); choose another "
+            "run.output, or add --allow_change."
+        )
 
 
-@dataclass
-class Checkpoint:
-    """Where a stage stood after a step. `state` is whatever JSON can hold exactly."""
-
-    stage: str
-    step: int
-    tensors: dict[str, Tensor] = field(repr=False)
-    state: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.stage}-{self.step:08d}"
+def begin(stage: Stage, config: TrainConfig, pix: Adapter | None, step: int) -> None:
+    """Write the settings and, for sem, the pixel adapter; cut the journals after `step`."""
+    output, pix_file = Path(config.run.output), adapter_file(config, "pix")
+    write_whole(output / "config.yaml", to_yaml(config))
+    if pix is not None and not pix_file.is_file():
+        save_adapter(pix_file, pix)  # sem is nothing without it
+    for name in ("log.jsonl", "validation.jsonl"):
+        truncate(output / name, stage.name, step)
 
 
-class Broken(Exception):
-    """A checkpoint that is not what was written."""
+# --- adapters -------------------------------------------------------------------------------------
+
+
+def adapter_file(config: TrainConfig, name: str) -> Path:
+    """Return OUTPUT/adapters/NAME.safetensors."""
+    return Path(config.run.output) / "adapters" / f"{name}.safetensors"
+
+
+def adapter_from(unet: Any, name: Kind, config: TrainConfig) -> Adapter:
+    """Copy a live adapter into what goes to disk."""
+    live = parameters_of(unet, name)
+    tensors = {key: parameter.detach().float().cpu().clone() for key, parameter in live.items()}
+    base = base_facts(unet.config)
+    return Adapter(name, config.model.rank_of(name), config.model.alpha, tensors, base, ONE_STEP)
+
+
+def load_adapters(stage: Stage, unet: Any, config: TrainConfig) -> Adapter | None:
+    """Load what a stage stands on and starts from; return the pixel adapter of sem."""
+    pix, start = None, stage.settings.start_from
+    if isinstance(stage.settings, SemConfig):
+        file = Path(stage.settings.pix_adapter or adapter_file(config, "pix"))
+        pix = on_main(lambda: check_adapter(file, "pix", config, unet))
+        load_into(unet, "pix", pix.tensors)
+    if pix is not None and start == NEGATED_PIX:
+        signs = {key: -1 if ".lora_B." in key else 1 for key in pix.tensors}
+        negative = {key: signs[key] * tensor for key, tensor in pix.tensors.items()}
+        load_into(unet, stage.name, negative)
+    elif start:
+        adapter = on_main(lambda: check_adapter(Path(start), stage.name, config, unet))
+        load_into(unet, stage.name, adapter.tensors)
+    return pix
+
+
+def check_adapter(file: Path, name: str, config: TrainConfig, unet: Any = None) -> Adapter:
+    """Read an adapter to build upon; CheckpointError unless it is the one config describes."""
+    if not file.is_file():
+        raise CheckpointError(
+            f"no {name} adapter at {file}; train that stage first, or name one "
+            "(sem.pix_adapter, pix.start_from, sem.start_from)."
+        )
+    adapter = load_adapter(file)
+    expected = (name, config.model.rank_of(name), config.model.alpha, ONE_STEP)
+    got = (adapter.name, adapter.rank, adapter.alpha, adapter.timestep)
+    if got != expected:
+        raise CheckpointError(
+            f"{file} is not the adapter that the configuration describes: expected kind, rank, "
+            f"alpha and timestep {expected}, got {got}."
+        )
+    if unet is not None and adapter.base and adapter.base != base_facts(unet.config):
+        raise CheckpointError(f"{file} was trained on another base ({adapter.base}).")
+    return adapter
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run; the newest `keep` of each stage stay. Without one of the `wanted`
-    keys in its state, a checkpoint counts as broken: another version wrote it, or a person did."""
+    """The checkpoints of one run; the newest `keep` of each stage stay."""
 
     folder: Path
     keep: int
-    wanted: tuple[str, ...] = ()
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write one, then remove those that it makes superfluous. OSError leaves the others as they
-        were.
-        """
+    def save(
+        self, stage: Kind, step: int, unet: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
+    ) -> None:
+        """Write where a stage stands, then remove the checkpoints that are one too many."""
+        state = {
+            "stage": stage,
+            "step": step,
+            "adapter": {key: p.detach() for key, p in parameters_of(unet, stage).items()},
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        content = io.BytesIO()
+        torch.save(state, content)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".pisasr-*.tmp"):  # by a kill in the middle of one
-            left.unlink()
-        head = json.dumps(
-            {"stage": checkpoint.stage, "step": checkpoint.step, **checkpoint.state}
-        ).encode()
-        content = (
-            head
-            + b"\n"
-            + bytes_of({key: tensor.contiguous() for key, tensor in checkpoint.tensors.items()})
-        )
-        write_whole(self.folder / checkpoint.name, content + sha256(content).digest())
-        flush_folder(self.folder)
-        for old in self._places(checkpoint.stage)[self.keep :]:
+        write_whole(self.folder / f"{stage}-{step:08d}", content.getvalue())
+        for old in self._files(stage)[self.keep :]:
             old.unlink()
 
-    def newest(self, stage: str) -> Checkpoint | None:
-        """The newest whole checkpoint of a stage; broken ones are named and passed over. None if
-        there is none.
-        """
-        for place in self._places(stage):
+    def newest(self, stage: Kind) -> dict[str, Any] | None:
+        """Read the newest readable checkpoint of a stage; None without one."""
+        for file in self._files(stage):
             try:
-                found = read_checkpoint(place)
-                if missing := [key for key in self.wanted if key not in found.state]:
-                    raise Broken(f"it says nothing of {', '.join(missing)}")
-                return found
-            except Broken as fault:
-                log.warning("%s is broken (%s) and is passed over", place, fault)
+                return torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:  # of a damaged file torch raises anything
+                log.warning("%s can't be read (%s); an older one is taken", file, error)
         return None
 
-    def _places(self, stage: str) -> list[Path]:
+    def _files(self, stage: Kind) -> list[Path]:
         return sorted(self.folder.glob(f"{stage}-{'[0-9]' * 8}"), reverse=True)
 
 
-def read_checkpoint(place: Path) -> Checkpoint:
-    """Read one and hold every byte against its hash. Raises Broken."""
+def load_state(
+    found: dict[str, Any] | None, unet: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
+) -> int:
+    """Go back to a checkpoint and return its step; 0 without one."""
+    if found is None:
+        return 0
+    load_into(unet, found["stage"], found["adapter"])
+    # Learning rate and the like stay as configured.
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": found["optimizer"]["state"], "param_groups": groups})
+    if scaler is not None and found["scaler"]:
+        scaler.load_state_dict(found["scaler"])
+    log.info("%s: resumed at step %d", found["stage"], found["step"])
+    return found["step"]
+
+
+# --- journals -------------------------------------------------------------------------------------
+
+
+def append_row(file: Path, row: Mapping[str, Any]) -> None:
+    """Append one line of JSON, with null for nan and inf."""
+    finite = {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()
+    }
+    with file.open("ab") as journal:
+        journal.write(json.dumps(finite).encode() + b"\n")
+
+
+def truncate(file: Path, stage: Kind, step: int) -> None:
+    """Cut off the rows of steps that are about to be taken again, and what a kill left torn."""
+    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+    kept = 0
+    while kept < len(lines) and _place(lines[kept]) <= (KINDS.index(stage), step):
+        kept += 1
+    if kept < len(lines):
+        write_whole(file, b"".join(lines[:kept]))
+
+
+def _place(line: bytes) -> tuple[float, float]:
+    """(the stage's number, step) of a row; beyond all of them for what is no row."""
     try:
-        whole = place.read_bytes()
-        content, digest = whole[: -sha256().digest_size], whole[-sha256().digest_size :]
-        if sha256(content).digest() != digest:
-            raise Broken("its bytes have changed")
-        head, _, tensors = content.partition(b"\n")
-        state = json.loads(head)
-        return Checkpoint(state.pop("stage"), state.pop("step"), tensors_of(tensors), state)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise Broken(f"{type(error).__name__}: {error}") from None
-
-
-def flush_folder(folder: Path) -> None:
-    """Wait until the disk knows the folder's entries; only POSIX can be asked to."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        row = json.loads(line) if line.endswith(b"\n") else {}
+        return KINDS.index(row["stage"]), row["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf, math.inf
