@@ -63,7 +63,7 @@ SITES = {
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_what_a_unet_answers_is_prediction_at(pipe, site):
+def test_an_answer_of_a_unet_that_is_not_finite_is_an_error(pipe, site):
     part, change = SITES[site]
     spoil(getattr(pipe, part), change)
     with pytest.raises(PisasrError, match="the model answered with nan or inf; try float32"):
@@ -72,7 +72,7 @@ def test_what_a_unet_answers_is_prediction_at(pipe, site):
 
 @pytest.mark.parametrize("step", ["encode", "decode"])
 @pytest.mark.parametrize("where", [..., (..., 3, 2)])
-def test_what_the_vae_answers_is_prediction_at(pipe, monkeypatch, step, where):
+def test_an_answer_of_the_vae_that_is_not_finite_is_an_error(pipe, monkeypatch, step, where):
     own = getattr(pipe.vae, step)
 
     def wrong(x):

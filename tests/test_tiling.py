@@ -176,8 +176,3 @@ def test_an_even_grid_goes_over_from_tile_to_tile_smoothly():
     )
     assert blended[..., :8].eq(0).all() and blended[..., 16:].eq(1).all()
     assert 0 < blended.diff(dim=-1).max() < torch.pi / 16 + 0.01
-
-
-def test_no_square_from_1024_px_on_costs_more_than_the_readme_says():
-    axes = (even_axis(size, 96, 8, 4) + (size,) for size in range(128, 1025))
-    assert max((length * len(starts) / size) ** 2 for length, starts, size in axes) <= 1.31
