@@ -1,33 +1,18 @@
-"""PiSA-SR: a sharp photo from a poor one in one step, with one strength for fidelity and one for
-detail.
-
-Names here are looked up when they are first used (PEP 562), so that `import pisasr` doesn't wait
-for torch.
-"""
+"""PiSA-SR: one-step super-resolution with one strength for fidelity and one for detail."""
 
 from importlib import import_module
 from typing import Any
 
-from pisasr._compat import repair_on_first_import
+from pisasr import _compat  # noqa: F401  torchvision's first import, wherever it is, comes after this
 
 __version__ = "0.1.0"
 __all__ = ["PiSASRPipeline", "__version__", "load_config"]
 
-_HOMES = {
-    "PiSASRPipeline": "pisasr.pipeline",
-    "load_config": "pisasr.config",
-}
-
-repair_on_first_import()
+_MODULES = {"PiSASRPipeline": "pisasr.pipeline", "load_config": "pisasr.config"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    """Import what is named on first use (PEP 562): `import pisasr` doesn't wait for torch."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'pisasr' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return getattr(import_module(_MODULES[name]), name)

@@ -49,8 +49,9 @@ from pisasr.method.tiling import count_tiles
 from pisasr.models import bases
 from pisasr.models.weights import Adapter, fingerprint, load_adapters, save_adapter
 from pisasr.options import VAE_TILE_PX, ColorFix, Options, OutputType
-from pisasr.pictures import images
-from pisasr.pictures.images import Frame, Picture
+from pisasr.pictures import frames, images
+from pisasr.pictures.frames import Frame
+from pisasr.pictures.images import Picture
 from pisasr.pictures.maps import Map, check_proportions, check_strength, to_latent
 
 SMALLEST_TILE = 16  # latent pixels; out of memory with smaller ones is an error
@@ -353,9 +354,9 @@ class PiSASRPipeline(DiffusionPipeline):
         """
         settings, pictures = Options.of(options), images.pictures_of(image)
         strengths = _check_strengths(lambda_pix, lambda_sem, pictures)
-        frames = [self._frame(picture, settings) for picture in pictures]
+        planned = [self._frame(picture, settings) for picture in pictures]
         results = []
-        for picture, frame in zip(pictures, frames, strict=True):
+        for picture, frame in zip(pictures, planned, strict=True):
             pair = self._place(frame, *strengths)
             prediction = self._predict(picture, frame, settings, on_tile, needed(*pair))
             results.append(self._decode(prediction, pair, settings.output_type))
@@ -399,7 +400,7 @@ class PiSASRPipeline(DiffusionPipeline):
 
     def _frame(self, picture: Picture, options: Options) -> Frame:
         """The sizes that the picture passes through."""
-        return images.plan_frame(
+        return frames.plan_frame(
             *picture.size,
             options.upscale,
             options.process_size or self.config.process_size,
@@ -428,7 +429,7 @@ class PiSASRPipeline(DiffusionPipeline):
     ) -> Prediction:
         """Frame, encode, predict."""
         model, device = self.model, self._execution_device
-        given = images.to_batch([images.pad(images.prepare(picture.pixels, frame), frame)], device)
+        given = images.to_batch([frames.pad(frames.prepare(picture.pixels, frame), frame)], device)
         shape = torch.Size(model.latent_shape(given))
         generator = options.make_generator()
         noise = None if generator is None else draw_noise(given.new_empty(shape).float(), generator)
@@ -600,15 +601,15 @@ def _is_finite(tensors: tuple[Tensor | None, ...]) -> bool:
 def _finish(x_H: Tensor, prediction: Prediction, output_type: OutputType) -> Result:
     """The decoded picture [1, 3, H, W] at frame.output, with the input's colors, gray, alpha."""
     frame, picture = prediction.frame, prediction.picture
-    source = images.from_levels(images.crop(prediction.given, frame))
-    made = images.to_unit(images.crop(x_H, frame).float())
+    source = images.from_levels(frames.crop(prediction.given, frame))
+    made = images.to_unit(frames.crop(x_H, frame).float())
     if (fix := COLOR_FIXES[prediction.color_fix]) is not None:
         made = fix(made, source)
     if output_type == "pil":
         return images.as_image(
-            images.join(images.finish(images.from_batch(made, 8)[0], frame), picture)
+            images.join(frames.finish(images.from_batch(made, 8)[0], frame), picture)
         )
-    values = images.join(images.finish(images.from_batch(made)[0], frame), picture)
+    values = images.join(frames.finish(images.from_batch(made)[0], frame), picture)
     if output_type == "uint16":
         return images.to_levels(values, 16)
     return values if output_type == "np" else torch.from_numpy(values).movedim(-1, 0).contiguous()

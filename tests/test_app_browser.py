@@ -168,18 +168,6 @@ def test_knobs_end_in_the_exact_picture_and_ask_no_unet(user, session, photos):
     assert not calls
 
 
-@pytest.mark.parametrize(("typed", "counts"), [(Keys.DELETE, 0), ("7", 1.5)])
-def test_an_emptied_number_is_none_and_one_beyond_is_the_end(user, session, photos, typed, counts):
-    user.open(photos[0])
-    user.picture()
-    field = user.one("#sem input[type=number]")
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys(typed, Keys.TAB)
-    user.moved()
-    assert np.array_equal(user.picture(), expected(session, photos[0], 1, counts))
-    assert not user.all(".toast-body")
-
-
 def test_presets_the_sheet_and_the_keyboard_turn_the_knobs(user, session, photos):
     user.open(photos[1])
     user.picture()

@@ -273,77 +273,65 @@ def test_an_example_fits_the_nodes_and_is_the_same_for_page_and_server(nodes, na
 # --- a real ComfyUI -------------------------------------------------------------------------------
 
 
-class Server:
-    """A ComfyUI in a process of its own, on this machine alone, with folders of its own."""
+def ask(path: str, **body):
+    address = "http://127.0.0.1:18188" + path
+    answer = httpx.post(address, json=body, timeout=60) if body else httpx.get(address, timeout=60)
+    return answer.json()
 
-    def __init__(self, folder: Path, port: int = 18_188):
-        self.address, self.folder = f"http://127.0.0.1:{port}", folder
-        (folder / "custom_nodes").mkdir()
-        (folder / "custom_nodes/pisasr").symlink_to(ROOM)
-        command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
-        command += ["--base-directory", str(folder), "--disable-api-nodes"]
-        self.process = subprocess.Popen(command, cwd=os.environ["PISASR_COMFYUI"])
 
-    def ask(self, path: str, **body):
-        if body:
-            return httpx.post(self.address + path, json=body, timeout=60).json()
-        return httpx.get(self.address + path, timeout=60).json()
-
-    def wait(self, question):
-        until = time.monotonic() + 240
-        while time.monotonic() < until and self.process.poll() is None:
-            try:
-                if answer := question():
-                    return answer
-            except httpx.ConnectError:
-                pass
-            time.sleep(0.5)
-        raise AssertionError("ComfyUI has ended, or takes too long")
-
-    def run(self, prompt: dict) -> tuple[np.ndarray, set[str]]:
-        """The picture that a workflow saved, and which of its nodes were cached."""
-        number = self.ask("/prompt", prompt=prompt)["prompt_id"]
-        done = self.wait(lambda: self.ask(f"/history/{number}").get(number))
-        messages = dict(done["status"]["messages"])
-        assert done["status"]["status_str"] == "success", messages
-        ((saved,),) = [out["images"] for out in done["outputs"].values()]
-        image = Image.open(self.folder / "output" / saved["filename"])
-        return np.asarray(image), set(messages["execution_cached"]["nodes"])
+def wait(question):
+    """The answer, once there is one."""
+    until = time.monotonic() + 240
+    while time.monotonic() < until:
+        try:
+            if answer := question():
+                return answer
+        except httpx.ConnectError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError("ComfyUI does not answer")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("PISASR_COMFYUI" not in os.environ, reason="PISASR_COMFYUI is not set")
 def test_a_real_comfyui_runs_the_examples_and_a_moved_strength_alone(tmp_path):
-    (tmp_path / "input").mkdir()
+    for folder in ("input", "custom_nodes"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "custom_nodes/pisasr").symlink_to(ROOM)
     photo = Image.open(ROOM.parent / "demo/examples/chelsea.png").convert("RGB")
     levels, alpha = np.asarray(photo)[:64, :96], np.full((64, 96, 1), 255, np.uint8)
     alpha[20:50, 30:70] = 0  # Load Image gives 1 - alpha as its mask
-    masked = np.concatenate([levels, alpha], axis=-1)
-    Image.fromarray(masked).save(tmp_path / "input/photo.png")
+    Image.fromarray(np.concatenate([levels, alpha], -1)).save(tmp_path / "input/photo.png")
     mask = (alpha[..., 0] == 0).astype(np.float32)
     pipe = PiSASRPipeline.from_pretrained(torch_dtype="auto")
+
+    def run(name: str, **strengths) -> tuple[np.ndarray, set[str]]:
+        """The picture that a workflow saved, and which of its nodes were cached."""
+        _, served = workflow(name)
+        served["1"]["inputs"]["image"] = "photo.png"
+        for node in served.values():
+            if node["class_type"] in ("PiSASRMixAndDecode", "PiSASRUpscale"):
+                node["inputs"].update(strengths)
+        number = ask("/prompt", prompt=served)["prompt_id"]
+        done = wait(lambda: ask(f"/history/{number}").get(number))
+        messages = dict(done["status"]["messages"])
+        ((saved,),) = [out["images"] for out in done["outputs"].values()]
+        image = Image.open(tmp_path / "output" / saved["filename"])
+        return np.asarray(image), set(messages["execution_cached"]["nodes"])
 
     def same(made: np.ndarray, *lambdas) -> bool:
         (expected,) = pipe(levels.astype(np.float32) / 255, *lambdas, output_type="np").images
         return bool((np.abs(made - 255 * expected) < 1.01).all())  # ComfyUI truncates to 8 bits
 
-    server = Server(tmp_path)
-    try:
-        assert set(NODES) <= set(server.wait(lambda: server.ask("/object_info")))
-
-        def run(name: str, **strengths):
-            _, served = workflow(name)
-            served["1"]["inputs"]["image"] = "photo.png"
-            for node in served.values():
-                if node["class_type"] in ("PiSASRMixAndDecode", "PiSASRUpscale"):
-                    node["inputs"].update(strengths)
-            return server.run(served)
-
-        assert same(run("upscale")[0], 1.0, 1.0)
-        assert same(run("two_strengths")[0], 1.0, 0.5)
-        made, cached = run("two_strengths", lambda_sem=1.25)
-        assert same(made, 1.0, 1.25) and cached == {"1", "2", "3"}
-        assert same(run("strengths_by_mask")[0], 1.0, 1 - mask)
-    finally:
-        server.process.terminate()
-        server.process.wait(30)
+    command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", "18188"]
+    command += ["--base-directory", str(tmp_path), "--disable-api-nodes"]
+    with subprocess.Popen(command, cwd=os.environ["PISASR_COMFYUI"]) as server:
+        try:
+            assert set(NODES) <= set(wait(lambda: ask("/object_info")))
+            assert same(run("upscale")[0], 1.0, 1.0)
+            assert same(run("two_strengths")[0], 1.0, 0.5)
+            made, cached = run("two_strengths", lambda_sem=1.25)
+            assert same(made, 1.0, 1.25) and cached == {"1", "2", "3"}
+            assert same(run("strengths_by_mask")[0], 1.0, 1 - mask)
+        finally:
+            server.terminate()

@@ -56,7 +56,7 @@ def test_a_row_per_method_and_picture_and_means_with_their_recipe(folders):
     assert summary["methods"]["brighter"]["psnr"]["mean"] == pytest.approx(np.mean(scores))
     assert summary["border_px"] == 2 and summary["pictures"] == 3
     assert "**80.00**" in table and f"{np.mean(scores):.2f}" in table
-    assert "BT.601" in table and "2 px of border" in table
+    assert "BT.601" in table and "a border of 2 px" in table
 
 
 def test_a_border_is_left_out(folders):

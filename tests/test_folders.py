@@ -1,4 +1,4 @@
-"""Pictures belong together by name, and whatever does not fit is said."""
+"""Pictures belong together by name, and what does not fit is said."""
 
 import os
 
@@ -6,34 +6,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr.errors import ImageError, PisasrError
-from pisasr.pictures.folders import list_pictures, match_names
+from pisasr.errors import ImageError, OverlapError, PassedOver, PisasrError
+from pisasr.pictures.folders import find_inputs, free_name, list_pictures, match_names
 from pisasr.pictures.opening import read_picture
 
 
-def fill(folder, names, size=(16, 12)):
-    folder.mkdir(exist_ok=True)
-    for level, name in enumerate(names):
-        Image.new("RGB", size, (level, level, level)).save(folder / name)
+def fill(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3)).save(folder / name)
     return folder
+
+
+def names_of(inputs, status="ready"):
+    return [each.name.as_posix() for each in inputs if each.status == status]
 
 
 def test_endings_are_disregarded_only_where_names_differ():
     assert match_names(["0801"], ["0801x4"]) == {"0801": "0801x4"}
-    assert match_names(["Canon_001_HR"], ["Canon_001_LR4_out"]) == {
-        "Canon_001_HR": "Canon_001_LR4_out"
-    }
+    assert match_names(["Canon_1_HR"], ["Canon_1_LR4_out"]) == {"Canon_1_HR": "Canon_1_LR4_out"}
     assert match_names(["a", "a_sr"], ["a_sr", "a"]) == {"a": "a", "a_sr": "a_sr"}
     assert match_names(["photo"], ["photograph", "hoto"]) == {}
-
-
-def test_an_ambiguous_name_is_matched_with_nothing():
     assert match_names(["a"], ["a_x2", "a_x4"]) == {}
-
-
-def test_own_endings_replace_the_known_ones():
     assert match_names(["a"], ["a-mine"], suffix="-mine") == {"a": "a-mine"}
-    assert match_names(["a"], ["a_sr"], suffix="-mine") == {}
 
 
 def test_folders_that_cannot_be_listed(tmp_path):
@@ -42,9 +37,53 @@ def test_folders_that_cannot_be_listed(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(PisasrError, match="holds no picture"):
         list_pictures(tmp_path)
-    fill(tmp_path, ["a.png", "a.bmp"])
+    fill(tmp_path, "a.png", "a.bmp")
     with pytest.raises(PisasrError, match="several files named a;"):
         list_pictures(tmp_path)
+
+
+def test_foreign_pictures_are_named(tmp_path):
+    fill(tmp_path, "a.png")
+    (tmp_path / "b.heic").write_bytes(b"x")
+    with pytest.warns(PassedOver, match="1 .heic files"):
+        assert list(list_pictures(tmp_path)) == ["a"]
+    found = find_inputs([str(tmp_path)], tmp_path / "out")
+    assert names_of(found) == ["a.png"] and names_of(found, "skipped") == ["b.heic"]
+
+
+def test_files_folders_and_globs_stand_for_pictures_each_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(fill(tmp_path, "in/a.png", "in/sub/b.JPG", "in/.c.png", "in/out/d.png"))
+    (tmp_path / "in/notes.txt").touch()
+    out = tmp_path / "in/out"
+    assert names_of(find_inputs(["in"], out)) == ["a.png"]
+    assert names_of(find_inputs(["in"], out, recursive=True)) == ["a.png", "sub/b.JPG"]
+    assert names_of(find_inputs(["in/**/*"], out)) == ["a.png", "sub/b.JPG"]
+    assert names_of(find_inputs(["in/a.png", "in", "./in/*.png"], out)) == ["a.png"]
+    assert names_of(find_inputs(["in/out/d.png"], out)) == ["d.png"]
+    found = find_inputs(["none.png", "no*.png"], out)
+    assert names_of(found, "failed") == ["none.png", "no*.png"]
+
+
+def test_links_are_not_followed_into_loops_and_pipes_are_not_waited_for(tmp_path):
+    fill(tmp_path, "in/a.png")
+    (tmp_path / "in/loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in/dead.png").symlink_to("nothing")
+    os.mkfifo(tmp_path / "in/pipe.png")
+    found = find_inputs([str(tmp_path / "in")], tmp_path / "out", recursive=True)
+    assert names_of(found) == ["a.png"]
+    assert names_of(found, "skipped") == ["dead.png", "pipe.png"]
+
+
+def test_the_input_folder_is_not_the_output(tmp_path):
+    fill(tmp_path, "a.png")
+    with pytest.raises(OverlapError):
+        find_inputs([str(tmp_path)], tmp_path)
+
+
+def test_names_that_meet_are_numbered_without_regard_to_case(tmp_path):
+    taken: set[str] = set()
+    names = [free_name(tmp_path / name, taken, ".png").name for name in ("a", "A", "a", "b")]
+    assert names == ["a.png", "A-2.png", "a-3.png", "b.png"]
 
 
 def test_stored_values_are_read_as_they_are(tmp_path):
@@ -52,35 +91,8 @@ def test_stored_values_are_read_as_they_are(tmp_path):
     Image.fromarray(values, "RGBA").save(tmp_path / "alpha.png")
     assert np.array_equal(read_picture(tmp_path / "alpha.png"), values[..., :3])
     Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
-    assert np.array_equal(
-        read_picture(tmp_path / "grey.png"), np.repeat(values[..., :1], 3, axis=2)
-    )
-
-
-def test_sixteen_bits_are_refused(tmp_path):
+    grey = np.repeat(values[..., :1], 3, axis=2)
+    assert np.array_equal(read_picture(tmp_path / "grey.png"), grey)
     Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ImageError, match="more than 8 bits"):
+    with pytest.raises(ImageError, match="deep.png cannot be read: it has 16 bits"):
         read_picture(tmp_path / "deep.png")
-
-
-def test_a_pipe_and_a_device_are_no_pictures_and_nobody_waits_for_them(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "endless.png").symlink_to("/dev/zero")
-    for name in ("pipe.png", "endless.png"):
-        with pytest.raises(ImageError, match=f"{name} cannot be read: not a regular file"):
-            read_picture(tmp_path / name)
-
-
-def test_a_format_that_another_program_would_read_is_not_even_tried(tmp_path, monkeypatch):
-    """Pillow hands EPS to Ghostscript; a picture's name does not make a program of it one."""
-    from PIL import EpsImagePlugin
-
-    monkeypatch.setattr(
-        EpsImagePlugin,
-        "Ghostscript",
-        lambda *args, **options: pytest.fail("Ghostscript was started"),
-    )
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
-    (tmp_path / "a.eps").rename(tmp_path / "a.png")
-    with pytest.raises(ImageError, match="a.png cannot be read"):
-        read_picture(tmp_path / "a.png")

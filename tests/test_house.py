@@ -23,9 +23,9 @@ MAY_KNOW = {
     "config": {"data"},
     "options": {"method"},
     "pipeline": {"method", "models", "pictures", "options"},
-    "comfyui": {"method", "models", "pipeline"},
-    "hub": {"method", "models", "pictures", "options", "pipeline"},
-    "app": {"method", "models", "pictures", "evaluation", "options", "pipeline"},
+    "comfyui": {"method", "options", "pipeline"},
+    "hub": {"method", "models", "pictures", "pipeline"},
+    "app": {"pictures", "options", "pipeline"},
     "training": {"method", "models", "pictures", "data", "evaluation", "config"},
     "commands": {
         *(

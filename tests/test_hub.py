@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,14 +94,11 @@ def test_publish_refuses_what_others_could_not_use(base_folder, pipe, tmp_path, 
         publish(pipe, tmp_path / "mine", "cc0-1.0", base="a/b")
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_the_inputs_of_a_model_are_not_written_over(base_folder, tmp_path, capsys, whole):
+def test_the_inputs_of_a_model_are_not_written_over(base_folder, tmp_path, capsys):
     shutil.copytree(base_folder, folder := tmp_path / "mine")
     before = {path: path.read_bytes() for path in folder.rglob("*.*")}
-    given = [] if whole else ["--adapters", str(folder / "adapters")]
-    given += ["--pretrained_model", str(folder if whole else base_folder)]
-    words = ["publish", str(folder), "--license", "mit", "--base", "a/b"]
-    assert main([*words, *given]) == WRONG_USAGE
+    given = ["--pretrained_model", str(base_folder), "--adapters", str(folder / "adapters")]
+    assert main(["publish", str(folder), "--license", "mit", *given]) == WRONG_USAGE
     assert str(folder) in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in folder.rglob("*.*")}
 
@@ -136,6 +134,24 @@ def test_onnx_files_take_any_strengths_sizes_and_batches(onnx_files, pipe):
     assert padded.shape == (1, 3, 21, 50) and 0 <= padded.min() and padded.max() <= 1
     places = [str(Path(__file__).parents[1]).encode(), b"site-packages"]  # of this machine
     assert not any(p in file.read_bytes() for file in onnx_files.iterdir() for p in places)
+
+
+@pytest.mark.slow
+def test_the_script_repairs_a_photo_without_pytorch(onnx_files, pipe, tmp_path):
+    shutil.copytree(onnx_files, folder := tmp_path / "onnx")
+    facts = json.loads((folder / "pisasr.json").read_text())
+    (folder / "pisasr.json").write_text(json.dumps(facts | {"process_size": 16}))
+    photo(24, 16).save(tmp_path / "photo.png")
+    without = """import runpy, sys
+sys.modules.update(dict.fromkeys(["torch", "diffusers", "transformers", "pisasr"]))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")"""
+    words = [folder / "repair.py", tmp_path / "photo.png", tmp_path / "made.png"]
+    options = ["--lambda_pix", "0.9", "--lambda_sem", "0.6", "--upscale", "2"]
+    subprocess.run([sys.executable, "-c", without, *map(str, words), *options], check=True)
+    made = np.asarray(Image.open(tmp_path / "made.png")).astype(int)
+    error = np.abs(made - np.asarray(pipe(photo(24, 16), 0.9, 0.6, **SMALL).images[0]))
+    assert error.max() <= 1 and error.mean() <= 0.01
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pisasr.method.residual import needed, needed_by, restore_latent
-from pisasr.pictures.images import plan_frame
+from pisasr.pictures.frames import plan_frame
 from pisasr.pictures.maps import check_proportions, check_strength, to_latent
 from pisasr.pipeline import Prediction
 
@@ -68,7 +68,7 @@ def test_what_covers_one_value_has_it_exactly_and_a_mean_lies_between():
             r"lambda_sem is an array of shape \[2, 3, 1\]; a map of strengths is",
         ),
         (np.zeros((0, 3)), r"shape \[0, 3\]"),
-        (np.full((2, 3), 255, np.uint8), "lambda_sem is a map of uint8; give floats"),
+        (np.full((2, 3), 255, np.uint8), "lambda_sem is a map of uint8"),
         (np.array([[0, np.nan]]), "lambda_sem is a map that holds nan or inf"),
         ("much", "lambda_sem is 'much'; it must be a number, or a map"),
         (None, "lambda_sem is None; it must be a number"),
@@ -180,14 +180,14 @@ def test_pictures_of_one_call_have_one_map_each_at_its_own_size(pipe):
         pipe([photo(12, 9), photo(9, 12)], mask, **SMALL)
 
 
-# --- predict once, decode often --------------------------------------------------------------------
+# --- predict once, decode often -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "options",
     [SMALL, TILES, {**SMALL, "color_fix": "wavelet", "generator": 3}],
 )
-def test_predict_and_decode_are_call_and_any_decodes_cost_two_passes_and_one_encode(pipe, passes, options):
+def test_predict_and_decode_are_call_for_two_passes_and_one_encode(pipe, passes, options):
     pairs = [(1, 1), (1, 0), (0, 0), (0.5, 1.5), (tiny.wave((9, 12), 1.0), 0.7)]
     wanted = [pipe(photo(12, 9), *pair, **options).images[0] for pair in pairs]
     encodes = []

@@ -89,7 +89,7 @@ def test_lists_and_folders(folder, tmp_path):
 def test_photos_of_a_kind_that_is_not_read_are_told(folder):
     (folder / "deep").mkdir()
     (folder / "deep" / "b.HEIC").touch()
-    with pytest.warns(UserWarning, match="HEIC is not read here"):
+    with pytest.warns(UserWarning, match="1 .heic files, which are not read"):
         assert all(photo.path.suffix == ".png" for photo in list_photos([str(folder)]))
 
 

@@ -6,14 +6,14 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 from gradio.data_classes import FileData
 
 from pisasr.app.session import FORMATS, IDLE_S, OpenPicture, Session, Settings, read_mask
 from pisasr.errors import PisasrError, explain
-from pisasr.method.color import COLOR_FIXES
+from pisasr.options import ColorFix
 from pisasr.pictures.images import eight_bits, join
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 EXAMPLES = sorted((HERE.parent / "demo" / "examples").glob("*.png"))
 PRESETS = {"Faithful": (1.0, 0.0), "Balanced": (1.0, 0.5), "Sharp": (1.0, 1.0)}
 FACTORS = [(f"{factor} times", float(factor)) for factor in (1, 2, 3, 4, 6, 8)]
-COLORS = {"the model's own way": None, **{name: name for name in COLOR_FIXES}}
+COLORS = {"the model's own way": None, **{name: name for name in get_args(ColorFix)}}
 MAX_UPLOAD_MB = 32
 MAX_BATCH = 200  # files
 MAX_WAITING = 64  # requests of all users

@@ -21,7 +21,8 @@ from PIL import Image, ImageFilter
 from pisasr.errors import PisasrError
 from pisasr.options import Options
 from pisasr.pictures.images import Picture, open_picture
-from pisasr.pictures.saving import Metadata, made_with, save_image
+from pisasr.pictures.metadata import Metadata, made_with
+from pisasr.pictures.saving import save_image
 from pisasr.pipeline import OnTile, PiSASRPipeline, Prediction
 
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))  # of the preview, in viewer.js's order

@@ -13,7 +13,6 @@ from comfy.utils import ProgressBar
 from torch import nn
 
 from pisasr.method.layers import set_memory_format
-from pisasr.models.bases import read_reference
 from pisasr.pipeline import PiSASRPipeline, usual_dtype
 
 EMBEDDED = "embedded"
@@ -50,7 +49,8 @@ def _entries(*kinds: str) -> Iterator[Path]:
 
 def _is_base(path: Path) -> bool:
     has_unet = (path / "unet" / "config.json").is_file()
-    return path.is_dir() and (has_unet or read_reference(path) is not None)
+    names_base = (path / "model_index.json").is_file() and (path / "adapters").is_dir()
+    return has_unet or names_base
 
 
 def _has_adapters(path: Path) -> bool:

@@ -6,15 +6,14 @@ A MASK is [H, W] or [B, H, W], 1 where painted. Nothing is random (the VAE's mea
 node has a seed.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import comfy.model_management as manager
 import torch
 from comfy_api.latest import ComfyExtension, io
 from torch import Tensor
 
-from pisasr.method.color import COLOR_FIXES
-from pisasr.options import Options
+from pisasr.options import ColorFix, Options
 from pisasr.pipeline import Prediction
 
 from .models import DTYPES, Model, Progress, adapters, bases, embedded, load
@@ -50,8 +49,8 @@ def _upscale() -> Any:
 
 
 def _color_fix() -> Any:
-    tooltip = "How the result gets the picture's colors back."
-    return io.Combo.Input("color_fix", options=[OWN_COLOR_FIX, *COLOR_FIXES], tooltip=tooltip)
+    tooltip, choices = "How colors are restored.", [OWN_COLOR_FIX, *get_args(ColorFix)]
+    return io.Combo.Input("color_fix", options=choices, tooltip=tooltip)
 
 
 class Load(io.ComfyNode):

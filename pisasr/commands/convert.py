@@ -1,30 +1,26 @@
-"""argv in, exit code out: `pisasr convert`, the published checkpoint, which is a pickle, to
-safetensors.
-"""
+"""`pisasr convert`: the published checkpoint, a pickle, to safetensors."""
 
 import argparse
 from pathlib import Path
 
 from pisasr.commands.batch import check_output
 from pisasr.commands.options import command_parser
-from pisasr.errors import OK, guarded, safe_text
+from pisasr.errors import guarded, safe_text
 
 
 def convert(argv: list[str]) -> int:
     """Turn the published checkpoint into safetensors: `pisasr convert --help`."""
     about = "Turn the published pisa_sr.pkl into OUT/pix.safetensors and OUT/sem.safetensors."
     parser = command_parser("pisasr convert", about)
-    parser.add_argument(
-        "checkpoint", type=Path, help="pisa_sr.pkl; read without running any code in it"
-    )
-    parser.add_argument(
-        "output", type=Path, metavar="OUT", help="a folder, to be given to infer as --adapters"
-    )
+    source = "pisa_sr.pkl; read without running any code in it"
+    parser.add_argument("checkpoint", type=Path, help=source)
+    target = "a folder, to be given to infer as --adapters"
+    parser.add_argument("output", type=Path, metavar="OUT", help=target)
     args = parser.parse_args(argv)
     return guarded(lambda: _convert(args), args.debug)
 
 
-def _convert(args: argparse.Namespace) -> int:
+def _convert(args: argparse.Namespace) -> None:
     from pisasr.models.weights import convert_release, save_adapter
 
     adapters = convert_release(args.checkpoint)
@@ -35,4 +31,3 @@ def _convert(args: argparse.Namespace) -> int:
         print(
             f"{safe_text(path)}: {adapter.name}, rank {adapter.rank}, {len(adapter.targets)} layers"
         )
-    return OK

@@ -1,343 +1,247 @@
-"""argv in, exit code out: `pisasr infer`, pictures in, restored pictures out, and a report of what
-happened to each.
-"""
+"""`pisasr infer`: pictures in, restored pictures and a report out."""
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pisasr.commands.batch import (
-    Made,
-    Report,
-    Restore,
-    Shard,
-    check_output,
-    launched,
-    parse_shard,
-    plan_jobs,
-    remove_leftovers,
-    restore_files,
-    share_of,
-)
+from pisasr.commands.batch import Report, Restore, Result, check_output, plan_tasks, restore_files
 from pisasr.commands.options import (
+    add_model_options,
     add_pipeline_options,
-    check_pipeline_options,
     command_parser,
     finite,
-    load_pipeline,
+    load_model,
     normalise,
-    parse_lambdas,
-    pipeline_settings,
-    positive_int,
+    pipeline_options,
+    place_among_processes,
 )
 from pisasr.errors import OK, SOME_FAILED, PisasrError, UsageError, guarded, safe_text
-from pisasr.pictures.folders import Found, find_inputs
-from pisasr.signals import ENDING, StopRequests
+from pisasr.options import Options, OutputType
+from pisasr.pictures.folders import Input, find_inputs
 
 if TYPE_CHECKING:
     from pisasr.pictures.images import Picture
-    from pisasr.pictures.saving import Metadata
+    from pisasr.pictures.metadata import Metadata
     from pisasr.pipeline import PiSASRPipeline
 
-# Where they are installed, diffusers and transformers import them, a quarter of the start-up, for
-# models not used here.
-UNUSED = ("scipy", "torchvision")
-LAMBDAS = ("lambda_pix", "lambda_sem")
+STRENGTHS = ("lambda_pix", "lambda_sem")
+MOST_STRENGTHS = 100  # in one list of --lambda_grid
 
 EXAMPLES = """examples:
   pisasr infer --input photo.jpg --output results
   pisasr infer --input photos "more/*.png" --output results --recursive --lambda_sem 0.7
-  pisasr infer --input photo.jpg --output results --lambda_grid 0,0.5,1,1.5 0,0.5,1
+  pisasr infer --input photos --output grid --lambda_grid "0,0.5,1,1.5" "0:1.5:0.5"
   pisasr infer --input photo.jpg --output results --lambda_sem 1.2 --lambda_sem_map hair.png
-  pisasr infer --input photos --output results --format same --keep_metadata
+  torchrun --nproc_per_node 4 -m pisasr.commands.main infer --input photos --output results
+  RANK=$SLURM_ARRAY_TASK_ID WORLD_SIZE=$SLURM_ARRAY_TASK_COUNT pisasr infer --input photos
 
-lambda_pix takes away noise, blur and blocks; lambda_sem adds detail. (1, 0) is faithful, (1, 1) sharp.
-Results are PNG, unless --format says otherwise; what happened to every input is in OUTPUT/report.jsonl."""
+lambda_pix takes away noise, blur and blocks; lambda_sem adds detail. (1, 0) is faithful, (1, 1)
+sharp. What happened to every input is in OUTPUT/report.jsonl."""
 
 
 def infer(argv: list[str]) -> int:
     """Restore pictures: `pisasr infer --help`."""
     parser = infer_parser()
     args = parser.parse_args(normalise(argv))
-    _check_infer(parser, args)
+    try:
+        _check(args)
+    except UsageError as error:
+        parser.error(str(error))
     return guarded(lambda: _infer(args), args.debug)
 
 
 def infer_parser() -> argparse.ArgumentParser:
-    """Every option of `infer`; the published script's names are aliases of ours."""
+    """Build the parser of `infer`; the published script's names are aliases."""
     parser = command_parser(
         "pisasr infer", "Restore low-quality photos, enlarged and sharp.", EXAMPLES
     )
     add = parser.add_argument_group("files").add_argument
-    names, given = (
-        ("--input", "--input_image", "-i"),
-        "pictures, folders or globs (PNG, JPEG, WebP, TIFF, BMP)",
-    )
-    add(*names, nargs="+", action="extend", required=True, metavar="PATH", help=given)
-    add(
-        "--output",
-        "--output_dir",
-        "-o",
-        type=Path,
-        default=Path("results"),
-        metavar="DIR",
-        help="default: results",
-    )
+    inputs: Any = {"nargs": "+", "action": "extend", "required": True, "metavar": "PATH"}
+    what = "pictures, folders or globs (PNG, JPEG, WebP, TIFF, BMP)"
+    add("--input", "--input_image", "-i", **inputs, help=what)
+    output: Any = {"type": Path, "default": Path("results"), "metavar": "DIR"}
+    add("--output", "--output_dir", "-o", **output, help="default: %(default)s")
     add("--recursive", action="store_true", help="go into sub-folders, and keep them in the output")
-    choices, there = (
-        ("overwrite", "skip", "error"),
-        "when an output is there already (default: overwrite)",
-    )
+    choices, there = ("overwrite", "skip", "error"), "when an output is there (default: overwrite)"
     add("--existing", choices=choices, default="overwrite", help=there)
-    share = "do the I-th of N shares, as a Slurm array does; with --existing skip a rerun makes what is missing"
-    add("--shard", type=parse_shard, default=Shard(), metavar="I/N", help=share)
-    bits = "of each channel of the results (default: 8); inputs of sixteen bits are read as such either way"
+    bits = "of each channel of the results (default: 8); 16 is PNG alone"
     add("--bits", type=int, choices=(8, 16), default=8, help=bits)
-    formats = "of the results: as the input's name has it with `same`, where it can be; jpg loses a little"
-    add(
-        "--format",
-        choices=("png", "jpg", "webp", "tif", "same"),
-        default="png",
-        help=f"{formats} (default: png)",
-    )
-    kept = "the results' files tell the input's EXIF, with the place where it was taken, and how they were made"
-    add("--keep_metadata", action="store_true", help=f"{kept} (default: the picture alone)")
-    add(
-        "--max_input_pixels",
-        type=positive_int,
-        metavar="N",
-        help="refuse larger inputs (default: 64 million)",
-    )
+    endings = ("png", "jpg", "webp", "tif", "same")
+    add("--format", choices=endings, default="png", help="same: each input's (default: png)")
+    kept = "keep the input's EXIF, with the place where it was taken, and say how it was made"
+    add("--keep_metadata", action="store_true", help=kept)
 
     add = parser.add_argument_group("strengths").add_argument
-    add("--lambda_pix", type=finite, help="how much to repair (default: 1)")
-    add("--lambda_sem", type=finite, help="how much detail to add (default: 1)")
-    where = """a grey picture over the input, 8 or 16 bits, in its proportions: white is --{}, black 0;
-        or a folder with such pictures by the inputs' names"""
-    for name in LAMBDAS:
-        add(f"--{name}_map", type=Path, metavar="FILE", help=where.format(name))
-    grid = """all pairs of two lists such as 0,0.5,1: a folder per input, with a sheet"""
-    add("--lambda_grid", nargs=2, type=parse_lambdas, metavar=("PIX", "SEM"), help=grid)
-    add(
-        "--default",
-        action="store_true",
-        help="both strengths at 1, whatever else is said (published option)",
-    )
+    add("--lambda_pix", type=finite, metavar="X", help="how much to repair (default: 1)")
+    add("--lambda_sem", type=finite, metavar="X", help="how much detail to add (default: 1)")
+    for name in STRENGTHS:
+        where = f"""a grey picture in the input's proportions, white is --{name}, black 0; or a
+            folder with such pictures by the inputs' names"""
+        add(f"--{name}_map", type=Path, metavar="FILE", help=where)
+    grid = """all pairs of two lists, "0,0.5,1" or "0:1.5:0.5" (start:stop:step), each in a folder
+        OUTPUT/pixA_semB; and in OUTPUT/grid a labelled sheet of them for each picture"""
+    add("--lambda_grid", nargs=2, type=parse_strengths, metavar=("PIX", "SEM"), help=grid)
+    add_model_options(parser)
     add_pipeline_options(parser)
-    parser.add_argument("--quiet", action="store_true", help="say nothing but what failed")
     return parser
 
 
-def _check_infer(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other; then fill in the strengths."""
-    check_pipeline_options(parser, args)
-    fixed = ["default"] * args.default + [n for n in LAMBDAS if getattr(args, n) is not None]
+def parse_strengths(text: str) -> list[float]:
+    """Parse "0,0.5,1" or "0:1.5:0.5" (start:stop:step) as numbers without doubles."""
+    values: list[float] = []
+    for part in text.split(","):
+        start, *rest = (finite(word) for word in part.split(":"))
+        count = 0
+        if rest:
+            if len(rest) != 2 or rest[1] == 0 or (rest[0] - start) / rest[1] < 0:
+                raise UsageError(f"'{part.strip()}' is not start:stop:step, such as 0:1.5:0.5")
+            count = min(int((rest[0] - start) / rest[1] + 1e-9), MOST_STRENGTHS)
+        step = rest[1] if rest else 0
+        values += [round(start + number * step, 12) + 0.0 for number in range(count + 1)]
+    if len(values) > MOST_STRENGTHS:
+        raise UsageError(f"'{text.strip()}' is more than {MOST_STRENGTHS} strengths")
+    return list(dict.fromkeys(values))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that contradict each other; fill in the strengths."""
+    pipeline_options(args)
+    fixed = [f"{name}{end}" for name in STRENGTHS for end in ("", "_map")]
+    fixed = [name for name in fixed if getattr(args, name) is not None]
     if fixed and args.lambda_grid:
-        parser.error(
-            f"--{fixed[0]} fixes strengths, --lambda_grid varies both: leave one of them out"
-        )
-    for name in (f"{name}_map" for name in LAMBDAS if getattr(args, f"{name}_map")):
-        if other := next(
-            (o for o in ("lambda_grid", "default") if getattr(args, o)), None
-        ):
-            parser.error(
-                f"--{name} varies a strength by place, --{other} sets it for the whole: leave one of them out"
-            )
-        if not getattr(args, name).exists():
-            parser.error(f"--{name} {safe_text(getattr(args, name))}: no such file or folder")
+        raise UsageError(f"--{fixed[0]} and --lambda_grid: leave one of them out")
     if args.bits == 16 and args.format != "png":
-        parser.error(
-            f"--bits 16 is written as PNG alone, --format {args.format} is not: leave one of them out"
-        )
-    for name in LAMBDAS:
-        if args.default or getattr(args, name) is None:
+        raise UsageError(f"--bits 16 is written as PNG alone, --format is {args.format}")
+    for name in STRENGTHS:
+        place = getattr(args, f"{name}_map")
+        if place and not place.exists():
+            raise UsageError(f"--{name}_map {safe_text(place)}: no such file or folder")
+        if getattr(args, name) is None:
             setattr(args, name, 1.0)
 
 
 def _infer(args: argparse.Namespace) -> int:
+    inputs = find_inputs(args.input, args.output, args.recursive)
+    _check_inputs(args, inputs)
+    rank, count = place_among_processes()
     pairs = list(product(*args.lambda_grid)) if args.lambda_grid else []
     variants = [f"pix{pix:.15g}_sem{sem:.15g}" for pix, sem in pairs] + ["grid"] if pairs else []
-    inputs = find_inputs(args.input, args.output, args.recursive)
-    _check_inputs(args.input, inputs)
-    _check_maps(args, inputs)
-    process = launched()
-    share = share_of(args.shard, process)
     suffix = None if args.format == "same" else f".{args.format}"
-    jobs = share.of(plan_jobs(inputs, args.output, variants, suffix))
-    check_output(args.output)
-    remove_leftovers((target for job in jobs for target in job.targets), is_alone=share.count == 1)
-    with _unseen(*UNUSED):
-        pipe = load_pipeline(args) if jobs else None
-    with Report(args.output, len(jobs), args.quiet, share.report_name) as report:
+    tasks = plan_tasks(inputs, args.output, variants, suffix)[rank::count]
+    name = "report.jsonl" if count == 1 else f"report.{rank + 1}of{count}.jsonl"
+    check_output(args.output, name)
+    pipe = load_model(args) if tasks else None
+    report = Report(args.output / name, len(tasks))
+    try:
         if pipe is not None:
-            alone = pairs or args.lambda_pix_map or args.lambda_sem_map
-            batch: tuple[int, int] = (
-                (1, 0)
-                if args.batch_size == 1 or alone
-                else (args.batch_size, _small_pixels(pipe, args))
-            )
-            restore = _restorer(pipe, args, pairs)
-            how = args.existing, args.seed or 0, args.max_input_pixels, args.debug
-            once = "stopping after the picture in hand; once more stops at once"
-            with StopRequests(ENDING, patient=False, advice=once) as asked:
-                restore_files(
-                    jobs, restore, report, *how, *batch, stopping=lambda: asked.number != 0
-                )
-    if process.count > 1:
-        _wait_for_the_others()
+            restore = _restorer(pipe, args, report.on_tile)
+            restore_files(tasks, restore, report, args.existing, args.debug)
+    finally:
+        report.close()
+    if count > 1 and "MASTER_ADDR" in os.environ:
+        _wait_for_others()
     return SOME_FAILED if report.counts["failed"] else OK
 
 
-def _small_pixels(pipe: "PiSASRPipeline", args: argparse.Namespace) -> int:
-    """Pixels of the largest input that shares a batch: one whose result is no more than one tile of
-    the UNet.
-    """
-    from pisasr.options import TILE_PX
-
-    side = args.tile_size * pipe.model.factor if args.tile_size else TILE_PX
-    return int((side / args.upscale) ** 2)
-
-
-def _wait_for_the_others() -> None:
-    """Launchers end all processes when one leaves with a code other than 0, and a bad picture must
-    not end theirs.
-    """
-    from datetime import timedelta
-
-    import torch
-    from accelerate import PartialState
-
-    without = not torch.accelerator.is_available()
-    state = PartialState(cpu=without, timeout=timedelta(days=7))
-    state.wait_for_everyone()
-    state.destroy_process_group()
-
-
-@contextmanager
-def _unseen(*packages: str) -> Iterator[None]:
-    """Let what is imported in the block believe that these packages are not installed; they can be
-    had afterwards.
-    """
-    modules: dict[str, Any] = sys.modules
-    hidden = [name for name in packages if name not in modules]
-    modules.update(dict.fromkeys(hidden))  # None says so to `import` and to find_spec
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del modules[name]
-
-
-def _check_inputs(asked: list[str], inputs: list[Found]) -> None:
-    if any(found.status == "ready" for found in inputs):
-        return
-    reasons = [f"{found.path}: {found.reason}" for found in inputs[:3]] + ["..."] * (
-        len(inputs) > 3
-    )
-    looked = "looked for png, jpg, webp, tif, bmp; --recursive goes deeper"
-    raise PisasrError(f"no images in {', '.join(asked)} ({'; '.join(reasons)}; {looked})")
-
-
-def _check_maps(args: argparse.Namespace, inputs: list[Found]) -> None:
-    """UsageError if one map is to serve several pictures."""
-    ready = sum(found.status == "ready" for found in inputs)
-    for name, place in ((name, getattr(args, f"{name}_map")) for name in LAMBDAS):
+def _check_inputs(args: argparse.Namespace, inputs: Sequence[Input]) -> None:
+    ready = sum(each.status == "ready" for each in inputs)
+    if not ready:
+        reasons = [f"{each.path}: {each.reason}" for each in inputs[:3]]
+        reasons += ["..."] * (len(inputs) > 3)
+        raise PisasrError(f"no images in {', '.join(args.input)} ({'; '.join(reasons)})")
+    for name in STRENGTHS:
+        place = getattr(args, f"{name}_map")
         if place and ready > 1 and not place.is_dir():
             raise UsageError(
-                f"--{name}_map is one file and {ready} pictures came; give a folder with a map for each, by its name"
+                f"--{name}_map is one file and {ready} pictures came; give a folder with a map for"
+                " each, by its name"
             )
 
 
+def _wait_for_others() -> None:
+    """Wait: a launcher ends all processes when one leaves with a code other than 0."""
+    from datetime import timedelta
+
+    from torch import distributed
+
+    distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
 def _restorer(
-    pipe: "PiSASRPipeline",
-    args: argparse.Namespace,
-    pairs: list[tuple[float, float]],
+    pipe: "PiSASRPipeline", args: argparse.Namespace, on_tile: Callable[[int, int], None]
 ) -> Restore:
-    """What to do with one picture: one result; or one for every pair and a sheet of them all."""
+    """Make the function from a picture to its result, or its results for every pair and a sheet."""
     from pisasr.pictures.images import eight_bits
     from pisasr.pictures.sheets import draw_sheet
 
-    settings = pipeline_settings(args) | {"output_type": "uint16" if args.bits == 16 else "pil"}
-    metadata_of = (
-        _labeller(pipe, args, settings) if args.keep_metadata else lambda picture, pairs: None
-    )
+    try:
+        Options(**pipeline_options(args)).tile_plan(pipe.model.factor)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    output_type: OutputType = "uint16" if args.bits == 16 else "pil"
+    pairs = list(product(*args.lambda_grid)) if args.lambda_grid else []
 
-    def restore(
-        pictures: Sequence["Picture"], names: Sequence[Path], seeds: Sequence[int]
-    ) -> list[Made]:
-        pair, notes = _strengths(args, names[0])  # with maps, one picture comes at a time
-        made = []
-        for picture, seed in zip(pictures, seeds, strict=True):
-            results = pipe(picture, *pair, generator=_generator(args, seed), **settings).images
-            made.append(Made(results, notes, metadata=metadata_of(picture, [pair])))
-        return made
+    def options_for(name: Path) -> dict[str, Any]:
+        options = {**pipeline_options(args), "output_type": output_type}
+        if args.seed is not None:
+            options["generator"] = picture_seed(args.seed, name)
+        return options
 
-    def at_each(picture: "Picture", seed: int) -> Iterator[Any]:
-        output_type, others = settings["output_type"], dict(settings)
-        del others["output_type"]
-        prediction = pipe.predict(picture, generator=_generator(args, seed), **others)
-        return (pipe.decode(prediction, *pair, output_type=output_type) for pair in pairs)
+    def restore(picture: "Picture", name: Path) -> Result:
+        (pix, sem), note = _strengths_of(args, name)
+        (result,) = pipe(picture, pix, sem, on_tile, **options_for(name)).images
+        return Result([result], [_metadata(pipe, args, picture, (pix, sem))], note)
 
-    def restore_grid(picture: "Picture", seed: int) -> Made:
-        results = list(at_each(picture, seed))
+    def restore_grid(picture: "Picture", name: Path) -> Result:
+        prediction = pipe.predict(picture, on_tile, **options_for(name))
+        results = [pipe.decode(prediction, pix, sem, output_type) for pix, sem in pairs]
         sheet = draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)
-        return Made(
-            [*results, sheet], metadata=metadata_of(picture, [*pairs, tuple(args.lambda_grid)])
-        )
+        metadata = [_metadata(pipe, args, picture, pair) for pair in [*pairs, args.lambda_grid]]
+        return Result([*results, sheet], metadata)
 
-    def each(restore_one: Callable[["Picture", int], Made]) -> Restore:
-        return lambda pictures, _, seeds: list(map(restore_one, pictures, seeds))
-
-    return each(restore_grid) if pairs else restore
+    return restore_grid if pairs else restore
 
 
-def _generator(args: argparse.Namespace, seed: int) -> int | None:
-    """The picture's own seed, if posteriors are sampled."""
-    return None if args.seed is None else seed
-
-
-def _strengths(args: argparse.Namespace, name: Path) -> tuple[tuple[Any, Any], str]:
-    """(lambda_pix, lambda_sem) of the input of this name, numbers or maps, and a note where it has
-    no map.
-    """
+def _strengths_of(args: argparse.Namespace, name: Path) -> tuple[list[Any], str]:
+    """[lambda_pix, lambda_sem] of an input, numbers or maps, and a note where it has no map."""
     from pisasr.pictures.maps import find_map, read_map
 
     strengths, notes = [], []
-    for lambda_ in LAMBDAS:
-        number, place = getattr(args, lambda_), getattr(args, f"{lambda_}_map")
+    for strength in STRENGTHS:
+        number, place = getattr(args, strength), getattr(args, f"{strength}_map")
         file = find_map(place, name) if place else None
         strengths.append(read_map(file, number) if file else number)
         if place and not file:
-            notes.append(f"no map in {safe_text(place)}, {lambda_} is {number:g} everywhere")
-    return (strengths[0], strengths[1]), "; ".join(notes)
+            notes.append(f"no map in {safe_text(place)}, {strength} is {number:g} everywhere")
+    return strengths, "; ".join(notes)
 
 
-def _labeller(
-    pipe: "PiSASRPipeline", args: argparse.Namespace, settings: dict[str, Any]
-) -> "Callable[[Picture, Sequence[tuple[Any, Any]]], list[Metadata]]":
-    """What the file of each of a picture's results tells, from its strengths."""
-    from pisasr.pictures.saving import Metadata, made_with
+def _metadata(
+    pipe: "PiSASRPipeline", args: argparse.Namespace, picture: "Picture", strengths: Sequence[Any]
+) -> "Metadata | None":
+    """What a result's file says, if --keep_metadata is set."""
+    from pisasr.pictures.metadata import Metadata, made_with
 
-    model = pipe.identity  # the same for all
-    chance = {} if args.seed is None else {"seed": args.seed}
-    others = {name: value for name, value in settings.items() if name != "output_type"}
-
-    def words(strength: Any, name: str) -> str:
-        if isinstance(strength, float):
-            return f"{strength:.15g}"
+    if not args.keep_metadata:
+        return None
+    made: dict[str, Any] = {}
+    for name, strength in zip(STRENGTHS, strengths, strict=True):
         if isinstance(strength, list):
-            return "/".join(f"{value:.15g}" for value in strength)
-        return f"0..{getattr(args, name):.15g} by a map"
+            made[name] = "/".join(f"{value:.15g}" for value in strength)
+        else:
+            is_number = isinstance(strength, float)
+            made[name] = strength if is_number else f"0..{getattr(args, name):.15g} by a map"
+    made |= {**pipeline_options(args), "seed": args.seed}
+    return Metadata(made_with(pipe.identity, made), picture.exif)
 
-    def metadata_of(picture: "Picture", pairs: Sequence[tuple[Any, Any]]) -> "list[Metadata]":
-        strengths = [dict(zip(LAMBDAS, map(words, pair, LAMBDAS), strict=True)) for pair in pairs]
-        return [
-            Metadata(made_with(model, {**each, **others, **chance}), picture.exif)
-            for each in strengths
-        ]
 
-    return metadata_of
+def picture_seed(seed: int, name: Path) -> int:
+    """63 bits for a seed and a picture's name: neither order nor company changes a result."""
+    text = f"{seed}/{name.as_posix()}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(sha256(text).digest()[:8], "big") >> 1

@@ -1,7 +1,6 @@
-"""The options of every command that runs the model, and what they stand for: which model, how, on
-which device.
+"""Options of the commands that run the model, and the model, device and dtype that they name.
 
-Nothing here waits for torch before a model is loaded.
+Nothing here imports torch before a model is loaded.
 """
 
 import argparse
@@ -9,7 +8,6 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -28,176 +26,133 @@ class Parser(argparse.ArgumentParser):
     """A parser that answers a mistake in one line, where argparse puts every option before it."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and leave with the exit code for it."""
+        """Print what is wrong and leave with WRONG_USAGE."""
         self.exit(WRONG_USAGE, f"{self.prog}: {message} (see --help)\n")
 
 
 def command_parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """What every command's parser has in common: examples as they are written, whole names of
-    options, --debug.
-    """
+    """Start a command's parser: examples as they are written, whole names of options, --debug."""
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog, None, description, epilog, formatter_class=form, allow_abbrev=False)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
-def finite(text: str, least: float = -math.inf, unit: str = "") -> float:
-    """A number, and none that is infinite. unit: for the line that refuses one."""
+def finite(text: str, least: float = -math.inf) -> float:
+    """Parse a number that is neither infinite nor below `least`."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a finite number such as 0.5")
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text.strip()} is below {least:g}{unit}; take more")
+    if not math.isfinite(value) or value < least:
+        above = f", from {least:g} up" if math.isfinite(least) else ""
+        raise UsageError(f"'{text.strip()}' is not a finite number such as 0.5{above}")
     return value
 
 
 def whole(text: str, least: int = 0) -> int:
-    """A whole number that is not below `least`."""
+    """Parse a whole number that is not below `least`."""
     try:
         value = int(text)
     except ValueError:
         value = least - 1
     if value < least:
-        raise argparse.ArgumentTypeError(f"'{text.strip()}' is not a whole number from {least}")
+        raise UsageError(f"'{text.strip()}' is not a whole number from {least}")
     return value
 
 
 positive_int = partial(whole, least=1)
 
 
-def parse_lambdas(text: str) -> list[float]:
-    """Parse a list of strengths such as "0,0.5,1": each once, in the order they come."""
-    return list(dict.fromkeys(finite(part) for part in text.split(",")))
-
-
-def place_among_processes() -> tuple[int, int]:
-    """Return (rank, count) as accelerate, torchrun and Slurm scripts set them, else (0, 1)."""
-    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if rank is None and count is None:
-        return 0, 1
-    if rank and count and rank.isdecimal() and count.isdecimal() and int(rank) < int(count):
-        return int(rank), int(count)
-    given = f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment"
-    raise UsageError(f"{given}; a launcher sets both, such as 0 and 2: unset both, or set both")
-
-
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, where and in which numbers; the published script's names are aliases of ours."""
-    add = parser.add_argument_group("model").add_argument
-    base = "base model: a folder or a hub id (default: the small model that comes with pisasr)"
-    add("--pretrained_model", "--pretrained_model_path", metavar="MODEL", help=base)
-    both = "the two adapters: a folder, a hub id or a published .pkl (default: those of the model)"
-    add("--adapters", "--pretrained_path", metavar="ADAPTERS", help=both)
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="default: %(default)s",
-    )
-    dtypes = ("auto", "fp32", "bf16", "fp16", "no")
-    usual = "default: %(default)s; auto is fp16 on CUDA, bf16 on a CPU that multiplies it natively, fp32 elsewhere"
-    add("--dtype", "--mixed_precision", choices=dtypes, default="auto", help=usual)
-
-
-def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """add_model_options, and a setting for each field of `Options` that has a group."""
-    add_model_options(parser)
-    kinds: dict[type, Callable[..., Any]] = {int: whole, float: finite}
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for setting in fields(Options):
-        about = setting.metadata
-        if about["group"] is None:
-            continue
-        if about["group"] not in groups:
-            groups[about["group"]] = parser.add_argument_group(about["group"])
-        read = kinds.get(about["kind"])
-        groups[about["group"]].add_argument(
-            f"--{setting.name}",
-            *about["aliases"],
-            type=str if read is None else partial(read, least=about["least"]),
-            default=setting.default,
-            choices=about["choices"],
-            metavar=None if about["choices"] else "N" if read else "TEXT",
-            help=about["help"],
-        )
-    seed = "sample the VAE's posterior, from this seed and the input's name (default: its mean)"
-    groups["picture"].add_argument("--seed", type=whole, metavar="N", help=seed)
-
-
 def normalise(argv: list[str]) -> list[str]:
-    """Let options be spelled with hyphens, and let negative numbers and lists of them follow an
-    option.
-    """
+    """Let options be spelled with hyphens, and negative numbers follow one."""
     words = []
     for word in argv:
         if word.startswith("--"):
             name, equals, value = word.partition("=")
             words.append("--" + name[2:].replace("-", "_") + equals + value)
-        elif re.fullmatch(r"-[\d.][\d.,:eE+ -]*", word):
-            words.append(" " + word)  # argparse would take "-0.5,1" for an option
-        else:
-            words.append(word)
+        else:  # argparse would take "-0.5,1" for an option
+            words.append(" " + word if re.fullmatch(r"-[\d.][\d.,:eE+ -]*", word) else word)
     return words
 
 
-def check_pipeline_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse what contradicts itself."""
-    if args.tile_size and args.tile_overlap is not None and args.tile_overlap >= args.tile_size:
-        parser.error(
-            f"--tile_overlap {args.tile_overlap} must be below --tile_size {args.tile_size}"
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add which model, where and in which numbers; the published script's names are aliases."""
+    add = parser.add_argument_group("model").add_argument
+    base = "base model: a folder or a hub id (default: the small model that comes with pisasr)"
+    add("--pretrained_model", "--pretrained_model_path", metavar="MODEL", help=base)
+    both = "the two adapters: a folder, a hub id or a published .pkl (default: those of the model)"
+    add("--adapters", "--pretrained_path", metavar="ADAPTERS", help=both)
+    devices = ("auto", "cpu", "cuda", "mps")
+    add("--device", choices=devices, default="auto", help="default: %(default)s")
+    dtypes = ("auto", "fp32", "bf16", "fp16")
+    usual = "auto (default): fp16 on CUDA, bf16 on a CPU that multiplies it natively, else fp32"
+    add("--dtype", "--mixed_precision", choices=dtypes, default="auto", help=usual)
+
+
+def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every field of `Options` that has a group, and --seed."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for each in fields(Options):
+        about: Any = each.metadata
+        if about["group"] is None:
+            continue
+        group = about["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        kind: Any = about["kind"]
+        if kind is not str:
+            least = about["least"]
+            kind = partial(whole if kind is int else finite, least=least)
+        groups[group].add_argument(
+            f"--{each.name}",
+            *about["aliases"],
+            type=kind,
+            default=each.default,
+            choices=about["choices"],
+            metavar=None if about["choices"] else {str: "TEXT"}.get(about["kind"], "N"),
+            help=about["help"],
         )
+    sampled = "sample the VAE's posterior, as published (default: take its mean)"
+    groups["picture"].add_argument("--seed", type=whole, metavar="N", help=sampled)
 
 
-def pipeline_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What `PiSASRPipeline.__call__` is told beside the generator; known once the
-    model is loaded.
-    """
-    return {
-        each.name: getattr(args, each.name) for each in fields(Options) if each.metadata["group"]
-    }
+def pipeline_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of `Options`, by field. Raises UsageError for a contradiction."""
+    named = {each.name for each in fields(Options)} & vars(args).keys()
+    options = {name: getattr(args, name) for name in named}
+    try:
+        Options(**options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return options
 
 
 # --- the model ------------------------------------------------------------------------------------
 
 
 def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
-    """The model that the options name, on the device and in the dtype that they and the machine
-    allow.
-    """
+    """Load the model that the options name, on the device and in the dtype that they allow."""
     import torch
 
     from pisasr.pipeline import PiSASRPipeline
 
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
-    choose_arithmetic()
+    # The same bytes again from the same card and versions; products of full precision.
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # for kernels that ask for the current one
+    adapters = args.adapters
     pipe = PiSASRPipeline.from_pretrained(
-        args.pretrained_model, adapters=args.adapters, torch_dtype=dtype
-    ).to(device)
-    return pipe
-
-
-def choose_arithmetic() -> None:
-    """On CUDA, for the whole process: the same bytes again from the same card and versions, and
-    float32 products of full precision.
-    """
-    import torch
-
-    cudnn = torch.backends.cudnn
-    cudnn.benchmark = cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    cudnn.deterministic = True
+        args.pretrained_model, adapters=adapters, torch_dtype=dtype
+    )
+    return pipe.to(device)
 
 
 def check_apart(output: Path, pretrained_model: str | None, adapters: str | None) -> None:
-    """OverlapError where what is written would take the place of the model or the adapters that it
-    is made of.
-    """
+    """Raise OverlapError where an output would replace the model that it is made of."""
     from pisasr.models.bases import EMBEDDED
 
     output = output.resolve()
@@ -205,38 +160,26 @@ def check_apart(output: Path, pretrained_model: str | None, adapters: str | None
         place = Path(given or os.devnull).expanduser().resolve()
         if place.is_dir() and output in (place, *place.parents):
             raise OverlapError(
-                f"{safe_text(output)} holds what this is made of, {safe_text(place)}; choose another folder"
+                f"{safe_text(output)} holds what this is made of, {safe_text(place)};"
+                " choose another folder"
             )
 
 
-def load_pipeline(args: argparse.Namespace) -> "PiSASRPipeline":
-    """load_model; then what could not be judged before the VAE's factor was known: the tiles."""
-    pipe = load_model(args)
-    try:
-        Options(
-            tile_size=args.tile_size, tile_overlap=args.tile_overlap, tiling=args.tiling
-        ).tile_plan(pipe.model.factor)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return pipe
-
-
 def choose_device(name: str) -> str:
-    """What `auto` stands for here; UsageError for a device that this PyTorch lacks.
+    """Resolve `auto`; raise UsageError for a device that this PyTorch lacks.
 
-    cuda is cuda:N where accelerate or torchrun started several processes: each has a GPU of its
-    own, while there are.
+    cuda is cuda:N where accelerate or torchrun started several processes.
     """
     import torch
 
-    there = {
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        name = next(device for device, available in there.items() if available)
-    if not there[name]:
+        name = next(device for device, is_here in available.items() if is_here)
+    if not available[name]:
         raise UsageError(
             f"--device {name} is not available to this PyTorch; use --device auto or cpu"
         )
@@ -246,9 +189,7 @@ def choose_device(name: str) -> str:
 
 
 def choose_dtype(name: str, device: str) -> "torch.dtype":
-    """What `auto` stands for there; fp32, and a line that says so, where the device can't do as
-    told.
-    """
+    """Resolve `auto`; fp32, with a line on stderr, where the device can't do as told."""
     import torch
 
     from pisasr.pipeline import usual_dtype
@@ -262,3 +203,22 @@ def choose_dtype(name: str, device: str) -> "torch.dtype":
         print("this GPU has no bf16; computing in fp32", file=sys.stderr)
         return torch.float32
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+def place_among_processes() -> tuple[int, int]:
+    """(rank, count) by RANK and WORLD_SIZE, which launchers set; (0, 1) without them.
+
+    Raises UsageError for anything else.
+    """
+    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None and count is None:
+        return 0, 1
+    if rank and count and rank.isdecimal() and count.isdecimal() and int(rank) < int(count):
+        return int(rank), int(count)
+    raise UsageError(
+        f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment; a launcher sets both, such"
+        " as 0 and 2: set both, or unset both"
+    )

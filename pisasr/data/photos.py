@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 
 from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
 from pisasr.errors import PisasrError, UsageError
-from pisasr.pictures.folders import EXTENSIONS, tell_foreign
+from pisasr.pictures.folders import EXTENSIONS, warn_of_foreign
 from pisasr.pictures.images import open_image, split
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def list_photos(sources: Sequence[str], mix: Mapping[str, float] | None = None) 
             photos += _list_pairs(source)
         elif source.is_dir():
             files = sorted(source.rglob("*"))
-            tell_foreign(source, files)
+            warn_of_foreign(source, files)
             photos += [Photo(path, source.resolve().name) for path in files if _is_photo(path)]
         elif source.is_file():
             photos += [Photo(path, source.stem) for path in read_list(source)]

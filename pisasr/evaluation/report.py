@@ -40,7 +40,7 @@ def write_report(
     """Write every file of the report; returns the table and lines on what could not be drawn."""
     summary = summarise(scores)
     columns = {name: metric for name, (metric, _) in metrics.items()}
-    facts = [f"{len(examples)} pictures, PSNR and SSIM without {border} px of border."]
+    facts = [f"{len(examples)} pictures; PSNR and SSIM leave out a border of {border} px."]
     table = to_markdown(summary, columns, missing, [*facts, *left_out, *scores.faults])
     notes = {"pictures": len(examples), "border_px": border, "not_available": missing}
     notes |= {"left_out": left_out, "faults": scores.faults}
@@ -126,7 +126,7 @@ def draw_plot(path: Path, summary: Summary, metrics: Columns) -> None:
     for axis, y in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels, strict=True):
         axis.set(xlabel=metrics[x].head, ylabel=metrics[y].head)
         axis.grid(True, color="0.92")
-        axis.margins(0.15)
+        axis.margins(0.25, 0.1)
         points = {m: (columns[x]["mean"], columns[y]["mean"]) for m, columns in summary.items()}
         points = {method: point for method, point in points.items() if None not in point}
         for _, group in groupby(points, key=_family):

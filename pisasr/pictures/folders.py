@@ -1,7 +1,4 @@
-"""Before every journey, folders: which files are pictures, and which of two belong together.
-
-Two files belong together because of their names, never because of their order.
-"""
+"""Which files are pictures, which of two belong together, by name and never by order."""
 
 import glob
 import os
@@ -14,36 +11,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from zlib import crc32
 
 from pisasr.errors import OverlapError, PassedOver, PisasrError, safe_text
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-FOREIGN = {  # what a person may take for a picture, too, and would miss without a word
-    ".gif": "GIF", ".heic": "HEIC", ".heif": "HEIC", ".avif": "AVIF", ".jxl": "JPEG XL", ".jp2": "JPEG 2000",
-    ".psd": "PSD", ".svg": "SVG", ".eps": "PostScript", ".dng": "a raw photo", ".cr2": "a raw photo",
-    ".cr3": "a raw photo", ".nef": "a raw photo", ".arw": "a raw photo", ".raf": "a raw photo",
-}  # fmt: skip
-LONGEST_NAME = 255  # bytes
-EMPTY = "empty file"
-STRANGERS = "{} is not read here; convert it to PNG, JPEG, WebP, TIFF or BMP first"
+# Pictures that a user would miss if they were passed over without a word.
+FOREIGN = tuple(".gif .heic .heif .avif .jxl .jp2 .psd .svg .eps .dng .cr2 .cr3 .nef .arw".split())
 
-# Endings that methods and data sets add to a name: 0801x4, Canon_001_LR4, photo_out, baby_SR,
-# img-hq.
+# Endings that methods and data sets add to a name: 0801x4, Canon_001_LR4, photo_out, img-hq.
 SUFFIX = r"[_-]?x\d|[_-](?:sr|hr|lr|hq|lq|gt|out|output|restored)\d*"
 
 
 def list_pictures(folder: Path) -> dict[str, Path]:
-    """Stem -> file, for the pictures directly inside `folder`. Two files with one stem are
-    refused.
-    """
+    """Stem -> file, for the pictures directly inside `folder`. Raises PisasrError without any."""
     if not folder.is_dir():
         raise PisasrError(f"{folder} is not a folder")
-    there = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    tell_foreign(folder, there)
-    paths = sorted(
-        path for path in there if path.suffix.lower() in EXTENSIONS and not path.is_dir()
-    )
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    warn_of_foreign(folder, files)
+    paths = [path for path in files if path.suffix.lower() in EXTENSIONS and not path.is_dir()]
     if not paths:
         raise PisasrError(f"{folder} holds no picture ({' '.join(EXTENSIONS)})")
     if twice := _repeated(path.stem for path in paths):
@@ -53,74 +38,27 @@ def list_pictures(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in paths}
 
 
-def tell_foreign(folder: Path, files: Iterable[Path]) -> None:
-    """Warn (PassedOver) of files in a folder that a person may take for pictures and that nobody
-    reads here.
-    """
-    for reason in count_foreign(files):
-        warnings.warn(f"{folder} holds {reason}", PassedOver, stacklevel=3)
-
-
-def count_foreign(files: Iterable[Path]) -> list[str]:
-    """For each of FOREIGN's kinds among the files that aren't hidden: how many, and what to do
-    about them.
-    """
-    kinds = Counter(
-        FOREIGN.get(path.suffix.lower()) for path in files if not path.name.startswith(".")
-    )
-    return [
-        f"{kinds[kind]} files: {STRANGERS.format(kind)}" for kind in sorted(filter(None, kinds))
-    ]
+def warn_of_foreign(folder: Path, files: Iterable[Path]) -> None:
+    """Warn (PassedOver) of pictures in a folder whose format is not read."""
+    endings = Counter(path.suffix.lower() for path in files if path.suffix.lower() in FOREIGN)
+    for ending, count in sorted(endings.items()):
+        reason = f"{folder} holds {count} {ending} files, which are not read; convert them to PNG"
+        warnings.warn(reason, PassedOver, stacklevel=3)
 
 
 def match_names(
     wanted: Iterable[str], found: Iterable[str], suffix: str = SUFFIX
 ) -> dict[str, str]:
-    """wanted stem -> found stem.
+    """Match stems: wanted -> found.
 
-    Equal stems belong together. What is left over is compared without its endings (`suffix`, a
-    regular expression, taken off repeatedly, in any case); names that are then no longer unique on
-    their side are not matched at all.
+    Equal stems belong together. The others are compared without their endings (`suffix`, a regular
+    expression, taken off repeatedly, in any case); names that are no longer unique then match
+    nothing.
     """
     wanted, found = set(wanted), set(found)
     pairs = {stem: stem for stem in wanted & found}
     left, right = (_unique_bare(stems - pairs.keys(), suffix) for stems in (wanted, found))
     return pairs | {left[bare]: right[bare] for bare in left.keys() & right.keys()}
-
-
-def free_name(name: Path, taken: set[str], end: str = "") -> Path:
-    """`name` + `end`, or name-2, name-3, ...: the first that is none of `taken`, to which it is
-    added, as `folded`.
-
-    Of at most 255 bytes, which is what a file's name may have: a longer one keeps its beginning,
-    and a digest of all.
-    """
-    whole, number = os.fsencode(name.name), 1
-    while True:
-        mark = f"-{number}" if number > 1 else ""
-        room, stem = LONGEST_NAME - len(os.fsencode(mark + end)), whole
-        if len(whole) > room:
-            digest = f"-{crc32(whole):08x}"
-            stem = (whole[: room - len(digest)].decode("utf-8", "ignore") + digest).encode()
-        candidate = name.with_name(os.fsdecode(stem) + mark + end)
-        if folded(candidate) not in taken:
-            taken.add(folded(candidate))
-            return candidate
-        number += 1
-
-
-def folded(path: Path | str) -> str:
-    """What file systems that don't tell A.png from a.png, nor one way to write an accent from
-    another, take as one.
-    """
-    return unicodedata.normalize("NFC", str(path)).casefold()
-
-
-def resolved(path: Path) -> Path:
-    """Where a path leads, links followed. Path.resolve raises for links in a circle (before Python
-    3.13).
-    """
-    return Path(os.path.realpath(path))
 
 
 def _repeated(items: Iterable[str]) -> list[str]:
@@ -134,14 +72,37 @@ def _unique_bare(stems: set[str], suffix: str) -> dict[str, str]:
     return {name: stem for stem, name in bare.items() if name not in shared}
 
 
-# --- what a command line names --------------------------------------------------------------------
+# --- names of outputs -----------------------------------------------------------------------------
+
+
+def free_name(name: Path, taken: set[str], end: str = "") -> Path:
+    """`name` + `end`, or name-2, name-3, ...: the first not in `taken`, to which it is added."""
+    number = 1
+    while True:
+        mark = f"-{number}" if number > 1 else ""
+        candidate = name.with_name(name.name + mark + end)
+        if folded(candidate) not in taken:
+            taken.add(folded(candidate))
+            return candidate
+        number += 1
+
+
+def folded(path: Path | str) -> str:
+    """A name as file systems see it that take A.png for a.png."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def resolved(path: Path) -> Path:
+    """Follow links. Path.resolve raises for links in a circle (before Python 3.13)."""
+    return Path(os.path.realpath(path))
+
+
+# --- inputs of a command --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Found:
-    """One input: where it is, its name below the folder or glob it came from, and why it can't be
-    read, if known.
-    """
+class Input:
+    """A file, its name below the folder or glob, and why it can't be read, if known."""
 
     path: Path
     name: Path
@@ -149,32 +110,30 @@ class Found:
     reason: str = ""
 
 
-def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) -> list[Found]:
-    """The pictures that files, folders and globs stand for, in the order given, each once.
+def find_inputs(patterns: Iterable[str], output: Path, recursive: bool = False) -> list[Input]:
+    """List the pictures that files, folders and globs stand for, in the order given, each once.
 
     Of a folder, names ending like a picture are taken, hidden ones are not, its sub-folders only if
-    `recursive`; links to folders are not followed, so there are no loops. What lies in the output
-    folder is never an input unless it is named itself. Pipes, devices, dead links, pictures of a
-    kind that is not read, and folders that are not gone into though `recursive`, come as "skipped";
-    named files that don't exist, and folders and globs that hold no picture, as "failed".
+    `recursive`; links to folders are not followed. What lies in the output folder is no input
+    unless it is named itself. What can't be read is "skipped", or if it was named "failed".
     """
     output = resolved(output)
-    found: dict[str, Found] = {}
+    found: dict[str, Input] = {}
     for pattern in map(os.path.expanduser, patterns):
         path = Path(pattern)
-        named = False
         if os.path.isdir(pattern):
             files = _list_folder(path, output, recursive)
         elif os.path.lexists(pattern) or not glob.has_magic(pattern):
-            files, named = iter([(path, Path(path.name))]), True
+            reason = cannot_open(path)
+            named = Input(path, Path(path.name), "failed" if reason else "ready", reason)
+            found.setdefault(os.path.abspath(path), named)
+            continue
         else:
             files = _match(pattern, output)
-        pictures = [(os.path.abspath(file), _examine(file, name, named)) for file, name in files]
-        pictures = pictures or [
-            (os.path.abspath(path), Found(path, Path(path.name), "failed", "no pictures there"))
-        ]
-        for place, picture in pictures:
-            found.setdefault(place, picture)
+        pictures = [_examine(file, name) for file, name in files]
+        nothing = Input(path, Path(path.name), "failed", "no pictures there")
+        for picture in pictures or [nothing]:
+            found.setdefault(os.path.abspath(picture.path), picture)
     return list(found.values())
 
 
@@ -184,15 +143,13 @@ def _list_folder(folder: Path, output: Path, recursive: bool) -> Iterator[tuple[
             f"{safe_text(folder)} is the input and the output; choose another --output"
         )
     closed: list[Path] = []
-    for place, folders, files in os.walk(
-        folder, onerror=lambda error: closed.append(Path(error.filename))
-    ):
+    walk = os.walk(folder, onerror=lambda error: closed.append(Path(error.filename)))
+    for place, folders, files in walk:
         here = Path(place)
         folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
         folders[:] = [name for name in folders if resolved(here / name) != output]
-        pictures = [here / name for name in sorted(files) if _is_named_like_a_picture(name)]
-        pictures += [here / name for name in folders if (here / name).is_symlink()]
-        yield from ((file, file.relative_to(folder)) for file in pictures)
+        for name in filter(_is_named_like_a_picture, sorted(files)):
+            yield here / name, (here / name).relative_to(folder)
     yield from ((place, place.relative_to(folder)) for place in closed)
 
 
@@ -202,8 +159,8 @@ def _match(pattern: str, output: Path) -> Iterator[tuple[Path, Path]]:
         fixed = fixed.parent
     outputs_below = resolved(fixed) in output.parents
     for file in map(Path, sorted(glob.glob(pattern, recursive=True))):
-        ours = outputs_below and output in resolved(file).parents
-        if not ours and not file.is_dir() and _is_named_like_a_picture(file.name):
+        is_output = outputs_below and output in resolved(file).parents
+        if not is_output and not file.is_dir() and _is_named_like_a_picture(file.name):
             yield file, file.relative_to(fixed)
 
 
@@ -211,31 +168,23 @@ def _is_named_like_a_picture(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith((*EXTENSIONS, *FOREIGN))
 
 
-def _examine(file: Path, name: Path, named: bool) -> Found:
-    if not named and (kind := FOREIGN.get(file.suffix.lower())):
-        return Found(file, name, "skipped", STRANGERS.format(kind))
+def _examine(file: Path, name: Path) -> Input:
     reason = cannot_open(file)
-    if not named and file.is_dir():
-        reason = (
-            "a link to a folder, which is not followed"
-            if file.is_symlink()
-            else "a folder that may not be read"
-        )
-    if reason == EMPTY:
-        reason = ""  # it is a picture's file, if a broken one: whoever reads it says so
-    return Found(file, name, ("failed" if named else "skipped") if reason else "ready", reason)
+    if file.suffix.lower() in FOREIGN:
+        reason = f"{file.suffix.lower()} is not read; convert it to PNG"
+    return Input(file, name, "skipped" if reason else "ready", reason)
 
 
 def cannot_open(path: Path) -> str:
-    """Why nobody should open this file, or nothing: a pipe would be waited for, a device never
-    ends.
-    """
+    """Say why a file can't be a picture, or "": a pipe would be waited for, a device never ends."""
     try:
         status = path.stat()
     except FileNotFoundError:
         return "a link to nothing" if path.is_symlink() else "no such file"
     except (OSError, ValueError) as error:  # a loop of links; a name that no file can have
         return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    if stat.S_ISDIR(status.st_mode):
+        return "a folder that can't be listed"
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file"
-    return "" if status.st_size else EMPTY
+    return "" if status.st_size else "empty file"

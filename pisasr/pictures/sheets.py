@@ -12,7 +12,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom, as Pillow counts th
 SHEET_PX = 4096  # the longer side of a grid's pictures together, at most
 CELL_PX, GAP_PX = 256, 4
 INK, PAPER, MARK = (24, 24, 24), (255, 255, 255), (220, 30, 30)
-BLUR_SIGMA_PX = 1.5  # grain of single pixels fades to a fifth, texture and edges stay
+BLUR_SIGMA_PX = 1.5  # grain of single pixels fades, texture and edges stay
 
 
 def draw_sheet(
@@ -103,7 +103,7 @@ def _detail(picture: Image.Image, box: Box, width: int) -> Image.Image:
     """Enlarge the box, given in pixels of a picture of that width, to one cell."""
     left, top, right, bottom = (edge * picture.width / width for edge in box)
     times = -(-CELL_PX // (box[2] - box[0])) * (box[2] - box[0])  # whole repeats, then averaged
-    region = (left, top, right, bottom)
+    region = left, top, right, bottom
     detail = picture.resize((times, times), Image.Resampling.NEAREST, box=region)
     return detail.resize((CELL_PX, CELL_PX), Image.Resampling.BOX)
 

@@ -18,11 +18,9 @@ from pisasr.evaluation.metrics import psnr
 from pisasr.method.adapters import active
 from pisasr.method.model import PiSASR, Plan, Predictors, predict_eps, restore
 from pisasr.pictures.folders import list_pictures
+from pisasr.pictures.frames import crop, pad, plan_frame
 from pisasr.pictures.images import (
-    crop,
     from_levels,
-    pad,
-    plan_frame,
     to_batch,
     to_image,
     to_tensor,
