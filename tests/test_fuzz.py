@@ -29,11 +29,11 @@ from test_weights import published
 
 from pisasr import PiSASRPipeline
 from pisasr.commands.main import main
-from pisasr.config import ConfigError, flatten, load_config
 from pisasr.errors import CheckpointError, ImageError, ModelError, PisasrError
 from pisasr.models.bases import EMBEDDED
 from pisasr.models.weights import convert_release, load_adapter, load_adapters, save_adapter
 from pisasr.pictures.images import open_picture
+from pisasr.training.config import ConfigError, flatten, load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

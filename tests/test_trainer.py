@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pisasr.commands.main import main
-from pisasr.config import ConfigError, DataConfig, RunConfig, StageConfig, TrainConfig, load_config
 from pisasr.errors import CheckpointError, UsageError
 from pisasr.method.adapters import active, attach, load_into, parameters_of, train_only
 from pisasr.method.model import PiSASR, predict_eps, restore
@@ -28,6 +27,14 @@ from pisasr.models.rrdbnet import RRDBNet
 from pisasr.models.rrdbnet_files import save_base
 from pisasr.models.weights import convert_release, load_adapter, save_adapter
 from pisasr.training import loop
+from pisasr.training.config import (
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    StageConfig,
+    TrainConfig,
+    load_config,
+)
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.loop import TrainingDiverged, learning_rate, train
 from pisasr.training.losses import Batch, Scorers, score
