@@ -3,12 +3,12 @@
 from importlib import import_module
 from typing import Any
 
-from pisasr import _compat  # noqa: F401  torchvision's first import, wherever it is, comes after this
+from pisasr.models import torchvision_import  # noqa: F401  before any import of torchvision
 
 __version__ = "0.1.0"
 __all__ = ["PiSASRPipeline", "__version__", "load_config"]
 
-_MODULES = {"PiSASRPipeline": "pisasr.pipeline", "load_config": "pisasr.config"}
+_MODULES = {"PiSASRPipeline": "pisasr.pipeline", "load_config": "pisasr.training.config"}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,15 +2,16 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
-
-from pisasr.signals import sigterm_as_interrupt
 
 # All fine; nothing could start; the command line is wrong; some inputs failed; Ctrl-C or SIGTERM.
 # Training that a signal stopped, ready to go on, ends with 128 + its number.
@@ -93,6 +94,19 @@ def guarded(
             if not quiet:
                 print(f"pisasr: {safe_text(explain(error))}", file=sys.stderr)
             return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt in the block, so that half-written files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_notices(quiet: bool) -> None:

@@ -14,12 +14,13 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone works before it is installed
 
-from pisasr.commands.options import choose_device, finite, whole
+from pisasr.commands.options import choose_device, command_parser, finite, whole
 from pisasr.errors import UsageError, guarded, safe_text
 
 MODES = {
@@ -34,9 +35,7 @@ Case = tuple[str, int, Callable[[], Any]]  # name, side of the result in pixels,
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = command_parser("benchmark.py", __doc__ or "")
     add = made.add_argument
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     size = "demo: the embedded model; full: Stable Diffusion 2.1's size, random (default: demo)"
@@ -80,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{'case':34}{'px':>6}{'s':>10}{'iqr':>9}{'runs':>6}{'TFLOP':>11}{'MiB':>8}")
     cases = inference_cases(args.size, device, dtype, sizes, args.published)
     if args.training:
-        cases = [*cases, *training_cases(args.size, device, min(sizes))]
+        cases = chain(cases, training_cases(args.size, device, min(sizes)))
     for name, px, call in cases:
         row = {"case": name, "px": px, **measure(call, device, args.seconds)}
         report["rows"].append(row)
@@ -177,8 +176,8 @@ def training_cases(size: str, device: str, px: int) -> Iterator[Case]:
     """Yield a step of each stage: forward, l2 (sem of a noise model: and CSD), backward, AdamW."""
     import torch
 
-    from pisasr.config import TrainConfig
     from pisasr.method.adapters import active, parameters_of, train_only
+    from pisasr.training.config import TrainConfig
     from pisasr.training.loop import restore_batch
     from pisasr.training.losses import Batch, Scorers, distillation, score
     from pisasr.training.setup import Predictor
@@ -248,4 +247,4 @@ def picture(side: int) -> Any:
 
 if __name__ == "__main__":
     given = parser().parse_args()
-    sys.exit(guarded(lambda: run(given)))
+    sys.exit(guarded(lambda: run(given), given.debug))

@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def degrade(args: argparse.Namespace) -> int:
-    from pisasr.config import load_recipe
     from pisasr.data.degradation import DegradationRecipe
+    from pisasr.training.config import load_recipe
 
     recipe = load_recipe(args.recipe) if args.recipe else DegradationRecipe()
     photos = find_photos(args.input, args.output)

@@ -1,6 +1,7 @@
 import gc
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,7 @@ torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: the collector, which a training calls after every stage, needn't
-    look through it.
-    """
+    """Freeze what was imported, so that garbage collections after a stage stay short."""
     gc.collect()
     gc.freeze()
 
@@ -30,9 +29,12 @@ def is_local(host: object) -> bool:
 
 
 def pytest_configure() -> None:
-    """No test reaches beyond this machine; what it starts is told so by huggingface_hub's own
-    switch.
-    """
+    """Keep every test on this machine, and turn `usual_dtype`'s answer round where asked."""
+    if os.environ.get("PISASR_TURN_DTYPE"):
+        from pisasr import pipeline
+
+        native = pipeline._multiplies_bf16()
+        pipeline._multiplies_bf16 = lambda: not native
     os.environ["HF_HUB_OFFLINE"] = "1"
     connect, look_up = socket.socket.connect, socket.getaddrinfo
 
@@ -51,23 +53,46 @@ def pytest_configure() -> None:
     socket.socket.connect, socket.getaddrinfo = only_here, known
 
 
-@pytest.fixture
-def did(record_property):
-    """did(WORDS): how much a test did, for the lines at the end of the run."""
-    return lambda words: record_property("did", words)
+# Processor time that a test may take unless it is slow.
+SECONDS = float(os.environ.get("PISASR_TEST_SECONDS", "inf"))
+LONG = ("slow", "browser")
+INTERPRETERS = 6  # tests of the default set that may start Python anew, each marked `process`
+_running: list[pytest.Item] = []  # the test that runs now
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
-    reports = terminalreporter.stats.get("passed", [])
-    lines = [
-        f"{words} ({report.duration:.1f} s)"
-        for report in reports
-        for name, words in report.user_properties
-        if name == "did"
-    ]
-    if lines:
-        terminalreporter.section("how much was done")
-        terminalreporter.write_line("\n".join(lines))
+def is_long(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in LONG)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    """Measure the processor time of a test, its children's included."""
+    _running[:] = [item]
+    start = sum(os.times()[:4])
+    try:
+        return (yield)
+    finally:
+        seconds = sum(os.times()[:4]) - start
+        _running.clear()
+        if seconds > SECONDS and not is_long(item):
+            pytest.fail(f"took {seconds:.1f} s of processor time; mark it slow or make it smaller")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    started = [item for item in items if item.get_closest_marker("process") and not is_long(item)]
+    assert len(started) <= INTERPRETERS, f"{len(started)} tests start an interpreter: {started}"
+
+
+def refuse_interpreters(event: str, args: tuple) -> None:
+    """Let only tests marked `process` and long ones start Python anew, which costs seconds."""
+    if event == "subprocess.Popen" and _running:
+        item, words = _running[0], args[1] if isinstance(args[1], list | tuple) else [args[1]]
+        allowed = item.get_closest_marker("process") or is_long(item)
+        if str(words[0]) == sys.executable and not allowed:
+            raise RuntimeError(f"{item.nodeid} starts an interpreter; mark it `process`")
+
+
+sys.addaudithook(refuse_interpreters)
 
 
 PARITY = Path(
@@ -77,9 +102,7 @@ PARITY = Path(
 
 @pytest.fixture(scope="session")
 def parity() -> Path:
-    """The folder of outputs of the published implementation, which is not part of this
-    repository.
-    """
+    """Find the published implementation's outputs, which are no part of this repository."""
     if not (PARITY / "index.json").is_file():
         pytest.skip(f"no parity data at {PARITY} (set PISASR_PARITY)")
     return PARITY

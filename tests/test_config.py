@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pisasr.config import (
+from pisasr.data.degradation import DegradationRecipe
+from pisasr.training.config import (
     ConfigError,
     DataConfig,
     RunConfig,
@@ -15,7 +16,6 @@ from pisasr.config import (
     load_recipe,
     to_yaml,
 )
-from pisasr.data.degradation import DegradationRecipe
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NEEDED = ["data.photos=[photos]", "run.output=runs/a"]

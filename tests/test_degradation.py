@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pisasr.config import ConfigError, load_recipe
 from pisasr.data import degradation
 from pisasr.data.degradation import (
     BlurRecipe,
@@ -34,6 +33,7 @@ from pisasr.data.degradation import (
     sample_generator,
 )
 from pisasr.data.kernels import Kernel
+from pisasr.training.config import ConfigError, load_recipe
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "pisasr" / "demo" / "examples").glob("*.png"))

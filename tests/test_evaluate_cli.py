@@ -127,15 +127,17 @@ def test_a_new_row_is_a_new_column_everywhere(folders, brightness):
 
 
 def test_a_metric_that_fails_on_a_picture_is_nan_and_said(folders, monkeypatch):
-    def fail(sr):
+    def fail(*_):
         raise RuntimeError("too small")
 
-    row = Metric("Failing", True, None, 1, "", score=fail)
-    monkeypatch.setitem(metrics_module.METRICS, "failing", row)
-    assert run(folders, metrics=("psnr", "failing")) == 0
+    for name, needs in (("failing", None), ("failing_set", "hq_set")):
+        row = Metric(name, True, needs, 1, "", score=fail)
+        monkeypatch.setitem(metrics_module.METRICS, name, row)
+    assert run(folders, metrics=("psnr", "failing", "failing_set")) == 0
     _, summary, table = read_out(folders)
     assert summary["methods"]["brighter"]["failing"]["mean"] is None
     assert "brighter, a.png: failing failed (RuntimeError: too small)" in table
+    assert "brighter: failing_set failed (RuntimeError: too small)" in table
 
 
 def test_without_matplotlib_the_table_is_written_and_the_plot_is_a_line(

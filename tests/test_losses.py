@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pisasr.config import StageConfig
+from pisasr.training.config import StageConfig
 from pisasr.training.losses import Batch, Scorers, pixel_l2, score
 
 

@@ -25,8 +25,8 @@ def run(code: str) -> str:
 
 
 def test_the_package_opens_to_what_it_names():
-    from pisasr.config import load_config
     from pisasr.pipeline import PiSASRPipeline
+    from pisasr.training.config import load_config
 
     assert pisasr.PiSASRPipeline is PiSASRPipeline and pisasr.load_config is load_config
     with pytest.raises(AttributeError, match="no attribute 'PiSASPipeline'"):

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from pisasr.config import RunConfig
+from pisasr.training.config import RunConfig
 from pisasr.training.setup import apply_precision
 
 

@@ -9,7 +9,6 @@ from PIL import Image, ImageFilter, ImageOps
 
 from pisasr.data.photos import list_photos
 
-
 EXAMPLES = Path(__file__).parents[1] / "pisasr" / "demo" / "examples"
 
 

@@ -6,7 +6,7 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 
-from pisasr.config import DataConfig, RunConfig, SemConfig, StageConfig, TrainConfig
+from pisasr.training.config import DataConfig, RunConfig, SemConfig, StageConfig, TrainConfig
 from pisasr.training.stages import stages_of
 from pisasr.training.tracking import open_trackers, track, track_sheet, tracking_options
 

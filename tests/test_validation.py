@@ -9,7 +9,6 @@ import tiny
 import torch
 from PIL import Image
 
-from pisasr.config import DataConfig, RunConfig, TrainConfig, ValidationConfig
 from pisasr.errors import PisasrError
 from pisasr.evaluation.metrics import psnr
 from pisasr.method.adapters import active, active_names, attach, load_into, parameters_of
@@ -17,6 +16,7 @@ from pisasr.method.model import PiSASR
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_others
 from pisasr.pipeline import PiSASRPipeline
+from pisasr.training.config import DataConfig, RunConfig, TrainConfig, ValidationConfig
 from pisasr.training.stages import stages_of
 from pisasr.training.validation import Validator, read_pairs, restore_picture
 

@@ -26,7 +26,7 @@ def train(argv: list[str]) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from pisasr.config import load_config, to_yaml
+    from pisasr.training.config import load_config, to_yaml
 
     config = load_config(args.config, args.overrides)
     if args.dry_run:

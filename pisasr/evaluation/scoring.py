@@ -72,24 +72,30 @@ def score_examples(examples: Sequence[Example], metrics: Loaded, border: int = 0
                 pictures = [sr, others[metric.needs]] if metric.needs else [sr]
                 if metric.crops and border:
                     pictures = [picture[border:-border, border:-border] for picture in pictures]
-                try:
-                    row[name] = float(scorer(*pictures))
-                except Exception as error:
-                    row[name] = math.nan
-                    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-                    faults.append(f"{method}, {example.name}: {name} failed ({reason})")
+                row[name], fault = _try(scorer, *pictures)
+                if fault:
+                    faults.append(f"{method}, {example.name}: {name} failed ({fault})")
             rows.append(row)
-    rows.sort(key=lambda row: list(examples[0].sr).index(row["method"]))
-    return Scores(rows, _score_sets(examples, metrics), faults)
-
-
-def _score_sets(examples: Sequence[Example], metrics: Loaded) -> dict[str, dict[str, float]]:
-    of_sets = {name: s for name, (metric, s) in metrics.items() if metric.needs == "hq_set"}
+    methods = list(examples[0].sr)
+    rows.sort(key=lambda row: methods.index(row["method"]))
+    sets: dict[str, dict[str, float]] = {}
     hq = [example.hq for example in examples]
-    return {
-        name: {m: scorer([example.sr[m] for example in examples], hq) for m in examples[0].sr}
-        for name, scorer in of_sets.items()
-    }
+    for name in (name for name, (metric, _) in metrics.items() if metric.needs == "hq_set"):
+        sets[name] = {}
+        for method in methods:
+            sr = [example.sr[method] for example in examples]
+            sets[name][method], fault = _try(metrics[name][1], sr, hq)
+            if fault:
+                faults.append(f"{method}: {name} failed ({fault})")
+    return Scores(rows, sets, faults)
+
+
+def _try(scorer: Scorer, *args: Any) -> tuple[float, str]:
+    """Return the number, or NaN and what went wrong: another library's code runs in here."""
+    try:
+        return float(scorer(*args)), ""
+    except Exception as error:
+        return math.nan, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 def summarise(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pisasr.config import NEGATED_PIX, StageConfig, TrainConfig
 from pisasr.data.photos import KeyedBatches, Photos
 from pisasr.errors import PisasrError
 from pisasr.evaluation.networks import load_lpips
 from pisasr.method.adapters import active, parameters_of, train_only
 from pisasr.method.model import restore
 from pisasr.models.weights import save_adapter
-from pisasr.signals import StopRequests
 from pisasr.training import state
+from pisasr.training.config import NEGATED_PIX, StageConfig, TrainConfig
 from pisasr.training.losses import Batch, Scorers, distillation, score
 from pisasr.training.rng import generator_for, randn_for, seed_step
 from pisasr.training.setup import (
@@ -36,6 +35,7 @@ from pisasr.training.setup import (
     open_photos,
     share_of_batch,
 )
+from pisasr.training.signals import StopRequests
 from pisasr.training.stages import Stage, stages_of
 from pisasr.training.tracking import open_trackers, track, track_sheet, tracking_options
 from pisasr.training.validation import Validator

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pisasr.config import CsdConfig, StageConfig
 from pisasr.method.adapters import active
 from pisasr.method.model import PiSASR, predict_eps
+from pisasr.training.config import CsdConfig, StageConfig
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.rng import generator_for, randn_for
 

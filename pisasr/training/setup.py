@@ -8,13 +8,13 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from pisasr.config import ConfigError, RunConfig, TrainConfig
 from pisasr.data.photos import Photos, list_photos, share_out
 from pisasr.method.adapters import attach
 from pisasr.method.layers import use_fast_layers
 from pisasr.method.model import PiSASR, predict_eps
 from pisasr.method.text import PromptEncoder
 from pisasr.models.bases import load_base
+from pisasr.training.config import ConfigError, RunConfig, TrainConfig
 from pisasr.training.losses import Prompts
 from pisasr.training.stages import Stage, stages_of
 

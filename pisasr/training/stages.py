@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pisasr.config import StageConfig, TrainConfig
 from pisasr.method.model import Predictors
 from pisasr.models.weights import Kind
+from pisasr.training.config import StageConfig, TrainConfig
 
 
 @dataclass(frozen=True)

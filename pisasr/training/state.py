@@ -24,12 +24,19 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from pisasr.config import NEGATED_PIX, ConfigError, SemConfig, TrainConfig, flatten, to_yaml
 from pisasr.errors import CheckpointError
 from pisasr.files import write_whole
 from pisasr.method.adapters import load_into, parameters_of
 from pisasr.method.model import ONE_STEP
 from pisasr.models.weights import KINDS, Adapter, Kind, base_facts, load_adapter, save_adapter
+from pisasr.training.config import (
+    NEGATED_PIX,
+    ConfigError,
+    SemConfig,
+    TrainConfig,
+    flatten,
+    to_yaml,
+)
 from pisasr.training.stages import Stage
 
 log = logging.getLogger(__name__)

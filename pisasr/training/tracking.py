@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from PIL import Image
 
-from pisasr.config import TrainConfig
+from pisasr.training.config import TrainConfig
 from pisasr.training.stages import Stage
 
 

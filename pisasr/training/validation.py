@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pisasr.config import TrainConfig, ValidationConfig
 from pisasr.errors import PisasrError
 from pisasr.evaluation.metrics import psnr
 from pisasr.method.adapters import active
@@ -29,6 +28,7 @@ from pisasr.pictures.images import (
 from pisasr.pictures.opening import read_picture
 from pisasr.pictures.saving import save_image
 from pisasr.pictures.sheets import draw_comparison
+from pisasr.training.config import TrainConfig, ValidationConfig
 from pisasr.training.stages import Stage
 from pisasr.training.state import append_row
 

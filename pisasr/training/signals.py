@@ -1,9 +1,8 @@
-"""Stop at a signal: SIGTERM as Ctrl-C, or after what is in hand."""
+"""Remember a signal, so that a training stops after the step it is in."""
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 
 class StopRequests:
@@ -30,16 +29,3 @@ class StopRequests:
 
     def _remember(self, number: int, frame: object) -> None:
         self.number = self.number or number
-
-
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt in the block; in a thread do nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
