@@ -183,7 +183,7 @@ def load_captioner(model: str) -> Callable[["Image.Image"], str]:
 
 
 def write_captions(paths: list[Path], caption: Callable[["Image.Image"], str]) -> None:
-    """Write PHOTO.txt beside each photo that has none."""
+    """Write PHOTO.txt beside each photo that has none, unless the model says nothing."""
     from tqdm import tqdm
 
     from pisasr.files import write_whole
@@ -191,8 +191,9 @@ def write_captions(paths: list[Path], caption: Callable[["Image.Image"], str]) -
 
     without = [path for path in paths if not path.with_suffix(".txt").exists()]
     for path in tqdm(without, unit="caption", delay=2):
-        write_whole(path.with_suffix(".txt"), caption(split(open_image(path))[0]) + "\n")
-    print(f"{len(without)} captions written")
+        if text := caption(split(open_image(path))[0]):
+            write_whole(path.with_suffix(".txt"), text + "\n")
+    print(f"{len(without)} photos had no caption")
 
 
 if __name__ == "__main__":
