@@ -28,7 +28,6 @@ from pisasr.commands.main import main
 from pisasr.errors import CheckpointError, ImageError, ModelError, PisasrError
 from pisasr.models.weights import convert_release, load_adapter, load_adapters, save_adapter
 from pisasr.pictures.images import open_picture
-from pisasr.training.config import ConfigError, flatten, load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
