@@ -98,7 +98,7 @@ def guarded(
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt in the block, so that half-written files are removed."""
+    """Let SIGTERM raise KeyboardInterrupt in the block; in a thread do nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -29,13 +29,18 @@ def setting(
     aliases: Sequence[str] = (),
     group: str | None = "picture",
 ) -> Any:
-    """A field of `Options`; where its default is None, None means "as the help says".
+    """A field of `Options`. A default of None means what the help says.
 
     least: of a number. aliases: further names on the command line, as published. group: of the
-    command line's help; None is a setting that the command line lacks.
+    command line's help; None keeps a setting from it.
     """
-    described = {"help": help, "kind": kind, "least": least, "choices": choices}
-    return field(default=default, metadata={**described, "aliases": tuple(aliases), "group": group})
+    about = {"help": help, "kind": kind, "least": least, "choices": choices}
+    return field(default=default, metadata={**about, "aliases": tuple(aliases), "group": group})
+
+
+def memory(help: str, least: int = 1, alias: str = "") -> Any:
+    """A whole number for how big pictures are cut."""
+    return setting(None, help, int, least, None, (alias,) if alias else (), "memory")
 
 
 @dataclass(frozen=True)
@@ -45,68 +50,49 @@ class Options:
     upscale: float = setting(4, "any factor from 1 up (default: 4)", float, least=1)
     process_size: int | None = setting(
         None,
-        "enlarge smaller pictures until the result's short side has so many pixels "
-        "(default: the model's own, 512 for Stable Diffusion)",
+        "enlarge smaller pictures until the result's short side has so many pixels (default: the "
+        "model's own, 512 for Stable Diffusion)",
         int,
         least=1,
     )
     color_fix: ColorFix | None = setting(
         None,
-        "how the result gets the input's colors (default: the model's own way, adain if none)",
+        "how the result gets the input's colors (default: the model's own way)",
         choices=("adain", "wavelet", "none"),
         aliases=("--align_method",),
     )
     prompt: str = setting("", "what the picture shows (default: nothing)")
     generator: "torch.Generator | int | None" = setting(
         None,
-        "a seed or a torch.Generator: sample the VAE's posterior (default: take its mean)",
+        "a seed or torch.Generator: sample the VAE's posterior (default: mean)",
         int,
-        least=0,
         group=None,
     )
-    tile_size: int | None = setting(
-        None,
-        "tile of the UNet in latent pixels (default: 768 px of the picture)",
-        int,
-        least=1,
-        aliases=("--latent_tiled_size",),
-        group="memory",
+    tile_size: int | None = memory(
+        "UNet tile in latent pixels (default: 768 px of the picture)", alias="--latent_tiled_size"
     )
-    tile_overlap: int | None = setting(
-        None,
-        "in latent pixels, of the published plan (default: a third of the tile; "
-        "a twelfth in an even grid)",
-        int,
+    tile_overlap: int | None = memory(
+        "in latent pixels; means --tiling published (default: a third there, else a twelfth)",
         least=0,
-        aliases=("--latent_tiled_overlap",),
-        group="memory",
+        alias="--latent_tiled_overlap",
     )
     tiling: Tiling | None = setting(
         None,
-        "even: a grid of equal tiles (default without --tile_overlap); published: nearly twice "
-        "the work",
+        "an even grid of tiles (default), or as published, nearly twice the work",
         choices=("even", "published"),
         group="memory",
     )
-    vae_tile_size: int | None = setting(
-        None,
-        "tile of the VAE in pixels of the picture; the same result up to 1024 px (default: 512)",
-        int,
-        least=1,
-        aliases=("--vae_encoder_tiled_size",),
-        group="memory",
+    vae_tile_size: int | None = memory(
+        "VAE tile in pixels of the picture; up to 1024 px the same result (default: 512)",
+        alias="--vae_encoder_tiled_size",
     )
     batch_size: int = setting(
-        1,
-        "tiles at once; changes the result by rounding (default: 1)",
-        int,
-        least=1,
-        group="memory",
+        1, "tiles at once; changes results by rounding (default: 1)", int, least=1, group="memory"
     )
     output_type: OutputType = setting(
         "pil",
-        "pil: 8 bits; np [H, W, C], pt [C, H, W]: float32 in [0, 1]; uint16 [H, W, C]; "
-        "latent: z_H [c, h, w], scaled, of the padded picture",
+        "pil: 8 bits; np [H, W, C], pt [C, H, W]: float32 in [0, 1]; uint16 [H, W, C]; latent: "
+        "z_H [c, h, w], scaled, of the padded picture",
         choices=("pil", "np", "pt", "latent", "uint16"),
         group=None,
     )
@@ -136,7 +122,7 @@ class Options:
         return (self.tiling or ("even" if self.tile_overlap is None else "published")) == "even"
 
     def tile_plan(self, factor: int) -> tuple[int, int]:
-        """(tile, overlap) in latent pixels of a VAE of this factor. ValueError if overlap >= tile."""
+        """(tile, overlap) in latent pixels. ValueError unless overlap < tile."""
         tile = self.tile_size or TILE_PX // factor
         usual = tile // 12 if self.evenly else tile // 3
         overlap = usual if self.tile_overlap is None else self.tile_overlap

@@ -30,7 +30,7 @@ from pisasr.errors import (
     is_out_of_memory,
 )
 from pisasr.files import write_whole
-from pisasr.method.adapters import merge_in_place, merged
+from pisasr.method.adapters import merge_both
 from pisasr.method.color import COLOR_FIXES
 from pisasr.method.layers import has_hooks, set_memory_format, use_fast_layers
 from pisasr.method.model import (
@@ -46,38 +46,15 @@ from pisasr.method.model import (
 from pisasr.method.residual import Strength, needed
 from pisasr.method.text import PromptEncoder
 from pisasr.method.tiling import count_tiles
-from pisasr.models.bases import (
-    HUB_OPTIONS,
-    Reference,
-    check_base,
-    check_trained_on,
-    find_model,
-    is_merged,
-    load_others,
-    load_unet,
-    read_reference,
-    read_settings,
-    write_reference,
-)
+from pisasr.models import bases
 from pisasr.models.weights import Adapter, fingerprint, load_adapters, save_adapter
 from pisasr.options import VAE_TILE_PX, ColorFix, Options, OutputType
-from pisasr.pictures.frames import Frame, crop, finish, pad, plan_frame, prepare
-from pisasr.pictures.images import (
-    Picture,
-    as_image,
-    from_batch,
-    from_levels,
-    join,
-    pictures_of,
-    to_batch,
-    to_levels,
-    to_signed,
-    to_unit,
-)
+from pisasr.pictures import frames, images
+from pisasr.pictures.frames import Frame
+from pisasr.pictures.images import Picture
 from pisasr.pictures.maps import Map, check_proportions, check_strength, to_latent
 
 SMALLEST_TILE = 16  # latent pixels; out of memory with smaller ones is an error
-FLAT = 8 / 255  # standard deviation of a picture that may come out in one color
 NOT_FINITE = "the model answered with nan or inf"
 Given = Image.Image | np.ndarray | Tensor | Picture
 Result = Image.Image | np.ndarray | Tensor
@@ -97,8 +74,7 @@ class Prediction:
     """A picture, encoded, with both predictions: all that strengths choose from.
 
     latents [1, c, h, w]; given [1, 3, H, W] at frame.padded, what colors are matched to; plan: how
-    big things were cut when memory sufficed. `decode` changes nothing here, so threads may share it,
-    and it can be pickled.
+    big things were cut when memory sufficed. Threads may share it, and it can be pickled.
     """
 
     latents: Latents
@@ -115,8 +91,7 @@ class Prediction:
 
     def to(self, device: torch.device | str) -> "Prediction":
         """The same with its tensors on a device."""
-        z_L, *predictions = (None if each is None else each.to(device) for each in self.latents)
-        latents = Latents(z_L, *predictions)
+        latents = Latents._make(None if z is None else z.to(device) for z in self.latents)
         return replace(self, latents=latents, given=self.given.to(device))
 
 
@@ -124,10 +99,10 @@ class PiSASRPipeline(DiffusionPipeline):
     """Repair and enlarge photos in one step, with one strength for fidelity and one for detail.
 
     unet carries both adapters in its weights and gives eps_full; unet_pix carries the pixel adapter
-    and gives eps_pix, or is None where unet makes both predictions. A base without words has
-    neither text encoder nor tokenizer. The scheduler takes no part: its config says how the base was
-    trained. color_fix, process_size: the model's own, where no other is asked for. native_upscale:
-    the one factor that a base works at (None: any); results are then resized to what was asked for.
+    and gives eps_pix, or is None where unet makes both predictions. A base without words has no
+    text encoder and no tokenizer. The scheduler only says how the base was trained. color_fix,
+    process_size: the model's own. native_upscale: the one factor that a base works at (None: any);
+    its results are resized to what was asked for.
 
     diffusers' ways of saving memory work: `enable_model_cpu_offload` moves each part once a
     picture, however many tiles it has; sequential and group offload move layers.
@@ -168,7 +143,7 @@ class PiSASRPipeline(DiffusionPipeline):
             use_fast_layers(network)
             set_memory_format(network)
         self._prompt_encoder: PromptEncoder | None = None
-        self._reference: Reference | None = None  # the base that the UNets were made from, if known
+        self._reference: bases.Reference | None = None  # the base of the UNets, if known
         self._adapters: tuple[Adapter, Adapter | None] | None = None
         self._too_large: dict[tuple[torch.Size, Plan], Plan] = {}  # ran out of memory -> tried next
 
@@ -198,65 +173,58 @@ class PiSASRPipeline(DiffusionPipeline):
         torch_dtype: torch.dtype | Literal["auto"] = torch.float32,
         dtype: torch.dtype | Literal["auto"] | None = None,
         variant: str | None = None,
-        vae: torch.nn.Module | None = None,
-        text_encoder: torch.nn.Module | None = None,
-        tokenizer: Any = None,
-        scheduler: Any = None,
-        **hub: Any,
+        **options: Any,
     ) -> "PiSASRPipeline":
         """Load a base and merge its adapters, or load what `save_pretrained` wrote.
 
         model: a folder in diffusers' layout, a hub id, "SD-2.1-base" (found at one of its mirrors),
         or None for the small model inside the package. adapters: a folder, a hub id or the
-        published .pkl; None is MODEL/adapters. torch_dtype (or dtype, diffusers' newer name): "auto"
-        is `usual_dtype`. variant: which of the base's files ("fp16"). vae, text_encoder, tokenizer,
-        scheduler: replace the base's own. hub: revision (of the model), cache_dir, token,
-        local_files_only, force_download. A local path never touches the network. The adapters are
-        merged once, in float32, and cast afterwards. Raises ModelError or CheckpointError, one line.
+        published .pkl; None is MODEL/adapters. torch_dtype (or dtype, as in diffusers): "auto" is
+        `usual_dtype`. variant: which of the base's files ("fp16"). options: vae, text_encoder,
+        tokenizer, scheduler replace the base's own; revision (of the model), cache_dir, token,
+        local_files_only, force_download are the hub's. A local path never touches the network. The
+        adapters are merged once, in float32, and cast afterwards. Raises ModelError or
+        CheckpointError, one line.
         """
-        if unknown := sorted(hub.keys() - HUB_OPTIONS):
-            raise TypeError(
-                f"from_pretrained doesn't know {unknown[0]!r}; it takes adapters, torch_dtype, "
-                f"variant, vae, text_encoder, tokenizer, scheduler, {', '.join(HUB_OPTIONS)}."
-            )
+        parts = ("vae", *bases.OPTIONAL)
+        given = {name: options.pop(name) for name in parts if options.get(name) is not None}
+        hub = {name: value for name, value in options.items() if name not in parts}
+        if unknown := sorted(hub.keys() - bases.HUB_OPTIONS):
+            known = ("adapters", "torch_dtype", "variant", *parts, *bases.HUB_OPTIONS)
+            raise TypeError(f"there is no option {unknown[0]!r}; there are {', '.join(known)}.")
         torch_dtype = dtype or torch_dtype
         if torch_dtype == "auto":
             torch_dtype = usual_dtype("cuda" if torch.cuda.is_available() else "cpu")
-        given = {
-            name: part
-            for name, part in {
-                "vae": vae,
-                "text_encoder": text_encoder,
-                "tokenizer": tokenizer,
-                "scheduler": scheduler,
-            }.items()
-            if part is not None
-        }
-        named = folder = find_model(model, variant=variant, **hub)
-        settings = read_settings(folder)
-        if (reference := read_reference(folder)) is not None:
+        named = folder = bases.find_model(model, variant=variant, **hub)
+        settings = bases.read_settings(folder)
+        if (reference := bases.read_reference(folder)) is not None:
             adapters = named / "adapters" if adapters is None else adapters
             variant = variant or reference.variant
-            folder = find_model(reference.base, variant=variant, **{**hub, **reference.hub})
-            settings = {**read_settings(folder), **settings}
-        unet_config = check_base(folder, given)
-        if is_merged(folder):
+            folder = bases.find_model(reference.base, variant=variant, **{**hub, **reference.hub})
+            settings = {**bases.read_settings(folder), **settings}
+        unet_config = bases.check_base(folder, given)
+        if bases.is_merged(folder):
             if adapters is not None:
                 raise ModelError(
-                    f"{folder} has its adapters merged already; drop `adapters`, or give a bare base."
+                    f"{folder} has its adapters merged already; drop `adapters`, or take a base."
                 )
-            parts = ("unet", "unet_pix") if (folder / "unet_pix").is_dir() else ("unet",)
-            unets = {part: load_unet(folder, part, torch_dtype, variant) for part in parts}
-            return cls(**unets, **load_others(folder, torch_dtype, variant, given), **settings)
+            unets = {
+                part: bases.load_unet(folder, part, torch_dtype, variant)
+                for part in ("unet", "unet_pix")
+                if (folder / part).is_dir()
+            }
+            return cls(
+                **unets, **bases.load_others(folder, torch_dtype, variant, given), **settings
+            )
         own_hub = {name: value for name, value in hub.items() if name != "revision"}
         pix, sem = _find_adapters(folder, adapters, own_hub)
-        check_trained_on((pix, sem), unet_config)
-        base = load_unet(folder, "unet", variant=variant)
-        unet, unet_pix = _merge_both(base, pix, sem, torch_dtype)
-        others = load_others(folder, torch_dtype, variant, given)
+        bases.check_trained_on((pix, sem), unet_config)
+        base = bases.load_unet(folder, "unet", variant=variant)
+        unet, unet_pix = merge_both(base, pix, sem, torch_dtype)
+        others = bases.load_others(folder, torch_dtype, variant, given)
         pipe = cls(unet=unet, unet_pix=unet_pix, **others, **settings)
         name = None if model is None else str(model)
-        pipe._reference = reference or Reference(name, variant, hub.get("revision"))
+        pipe._reference = reference or bases.Reference(name, variant, hub.get("revision"))
         pipe._adapters = pix, sem
         return pipe
 
@@ -281,7 +249,7 @@ class PiSASRPipeline(DiffusionPipeline):
                 raise TypeError(f"with adapters_only, save_pretrained doesn't know {unknown[0]!r}.")
             for adapter in filter(None, self._adapters):
                 save_adapter(folder / "adapters" / f"{adapter.name}.safetensors", adapter)
-            write_reference(folder, self._reference, self.config.color_fix)
+            bases.write_reference(folder, self._reference, self.config.color_fix)
             return
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "pipeline.py", CUSTOM_PIPELINE)
@@ -313,14 +281,14 @@ class PiSASRPipeline(DiffusionPipeline):
                 "load it by from_pretrained(BASE, adapters=...)."
             )
         variant = self._reference.variant
-        folder = find_model(self._reference.base, variant=variant, **self._reference.hub)
-        base = load_unet(folder, "unet", variant=variant)
+        folder = bases.find_model(self._reference.base, variant=variant, **self._reference.hub)
+        base = bases.load_unet(folder, "unet", variant=variant)
         dtype, device = self.unet.dtype, self.unet.device
         if pix is None:
             unet = unet_pix = base.to(dtype)
         else:
-            check_trained_on((pix, sem), check_base(folder))
-            unet, unet_pix = _merge_both(base, pix, sem, dtype)
+            bases.check_trained_on((pix, sem), bases.check_base(folder))
+            unet, unet_pix = merge_both(base, pix, sem, dtype)
         if getattr(self.unet, "_hf_hook", None) is None:
             unet, unet_pix = unet.to(device), unet_pix.to(device)
         self.unet, self.unet_pix = unet, unet_pix
@@ -365,9 +333,9 @@ class PiSASRPipeline(DiffusionPipeline):
         Args:
             image: PIL pictures of any mode and size, brought to sRGB by the profile or gamma that
                 they carry, and turned upright by their EXIF if PIL.Image.open gave them; arrays
-                [H, W, C] or [B, H, W, C] and tensors [C, H, W] or [B, C, H, W], of uint8, uint16, or
-                floats in [0, 1], which are not rounded; or a list of such. Gray stays gray, alpha is
-                enlarged and kept.
+                [H, W, C] or [B, H, W, C] and tensors [C, H, W] or [B, C, H, W], of uint8, uint16,
+                or floats in [0, 1], which are not rounded; or a list of such. Gray stays gray,
+                alpha is enlarged and kept.
             lambda_pix: how much of noise, blur and blocks is taken away; 0 none, 1 as trained. A
                 number, or a map: floats [H, W], array or tensor, of any size in the picture's
                 proportions.
@@ -384,11 +352,11 @@ class PiSASRPipeline(DiffusionPipeline):
             ValueError, TypeError: an argument that makes no sense. PisasrError: the model answered
             with nan or inf.
         """
-        settings, pictures = Options.of(options), pictures_of(image)
+        settings, pictures = Options.of(options), images.pictures_of(image)
         strengths = _check_strengths(lambda_pix, lambda_sem, pictures)
-        frames = [self._frame(picture, settings) for picture in pictures]
+        planned = [self._frame(picture, settings) for picture in pictures]
         results = []
-        for picture, frame in zip(pictures, frames, strict=True):
+        for picture, frame in zip(pictures, planned, strict=True):
             pair = self._place(frame, *strengths)
             prediction = self._predict(picture, frame, settings, on_tile, needed(*pair))
             results.append(self._decode(prediction, pair, settings.output_type))
@@ -400,7 +368,7 @@ class PiSASRPipeline(DiffusionPipeline):
         """Encode one picture and make both predictions: the half of `__call__` that no strength
         changes. Its results at any strengths then cost a decode each. options: those of `__call__`.
         """
-        settings, pictures = Options.of(options), pictures_of(image)
+        settings, pictures = Options.of(options), images.pictures_of(image)
         if len(pictures) != 1:
             raise ValueError(f"predict takes one picture, {len(pictures)} came; call it for each.")
         (picture,) = pictures
@@ -432,7 +400,7 @@ class PiSASRPipeline(DiffusionPipeline):
 
     def _frame(self, picture: Picture, options: Options) -> Frame:
         """The sizes that the picture passes through."""
-        return plan_frame(
+        return frames.plan_frame(
             *picture.size,
             options.upscale,
             options.process_size or self.config.process_size,
@@ -461,7 +429,7 @@ class PiSASRPipeline(DiffusionPipeline):
     ) -> Prediction:
         """Frame, encode, predict."""
         model, device = self.model, self._execution_device
-        given = to_batch([pad(prepare(picture.pixels, frame), frame)], device)
+        given = images.to_batch([frames.pad(frames.prepare(picture.pixels, frame), frame)], device)
         shape = torch.Size(model.latent_shape(given))
         generator = options.make_generator()
         noise = None if generator is None else draw_noise(given.new_empty(shape).float(), generator)
@@ -470,7 +438,7 @@ class PiSASRPipeline(DiffusionPipeline):
         def call(plan: Plan) -> Latents:
             total = sum(needs) * count_tiles(shape[2], shape[3], plan.tile, plan.overlap, plan.even)
             predictors = self._predictors(embeds, total, on_tile).only(*needs)
-            x_L = to_signed(from_levels(given))
+            x_L = images.to_signed(images.from_levels(given))
             return encode_and_predict(model, x_L, predictors, plan, noise)
 
         latents, plan = self._run(call, self._plan(options), shape)
@@ -551,15 +519,15 @@ class PiSASRPipeline(DiffusionPipeline):
             if self._execution_device.type != "cpu":
                 torch.get_device_module(self._execution_device).empty_cache()
             warnings.warn(
-                f"out of memory; going on with UNet tiles of {plan.tile} latent pixels and VAE tiles "
-                f"of {plan.vae_tile_px} px, which changes the result little",
+                f"out of memory; going on with UNet tiles of {plan.tile} latent pixels and VAE "
+                f"tiles of {plan.vae_tile_px} px, which changes the result little",
                 MemoryShort,
                 stacklevel=4,
             )
 
     @contextmanager
     def _in_float32(self) -> Iterator[None]:
-        """Hold all networks in float32 for a block; PisasrError where they are, or can't be cast."""
+        """Hold all networks in float32 for a block; PisasrError if they are, or can't be cast."""
         low = [(each, each.dtype) for each in self._networks if each.dtype != torch.float32]
         # Weights that sequential or group offload keeps elsewhere can't be cast here.
         if not low or any(p.is_meta for each in self._networks for p in each.parameters()):
@@ -624,40 +592,27 @@ def _check_strengths(
 
 
 def _is_finite(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether all numbers are, by their sum: asking each takes a copy."""
+    """Whether all numbers are, by their sum: testing each takes a copy."""
     return all(
         tensor is None or bool(tensor.sum(dtype=torch.float32).isfinite()) for tensor in tensors
     )
 
 
 def _finish(x_H: Tensor, prediction: Prediction, output_type: OutputType) -> Result:
-    """The decoded picture [1, 3, H, W] at frame.output, with the given one's colors, gray, alpha."""
+    """The decoded picture [1, 3, H, W] at frame.output, with the input's colors, gray, alpha."""
     frame, picture = prediction.frame, prediction.picture
-    source = from_levels(crop(prediction.given, frame))
-    made = crop(x_H, frame).float()
-    _check_not_flat(made, source)
-    made = to_unit(made)
+    source = images.from_levels(frames.crop(prediction.given, frame))
+    made = images.to_unit(frames.crop(x_H, frame).float())
     if (fix := COLOR_FIXES[prediction.color_fix]) is not None:
         made = fix(made, source)
     if output_type == "pil":
-        return as_image(join(finish(from_batch(made, 8)[0], frame), picture))
-    values = join(finish(from_batch(made)[0], frame), picture)
-    if output_type == "uint16":
-        return to_levels(values, 16)
-    return values if output_type == "np" else torch.from_numpy(values).movedim(-1, 0).contiguous()
-
-
-def _check_not_flat(x_H: Tensor, source: Tensor) -> None:
-    """PisasrError if a picture of many tones came out as one: a decoder out of its range does so."""
-    least, most = x_H.aminmax()
-    flat = not least.clamp(-1, 1) < most.clamp(-1, 1)
-    if flat and source.flatten(2).std(2).max() > FLAT:
-        raise PisasrError(
-            "the model answered with one color alone; try float32, or strengths nearer to 1."
+        return images.as_image(
+            images.join(frames.finish(images.from_batch(made, 8)[0], frame), picture)
         )
-
-
-# --- bringing base and adapters together ----------------------------------------------------------
+    values = images.join(frames.finish(images.from_batch(made)[0], frame), picture)
+    if output_type == "uint16":
+        return images.to_levels(values, 16)
+    return values if output_type == "np" else torch.from_numpy(values).movedim(-1, 0).contiguous()
 
 
 def _find_adapters(
@@ -673,16 +628,3 @@ def _find_adapters(
         line = f"{place} has no semantic adapter; lambda_sem changes nothing"
         warnings.warn(line, UserNotice, stacklevel=3)
     return pix, sem
-
-
-def _merge_both(
-    unet: Any, pix: Adapter, sem: Adapter | None, dtype: torch.dtype
-) -> tuple[Any, Any]:
-    """(unet with both, unet with pix). The float32 base is used up; without a semantic adapter both
-    are one module.
-    """
-    if sem is None:
-        unet = merge_in_place(unet, [pix], dtype)
-        return unet, unet
-    unet_pix = merged(unet, [pix], dtype)
-    return merge_in_place(unet, [pix, sem], dtype), unet_pix

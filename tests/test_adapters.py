@@ -158,7 +158,7 @@ def test_an_adapter_that_does_not_fit_is_refused_whole(unet, pix, dressed):
     assert all(
         torch.equal(before[key], p) for key, p in adapters.parameters_of(dressed, "pix").items()
     )
-    with pytest.raises(ModelError, match="carries live adapters"):
+    with pytest.raises(ModelError, match="this one carries adapters"):
         adapters.merged(dressed, [pix])
 
 

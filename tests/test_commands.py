@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pisasr import errors, signals
+from pisasr import errors
 from pisasr.commands.main import COMMANDS, main
 from pisasr.commands.options import finite, whole
 
@@ -95,9 +95,6 @@ def test_another_thread_gets_no_signals_and_needs_none():
     thread = threading.Thread(target=lambda: codes.append(errors.guarded(lambda: 3)))
     thread.start(), thread.join()
     assert codes == [3]
-    with signals.StopRequests([signal.SIGUSR1]) as stop:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert stop.number == signal.SIGUSR1
 
 
 def test_a_reader_that_leaves_ends_a_command_without_a_traceback(monkeypatch, capfd):

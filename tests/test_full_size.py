@@ -7,7 +7,6 @@ Takes minutes and about 8 GB in bfloat16, where the processor has it, twice both
 seconds and the peak of memory.
 """
 
-import json
 import resource
 import time
 from pathlib import Path
@@ -20,11 +19,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pisasr.method.adapters import adapter_shapes
-from pisasr.models.weights import Adapter, load_adapter
-from pisasr.pipeline import PiSASRPipeline, _merge_both, usual_dtype
-from pisasr.training import loop, setup
-from pisasr.training.config import load_config
+from pisasr.method.adapters import adapter_shapes, merge_both
+from pisasr.models.weights import Adapter
+from pisasr.pipeline import PiSASRPipeline, usual_dtype
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LAYERS = 258  # that the published rule finds in SD-2.1's UNet
@@ -92,7 +89,7 @@ def test_both_modes_run_at_full_size(tmp_path, seconds):
     assert len(pix.targets) == LAYERS
     seconds("UNet made")
     dtype = usual_dtype("cpu")
-    unet, unet_pix = _merge_both(unet, pix, sem, dtype)
+    unet, unet_pix = merge_both(unet, pix, sem, dtype)
     seconds("both adapters merged")
     pipe = PiSASRPipeline(
         vae=make_vae().to(dtype).eval(),
@@ -111,54 +108,3 @@ def test_both_modes_run_at_full_size(tmp_path, seconds):
     seconds("128 -> 512 px, lambda (0.5, 1.5), two passes")
     assert default.size == adjusted.size == (512, 512)
     assert not np.array_equal(np.asarray(default), np.asarray(adjusted))
-
-
-@pytest.mark.slow
-def test_ten_steps_of_each_stage_at_full_size(tmp_path, monkeypatch, seconds):
-    """Small crops, everything else as configs/pisasr.yaml has it on a small card; LPIPS' VGG16 with
-    random weights.
-    """
-    metrics = pytest.importorskip("torchmetrics.functional.image.lpips")
-    torch.manual_seed(0)
-    base = {
-        "unet": make_unet(),
-        "vae": make_vae(),
-        "text_encoder": make_text_encoder(),
-        "tokenizer": tiny.make_tokenizer(tmp_path / "tokenizer"),
-        "scheduler": DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
-        ),
-    }
-    vgg = metrics._LPIPS(net="vgg", pnet_rand=True)
-    monkeypatch.setattr(setup, "load_base", lambda name: base)
-    monkeypatch.setattr(loop, "load_lpips", lambda *_: lambda x, y: vgg(x, y, normalize=True))
-    seconds("base made")
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    Image.fromarray((tiny.wave((96, 96, 3), 0.0, 100) + 128).to(torch.uint8).numpy()).save(
-        photos / "a.png"
-    )
-    overrides = [
-        f"data.photos=[{photos}]",
-        f"run.output={tmp_path / 'run'}",
-        "data.crop_px=64",
-        "data.workers=0",
-    ]
-    overrides += [
-        f"{stage}.{key}" for stage in ("pix", "sem") for key in ("steps=10", "batch_size=1")
-    ]
-    overrides += ["model.gradient_checkpointing=true"]
-    precision = "bf16" if usual_dtype("cpu") == torch.bfloat16 else "'no'"
-    overrides += [f"run.mixed_precision={precision}", "run.checkpoint_every=5"]
-    loop.train(load_config(CONFIGS / "pisasr.yaml", overrides))
-    seconds("ten steps of each stage")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [row["stage"] for row in rows] == ["pix"] * 10 + ["sem"] * 10
-    assert {"l2", "lpips", "csd"} <= rows[-1].keys() and all(
-        np.isfinite(row["total"]) for row in rows
-    )
-    for name in ("pix", "sem"):
-        adapter = load_adapter(tmp_path / "run" / "adapters" / f"{name}.safetensors")
-        assert len(adapter.targets) == LAYERS and all(
-            t.isfinite().all() for t in adapter.tensors.values()
-        )

@@ -1,15 +1,12 @@
-"""Whatever comes from outside, mutated: pictures, checkpoints, pickles, settings, sizes. Only our
-own errors.
+"""Pictures, checkpoints and pickles from outside, mutated, raise only our own errors.
 
-Each test runs a seeded part of what `make soak` runs whole, and says at the end how much it did.
+Each test runs a seeded part of what `make slow` runs whole.
 """
 
 import io
-import json
 import os
 import pickle
 import random
-import re
 import runpy
 import shutil
 import struct
@@ -24,29 +21,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save, save_file
 from test_weights import published
 
 from pisasr import PiSASRPipeline
 from pisasr.commands.main import main
 from pisasr.errors import CheckpointError, ImageError, ModelError, PisasrError
-from pisasr.models.bases import EMBEDDED
 from pisasr.models.weights import convert_release, load_adapter, load_adapters, save_adapter
 from pisasr.pictures.images import open_picture
-from pisasr.training.config import ConfigError, flatten, load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def amount(short: int, whole: int):
-    """A short form for every day, the whole one for `make soak`."""
-    return pytest.mark.parametrize("count", [short, pytest.param(whole, marks=pytest.mark.soak)])
+    """A short form for every day, a longer one for `make slow`."""
+    return pytest.mark.parametrize("count", [short, pytest.param(whole, marks=pytest.mark.slow)])
 
 
 def mutate(content: bytes, chance: random.Random, head: int | None = None) -> bytes:
-    """A few bytes changed, put in, taken out or cut off; `head`: most of them among the first so
-    many.
-    """
+    """A few bytes changed, put in, taken out or cut off, most of them within `head`."""
     data = bytearray(content)
     for _ in range(chance.randint(1, 8)):
         at = chance.randrange(min(len(data), head) if head and chance.random() < 0.8 else len(data))
@@ -79,20 +71,18 @@ def seeds() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a photo"
     icc = Path(__file__).with_name("golden.py").read_bytes()[:300]  # no profile at all
-    gif = [rgb.rotate(90)]
     forms = [
         *((rgb, form, {}) for form in ("PNG", "JPEG", "WEBP", "TIFF", "BMP")),
         *((rgb.convert(mode), "PNG", {}) for mode in ("1", "L", "LA", "P", "RGBA")),
-        *((rgb.convert(mode), "TIFF", {}) for mode in ("CMYK", "LAB", "F", "I")),
-        *((rgb, "TIFF", {"compression": name}) for name in ("tiff_lzw", "packbits", "jpeg", "tiff_adobe_deflate")),
-        (rgb.convert("1"), "TIFF", {"compression": "group4"}),
+        *((rgb.convert(mode), "TIFF", {}) for mode in ("CMYK", "LAB", "F")),
+        *((rgb, "TIFF", {"compression": name}) for name in ("tiff_lzw", "jpeg")),
         *((deep, form, {}) for form in ("PNG", "TIFF")),
         *((rgb, form, {"exif": exif}) for form in ("JPEG", "PNG", "WEBP", "TIFF")),
         *((rgb, form, {"icc_profile": icc}) for form in ("JPEG", "PNG")),
-        *((rgb, form, {"save_all": True, "append_images": gif}) for form in ("PNG", "WEBP", "TIFF")),
-        (rgb, "JPEG", {"progressive": True}), (rgb.convert("L"), "JPEG", {}), (rgb.convert("CMYK"), "JPEG", {}),
-        (rgb, "WEBP", {"lossless": True}), (rgb.convert("P"), "BMP", {}), (rgb, "PNG", {"transparency": (0, 0, 0)}),
-    ]  # fmt: skip
+        (rgb, "PNG", {"save_all": True, "append_images": [rgb.rotate(90)]}),
+        (rgb, "JPEG", {"progressive": True}),
+        (rgb, "PNG", {"transparency": (0, 0, 0)}),
+    ]
     contents = []
     for image, form, options in forms:
         file = io.BytesIO()
@@ -101,8 +91,8 @@ def seeds() -> list[bytes]:
     return contents
 
 
-@amount(600, 20_000)
-def test_mutated_pictures_are_read_or_refused_and_nobody_waits(tmp_path, count, did):
+@amount(150, 2_000)
+def test_mutated_pictures_are_read_or_refused_and_nobody_waits(tmp_path, count):
     """Some of those that can be read go through the whole pipeline."""
     chance, path, contents = random.Random(count), tmp_path / "a.png", seeds()
     read, slowest = [], 0.0
@@ -124,13 +114,10 @@ def test_mutated_pictures_are_read_or_refused_and_nobody_waits(tmp_path, count, 
                 read.append(picture)
             slowest = max(slowest, time.process_time() - start)
     assert slowest < 5 and count // 10 < len(read) < count // 2
-    did(
-        f"{count} mutated pictures: {len(read)} read, the others refused, at most {slowest:.2f} s each"
-    )
 
 
-@amount(12, 200)
-def test_what_can_be_read_of_mutated_pictures_can_be_repaired(pipe, tmp_path, count, did):
+@amount(6, 60)
+def test_what_can_be_read_of_mutated_pictures_can_be_repaired(pipe, tmp_path, count):
     chance, path, contents, done, refused = random.Random(1), tmp_path / "a.png", seeds(), 0, 0
     while done < count:
         path.write_bytes(mutate(chance.choice(contents), chance))
@@ -148,40 +135,6 @@ def test_what_can_be_read_of_mutated_pictures_can_be_repaired(pipe, tmp_path, co
             assert result.size == picture.size
         done += 1
     assert refused <= count // 10
-    did(f"{count} mutated pictures through the pipeline: {refused} refused in a line")
-
-
-@amount(18, 300)
-def test_every_size_comes_out_exactly(pipe, count, did):
-    chance = random.Random(2)
-    odd = [
-        (1, 1, 1.0),
-        (4000, 2, 1.0),
-        (2, 1000, 2.0),
-        (128, 300, 1.0),
-        (100, 400, 1.0),
-        (7, 7, 8.0),
-    ]
-    for number in range(count):
-        width, height, upscale = (
-            chance.randint(1, 40),
-            chance.randint(1, 40),
-            chance.choice([1, 2, 3, 4, 1.5, 2.7]),
-        )
-        if number < len(odd) and (count > 100 or odd[number][0] * odd[number][1] < 1000):
-            width, height, upscale = odd[number]
-        picture = Image.fromarray(
-            np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
-        )
-        (result,) = pipe(
-            picture, upscale=upscale, process_size=16, tile_size=chance.choice([8, 96])
-        ).images
-        assert result.size == (round(upscale * width), round(upscale * height)), (
-            width,
-            height,
-            upscale,
-        )
-    did(f"{count} sizes")
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -209,8 +162,8 @@ def few(pix, sem):
     ]
 
 
-@amount(400, 5_000)
-def test_mutated_safetensors_raise_one_error(tmp_path, few, count, did):
+@amount(80, 1_000)
+def test_mutated_safetensors_raise_one_error(tmp_path, few, count):
     save_adapter(tmp_path / "pix.safetensors", few[0])
     whole, chance, path = (
         (tmp_path / "pix.safetensors").read_bytes(),
@@ -223,11 +176,10 @@ def test_mutated_safetensors_raise_one_error(tmp_path, few, count, did):
         path.write_bytes(mutate(whole, chance, head))
         refused += refused_or_whole(load_adapter, path)
     assert refused > 0.95 * count
-    did(f"{count} mutated safetensors: {refused} refused")
 
 
-@amount(400, 5_000)
-def test_mutated_pickles_raise_one_error(tmp_path, few, count, did):
+@amount(80, 1_000)
+def test_mutated_pickles_raise_one_error(tmp_path, few, count):
     contents = []
     for legacy in (False, True):
         torch.save(
@@ -241,101 +193,6 @@ def test_mutated_pickles_raise_one_error(tmp_path, few, count, did):
             path.write_bytes(mutate(contents[number % 2], chance, 4000))
             refused += refused_or_whole(convert_release, path)
     assert refused > 0.5 * count
-    did(f"{count} mutated pickles: {refused} refused")
-
-
-def test_crafted_weights_raise_one_error(tmp_path, few):
-    """Well-formed files of what no adapter is."""
-    good = published(*few)
-    key, tensor = next(iter(good["state_dict_unet"].items()))
-    strange = {
-        "fp8": tensor.to(torch.float8_e4m3fn), "int": tensor.int(), "bool": tensor.bool(), "complex": tensor.cfloat(),
-        "sparse": tensor.to_sparse(), "meta": tensor.to("meta"), "scalar": torch.zeros(()),
-        "quantised": torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "nested": {"a": tensor},
-        "expanded": torch.zeros(1).expand(2**20, 2**20), "text": "x", "none": None, "list": [1.0],
-    }  # fmt: skip
-    for name, value in strange.items():
-        torch.save(
-            {**good, "state_dict_unet": {**good["state_dict_unet"], key: value}}, tmp_path / "a.pkl"
-        )
-        assert refused_or_whole(convert_release, tmp_path / "a.pkl"), name
-    listed = "unet_lora_encoder_modules_pix"
-    for wrong in ([1, 2], [["a"]], None, "abc", {"a": 1}, [None]):
-        torch.save({**good, listed: wrong}, tmp_path / "a.pkl")
-        assert refused_or_whole(convert_release, tmp_path / "a.pkl"), wrong
-    for rank in (True, 4.0, -1, None, "4", [4], 10**30):
-        torch.save({**good, "lora_rank_unet_pix": rank}, tmp_path / "a.pkl")
-        assert refused_or_whole(convert_release, tmp_path / "a.pkl") or rank is True, rank
-    save_adapter(tmp_path / "whole.safetensors", few[0])
-    lora = few[0].tensors
-    for name in ("fp8", "int", "bool", "scalar"):
-        odd = strange[name].contiguous()
-        save_file(
-            {**lora, next(iter(lora)): odd},
-            tmp_path / "a.safetensors",
-            {"pisasr-adapter": json.dumps({"version": 2})},
-        )
-        assert refused_or_whole(load_adapter, tmp_path / "a.safetensors"), name
-    for head in (
-        "[" * 100_000,
-        "[]",
-        "3",
-        '{"version": []}',
-        '{"version": 1e999}',
-        '{"version": "x"}',
-        "{}",
-    ):
-        save_file(lora, tmp_path / "a.safetensors", {"pisasr-adapter": head})
-        assert refused_or_whole(load_adapter, tmp_path / "a.safetensors"), head[:20]
-
-
-def test_a_nan_in_a_file_is_refused_when_it_is_loaded(tmp_path, few):
-    """Its checksum says that this is what was saved: a broken training may have."""
-    from pisasr.models import weights
-
-    spoilt = {key: tensor.clone() for key, tensor in few[0].tensors.items()}
-    spoilt["conv_in.lora_A.weight"].view(-1)[0] = torch.nan
-    head = {
-        "version": 2,
-        "kind": "pix",
-        "rank": 4,
-        "alpha": 8.0,
-        "base": {},
-        "timestep": 1,
-        "targets": few[0].targets,
-    }
-    head["sha256"] = weights._digest(spoilt, head)
-    (tmp_path / "pix.safetensors").write_bytes(save(spoilt, {"pisasr-adapter": json.dumps(head)}))
-    with pytest.raises(
-        CheckpointError, match="conv_in.lora_A.weight holds values that are no finite numbers"
-    ):
-        load_adapters(tmp_path)
-
-
-@amount(24, 200)
-def test_every_flipped_bit_of_the_embedded_adapters_is_caught(tmp_path, count, did):
-    shutil.copytree(EMBEDDED / "adapters", tmp_path / "adapters")
-    files = sorted((tmp_path / "adapters").iterdir())
-    chance, caught = random.Random(5), 0
-    for number in range(count):
-        path = files[number % len(files)]
-        with path.open("r+b") as file:
-            at, bit = chance.randrange(path.stat().st_size), 1 << chance.randrange(8)
-            file.seek(at)
-            (whole,) = file.read(1)
-            for value in (whole ^ bit, whole):
-                file.seek(at)
-                file.write(bytes([value]))
-                file.flush()
-                if value == whole:
-                    continue
-                with pytest.raises(
-                    (ModelError, CheckpointError), match=re.escape(str(path))
-                ) as refusal:
-                    load_adapter(path)
-                caught += "\n" not in str(refusal.value)
-    assert caught == count
-    did(f"{caught} of {count} flipped bits caught")
 
 
 # --- pickles that would run something -------------------------------------------------------------
@@ -442,55 +299,3 @@ def test_no_payload_runs_wherever_a_pickle_can_be_given(
     with pytest.raises(ModelError, match="pickles are not read"):
         PiSASRPipeline.from_pretrained(base)
     assert not marker.exists() and "Traceback" not in capsys.readouterr().err
-
-
-# --- settings -------------------------------------------------------------------------------------
-
-NEEDED = ["data.photos=[photos]", "run.output=runs/a"]
-
-
-def mistyped(word: str, chance: random.Random) -> str:
-    """One slip of a finger: two letters swapped, one left out, doubled, or a neighbour."""
-    at = chance.randrange(len(word) - 1)
-    way = chance.randrange(4)
-    if way == 0:
-        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
-    if way == 1:
-        return word[:at] + word[at + 1 :]
-    return (
-        word[:at] + (word[at] if way == 2 else chance.choice("aeiounrst")) + word[at + (way == 3) :]
-    )
-
-
-@amount(15, 200)
-def test_slips_in_settings_are_refused_and_the_right_name_is_suggested(count, did):
-    """Of a key, by its name with the right one beside it; of a value, by its key."""
-    chance = random.Random(6)
-    settings = flatten(load_config(CONFIGS / "pisasr.yaml", NEEDED).model_dump())
-    keys = [
-        key for key in settings if not key.startswith(("data.mix", "run.output", "data.photos"))
-    ]
-    tried = suggested = 0
-    while tried < count:
-        key = chance.choice(keys)
-        *section, name = key.split(".")
-        wrong = mistyped(name, chance)
-        if wrong == name or ".".join([*section, wrong]) in settings:
-            continue
-        tried += 1
-        with pytest.raises(ConfigError) as refusal:
-            load_config(CONFIGS / "pisasr.yaml", [*NEEDED, f"{'.'.join([*section, wrong])}=1"])
-        assert wrong in str(refusal.value) and "\n" not in str(refusal.value)
-        suggested += f"did you mean '{key}'" in str(refusal.value)
-    values = 0
-    for key in keys:
-        for value in ("{a: b}", "-7e99"):
-            if values >= count:
-                break
-            try:
-                load_config(CONFIGS / "pisasr.yaml", [*NEEDED, f"{key}={value}"])
-            except ConfigError as error:
-                assert key.split(".")[0] in str(error) and "\n" not in str(error)
-                values += 1
-    did(f"{count} mistyped keys: {suggested} right suggestions; {values} wrong values refused")
-    assert suggested >= 0.9 * count

@@ -14,11 +14,11 @@ ROOMS, ARROWS, LINES = 14, 50, 10_500  # at most; README.md draws the map
 GROUND = {"errors", "files", "__init__"}
 MAY_IMPORT = {
     "pictures": set(),
-    "models": set(),
+    "models": {"options"},
     "method": {"models"},
     "data": {"pictures"},
     "evaluation": {"pictures"},
-    "options": {"method"},
+    "options": set(),
     "pipeline": {"method", "models", "pictures", "options"},
     "comfyui": {"method", "models", "options", "pipeline"},
     "hub": {"method", "models", "pictures", "options", "pipeline"},

@@ -10,9 +10,7 @@ import tiny
 import torch
 from PIL import Image
 
-from pisasr import PiSASRPipeline
 from pisasr.method.residual import needed, needed_by, restore_latent
-from pisasr.models.rrdbnet import PixelAutoencoder, RRDBNet
 from pisasr.pictures.frames import plan_frame
 from pisasr.pictures.maps import check_proportions, check_strength, to_latent
 from pisasr.pipeline import Prediction
@@ -182,14 +180,14 @@ def test_pictures_of_one_call_have_one_map_each_at_its_own_size(pipe):
         pipe([photo(12, 9), photo(9, 12)], mask, **SMALL)
 
 
-# --- look once, mix often -------------------------------------------------------------------------
+# --- predict once, decode often -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "options",
     [SMALL, TILES, {**SMALL, "color_fix": "wavelet", "generator": 3}],
 )
-def test_look_and_mix_are_call_and_any_mixes_cost_two_passes_and_one_encode(pipe, passes, options):
+def test_predict_and_decode_are_call_for_two_passes_and_one_encode(pipe, passes, options):
     pairs = [(1, 1), (1, 0), (0, 0), (0.5, 1.5), (tiny.wave((9, 12), 1.0), 0.7)]
     wanted = [pipe(photo(12, 9), *pair, **options).images[0] for pair in pairs]
     encodes = []
@@ -202,7 +200,7 @@ def test_look_and_mix_are_call_and_any_mixes_cost_two_passes_and_one_encode(pipe
     assert all(map(np.array_equal, came, wanted))
 
 
-def test_a_look_serves_every_output_and_colour_fix_is_its_own_and_can_be_sent(pipe):
+def test_a_prediction_serves_every_output_and_color_fix_and_can_be_pickled(pipe):
     prediction = pickle.loads(
         pickle.dumps(pipe.predict(photo(mode="LA"), **SMALL, color_fix="none"))
     )
@@ -218,7 +216,7 @@ def test_a_look_serves_every_output_and_colour_fix_is_its_own_and_can_be_sent(pi
     assert all(map(torch.equal, before, prediction.tensors))
 
 
-def test_a_look_is_of_one_picture_and_strengths_are_mixed_later(pipe):
+def test_a_prediction_is_of_one_picture_and_takes_no_strengths(pipe):
     with pytest.raises(ValueError, match="predict takes one picture, 2 came"):
         pipe.predict([photo(), photo()])
     with pytest.raises(TypeError, match="there is no option 'lambda_pix'; there are upscale, "):
@@ -231,24 +229,3 @@ def test_a_look_is_of_one_picture_and_strengths_are_mixed_later(pipe):
     ):
         with pytest.raises(ValueError, match=said):
             pipe.decode(prediction, **options)
-
-
-# --- how far a mask reaches in a picture ----------------------------------------------------------
-
-
-def test_a_mask_of_a_base_without_a_vae_reaches_no_farther_than_its_cells():
-    torch.manual_seed(0)
-    pix, full = (RRDBNet(blocks=1, features=8, growth=4).eval() for _ in range(2))
-    pipe = PiSASRPipeline(PixelAutoencoder(), full, unet_pix=pix, native_upscale=4)
-    mask = np.zeros((40, 40), np.float32)
-    mask[:6, :6] = 1  # of the result, at fourfold size, 24 px: six latent pixels
-    prediction = pipe.predict(photo(40, 40), process_size=16, color_fix="none")
-    for color_fix, reach in (("none", 24), ("wavelet", 24 + 31)):
-        came, plain = (
-            pipe.decode(prediction, 1, sem, color_fix=color_fix, output_type="np")
-            for sem in (0.5 + mask, 0.5)
-        )
-        changed = (came != plain).any(axis=-1)
-        assert not changed[reach:].any()
-        assert not changed[:, reach:].any()
-        assert changed[:24, :24].mean() > 0.9

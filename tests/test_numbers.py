@@ -63,7 +63,7 @@ SITES = {
 
 
 @pytest.mark.parametrize("site", SITES)
-def test_what_a_unet_answers_is_prediction_at(pipe, site):
+def test_an_answer_of_a_unet_that_is_not_finite_is_an_error(pipe, site):
     part, change = SITES[site]
     spoil(getattr(pipe, part), change)
     with pytest.raises(PisasrError, match="the model answered with nan or inf; try float32"):
@@ -72,7 +72,7 @@ def test_what_a_unet_answers_is_prediction_at(pipe, site):
 
 @pytest.mark.parametrize("step", ["encode", "decode"])
 @pytest.mark.parametrize("where", [..., (..., 3, 2)])
-def test_what_the_vae_answers_is_prediction_at(pipe, monkeypatch, step, where):
+def test_an_answer_of_the_vae_that_is_not_finite_is_an_error(pipe, monkeypatch, step, where):
     own = getattr(pipe.vae, step)
 
     def wrong(x):
@@ -132,43 +132,6 @@ def test_a_vae_that_overflows_in_float16_is_asked_once_more(base_folder):
         equal(came, pipe.to(torch.float32).decode(prediction, lambda_sem=0.5))
         and np.asarray(came).std() > 1
     )
-
-
-def test_a_vae_that_answers_one_colour_is_an_error(pipe, monkeypatch):
-    own = pipe.vae.decode
-
-    def black(z):
-        answer = own(z)
-        answer.sample.sub_(1000)
-        return answer
-
-    monkeypatch.setattr(pipe.vae, "decode", black)
-    with pytest.raises(PisasrError, match="answered with one color alone"):
-        pipe(photo(), **SMALL)
-
-
-FLAT = [Image.new(mode, (9, 7), color) for mode, colors in {
-    "RGB": [(v, v, v) for v in range(0, 256, 15)] + [(v, 255 - v, 128) for v in range(0, 256, 16)],
-    "L": range(0, 256, 25), "LA": [(v, 255) for v in range(0, 256, 64)], "RGBA": [(v, 0, 9, v) for v in (0, 90, 255)],
-}.items() for color in colors]  # fmt: skip
-
-
-def test_flat_pictures_raise_no_alarm(pipe, monkeypatch):
-    """Nor where the model answers with one colour for them."""
-    noisy = np.full((7, 9, 3), 2, np.uint8)
-    noisy[3, 4] = 255  # a star
-    dark = [
-        Image.fromarray(noisy),
-        Image.fromarray(np.random.default_rng(0).integers(0, 16, (7, 9, 3), np.uint8)),
-    ]
-    assert len(FLAT + dark) >= 50
-    small = {"upscale": 1, "process_size": 8, "batch_size": 32}
-    assert all(result.size == (9, 7) for result in pipe([*FLAT, *dark], **small).images)
-    own = pipe.vae.decode
-    monkeypatch.setattr(
-        pipe.vae, "decode", lambda z: type(own(z))(sample=torch.full_like(own(z).sample, -1.0))
-    )
-    assert all(result.size == (9, 7) for result in pipe([*FLAT[::6], dark[1]], **small).images)
 
 
 def test_unusual_strengths_are_told_and_usual_ones_are_not(pipe, recwarn):

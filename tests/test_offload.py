@@ -158,7 +158,7 @@ def test_weights_stored_small_are_cast_for_their_layer_alone(pipe, picture, cut)
     np.testing.assert_allclose(result, wanted, atol=0.02)
 
 
-def test_looking_and_mixing_give_their_parts_back(pipe, picture, monkeypatch):
+def test_predict_and_decode_give_their_parts_back(pipe, picture, monkeypatch):
     options = {
         name: value for name, value in OPTIONS.items() if name not in ("lambda_sem", "output_type")
     }

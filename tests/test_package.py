@@ -75,7 +75,7 @@ def test_the_pins_fit_the_ranges():
 
 def test_the_embedded_default_is_small_enough_to_ship():
     files = [path for path in (ROOT / "pisasr/demo").rglob("*") if path.is_file()]
-    assert 0 < sum(path.stat().st_size for path in files) <= 24 * 2**20
+    assert 0 < sum(path.stat().st_size for path in files) <= 48e6
 
 
 def test_the_tests_have_no_network_and_a_model_on_the_disk_asks_for_none(pipe):

@@ -138,7 +138,7 @@ def test_every_picture_whose_sizes_the_published_code_does_not_squeeze(
         picture, upscale = Image.open(parity / case["input"]), case["options"]["upscale"]
         frame = images.plan_frame(*picture.size, upscale, case["options"]["process_size"])
         if frame.content != frame.padded:
-            continue  # floored to a multiple of 8 and resized, as published; here nothing is squeezed
+            continue  # published: floored to a multiple of 8 and resized; not here
         with monkeypatch.context() as patch:
             result = repair(published, picture, case, load_file(parity / case["tensors"]), patch)
         assert_alike(result, Image.open(parity / case["expected_png"]), case["name"])

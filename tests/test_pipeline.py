@@ -2,13 +2,11 @@
 by name.
 """
 
-import gc
 import json
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -18,12 +16,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import pisasr
 from pisasr import PiSASRPipeline
 from pisasr.errors import CheckpointError, ModelError, PisasrError, UserNotice
 from pisasr.method.model import PiSASR
-from pisasr.models.bases import SD21_MIRRORS, load_base
-from pisasr.models.rrdbnet import PixelAutoencoder
+from pisasr.models.bases import INDEX, SD21_MIRRORS, load_base
+from pisasr.models.rrdbnet import PixelAutoencoder, RRDBNet
 from pisasr.models.weights import fingerprint, load_adapter, save_adapter
 from pisasr.options import Options
 from pisasr.pipeline import usual_dtype
@@ -71,8 +68,8 @@ def test_a_prompt_and_a_seed_reach_the_result(pipe):
     assert not equal(pipe(photo(), **SMALL, generator=1).images[0], plain)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (13, 7), (3, 40), (17, 16)])
-@pytest.mark.parametrize("upscale", [1, 1.5, 4])
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (17, 16)])
+@pytest.mark.parametrize("upscale", [1, 1.5])
 def test_the_result_is_exactly_upscale_times_as_large(pipe, size, upscale):
     result = pipe(photo(*size), upscale=upscale, process_size=16).images[0]
     assert result.size == (round(upscale * size[0]), round(upscale * size[1]))
@@ -119,18 +116,6 @@ def test_output_types_hold_the_same_picture_rounded_or_not(pipe, mode):
     assert len(np.unique(array)) > 256 and torch.equal(
         tensor, torch.from_numpy(array).permute(2, 0, 1)
     )
-
-
-def test_floats_and_sixteen_bits_are_not_rounded_on_the_way_in(pipe):
-    levels = np.asarray(photo()).astype(np.float32)
-    between = ((levels + 0.4) / 255).clip(0, 1)  # rounds to the same 8 bits
-    options = {**SMALL, "output_type": "np"}
-    rounded, floats = (pipe(given, **options).images[0] for given in (photo(), between))
-    assert np.abs(floats - rounded).max() > 1e-4
-    tensor = pipe(torch.from_numpy(between).permute(2, 0, 1), **options).images[0]
-    assert np.array_equal(tensor, floats)
-    deep = (between * 65_535).round().astype(np.uint16)
-    np.testing.assert_allclose(pipe(deep, **options).images[0], floats, atol=1e-3)
 
 
 def test_a_latent_is_z_H_and_nothing_is_decoded(pipe):
@@ -190,7 +175,7 @@ def test_tiles_and_color_and_prompt_reach_the_result(pipe):
         ({"batch_size": None}, "batch_size is None; it must be a whole number"),
         ({"batch_size": 10**400}, "batch_size is inf; it must be from 1 up"),
         ({"upscale": 10**400}, "upscale is inf; it must be from 1 up"),
-        ({"lambda_sem": -(10**400)}, "lambda_sem is -inf; it must be a finite number"),
+        ({"lambda_sem": 10**400}, "lambda_sem is inf; it must be a finite number"),
         ({"prompt": "caf\udce9"}, r"prompt is 'caf\\udce9'; it must be text in UTF-8"),
     ],
 )
@@ -341,8 +326,13 @@ def test_a_model_names_its_own_colour_fix_and_keeps_it_when_saved(base_folder, p
         assert equal(named(photo(), **SMALL, color_fix="adain").images[0], adain)
 
     named = "color_fix is .* must be one of adain, wavelet, none. Correct"
-    wrongs = {'{"color_fix": "rainbow"}': named, '{"color_fix": ["adain"]}': named, "[]": "holds no settings",
-              "{": "can't be read", "[" * 100_000: "nested too deeply"}  # fmt: skip
+    wrongs = {
+        '{"color_fix": "rainbow"}': named,
+        '{"color_fix": ["adain"]}': named,
+        "[]": "holds no settings",
+        "{": "can't be read",
+        "[" * 100_000: "nested too deeply",
+    }
     for wrong, reason in wrongs.items():
         (folder / "model_index.json").write_text(wrong)
         with pytest.raises(ModelError, match=reason):
@@ -381,20 +371,6 @@ def test_a_pixel_adapter_alone_makes_both_predictions(base_folder, tmp_path, pas
     )
 
 
-def test_rearranged_pixels_serve_as_a_latent(tmp_path):
-    tiny.write_base(tmp_path, vae=PixelAutoencoder(), latent_channels=48)
-    for name in ("pix", "sem"):
-        adapter = tiny.make_adapter(tiny.make_unet(48), name, 2)
-        save_adapter(tmp_path / "adapters" / f"{name}.safetensors", adapter)
-    pipe = PiSASRPipeline.from_pretrained(tmp_path)
-    result = pipe(photo(13, 7), **SMALL).images[0]
-    assert result.size == (26, 14)
-    pipe.save_pretrained(tmp_path / "saved")
-    assert equal(
-        PiSASRPipeline.from_pretrained(tmp_path / "saved")(photo(13, 7), **SMALL).images[0], result
-    )
-
-
 @pytest.fixture
 def edited(base_folder, tmp_path):
     """A copy of the base, with some settings of one config changed."""
@@ -430,22 +406,6 @@ def test_a_wrong_base_is_refused_by_name(edited, part, changes, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_sd_1_5_and_the_768_v_model_are_called_so(edited, base_folder):
-    folder = edited("unet", cross_attention_dim=768)
-    text = folder / "text_encoder" / "config.json"
-    text.write_text(json.dumps({**json.loads(text.read_text()), "hidden_size": 768}))
-    with pytest.raises(
-        ModelError, match="cross-attention size 16, this base has 768, this is SD 1.5"
-    ):
-        PiSASRPipeline.from_pretrained(folder)
-    shutil.rmtree(folder)
-    folder = edited("scheduler", prediction_type="v_prediction")
-    config = folder / "unet" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "cross_attention_dim": 1024}))
-    with pytest.raises(ModelError, match="is SD 2.1 768-v"):
-        PiSASRPipeline.from_pretrained(folder)
-
-
 def test_adapters_of_another_shape_are_refused(base_folder, tmp_path):
     adapter = load_adapter(base_folder / "adapters" / "pix.safetensors")
     adapter.tensors["conv_in.lora_A.weight"] = torch.zeros(4, 4, 1, 1)
@@ -472,7 +432,7 @@ def test_a_folder_that_is_no_model_says_what_it_lacks(tmp_path, base_folder):
 
 
 def test_unknown_options_of_loading_are_refused(base_folder):
-    with pytest.raises(TypeError, match="doesn't know 'adapter'"):
+    with pytest.raises(TypeError, match="there is no option 'adapter'"):
         PiSASRPipeline.from_pretrained(base_folder, adapter="x")
 
 
@@ -519,9 +479,8 @@ def test_offline_says_what_to_download_where(monkeypatch):
 
 def test_adapters_are_saved_with_the_name_of_their_base(base_folder, pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "light", adapters_only=True)
-    assert sorted(str(p.relative_to(tmp_path / "light")) for p in (tmp_path / "light").rglob("*.*")) == [
-        "adapters/pix.safetensors", "adapters/sem.safetensors", "model_index.json",
-    ]  # fmt: skip
+    files = [path for path in (tmp_path / "light").rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"pix.safetensors", "sem.safetensors", INDEX}
     pipe.load_lora_weights(tmp_path / "light")  # the folder that holds adapters/ is taken, too
     again = PiSASRPipeline.from_pretrained(tmp_path / "light")
     assert equal(again(photo(), **SMALL).images[0], pipe(photo(), **SMALL).images[0])
@@ -564,18 +523,6 @@ def test_adapters_are_loaded_unloaded_and_swapped_on_a_live_pipeline(base_folder
         PiSASRPipeline.from_pretrained(tmp_path / "whole").load_lora_weights(tmp_path)
 
 
-def test_diffusers_alone_loads_what_is_saved(pipe, tmp_path):
-    from diffusers import DiffusionPipeline
-
-    folder = str(tmp_path / "saved")
-    pipe.save_pretrained(folder)
-    again = DiffusionPipeline.from_pretrained(
-        folder, custom_pipeline=folder, trust_remote_code=True
-    )
-    assert type(again).__name__ == "PiSASRPipeline" and again.config.color_fix == "adain"
-    assert equal(again(photo(), **SMALL).images[0], pipe(photo(), **SMALL).images[0])
-
-
 def test_files_of_a_variant_and_parts_of_ones_own_are_taken(base_folder, pipe, tmp_path):
     half = PiSASRPipeline.from_pretrained(base_folder, torch_dtype=torch.float16)
     half.save_pretrained(tmp_path / "half", variant="fp16")
@@ -600,8 +547,23 @@ def test_files_of_a_variant_and_parts_of_ones_own_are_taken(base_folder, pipe, t
     assert own.vae is vae and own.text_encoder is text_encoder and own.scheduler is pipe.scheduler
     options = {**SMALL, "color_fix": "none"}
     assert not equal(own(photo(), **options).images[0], pipe(photo(), **options).images[0])
-    with pytest.raises(ModelError, match="the VAE has 48 latent channels"):
-        PiSASRPipeline.from_pretrained(base_folder, vae=PixelAutoencoder())
+
+
+@pytest.mark.parametrize("upscale", [1, 2, 4, 5.5])
+def test_a_base_of_one_factor_and_without_words_gives_every_size(upscale):
+    network = tiny.fill(RRDBNet(blocks=1, features=8, growth=4))
+    pipe = PiSASRPipeline(
+        PixelAutoencoder(), network, color_fix="none", process_size=64, native_upscale=4.0
+    )
+    result = pipe(photo(13, 9), 0, 0, upscale=upscale, tile_size=8).images[0]
+    assert result.size == (round(13 * upscale), round(9 * upscale))
+    enlarged = photo(13, 9).resize((23, 16), Image.Resampling.BICUBIC)  # 64 px at fourfold size
+    enlarged = enlarged.resize((92, 64), Image.Resampling.BICUBIC)
+    assert equal(result, enlarged.resize(result.size, Image.Resampling.BICUBIC))
+    changed = pipe(photo(13, 9), upscale=upscale, tile_size=8).images[0]
+    assert changed.size == result.size and not equal(changed, result)
+    with pytest.raises(ValueError, match="this base takes no text"):
+        pipe(photo(), prompt="a photo")
 
 
 def test_a_replaced_part_replaces_what_was_made_of_it(pipe):
@@ -631,35 +593,8 @@ def test_a_list_of_sizes_is_planned_before_anything_is_computed(pipe, passes):
     assert not passes
 
 
-def test_a_pipeline_is_pushed_whole(pipe, tmp_path, monkeypatch):
-    pushed = {}
-
-    def upload(folder_path, repo_id, **_):
-        files = [path for path in Path(folder_path).rglob("*") if path.is_file()]
-        pushed[repo_id] = {path.relative_to(folder_path).as_posix() for path in files}
-
-    for module in ("utils.hub_utils", "pipelines.pipeline_utils"):
-        monkeypatch.setattr(
-            f"diffusers.{module}.create_repo", lambda name, **_: SimpleNamespace(repo_id=name)
-        )
-    monkeypatch.setattr("diffusers.utils.hub_utils.upload_folder", upload)
-    card = huggingface_hub.ModelCard("")
-    monkeypatch.setattr(
-        "diffusers.pipelines.pipeline_utils.load_or_create_model_card", lambda *_, **__: card
-    )
-    pipe.push_to_hub("me/pisa")
-    pipe.save_pretrained(tmp_path / "pisa", push_to_hub=True)
-    whole = {
-        "pipeline.py",
-        "model_index.json",
-        "unet/config.json",
-        "unet_pix/config.json",
-    }
-    assert pushed.keys() == {"me/pisa", "pisa"} and all(whole <= files for files in pushed.values())
-
-
 @pytest.mark.parametrize("place", ["encode", "unet_pix", "unet", "decode"])
-@pytest.mark.parametrize("failures", [1, 2, 3])
+@pytest.mark.parametrize("failures", [1, 2])
 def test_out_of_memory_goes_on_with_smaller_tiles(pipe, monkeypatch, place, failures):
     """The picture of who asks for such tiles, and one warning each time."""
     monkeypatch.setattr("pisasr.pipeline.SMALLEST_TILE", 1)
@@ -713,26 +648,6 @@ def test_out_of_memory_is_told_where_nothing_smaller_is_left(pipe, monkeypatch):
         pipe(photo(), **SMALL)
 
 
-def test_a_picture_that_was_too_much_leaves_nothing_behind(pipe, monkeypatch):
-    """No tensor of it is held when the next one comes."""
-    monkeypatch.setattr("pisasr.pipeline.SMALLEST_TILE", 10**6)  # nothing smaller is left
-    pipe(photo(), **SMALL)
-
-    def held() -> int:
-        gc.collect()
-        return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
-
-    def short(*args, **kwargs):
-        raise torch.OutOfMemoryError("no room")
-
-    before = held()
-    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-        patch.setattr(PiSASR, "decode", short)
-        pipe(photo(), **SMALL)
-    assert held() <= before
-    assert pipe(photo(), **SMALL).images[0].size == (24, 18)
-
-
 @pytest.mark.parametrize(
     "capabilities", [{}, {"avx512_bf16": False}, {"amx_bf16": True}, {"avx512_bf16": True}]
 )
@@ -743,17 +658,3 @@ def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch, capabilities):
     assert usual_dtype("cuda") == torch.float16 and usual_dtype("mps") == torch.float32
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert PiSASRPipeline.from_pretrained(torch_dtype="auto").unet.dtype == usual_dtype("cpu")
-
-
-def test_bf16_stays_within_a_third_of_a_grey_level():
-    lq = Image.open(Path(pisasr.__file__).parent / "demo/examples/coffee.png").crop(
-        (30, 30, 78, 78)
-    )
-    pipes = (
-        PiSASRPipeline.from_pretrained(torch_dtype=dtype)
-        for dtype in (torch.float32, torch.bfloat16)
-    )
-    exact, fast = (
-        np.asarray(pipe(lq, process_size=64).images[0], dtype=np.float64) for pipe in pipes
-    )
-    assert 0 < np.abs(exact - fast).mean() < 0.3 and np.abs(exact - fast).max() <= 4

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pisasr.method.vae_tiling import Bands, _attend, _windows, decode_tiled, encode_tiled
-from pisasr.models.rrdbnet import PixelAutoencoder
 
 CUTS = [
     (16, 16, 5),
@@ -88,20 +87,20 @@ class PeakBytes(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(("attention", "lean"), [(True, False), (True, True), (False, True)])
+@pytest.mark.parametrize(("attention", "low_memory"), [(True, False), (True, True), (False, True)])
 @pytest.mark.parametrize(("h", "w", "tile"), CUTS)
 @torch.no_grad()
-def test_decoding_in_bands_is_decoding(attention, lean, h, w, tile):
+def test_decoding_in_bands_is_decoding(attention, low_memory, h, w, tile):
     vae, z = shared_vae(attention), latent(h, w, batch=2)
-    assert_equal_images(decode_tiled(vae, z, tile, lean), vae.decode(z).sample)
+    assert_equal_images(decode_tiled(vae, z, tile, low_memory), vae.decode(z).sample)
 
 
-@pytest.mark.parametrize(("attention", "lean"), [(True, False), (True, True), (False, True)])
+@pytest.mark.parametrize(("attention", "low_memory"), [(True, False), (True, True), (False, True)])
 @pytest.mark.parametrize(("h", "w", "tile"), CUTS)
 @torch.no_grad()
-def test_encoding_in_bands_is_encoding(attention, lean, h, w, tile):
+def test_encoding_in_bands_is_encoding(attention, low_memory, h, w, tile):
     vae, x = shared_vae(attention), picture(4 * h, 4 * w, batch=2)
-    tiled, whole = encode_tiled(vae, x, 4 * tile, lean), vae.encode(x).latent_dist
+    tiled, whole = encode_tiled(vae, x, 4 * tile, low_memory), vae.encode(x).latent_dist
     assert_equal_images(tiled.mean, whole.mean)
     assert_equal_images(tiled.std, whole.std)
 
@@ -165,7 +164,8 @@ def test_a_vae_without_quant_convs_and_with_single_layers_is_known():
 
 @torch.no_grad()
 def test_inputs_and_weights_are_left_alone():
-    vae, x, z = small_vae(), picture(48, 32), latent(12, 8)
+    vae, x = small_vae(), picture(48, 32)
+    z = latent(12, 8, channels=vae.config.latent_channels)
     kept = [x.clone(), z.clone(), *(p.clone() for p in vae.parameters())]
     encode_tiled(vae, x, 8)
     decode_tiled(vae, z, 2)
@@ -175,16 +175,10 @@ def test_inputs_and_weights_are_left_alone():
 
 @torch.no_grad()
 def test_what_fits_one_tile_is_computed_whole():
-    vae, x, z = small_vae(), picture(16, 64), latent(4, 16)
+    vae, x = small_vae(), picture(16, 64)
+    z = latent(4, 16, channels=vae.config.latent_channels)
     assert torch.equal(encode_tiled(vae, x, 32).parameters, vae.encode(x).latent_dist.parameters)
     assert torch.equal(decode_tiled(vae, z, 8), vae.decode(z).sample)
-
-
-@torch.no_grad()
-def test_rearranged_pixels_are_never_cut():
-    vae, x = PixelAutoencoder(), picture(48, 32)
-    z = encode_tiled(vae, x, 8).mean
-    assert torch.equal(decode_tiled(vae, z, 2), x)
 
 
 @torch.no_grad()
@@ -212,16 +206,16 @@ def test_bands_hold_two_maps_and_no_more():
 
 
 @torch.no_grad()
-def test_lean_bands_hold_half():
+def test_low_memory_bands_hold_half():
     vae = small_vae(
         attention=False, channels=(16, 32, 32)
     )  # a last block that halves its channels, as SD's does
     z, x = latent(80, 16), picture(320, 64)
     for code, tile, share in ((decode_tiled, 4, 0.55), (encode_tiled, 16, 0.67)):
         held = []
-        for lean in (False, True):
+        for low_memory in (False, True):
             with PeakBytes() as counted:
-                code(vae, z if code is decode_tiled else x, tile, lean)
+                code(vae, z if code is decode_tiled else x, tile, low_memory)
             held.append(counted.peak)
         assert held[1] < share * held[0], (code, held)
 
@@ -230,7 +224,8 @@ def test_unknown_layers_are_named_and_the_picture_still_comes_out():
     vae, z = small_vae(), latent(8, 8)
     vae.decoder.mid_block.resnets[0].nonlinearity = nn.GELU()
     with pytest.warns(
-        UserWarning, match=r"^[^\n]*mid_block.resnets.0.nonlinearity \(GELU\)[^\n]*decoded whole"
+        UserWarning,
+        match=r"mid_block.resnets.0.nonlinearity \(GELU\).* the decoder whole",
     ):
         tiled = decode_tiled(vae, z, 4)
     with torch.no_grad():

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -172,22 +173,15 @@ class Report:
         self.counts[status] += 1
         output = str(task.targets[-1]) if task.targets and status != "failed" else None
         row = {"input": str(task.input.path), "output": output, "status": status}
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**row, "reason": reason, "seconds": round(seconds, 3)}))
-                file.write("\n")
-        except OSError as error:  # the pictures are what counts
-            reason = f"{reason}; {explain(error)}"
+        with suppress(OSError), self.path.open("a") as file:  # the pictures are what counts
+            file.write(json.dumps({**row, "reason": reason, "seconds": round(seconds, 3)}) + "\n")
         name = safe_text(task.input.path)
         if status == "failed":
             tqdm.write(f"{name}: {safe_text(reason)}", file=sys.stderr)
         elif reason or self.bar.disable:
-            done = f"{name} -> {safe_text(output)}  {seconds:.1f} s"
+            done = f" -> {safe_text(output)}  {seconds:.1f} s" if status == "ok" else ": skipped"
             note = f" ({safe_text(reason)})" if reason else ""
-            tqdm.write(
-                f"[{self.counts.total()}/{self.bar.total}] "
-                f"{done if status == 'ok' else f'{name}: skipped'}{note}"
-            )
+            tqdm.write(f"[{self.counts.total()}/{self.bar.total}] {name}{done}{note}")
         self.bar.update()
 
     def close(self) -> None:

@@ -78,10 +78,9 @@ def infer_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("strengths").add_argument
     add("--lambda_pix", type=finite, metavar="X", help="how much to repair (default: 1)")
     add("--lambda_sem", type=finite, metavar="X", help="how much detail to add (default: 1)")
+    where = "a grey picture over the input, black is 0, white --{}; or a folder with one for each"
     for name in STRENGTHS:
-        where = f"""a grey picture in the input's proportions, white is --{name}, black 0; or a
-            folder with such pictures by the inputs' names"""
-        add(f"--{name}_map", type=Path, metavar="FILE", help=where)
+        add(f"--{name}_map", type=Path, metavar="FILE", help=where.format(name))
     grid = """all pairs of two lists, "0,0.5,1" or "0:1.5:0.5" (start:stop:step), each in a folder
         OUTPUT/pixA_semB; and in OUTPUT/grid a labelled sheet of them for each picture"""
     add("--lambda_grid", nargs=2, type=parse_strengths, metavar=("PIX", "SEM"), help=grid)
@@ -230,15 +229,15 @@ def _metadata(
 
     if not args.keep_metadata:
         return None
-    made: dict[str, Any] = {}
-    for name, strength in zip(STRENGTHS, strengths, strict=True):
-        if isinstance(strength, list):
-            made[name] = "/".join(f"{value:.15g}" for value in strength)
-        else:
-            is_number = isinstance(strength, float)
-            made[name] = strength if is_number else f"0..{getattr(args, name):.15g} by a map"
+    made: dict[str, Any] = dict(zip(STRENGTHS, map(_words_for, strengths), strict=True))
     made |= {**pipeline_options(args), "seed": args.seed}
     return Metadata(made_with(pipe.identity, made), picture.exif)
+
+
+def _words_for(strength: Any) -> str:
+    if isinstance(strength, list):
+        return "/".join(map(_words_for, strength))
+    return f"{strength:.15g}" if isinstance(strength, float) else "by a map"
 
 
 def picture_seed(seed: int, name: Path) -> int:

@@ -92,25 +92,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for every field of `Options` that has a group, and --seed."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    groups = {name: parser.add_argument_group(name) for name in ("picture", "memory")}
+    parsers: dict[type, Any] = {int: whole, float: finite}
     for each in fields(Options):
         about: Any = each.metadata
         if about["group"] is None:
             continue
-        group = about["group"]
-        if group not in groups:
-            groups[group] = parser.add_argument_group(group)
-        kind: Any = about["kind"]
-        if kind is not str:
-            least = about["least"]
-            kind = partial(whole if kind is int else finite, least=least)
-        groups[group].add_argument(
+        kind = parsers.get(about["kind"])
+        groups[about["group"]].add_argument(
             f"--{each.name}",
             *about["aliases"],
-            type=kind,
+            type=partial(kind, least=about["least"]) if kind else str,
             default=each.default,
             choices=about["choices"],
-            metavar=None if about["choices"] else {str: "TEXT"}.get(about["kind"], "N"),
+            metavar=None if about["choices"] else "N" if kind else "TEXT",
             help=about["help"],
         )
     sampled = "sample the VAE's posterior, as published (default: take its mean)"
@@ -144,11 +139,8 @@ def load_model(args: argparse.Namespace) -> "PiSASRPipeline":
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if device.startswith("cuda:"):
         torch.cuda.set_device(device)  # for kernels that ask for the current one
-    adapters = args.adapters
-    pipe = PiSASRPipeline.from_pretrained(
-        args.pretrained_model, adapters=adapters, torch_dtype=dtype
-    )
-    return pipe.to(device)
+    load = PiSASRPipeline.from_pretrained
+    return load(args.pretrained_model, adapters=args.adapters, torch_dtype=dtype).to(device)
 
 
 def check_apart(output: Path, pretrained_model: str | None, adapters: str | None) -> None:
@@ -172,14 +164,10 @@ def choose_device(name: str) -> str:
     """
     import torch
 
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
-        name = next(device for device, is_here in available.items() if is_here)
-    if not available[name]:
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    if not {"cuda": cuda, "mps": mps, "cpu": True}[name]:
         raise UsageError(
             f"--device {name} is not available to this PyTorch; use --device auto or cpu"
         )
@@ -196,11 +184,9 @@ def choose_dtype(name: str, device: str) -> "torch.dtype":
 
     if name == "auto":
         return usual_dtype(device)
-    if name == "fp16" and device == "cpu":
-        print("fp16 needs a GPU; computing in fp32", file=sys.stderr)
-        return torch.float32
-    if name == "bf16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported():
-        print("this GPU has no bf16; computing in fp32", file=sys.stderr)
+    no_bf16 = device.startswith("cuda") and not torch.cuda.is_bf16_supported()
+    if (name == "fp16" and device == "cpu") or (name == "bf16" and no_bf16):
+        print(f"this device has no {name}; computing in fp32", file=sys.stderr)
         return torch.float32
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
 
@@ -218,7 +204,4 @@ def place_among_processes() -> tuple[int, int]:
         return 0, 1
     if rank and count and rank.isdecimal() and count.isdecimal() and int(rank) < int(count):
         return int(rank), int(count)
-    raise UsageError(
-        f"RANK is {rank!r} and WORLD_SIZE {count!r} in the environment; a launcher sets both, such"
-        " as 0 and 2: set both, or unset both"
-    )
+    raise UsageError(f"RANK is {rank!r}, WORLD_SIZE {count!r}; set both, such as 0 and 2, or none")

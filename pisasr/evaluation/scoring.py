@@ -79,12 +79,12 @@ def score_examples(examples: Sequence[Example], metrics: Loaded, border: int = 0
     methods = list(examples[0].sr)
     rows.sort(key=lambda row: methods.index(row["method"]))
     sets: dict[str, dict[str, float]] = {}
-    hq = [example.hq for example in examples]
+    hq_files = [example.hq for example in examples]
     for name in (name for name, (metric, _) in metrics.items() if metric.needs == "hq_set"):
         sets[name] = {}
         for method in methods:
-            sr = [example.sr[method] for example in examples]
-            sets[name][method], fault = _try(metrics[name][1], sr, hq)
+            files = [example.sr[method] for example in examples]
+            sets[name][method], fault = _try(metrics[name][1], files, hq_files)
             if fault:
                 faults.append(f"{method}: {name} failed ({fault})")
     return Scores(rows, sets, faults)

@@ -1,4 +1,4 @@
-"""Two LoRAs, "pix" and "sem", on one UNet: attach, switch, freeze, merge. The only file that knows peft."""
+"""Two LoRAs, "pix" and "sem", on one UNet: attach, switch, freeze, merge. The one file on peft."""
 
 import copy
 import warnings
@@ -16,44 +16,30 @@ if TYPE_CHECKING:
 
 # Which layers learn, as published (PiSA-SR 9c76e12): every convolution and every attention or
 # feed-forward projection.
-TARGETS = (
-    "to_k",
-    "to_q",
-    "to_v",
-    "to_out.0",
-    "conv",
-    "proj_in",
-    "proj_out",
-    "ff.net.0.proj",
-    "ff.net.2",
-)
+TARGETS = "to_k to_q to_v to_out.0 conv proj_in proj_out ff.net.0.proj ff.net.2".split()
 
 
 def target_modules(unet: nn.Module) -> list[str]:
-    """Name the layers that carry an adapter, by the published rule.
+    """Name the layers that carry an adapter, by the published rule, on a bare UNet or not.
 
     A layer is one if the name of its weight holds one of TARGETS and neither "norm" nor "bias"; the
-    timestep's layers are therefore none. On a UNet that already carries adapters the answer is the
-    same.
+    timestep's layers are therefore none.
     """
-    weights = (
-        name
-        for name, _ in unet.named_parameters()
-        if name.endswith(".weight") and ".lora_" not in name
-    )
-    names = (name.removesuffix(".weight").removesuffix(".base_layer") for name in weights)
-    return [
-        name
-        for name in names
-        if "norm" not in name and "bias" not in name and any(t in name for t in TARGETS)
-    ]
+    found = []
+    for weight, _ in unet.named_parameters():
+        if not weight.endswith(".weight") or ".lora_" in weight:
+            continue
+        name = weight.removesuffix(".weight").removesuffix(".base_layer")
+        if "norm" not in name and "bias" not in name and any(t in name for t in TARGETS):
+            found.append(name)
+    return found
 
 
 def attach(unet: nn.Module, name: str, rank: int, alpha: float) -> None:
     """Add a fresh adapter that changes nothing yet: A is drawn from N(0, 1/rank), B is zero.
 
-    Its tensors are float32, whatever the base is held in. What was active stays active (on a bare
-    UNet: nothing), and no other tensor's requires_grad moves.
+    Its tensors are float32. What was active stays active (on a bare UNet: nothing), and no other
+    tensor's requires_grad changes.
     """
     from peft import LoraConfig, inject_adapter_in_model  # training's alone: it takes a second
 
@@ -65,10 +51,8 @@ def attach(unet: nn.Module, name: str, rank: int, alpha: float) -> None:
     config = LoraConfig(
         r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=wanted
     )
-    found, flags = (
-        active_names(unet),
-        [(parameter, parameter.requires_grad) for parameter in unet.parameters()],
-    )
+    found = active_names(unet)
+    flags = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         inject_adapter_in_model(config, unet, adapter_name=name)
@@ -81,12 +65,10 @@ def attach(unet: nn.Module, name: str, rank: int, alpha: float) -> None:
 
 @contextmanager
 def active(unet: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Run the block with exactly these adapters on (none of them: the base), then leave the UNet as
-    it was found.
+    """Run the block with exactly these adapters on (none: the base), then restore what was on.
 
-    What is active and what learns are two questions: requires_grad is not touched, neither inside
-    nor after. With gradient checkpointing, call backward() inside the block: it runs the UNet
-    again.
+    requires_grad is not touched. With gradient checkpointing, call backward() inside the block: it
+    runs the UNet again.
     """
     layers = _layers(unet)
     _check_known(layers, names)
@@ -104,9 +86,7 @@ def active_names(unet: nn.Module) -> list[str]:
 
 
 def train_only(unet: nn.Module, name: str) -> None:
-    """Let this adapter learn and nothing else in the UNet. Stays so through every `active`
-    block.
-    """
+    """Let this adapter learn and nothing else in the UNet, through every `active` block."""
     _check_known(_layers(unet), [name])
     unet.requires_grad_(False)
     for parameter in parameters_of(unet, name).values():
@@ -114,9 +94,7 @@ def train_only(unet: nn.Module, name: str) -> None:
 
 
 def parameters_of(unet: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """The live tensors of one adapter, keyed "MODULE.lora_A.weight" / "MODULE.lora_B.weight" as in
-    the file.
-    """
+    """The live tensors of one adapter, keyed "MODULE.lora_A.weight" and so on, as in its file."""
     _check_known(_layers(unet), [name])
     ending = f".{name}.weight"
     return {
@@ -128,9 +106,7 @@ def parameters_of(unet: nn.Module, name: str) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def load_into(unet: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Fill an attached adapter. Every key and shape must fit: CheckpointError otherwise, and
-    nothing was changed.
-    """
+    """Fill an attached adapter. CheckpointError, and nothing changed, if a key or shape differs."""
     parameters = parameters_of(unet, name)
     _check_same(f"adapter {name!r}", {k: p.shape for k, p in parameters.items()}, tensors)
     for key, parameter in parameters.items():
@@ -142,8 +118,7 @@ def merged(
 ) -> nn.Module:
     """A new UNet whose weights are W + sum of (alpha / rank) B A; the given one is untouched.
 
-    Each sum is made in float32 and cast once, to `dtype` (None: as the base). Needs no second full
-    float32 set: the copy is made tensor by tensor in its final dtype.
+    Each sum is made in float32 and cast once, to `dtype` (None: as the base), tensor by tensor.
     """
     deltas = _deltas(unet, adapters)
     memo = {}
@@ -156,9 +131,7 @@ def merged(
 def merge_in_place(
     unet: nn.Module, adapters: Sequence["Adapter"], dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """Like `merged`, but the base is given up for it: its weights are replaced one by one. Returns
-    the same UNet.
-    """
+    """Like `merged`, but the base's own weights are replaced one by one. Returns the same UNet."""
     deltas = _deltas(unet, adapters)
     for name, parameter in unet.named_parameters():
         parameter.data = _plus(parameter, deltas.get(name, ()), dtype or parameter.dtype)
@@ -166,12 +139,25 @@ def merge_in_place(
     return unet
 
 
-def _plus(
-    weight: Tensor, deltas: Sequence[tuple[float, Tensor, Tensor]], dtype: torch.dtype
-) -> Tensor:
-    """W + (alpha / rank) B A, in float32, as a tensor of its own. A convolution's A has its kernel,
-    its B is 1 x 1.
+def merge_both(
+    unet: nn.Module, pix: "Adapter", sem: "Adapter | None", dtype: torch.dtype
+) -> tuple[nn.Module, nn.Module]:
+    """(unet with both, unet with pix); without a semantic adapter both are one module.
+
+    The float32 base is used up.
     """
+    if sem is None:
+        unet = merge_in_place(unet, [pix], dtype)
+        return unet, unet
+    unet_pix = merged(unet, [pix], dtype)
+    return merge_in_place(unet, [pix, sem], dtype), unet_pix
+
+
+Delta = tuple[float, Tensor, Tensor]  # alpha / rank, A, B
+
+
+def _plus(weight: Tensor, deltas: Sequence[Delta], dtype: torch.dtype) -> Tensor:
+    """W + (alpha / rank) B A, summed in float32. A convolution's A has its kernel, B is 1 x 1."""
     if not deltas:
         return weight.detach().to(dtype, copy=True)
     total = weight.detach().to(torch.float32, copy=True)
@@ -180,21 +166,14 @@ def _plus(
     return total.to(dtype)
 
 
-def _deltas(
-    unet: nn.Module, adapters: Sequence["Adapter"]
-) -> dict[str, list[tuple[float, Tensor, Tensor]]]:
-    """What is added to each weight, after checking that every adapter fits this UNet by name and
-    shape.
-    """
+def _deltas(unet: nn.Module, adapters: Sequence["Adapter"]) -> dict[str, list[Delta]]:
+    """What is added to each weight. CheckpointError if an adapter doesn't fit this UNet."""
     if _layers(unet):
-        raise ModelError(
-            "merging wants a bare UNet, this one carries live adapters; load the base anew."
-        )
-    deltas: dict[str, list[tuple[float, Tensor, Tensor]]] = {}
+        raise ModelError("merging needs a bare UNet, this one carries adapters; load it anew.")
+    deltas: dict[str, list[Delta]] = {}
     for adapter in adapters:
-        _check_same(
-            f"adapter {adapter.name!r}", adapter_shapes(unet, adapter.rank), adapter.tensors
-        )
+        shapes = adapter_shapes(unet, adapter.rank)
+        _check_same(f"adapter {adapter.name!r}", shapes, adapter.tensors)
         for module in target_modules(unet):
             A, B = (adapter.tensors[f"{module}.lora_{side}.weight"] for side in "AB")
             deltas.setdefault(f"{module}.weight", []).append((adapter.alpha / adapter.rank, A, B))
@@ -216,14 +195,14 @@ def _check_same(what: str, wanted: Mapping[str, torch.Size], tensors: Mapping[st
     if missing or extra:
         example = f"lacks {missing[0]}" if missing else f"has the unknown {extra[0]}"
         raise CheckpointError(
-            f"{what} does not fit this UNet: {len(missing)} tensors missing, {len(extra)} too many ({example}); "
-            "use the base it was trained on."
+            f"{what} does not fit this UNet: {len(missing)} tensors missing, {len(extra)} too many "
+            f"({example}); use the base it was trained on."
         )
     for key, shape in wanted.items():
         if tensors[key].shape != shape:
             raise CheckpointError(
-                f"{what} does not fit this UNet: {key} is {list(tensors[key].shape)}, wanted {list(shape)}; "
-                "use the base and the rank it was trained with."
+                f"{what} does not fit this UNet: {key} is {list(tensors[key].shape)}, wanted "
+                f"{list(shape)}; use the base and the rank it was trained with."
             )
 
 
@@ -240,9 +219,7 @@ def _check_known(layers: list[Any], names: Sequence[str]) -> None:
     known = _known(layers)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ModelError(
-            f"no adapter {unknown[0]!r} on this UNet, it has {known}; attach it first."
-        )
+        raise ModelError(f"no adapter {unknown[0]!r} on this UNet, it has {known}; attach it.")
 
 
 def _active_names(layers: list[Any]) -> list[str]:
@@ -250,11 +227,10 @@ def _active_names(layers: list[Any]) -> list[str]:
 
 
 def _switch(layers: list[Any], names: Sequence[str]) -> None:
-    """Turn on exactly these adapters.
+    """Turn on exactly these adapters, by the two attributes that a layer's forward reads.
 
     peft's own set_adapter and enable_adapters also rewrite requires_grad: the frozen pixel adapter
-    would learn again, and a switch would take some forty times as long. These two attributes are
-    all that a layer's forward pass looks at.
+    would learn again, and a switch would take some forty times as long.
     """
     for layer in layers:
         layer._disable_adapters = not names

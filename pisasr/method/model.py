@@ -5,7 +5,7 @@
     decode_at             z_L, eps -> z_H           residual.restore_latent, for a pair of strengths
                           z_H -> x_H                decode
 
-Inference calls its halves with merged weights, training and validation `restore` with live adapters.
+Inference calls its halves with merged weights, training `restore` with live adapters.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -70,7 +70,7 @@ class Latents(NamedTuple):
 class Restored(NamedTuple):
     """The result at one pair of strengths.
 
-    x_H [B, 3, H, W] as it was decoded, not clamped (None if it was not decoded), and z_H [B, c, h, w].
+    x_H [B, 3, H, W] as decoded, not clamped (None if it was not decoded), and z_H [B, c, h, w].
     """
 
     x_H: Tensor | None
@@ -82,9 +82,9 @@ class Plan:
     """How big things are cut. The default cuts nothing.
 
     tile, overlap: of the UNet, in latent pixels. even: tiles form an even grid, their sides
-    multiples of this number; None: the published plan. batch_size: tiles that go through the UNet at
-    once. vae_tile_px: beyond this square, in image pixels, the VAE works in tiles, without
-    gradients; low_memory: and holds half as much, for up to half as much arithmetic again.
+    multiples of this number; None: the published plan. batch_size: tiles at once. vae_tile_px:
+    beyond this square, in image pixels, the VAE works in bands, without gradients. low_memory: and
+    holds half as much, for up to half as much arithmetic again.
     """
 
     tile: int | None = None

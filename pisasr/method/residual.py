@@ -1,6 +1,4 @@
-"""Infer and train, from eps to z_H: the paper in one place. What is taken from z_L, and in which
-proportion.
-"""
+"""The paper's formula: what is taken from z_L, and in which proportion."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,22 +20,19 @@ def mix_residuals(
         eps = lambda_pix * eps_pix + lambda_sem * (eps_full - eps_pix)
 
     Both [B, c, h, w], shaped like z_L. (1, 1) is eps_full, (1, 0) is eps_pix, (0, 0) leaves z_L
-    alone. It is linear in the predictions at every place, so strengths may differ from place to
-    place at no cost. The strengths weigh predictions: weighing the adapters' weights passes through
-    the UNet and gives another image.
+    alone. Linear in the predictions at every place, so strengths may differ from place to place.
+    They weigh predictions: weighing the adapters' weights gives another image.
     """
     return lambda_pix * eps_pix + lambda_sem * (eps_full - eps_pix)
 
 
 def remove_residual(z_L: Tensor, eps: Tensor) -> Tensor:
-    """z_H = z_L - eps: one plain subtraction. No noise level enters; the low-quality latent is the
-    starting point.
-    """
+    """z_H = z_L - eps. No noise level enters; the low-quality latent is the starting point."""
     return z_L - eps
 
 
 def needed(lambda_pix: Strength, lambda_sem: Strength) -> tuple[bool, bool]:
-    """Whether (eps_pix, eps_full) have a part in the mix; one that has none need not be predicted.
+    """Whether (eps_pix, eps_full) have a part in the mix; what has none need not be predicted.
 
     Equal strengths cancel eps_pix, lambda_sem = 0 cancels eps_full; of maps, where they do so
     everywhere.
@@ -48,7 +43,7 @@ def needed(lambda_pix: Strength, lambda_sem: Strength) -> tuple[bool, bool]:
 def needed_by(lambdas: Iterable[tuple[Strength, Strength]]) -> tuple[bool, bool]:
     """Whether some of these pairs need (eps_pix, eps_full)."""
     needs = [needed(*pair) for pair in lambdas]
-    return any(pix for pix, _ in needs), any(pisa for _, pisa in needs)
+    return any(pix for pix, _ in needs), any(full for _, full in needs)
 
 
 def restore_latent(
@@ -58,7 +53,7 @@ def restore_latent(
     lambda_pix: Strength,
     lambda_sem: Strength,
 ) -> Tensor:
-    """z_H at these strengths. A prediction that is not `needed` is not looked at, and may be None.
+    """z_H at these strengths. A prediction that is not `needed` may be None.
 
     Where maps hold two numbers, z_H is to the bit what these numbers make of it.
     """
@@ -70,9 +65,8 @@ def restore_latent(
         case True, False:
             return remove_residual(z_L, lambda_pix * eps_pix)
     eps = mix_residuals(eps_pix, eps_full, lambda_pix, lambda_sem)
-    if isinstance(
-        equal := lambda_pix == lambda_sem, Tensor
-    ):  # equal numbers cancel eps_pix without its rounding
+    equal = lambda_pix == lambda_sem
+    if isinstance(equal, Tensor):  # equal numbers cancel eps_pix without its rounding
         eps = torch.where(equal, lambda_sem * eps_full, eps)
     return remove_residual(z_L, eps)
 

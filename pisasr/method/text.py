@@ -11,7 +11,7 @@ CACHED = 64  # embeddings; SD-2.1's weigh 0.3 MB each, and a training set's capt
 
 
 class PromptEncoder:
-    """Encode prompts to the text encoder's last hidden states (after its final norm) [B, tokens, d].
+    """Encode prompts to the text encoder's last hidden states, normed: [B, tokens, d].
 
     Each prompt is padded or cut to the tokenizer's length (77 for CLIP) and encoded once: the
     latest ones are cached. Nothing flows back into the text encoder. Move or cast the text encoder
@@ -28,7 +28,7 @@ class PromptEncoder:
         return self.tokenizer is tokenizer and self.text_encoder is text_encoder
 
     def __call__(self, prompts: str | Sequence[str], device: torch.device | None = None) -> Any:
-        """device: where the text encoder computes; None: where its weights are, unless offloaded."""
+        """device: where the text encoder computes; None: where its weights are."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if self.text_encoder is None:
             if any(prompts):

@@ -1,28 +1,19 @@
-"""Infer, x_L to z_L and z_H to x_H: a picture too big for the VAE at once, in bands, with the whole
-picture's result.
+"""Encode and decode big pictures in bands, with the whole picture's result.
 
-Cutting a picture into crops changes it: Stable Diffusion's VAE normalises by statistics of the
-whole picture, and its middle attends over all of it. So here every layer is finished before the
-next begins. Statistics are taken over the whole map; a convolution runs band by band and reads the
-rows it needs beyond its band from the whole map. Up to 1024 x 1024 px nothing is approximated, and
-beyond it the middle's attention alone (below). What is saved: normalised copies, convolution
-workspaces and second operands exist for one band at a time, and results replace maps that are no
-longer needed.
+Crops would change a picture: Stable Diffusion's VAE normalizes by statistics of the whole picture,
+and its middle attends over all of it. So here every layer is finished before the next begins.
+Statistics are taken over the whole map; a convolution runs band by band and reads the rows it needs
+beyond its band from the whole map. Up to 1024 x 1024 px nothing is approximated; beyond it a pixel
+of the middle's attention attends to the 1024 px square around it, which whole would nearly double
+the arithmetic at 4096 px.
 
-What is held at once, besides a few bands: two maps, at the most 384 channels of the picture's full
-size when Stable Diffusion's decoder begins its last block (256 come in, 128 go out; 12.9 GB in half
-precision at 4096 px), 256 in its encoder. `low_memory` computes maps of the picture's size anew where
-they are read again, instead of keeping them: 192 and 160 channels, half of it, for 1.48 and 1.13
-times the arithmetic (counted at 1024 px, bands of 512 px).
+Held at once, besides a few bands: two maps, at most 384 channels of the picture's full size when
+Stable Diffusion's decoder begins its last block (12.9 GB in half precision at 4096 px), 256 in its
+encoder. low_memory computes maps of the picture's size anew where they are read again: half of it,
+for 1.48 and 1.13 times the arithmetic. Measured in float32, decoding to 1024 px in tiles of 256 px:
+1.8 GiB for 3.7, 91 s of processor time for 96, a relative difference of 1.8e-6.
 
-Measured on Stable Diffusion's VAE with random weights, decoding to 1024 px in float32 on one CPU
-thread, against the untiled result: with tiles of 32 latent pixels (256 px) 1.8 GiB of memory for
-3.7, 91 s of processor time for 96, a relative difference of 1.8e-6 that is no larger at the bands'
-borders than elsewhere (1.02 times the mean step). Small tiles cost nothing there. The middle's
-attention is exact up to 1024 x 1024 px. Whole, it would nearly double the arithmetic of the VAE at
-4096 px, so beyond that size a pixel attends to the 1024 px square around it.
-
-An autoencoder that only rearranges pixels has nothing to cut.
+A VAE of another make than diffusers' AutoencoderKL is computed whole.
 """
 
 import warnings
@@ -38,34 +29,25 @@ from torch.nn import functional as F
 from pisasr.method.layers import enlarge, run_offload_hooks
 from pisasr.method.tiling import Tile
 
-WINDOW = 128  # latent pixels, each way, that the middle's attention sees of a larger map: 1024 px of the picture
+WINDOW = 128  # latent pixels, each way, that the middle's attention sees of a larger map
 BLOCK = 32  # latent pixels, each way, that share a window
-ATTENTION_SCORES = (
-    2**26
-)  # query-key pairs at once in the mid attention: 256 MB in float32 where a backend stores them
+ATTENTION_SCORES = 2**26  # query-key pairs at once: 256 MB in float32 where a backend stores them
 
 
 @torch.no_grad()
 def encode_tiled(
     vae: Any, x: Tensor, tile: int, low_memory: bool = False
 ) -> DiagonalGaussianDistribution:
-    """`vae.encode(x).latent_dist`, working on about `tile` x `tile` image pixels at a time.
+    """Compute `vae.encode(x).latent_dist` on about `tile` x `tile` image pixels at a time.
 
-    x [B, 3, H, W] in [-1, 1], H and W multiples of the VAE's factor, in the VAE's dtype. A picture
-    no larger than a tile, by area, is encoded whole. low_memory: hold half as much, compute more. No
-    gradients. Equal to the untiled result up to the order of summation, up to WINDOW * WINDOW
-    latent pixels.
+    x [B, 3, H, W] in [-1, 1], H and W multiples of the VAE's factor, in the VAE's dtype. Equal to
+    the untiled result up to the order of summation, up to WINDOW * WINDOW latent pixels.
     """
-    _check_tile(tile)
-    if _fits(x, tile) or not hasattr(vae, "encoder"):
-        return vae.encode(x).latent_dist
-    if unknown := _first_unknown(vae.encoder):
-        _warn_untiled("encode", unknown)
+    if _computed_whole(vae, "encoder", x, tile):
         return vae.encode(x).latent_dist
     with run_offload_hooks(vae):
-        moments = _encoder(
-            vae.encoder, x, Bands.of(x, tile, max(x.shape[-2:]) if low_memory else 0)
-        )
+        full_side = max(x.shape[-2:]) if low_memory else 0
+        moments = _encoder(vae.encoder, x, Bands.of(x, tile, full_side))
         return DiagonalGaussianDistribution(
             moments if vae.quant_conv is None else vae.quant_conv(moments)
         )
@@ -73,35 +55,37 @@ def encode_tiled(
 
 @torch.no_grad()
 def decode_tiled(vae: Any, z: Tensor, tile: int, low_memory: bool = False) -> Tensor:
-    """`vae.decode(z).sample`, working on about `tile` x `tile` latent pixels at a time.
+    """Compute `vae.decode(z).sample` on about `tile` x `tile` latent pixels at a time.
 
     z [B, c, h, w] as `vae.decode` takes it (not scaled), in the VAE's dtype -> x [B, 3, H, W], not
-    clamped. A latent no larger than a tile, by area, is decoded whole. low_memory: hold half as much,
-    compute more. No gradients. Equal to the untiled result up to the order of summation, up to
-    WINDOW * WINDOW latent pixels.
+    clamped. Equal to the untiled result as for `encode_tiled`.
     """
-    _check_tile(tile)
-    if _fits(z, tile) or not hasattr(vae, "decoder"):
-        return vae.decode(z).sample
-    if unknown := _first_unknown(vae.decoder):
-        _warn_untiled("decode", unknown)
+    if _computed_whole(vae, "decoder", z, tile):
         return vae.decode(z).sample
     with run_offload_hooks(vae):
         x = z if vae.post_quant_conv is None else vae.post_quant_conv(z)
-        levels = len(vae.decoder.up_blocks)
-        return _decoder(
-            vae.decoder,
-            x,
-            Bands.of(z, tile, max(z.shape[-2:]) * 2 ** (levels - 1) if low_memory else 0),
-        )
+        scale = 2 ** (len(vae.decoder.up_blocks) - 1)
+        full_side = max(z.shape[-2:]) * scale if low_memory else 0
+        return _decoder(vae.decoder, x, Bands.of(z, tile, full_side))
+
+
+def _computed_whole(vae: Any, part: str, x: Tensor, tile: int) -> bool:
+    """Whether x fits a tile, by area, or the VAE has layers that aren't known here."""
+    if tile < 1:
+        raise ValueError(f"VAE tile size must be at least 1, got {tile}; give a positive number.")
+    if x.shape[-2] * x.shape[-1] <= tile * tile or not hasattr(vae, "quant_conv"):
+        return True
+    if unknown := _first_unknown(getattr(vae, part)):
+        line = f"VAE tiling doesn't know the layer {unknown}; the picture passes the {part} whole."
+        warnings.warn(line, stacklevel=4)
+    return bool(unknown)
 
 
 class Bands(NamedTuple):
-    """How maps are cut: into `pieces` bands along dimension `dim`, the longer side. The same at
-    every scale.
+    """How maps are cut at every scale: into `pieces` bands along `dim`, the longer side.
 
-    Maps whose longer side is that of the picture, `full_side`, are computed anew where they are
-    read again; 0: none.
+    Maps whose longer side is full_side, the picture's, are computed anew where they are read again;
+    0: none.
     """
 
     dim: int
@@ -114,9 +98,7 @@ class Bands(NamedTuple):
         return cls(2 if h >= w else 3, -(-h * w // tile**2), full_side)
 
     def along(self, size: int) -> list[tuple[int, int]]:
-        """The bands of an axis as (start, stop), equal within one; fewer bands where there are
-        fewer rows.
-        """
+        """The bands of an axis as (start, stop), equal within one; fewer for fewer rows."""
         count = max(min(self.pieces, size // 2), 1)  # of two rows at least: see `Deferred.in_bands`
         edges = [size * i // count for i in range(count + 1)]
         return list(zip(edges[:-1], edges[1:], strict=True))
@@ -141,9 +123,7 @@ class Deferred:
         norm: nn.GroupNorm | None = None,
         pad_after: int | None = None,
     ):
-        """pad_after: zeros at the right and the bottom only, in place of the convolution's own
-        padding.
-        """
+        """pad_after: zeros at the right and the bottom only, instead of the own padding."""
         self.x, self.conv, self.bands = x, conv, bands
         self.dtype: torch.dtype = x.dtype
         self.affine = None if norm is None else _affine(x, norm, bands)
@@ -158,9 +138,7 @@ class Deferred:
         return self.convolve(self.read(start, stop))
 
     def read(self, start: int, stop: int) -> Tensor:
-        """What the convolution must see for these rows: normalised and padded. A tensor of its
-        own.
-        """
+        """What the convolution reads for these rows, normalized and padded: a new tensor."""
         bands = self.bands
         first = start * self.conv.stride[0] - self.before
         last = (stop - 1) * self.conv.stride[0] - self.before + self.conv.kernel_size[0]
@@ -174,9 +152,7 @@ class Deferred:
         return F.pad(piece, (*across, *along) if bands.dim == 2 else (*along, *across))
 
     def convolve(self, piece: Tensor) -> Tensor:
-        """The convolution itself, as a module, so that offloading hears of it; its padding is done
-        already.
-        """
+        """The convolution without its padding, called as a module, for offloading's hooks."""
         own, self.conv.padding = self.conv.padding, (0, 0)
         try:
             return self.conv(piece)
@@ -246,24 +222,24 @@ def _encoder(encoder: Any, x: Tensor, bands: Bands) -> Tensor:
 
 
 def _decoder(decoder: Any, z: Tensor, bands: Bands) -> Tensor:
-    with run_offload_hooks(decoder), ExitStack() as block_run_offload_hooks:
+    with run_offload_hooks(decoder), ExitStack() as block_hooks:
         x: Tensor | Deferred = _middle(
             decoder.mid_block, Deferred(z, decoder.conv_in, bands).whole(), bands
         )
         for block in decoder.up_blocks:
-            former = block_run_offload_hooks.pop_all()  # its upsampler may still be asked
-            block_run_offload_hooks.enter_context(run_offload_hooks(block))
+            former = block_hooks.pop_all()  # its upsampler may still be asked
+            block_hooks.enter_context(run_offload_hooks(block))
             for resnet in block.resnets:
                 x = _resnet(resnet, x, bands)
                 former.close()
             for up in block.upsamplers or ():
-                block_run_offload_hooks.enter_context(run_offload_hooks(up))
+                block_hooks.enter_context(run_offload_hooks(up))
                 x = _kept(Enlarged(x, up.conv, bands))
         return Deferred(x, decoder.conv_out, bands, norm=decoder.conv_norm_out).whole()
 
 
 def _kept(x: Deferred) -> "Tensor | Deferred":
-    """A map as it is kept until a block has read it: whole, or low_memory."""
+    """A map as it is kept until a block has read it: whole, or deferred to save memory."""
     return x if x.shape[x.bands.dim] == x.bands.full_side else x.whole()
 
 
@@ -299,12 +275,10 @@ def _resnet(block: Any, x: "Tensor | Deferred", bands: Bands) -> Tensor:
 
 
 def _attend(attention: Any, x: Tensor, bands: Bands) -> Tensor:
-    """Self-attention of every pixel to the WINDOW * WINDOW pixels around it, some queries at a
-    time.
+    """Attend from every pixel to the WINDOW * WINDOW pixels around it, some queries at a time.
 
-    A map of no more pixels attends to all of itself, exactly. Blocks of neighbouring queries share
-    a window, which has the same area wherever it is and lies inside the map, so that time grows
-    with the area and not with its square.
+    A map of no more pixels attends to all of itself, exactly. Blocks of neighboring queries share a
+    window, of one area everywhere and inside the map, so that time grows with the area.
     """
     with run_offload_hooks(attention):
         height, width = x.shape[-2:]
@@ -333,9 +307,7 @@ def _attend(attention: Any, x: Tensor, bands: Bands) -> Tensor:
 
 
 def _windows(height: int, width: int) -> Iterator[tuple[Tile, Tile]]:
-    """Yield (block of queries, window of keys) over a map; one of each where it is no larger than a
-    window.
-    """
+    """Yield (block of queries, window of keys) over a map; one pair if a window holds it."""
     if height * width <= WINDOW**2:
         whole = Tile(0, 0, height, width)
         yield whole, whole
@@ -365,11 +337,9 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _affine(x: "Tensor | Deferred", norm: nn.GroupNorm, bands: Bands) -> tuple[Tensor, Tensor]:
-    """GroupNorm of the whole map as scale and shift [B, C, 1, 1]: norm(x) = scale * x + shift,
-    float32 at least.
+    """GroupNorm of the whole map as scale, shift [B, C, 1, 1]: norm(x) = scale * x + shift.
 
-    Means and variances of the bands are joined exactly: the spread of their means belongs to the
-    whole's variance.
+    float32 at least. Bands are joined exactly: the spread of their means is part of the variance.
     """
     parts, parted, shares = [], [], []
     for start, stop in bands.along(x.shape[bands.dim]):
@@ -396,29 +366,10 @@ def _affine(x: "Tensor | Deferred", norm: nn.GroupNorm, bands: Bands) -> tuple[T
 
 # What may be computed here, and what may not.
 
-KNOWN = {
-    "Encoder",
-    "Decoder",
-    "DownEncoderBlock2D",
-    "UpDecoderBlock2D",
-    "UNetMidBlock2D",
-    "ResnetBlock2D",
-    "Attention",
-}
-KNOWN |= {
-    "Downsample2D",
-    "Upsample2D",
-    "FoldedUpsample2D",
-    "ModuleList",
-    "GroupNorm",
-    "Conv2d",
-    "Linear",
-    "SiLU",
-    "Dropout",
-}
-PLAIN: dict[
-    str, dict[str, object]
-] = {  # settings of diffusers' layers that the functions above take for granted
+KNOWN = {"Encoder", "Decoder", "DownEncoderBlock2D", "UpDecoderBlock2D", "UNetMidBlock2D"}
+KNOWN |= {"ResnetBlock2D", "Attention", "Downsample2D", "Upsample2D", "FoldedUpsample2D"}
+KNOWN |= {"ModuleList", "GroupNorm", "Conv2d", "Linear", "SiLU", "Dropout"}
+PLAIN: dict[str, dict[str, object]] = {  # settings that the functions above take for granted
     "ResnetBlock2D": {"time_emb_proj": None, "upsample": None, "downsample": None},
     "Attention": {
         "norm_q": None,
@@ -435,33 +386,15 @@ PLAIN: dict[
     },
     "Conv2d": {"groups": 1, "dilation": (1, 1), "padding_mode": "zeros"},
 }
-PLAIN["FoldedUpsample2D"] = PLAIN["Upsample2D"]
 
 
 def _first_unknown(part: nn.Module) -> str | None:
-    """The first layer of an encoder or decoder that isn't computed as this file assumes, or
-    None.
-    """
+    """The first layer of an encoder or decoder that isn't computed as this file assumes."""
     for name, module in part.named_modules():
         kind = type(module).__name__
         if kind not in KNOWN:
             return f"{name} ({kind})"
-        for setting, wanted in PLAIN.get(kind, {}).items():
+        for setting, wanted in PLAIN.get(kind.removeprefix("Folded"), {}).items():
             if getattr(module, setting, wanted) != wanted:
                 return f"{name} ({kind} with {setting})"
     return None
-
-
-def _warn_untiled(verb: str, unknown: str) -> None:
-    warnings.warn(
-        f"VAE tiling doesn't know the layer {unknown}; the picture is {verb}d whole.", stacklevel=4
-    )
-
-
-def _fits(x: Tensor, tile: int) -> bool:
-    return x.shape[-2] * x.shape[-1] <= tile * tile
-
-
-def _check_tile(tile: int) -> None:
-    if tile < 1:
-        raise ValueError(f"VAE tile size must be at least 1, got {tile}; give a positive number.")

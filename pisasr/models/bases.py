@@ -1,4 +1,4 @@
-"""Find, check and load base models: UNet and VAE; text encoder, tokenizer, scheduler if it has any."""
+"""Find, check and load base models: UNet and VAE, and what words and noise levels need."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def load_others(
 
 @dataclass(frozen=True)
 class Reference:
-    """A base by the name that it was loaded by (None: the embedded one), its variant and revision."""
+    """A base by the name that it was loaded by (None: the embedded one), variant and revision."""
 
     base: str | None
     variant: str | None = None
@@ -171,7 +171,7 @@ def _fetch(names: Sequence[str], hub: dict[str, Any], variant: str | None, advic
             reason = ["it has no unet/*.safetensors, and its model_index.json names no base"]
     raise ModelError(
         f"{' / '.join(names)}: not in the cache, not from the hub ({reason[0][:120]}); on a "
-        f"connected machine run `hf download {advice} --local-dir FOLDER` and give FOLDER as the model."
+        f"connected machine run `hf download {advice} --local-dir FOLDER` and give FOLDER."
     )
 
 
@@ -225,7 +225,7 @@ def check_base(folder: Path, given: Mapping[str, Any] = MappingProxyType({})) ->
 
 
 def check_trained_on(adapters: Iterable[Adapter | None], unet_config: Mapping[str, Any]) -> None:
-    """Raise ModelError, naming the other base, if the sizes show that adapters belong on another."""
+    """Raise ModelError, by name, if the sizes show that adapters belong on another base."""
     sizes = {"cross_attention_dim": "cross-attention size", "in_channels": "latent channels"}
     for adapter in filter(None, adapters):
         for key, what in sizes.items():

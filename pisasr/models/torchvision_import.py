@@ -23,14 +23,13 @@ class DeclareOperators:
             return
         sys.meta_path.remove(cls)
         spec = find_spec(name)
-        compiled = [Path(spec.origin).with_name("_C.so")] if spec and spec.origin else []
+        compiled = Path(spec.origin or "").with_name("_C.so") if spec else None
+        if compiled is None or not compiled.is_file():
+            return
         import torch
 
-        if hasattr(torch.ops.torchvision, "nms"):
-            return
         try:
-            for file in filter(Path.exists, compiled):
-                torch.ops.load_library(file)
+            torch.ops.load_library(compiled)
         except OSError:
             cls.library = torch.library.Library("torchvision", "DEF")
             for operator in ("nms", "qnms"):

@@ -1,6 +1,4 @@
-"""Before infer, after train: adapters on disk, a safetensors file each that says what it is; and
-the published .pkl.
-"""
+"""Adapters on disk: a safetensors file each that says what it is, and the published .pkl."""
 
 import hashlib
 import json
@@ -41,8 +39,8 @@ class Adapter:
     """One LoRA: W grows by (alpha / rank) B A.
 
     tensors: "MODULE.lora_A.weight" [rank, in, ...] and "MODULE.lora_B.weight" [out, rank, ...],
-    float32. base: facts about the UNet it was trained on (`base_facts`), for refusing another by
-    name. timestep: the one step it was trained at.
+    float32. base: facts about the UNet it was trained on (`base_facts`). timestep: the one step it
+    was trained at.
     """
 
     name: Kind
@@ -59,38 +57,28 @@ class Adapter:
 
 
 def base_facts(unet_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells one base from another, out of a UNet's config; lists where the config has tuples,
-    as JSON keeps it.
-    """
+    """What tells one base from another, out of a UNet's config, as JSON keeps it."""
     keys = ("in_channels", "cross_attention_dim", "block_out_channels", "blocks", "features")
-    facts = {key: unet_config[key] for key in keys if key in unet_config}
+    facts = {key: unet_config[key] for key in keys if unet_config.get(key) is not None}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}
 
 
 def save_adapter(
     path: str | os.PathLike, adapter: Adapter, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write one adapter; the file appears whole or not at all. dtype float16 halves it, for
-    shipping.
+    """Write one adapter; the file appears whole or not at all. dtype float16 halves it.
 
     What the file says of itself is one JSON text, so that equal adapters are equal files
-    (safetensors orders several texts anew in each process), and its SHA-256 covers that text as
-    well as the tensors.
+    (safetensors orders several texts anew in each process). Its SHA-256 covers that text, too.
     """
     _check(adapter, str(path))
     tensors = {
         key: tensor.detach().to("cpu", dtype).contiguous()
         for key, tensor in adapter.tensors.items()
     }
-    head: dict[str, Any] = {
-        "version": VERSION,
-        "kind": adapter.name,
-        "rank": adapter.rank,
-        "alpha": adapter.alpha,
-        "base": adapter.base,
-        "timestep": adapter.timestep,
-        "targets": adapter.targets,
-    }
+    facts = ("rank", "alpha", "base", "timestep", "targets")
+    head: dict[str, Any] = {name: getattr(adapter, name) for name in facts}
+    head |= {"version": VERSION, "kind": adapter.name}
     head["sha256"] = _digest(tensors, head)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,11 +86,7 @@ def save_adapter(
 
 
 def load_adapter(path: str | os.PathLike) -> Adapter:
-    """Read one adapter. CheckpointError if it is missing, damaged (to the bit), too new for us, or
-    inconsistent.
-
-    Files of version 1 are read too; their checksum covers the tensors alone.
-    """
+    """Read one adapter. CheckpointError if it is missing, damaged, too new or inconsistent."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(
@@ -119,7 +103,7 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
     _check_dtypes(tensors, str(path))
     head = _head_of(path, metadata)
     wanted = head.pop("sha256", None)
-    if wanted != _digest(tensors, head if FORMAT in metadata else None):
+    if wanted != _digest(tensors, head):
         raise CheckpointError(f"{path} is damaged: it differs from what was saved; get it again.")
     adapter = _from_head(path, head, tensors)
     _check(adapter, str(path))
@@ -127,8 +111,7 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
 
 
 def load_adapters(source: str | os.PathLike, **hub: Any) -> tuple[Adapter, Adapter | None]:
-    """(pix, sem) from a folder, a hub id, or the published .pkl. sem is None where only the pixel
-    stage was trained.
+    """(pix, sem) from a folder, a hub id, or the published .pkl; sem None if there is none.
 
     hub: of `snapshot_download` (cache_dir, token, local_files_only, force_download), for a hub id.
     """
@@ -137,7 +120,7 @@ def load_adapters(source: str | os.PathLike, **hub: Any) -> tuple[Adapter, Adapt
         return convert_release(path)
     if path.is_file():
         raise CheckpointError(
-            f"{path} is a file; give the folder with pix.safetensors and sem.safetensors, or a .pkl."
+            f"{path} is a file; give a folder with pix.safetensors and sem.safetensors, or a .pkl."
         )
     if not path.is_dir():
         path = _fetch_adapters(source, hub)
@@ -156,9 +139,7 @@ def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
 
     Read with torch's weights-only unpickler, which runs no code. A plain dict is expected, with six
     lists of layers, two ranks and the tensors, named
-    MODULE.lora_{A,B}.default_{encoder,decoder,others}_{pix,sem}.weight; anything else is refused.
-    The three groups are put together again: they tell layers apart that the names tell apart
-    already.
+    MODULE.lora_{A,B}.default_{encoder,decoder,others}_{pix,sem}.weight; all else is refused.
     """
     path = Path(path)
     content = _unpickle(path)
@@ -191,44 +172,31 @@ def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
 
 
 def looks_like_hub_id(name: str | os.PathLike) -> bool:
-    """OWNER/NAME as a text, where nothing of the kind lies here. All else is a path and never asked
-    for online.
-    """
-    if not isinstance(name, str):
-        return False
-    return (
-        _HUB_ID.fullmatch(name) is not None
-        and not Path(name).exists()
-        and not Path(name).parent.exists()
-    )
+    """OWNER/NAME as a text, and no such path here; all else is never asked for online."""
+    is_id = isinstance(name, str) and _HUB_ID.fullmatch(name) is not None
+    return is_id and not Path(name).exists() and not Path(name).parent.exists()
 
 
 def _published(path: Path, kind: Kind, content: dict, tensors: dict[str, Tensor]) -> Adapter:
     rank = content[f"lora_rank_unet_{kind}"]
-    lists = [
-        content[f"unet_lora_{group}_modules_{kind}"] for group in ("encoder", "decoder", "others")
-    ]
-    if not all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists
-    ):
-        raise CheckpointError(f"{path}: the layers of {kind} are no lists of names; get it again.")
-    listed = [name for names in lists for name in names]
+    listed: list[Any] = []
+    for group in ("encoder", "decoder", "others"):
+        names = content[f"unet_lora_{group}_modules_{kind}"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise _damaged(path, f"the layers of {kind} are no lists of names")
+        listed += names
     if not isinstance(rank, int) or rank < 1:
-        raise CheckpointError(
-            f"{path}: the rank of {kind} is {rank!r}, wanted a positive integer; get it again."
-        )
+        raise _damaged(path, f"the rank of {kind} is {rank!r}, wanted a positive integer")
     adapter = Adapter(kind, rank, PUBLISHED_ALPHA, tensors, timestep=PUBLISHED_TIMESTEP)
     if sorted(listed) != adapter.targets:
-        raise CheckpointError(
-            f"{path}: the layers listed for {kind} are not those that have tensors; get it again."
-        )
+        raise _damaged(path, f"the layers listed for {kind} are not those that have tensors")
     _check(adapter, str(path))
     return replace(adapter, base=_facts_from(tensors))
 
 
 def _facts_from(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the tensors themselves tell about the base they were trained on."""
-    facts = {}
+    facts: dict[str, Any] = {}
     if "conv_in.lora_A.weight" in tensors:
         facts["in_channels"] = tensors["conv_in.lora_A.weight"].shape[1]
     widths = {
@@ -246,32 +214,23 @@ def _unpickle(path: Path) -> Any:
         raise CheckpointError(f"no checkpoint at {path}; give the path of pisa_sr.pkl.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file makes torch raise whatever it likes, and advise to trust it
+    except Exception as error:  # torch's own would advise to trust the file
         raise CheckpointError(
             f"{path} can't be read as plain weights; get pisa_sr.pkl again."
         ) from error
 
 
 def _head_of(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What the file says of itself, of either version."""
-    if FORMAT not in metadata and metadata.get("format") != FORMAT:
+    """What the file says of itself."""
+    if FORMAT not in metadata:
         raise CheckpointError(
             f"{path} was not written by pisasr; convert pisa_sr.pkl with scripts/convert.py."
         )
     try:
-        if FORMAT in metadata:
-            head = dict(parse_json(metadata[FORMAT]))
-        else:  # version 1: a text for each
-            head = {
-                key: metadata[key]
-                for key in ("kind", "sha256", "version", "rank", "alpha", "timestep")
-            }
-            head |= {key: parse_json(metadata[key]) for key in ("base", "targets")}
+        head = dict(parse_json(metadata[FORMAT]))
         version = int(head["version"])
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise CheckpointError(
-            f"{path} has an unreadable header ({_one_line(error)}); get it again."
-        ) from error
+        raise _damaged(path, f"its header can't be read ({_one_line(error)})") from error
     if version > VERSION:
         raise CheckpointError(
             f"{path} is of format version {version}, this pisasr reads {VERSION}; update it."
@@ -285,13 +244,9 @@ def _from_head(path: Path, head: Mapping[str, Any], tensors: dict[str, Tensor]) 
         adapter = Adapter(head["kind"], rank, alpha, tensors, dict(head["base"]), timestep)
         targets = head["targets"]
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise CheckpointError(
-            f"{path} has an unreadable header ({_one_line(error)}); get it again."
-        ) from error
+        raise _damaged(path, f"its header can't be read ({_one_line(error)})") from error
     if targets != adapter.targets:
-        raise CheckpointError(
-            f"{path}: the layers its header names are not those that have tensors; get it again."
-        )
+        raise _damaged(path, "the layers its header names are not those that have tensors")
     return adapter
 
 
@@ -310,35 +265,26 @@ def _check(adapter: Adapter, where: str) -> None:
     if adapter.name not in KINDS:
         raise CheckpointError(f"{where}: an adapter is 'pix' or 'sem', not {adapter.name!r}.")
     if not (math.isfinite(adapter.alpha) and adapter.alpha > 0):
-        raise CheckpointError(
-            f"{where}: alpha is {adapter.alpha}, wanted a positive number; get it again."
-        )
+        raise _damaged(where, f"alpha is {adapter.alpha}, wanted a positive number")
     if not 0 <= adapter.timestep < TIMESTEPS:
-        raise CheckpointError(
-            f"{where}: timestep is {adapter.timestep}, wanted 0 to {TIMESTEPS - 1}; get it again."
-        )
+        raise _damaged(where, f"timestep is {adapter.timestep}, wanted 0 to {TIMESTEPS - 1}")
     if not adapter.tensors:
-        raise CheckpointError(
-            f"{where}: the {adapter.name} adapter holds no tensors; get it again."
-        )
+        raise _damaged(where, f"the {adapter.name} adapter holds no tensors")
     for key, tensor in adapter.tensors.items():
         match = _KEY.fullmatch(key)
-        if (
-            match is None
-            or f"{match['module']}.lora_{OTHER_SIDE[match['side']]}.weight" not in adapter.tensors
-        ):
+        other = match and f"{match['module']}.lora_{OTHER_SIDE[match['side']]}.weight"
+        if match is None or other not in adapter.tensors:
             raise CheckpointError(
                 f"{where}: {key!r} has no counterpart; a LoRA is pairs of lora_A and lora_B."
             )
         rank = tensor.shape[0 if match["side"] == "A" else 1] if tensor.ndim in (2, 4) else None
         if rank != adapter.rank:
+            shape = list(tensor.shape)
             raise CheckpointError(
-                f"{where}: {key} is {list(tensor.shape)}, which is not of rank {adapter.rank}."
+                f"{where}: {key} is {shape}, which is not of rank {adapter.rank}."
             )
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise CheckpointError(
-                f"{where}: {key} holds values that are no finite numbers; get or train it again."
-            )
+            raise _damaged(where, f"{key} holds values that are no finite numbers")
 
 
 def _load_kind(folder: Path, kind: str) -> Adapter:
@@ -361,9 +307,7 @@ def _fetch_adapters(name: str | os.PathLike, hub: dict[str, Any]) -> Path:
     wanted = [f"{place}{kind}.safetensors" for place in ("", "adapters/") for kind in KINDS]
     try:
         return Path(snapshot_download(str(name), allow_patterns=wanted, **hub))
-    except (
-        Exception
-    ) as error:  # offline, unknown, gated, ...: the hub's client has a dozen ways to say no
+    except Exception as error:  # the hub's client has a dozen ways to say no
         reason = _one_line(error)
         raise CheckpointError(
             f"no adapters from hub id {name} ({reason}); download them, give the folder."
@@ -371,31 +315,26 @@ def _fetch_adapters(name: str | os.PathLike, hub: dict[str, Any]) -> Path:
 
 
 def fingerprint(*adapters: Adapter | None) -> str:
-    """Twelve hex digits that equal adapters share, whatever files they came in: of the SHA-256 of
-    their numbers as float32, and of what weighs them.
-    """
+    """Twelve hex digits that equal adapters share, whatever files they came in."""
     sha = hashlib.sha256()
     for adapter in filter(None, adapters):
-        sha.update(
-            _digest(
-                adapter.tensors, {"kind": adapter.name, "scale": adapter.alpha / adapter.rank}
-            ).encode()
-        )
+        facts = {"kind": adapter.name, "scale": adapter.alpha / adapter.rank}
+        sha.update(_digest(adapter.tensors, facts).encode())
     return sha.hexdigest()[:12]
 
 
-def _digest(tensors: Mapping[str, Tensor], head: Mapping[str, Any] | None) -> str:
-    """SHA-256 of the tensors, and of the head with their types and shapes where the format has it
-    (None: version 1).
-    """
-    sha = hashlib.sha256()
-    if head is not None:
-        layout = {key: [str(tensor.dtype), list(tensor.shape)] for key, tensor in tensors.items()}
-        sha.update(json.dumps([head, layout], sort_keys=True).encode())
+def _digest(tensors: Mapping[str, Tensor], head: Mapping[str, Any]) -> str:
+    """SHA-256 of the head and of the tensors with their types and shapes."""
+    layout = {key: [str(tensor.dtype), list(tensor.shape)] for key, tensor in tensors.items()}
+    sha = hashlib.sha256(json.dumps([head, layout], sort_keys=True).encode())
     for key in sorted(tensors):
         sha.update(key.encode())
         sha.update(tensors[key].reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def _damaged(where: object, what: str) -> CheckpointError:
+    return CheckpointError(f"{where}: {what}; get it again.")
 
 
 def _one_line(error: Exception) -> str:
