@@ -9,10 +9,13 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from pisasr import errors
 from pisasr.commands.main import COMMANDS, main
 from pisasr.commands.options import finite, whole
+from pisasr.models.bases import load_base
+from pisasr.models.rrdbnet import RRDBNet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,6 +107,15 @@ def test_a_reader_that_leaves_ends_a_command_without_a_traceback(monkeypatch, ca
     monkeypatch.setattr(os, "dup2", lambda *_: None)
     assert errors.guarded(run) == errors.NOTHING_STARTED
     assert capfd.readouterr().err == ""
+
+
+def test_convert_makes_a_base_of_a_network_of_others(tmp_path, capsys):
+    network = RRDBNet(blocks=1, features=8, growth=4)
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    folder = tmp_path / "base"
+    assert main(["convert", str(tmp_path / "net.pth"), str(folder)]) == errors.OK
+    assert "RRDBNet of 1 blocks" in capsys.readouterr().out
+    assert load_base(folder)["unet"].config.features == 8
 
 
 def test_convert_writes_two_adapters(tmp_path, parity, capsys):
