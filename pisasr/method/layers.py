@@ -66,19 +66,20 @@ def enlarge(x: Tensor, conv: nn.Conv2d) -> Tensor:
 def _taps(conv: nn.Conv2d, layout: torch.memory_format) -> Tensor:
     """What `enlarge` convolves with [c, c', 4, 4], summed in float32.
 
-    Cached beside the weight until that is moved or changed; made anew where it learns.
+    Cached beside the weight until that is moved or changed; made anew where it learns, and where
+    torch.export traces it, which has no pointers.
     """
     weight = conv.weight
-    learns = torch.is_grad_enabled() and weight.requires_grad
+    anew = (torch.is_grad_enabled() and weight.requires_grad) or torch.compiler.is_compiling()
     version = 0 if weight.is_inference() else weight._version
-    key = weight.data_ptr(), version, weight.dtype, weight.device, layout
+    key = None if anew else (weight.data_ptr(), version, weight.dtype, weight.device, layout)
     cached = conv.__dict__.get("_cached_taps")
-    if cached is not None and cached[0] == key and not learns:
+    if cached is not None and cached[0] == key:
         return cached[1]
     wide = F.pad(weight.to(torch.promote_types(weight.dtype, torch.float32)), (1, 1, 1, 1))
     taps = (4 * F.avg_pool2d(wide, 2, 1)).flip(2, 3).transpose(0, 1)
     taps = taps.to(weight.dtype).contiguous(memory_format=layout)
-    if not (learns or weight.is_inference() or torch.is_inference_mode_enabled()):
+    if not (anew or weight.is_inference() or torch.is_inference_mode_enabled()):
         conv.__dict__["_cached_taps"] = key, taps
     return taps
 
