@@ -13,8 +13,8 @@ NETWORKS = (".pth", ".safetensors", ".bin")
 def convert(argv: list[str]) -> int:
     """Turn the published checkpoint, or an x4 RRDBNet, into safetensors: `pisasr convert --help`."""
     about = (
-        "Turn the published pisa_sr.pkl into OUT/pix.safetensors and OUT/sem.safetensors, or an x4 "
-        "RRDBNet (.pth, .safetensors, ncnn's .bin with its .param) into a base for adapters."
+        "Turn the published pisa_sr.pkl into OUT/pix.safetensors and OUT/sem.safetensors, "
+        "or an x4 RRDBNet (.pth, .safetensors, ncnn's .bin and .param) into a base for adapters."
     )
     parser = command_parser("pisasr convert", about)
     source = "read without running any code in it"
