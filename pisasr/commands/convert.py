@@ -11,7 +11,7 @@ NETWORKS = (".pth", ".safetensors", ".bin")
 
 
 def convert(argv: list[str]) -> int:
-    """Turn the published checkpoint, or an x4 RRDBNet, into safetensors: `pisasr convert --help`."""
+    """Turn the published checkpoint, or an x4 RRDBNet, into safetensors."""
     about = (
         "Turn the published pisa_sr.pkl into OUT/pix.safetensors and OUT/sem.safetensors, "
         "or an x4 RRDBNet (.pth, .safetensors, ncnn's .bin and .param) into a base for adapters."
