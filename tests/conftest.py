@@ -56,7 +56,6 @@ def pytest_configure() -> None:
 # Processor time that a test may take unless it is slow.
 SECONDS = float(os.environ.get("PISASR_TEST_SECONDS", "inf"))
 LONG = ("slow", "browser")
-INTERPRETERS = 6  # tests of the default set that may start Python anew, each marked `process`
 _running: list[pytest.Item] = []  # the test that runs now
 
 
@@ -78,18 +77,12 @@ def pytest_runtest_call(item: pytest.Item):
             pytest.fail(f"took {seconds:.1f} s of processor time; mark it slow or make it smaller")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    started = [item for item in items if item.get_closest_marker("process") and not is_long(item)]
-    assert len(started) <= INTERPRETERS, f"{len(started)} tests start an interpreter: {started}"
-
-
 def refuse_interpreters(event: str, args: tuple) -> None:
-    """Let only tests marked `process` and long ones start Python anew, which costs seconds."""
-    if event == "subprocess.Popen" and _running:
-        item, words = _running[0], args[1] if isinstance(args[1], list | tuple) else [args[1]]
-        allowed = item.get_closest_marker("process") or is_long(item)
-        if str(words[0]) == sys.executable and not allowed:
-            raise RuntimeError(f"{item.nodeid} starts an interpreter; mark it `process`")
+    """Let long tests alone start Python anew: its imports take ten seconds."""
+    if event == "subprocess.Popen" and _running and not is_long(_running[0]):
+        words = args[1] if isinstance(args[1], list | tuple) else [args[1]]
+        if str(words[0]) == sys.executable:
+            raise RuntimeError(f"{_running[0].nodeid} starts an interpreter; mark it slow")
 
 
 sys.addaudithook(refuse_interpreters)

@@ -155,7 +155,7 @@ def test_camera_recipe_is_milder_than_the_published_one():
 
 
 def test_antialias_takes_the_stairs_away():
-    """A pattern finer than x_L can hold: averaged to grey with antialiasing, a false pattern
+    """A pattern finer than x_L can hold: averaged to gray with antialiasing, a false pattern
     without.
     """
     stripes = (torch.arange(96) % 3 / 2).expand(3, 96, 96).contiguous()
@@ -280,7 +280,7 @@ def test_blur_is_a_mirrored_filter(size):
 
 
 @pytest.mark.parametrize("gray", [False, True])
-def test_gaussian_noise_has_its_sigma_and_colour(gray):
+def test_gaussian_noise_has_its_sigma_and_color(gray):
     noise = (
         add_gaussian_noise(torch.full((3, 200, 200), 0.5), 10.0, gray, generator()) - 0.5
     ) * 255
@@ -291,7 +291,7 @@ def test_gaussian_noise_has_its_sigma_and_colour(gray):
 
 @pytest.mark.parametrize("by_place", [False, True])
 def test_poisson_noise_grows_with_the_root_of_brightness(by_place):
-    """One grey of 64 levels' ramp: standard deviation sqrt(brightness / 64), times the strength."""
+    """One gray of 64 levels' ramp: standard deviation sqrt(brightness / 64), times the strength."""
     ramp = ((torch.arange(64) * 4) / 255).repeat_interleave(150).expand(3, 150, -1).contiguous()
     noise = add_poisson_noise(ramp, 0.5, False, generator(), by_place) - ramp
     for level in (8, 24):
@@ -318,11 +318,11 @@ def test_jpeg_gets_better_with_quality():
 
 def test_jpeg_halves_colour_but_not_brightness():
     columns = (torch.arange(32) % 2).float()
-    grey = columns.expand(3, 32, 32).contiguous()
+    gray = columns.expand(3, 32, 32).contiguous()
     red_or_green = (
         torch.stack([columns, 1 - columns, torch.zeros(32)])[:, None].expand(3, 32, 32).contiguous()
     )
-    assert (compress_jpeg(grey, 100) - grey).abs().max() < 0.02
+    assert (compress_jpeg(gray, 100) - gray).abs().max() < 0.02
     assert (compress_jpeg(red_or_green, 100) - red_or_green).abs().mean() > 0.2
 
 

@@ -90,9 +90,9 @@ def test_stored_values_are_read_as_they_are(tmp_path):
     values = np.random.default_rng(1).integers(0, 256, (5, 7, 4), dtype=np.uint8)
     Image.fromarray(values, "RGBA").save(tmp_path / "alpha.png")
     assert np.array_equal(read_picture(tmp_path / "alpha.png"), values[..., :3])
-    Image.fromarray(values[..., 0]).save(tmp_path / "grey.png")
-    grey = np.repeat(values[..., :1], 3, axis=2)
-    assert np.array_equal(read_picture(tmp_path / "grey.png"), grey)
+    Image.fromarray(values[..., 0]).save(tmp_path / "gray.png")
+    gray = np.repeat(values[..., :1], 3, axis=2)
+    assert np.array_equal(read_picture(tmp_path / "gray.png"), gray)
     Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(ImageError, match="deep.png cannot be read: it has 16 bits"):
         read_picture(tmp_path / "deep.png")

@@ -122,7 +122,7 @@ def test_lab_becomes_srgb(tmp_path):
     assert mean_difference(images.open_image(save(lab, tmp_path / "a.tif")), photo()) < 3
 
 
-def test_palettes_and_color_keys_keep_transparency_and_greyness(tmp_path):
+def test_palettes_and_color_keys_keep_transparency_and_grayness(tmp_path):
     for mode, expected in (("P", "RGBA"), ("RGB", "RGBA"), ("L", "LA")):
         clear = photo(mode=mode).getpixel((0, 0))
         path = save(photo(mode=mode), tmp_path / f"{mode}.png", transparency=clear)
@@ -206,7 +206,7 @@ def test_sixteen_bits_come_back_from_a_png(tmp_path, channels):
     save_image(pixels, tmp_path / "a.png")
     picture = images.open_picture(tmp_path / "a.png")
     assert np.array_equal(images.to_levels(images.join(picture.pixels, picture), 16), pixels)
-    assert picture.notices == [] and picture.is_grey == (channels < 3)
+    assert picture.notices == [] and picture.is_gray == (channels < 3)
     eight = np.asarray(images.open_image(tmp_path / "a.png")).reshape(pixels.shape)
     assert np.abs(eight - pixels / 257).max() <= 0.51
 
@@ -308,8 +308,8 @@ def test_damaged_files_only_ever_raise_image_errors(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_split_and_join_are_inverse(mode):
     original = photo(mode=mode)
-    rgb, alpha, is_grey = images.split(original)
-    assert rgb.mode == "RGB" and is_grey == (mode[0] == "L")
+    rgb, alpha, is_gray = images.split(original)
+    assert rgb.mode == "RGB" and is_gray == (mode[0] == "L")
     assert (alpha is None) == (mode[-1] != "A")
     (picture,) = images.pictures_of(original)
     back = images.as_image(images.join(picture.pixels, picture))

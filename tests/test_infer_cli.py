@@ -426,7 +426,7 @@ def test_each_input_takes_the_map_of_its_name_or_the_number(here, stub, capsys):
 # --- with a model ---------------------------------------------------------------------------------
 
 
-@pytest.mark.process
+@pytest.mark.slow  # PyTorch and diffusers are imported; `make demo` does the same
 def test_the_command_goes_from_file_to_file(here, base_folder):
     draw("in/a.png", size=(13, 9))
     Image.new("LA", (5, 8), (90, 120)).save("in/b.png")
@@ -439,8 +439,8 @@ def test_the_command_goes_from_file_to_file(here, base_folder):
     assert done.returncode == errors.SOME_FAILED, done.stderr
     assert [row["status"] for row in rows()] == ["ok", "ok", "failed"]
     assert Image.open("out/a.png").size == (round(2.5 * 13), round(2.5 * 9))
-    grey = Image.open("out/b.png")
-    assert (grey.mode, grey.size) == ("LA", (round(2.5 * 5), 20))
+    gray = Image.open("out/b.png")
+    assert (gray.mode, gray.size) == ("LA", (round(2.5 * 5), 20))
     assert "fp32" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -27,7 +27,7 @@ def test_luma_spans_the_studio_range():
 
 def test_psnr_by_hand():
     hq = np.full((16, 16, 3), 100, np.uint8)
-    step = 10 * (65.481 + 128.553 + 24.966) / 255 / 255  # ten levels of grey, seen through Y
+    step = 10 * (65.481 + 128.553 + 24.966) / 255 / 255  # ten levels of gray, seen through Y
     assert psnr(hq + np.uint8(10), hq) == pytest.approx(-10 * math.log10(step**2 + 1e-8))
 
 

@@ -158,7 +158,7 @@ def test_nothing_but_bad_photos_ends_it(tmp_path):
         photos(tmp_path).check_usable()
 
 
-def test_a_grey_photo_is_as_good_as_any(tmp_path):
+def test_a_gray_photo_is_as_good_as_any(tmp_path):
     Image.new("L", (70, 70), 90).save(tmp_path / "a.png")
     assert photos(tmp_path)[(0, 0)]["x_H"].shape == (3, 64, 64)
 

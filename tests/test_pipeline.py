@@ -76,7 +76,7 @@ def test_the_result_is_exactly_upscale_times_as_large(pipe, size, upscale):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
-def test_grey_stays_grey_and_alpha_is_kept(pipe, mode):
+def test_gray_stays_gray_and_alpha_is_kept(pipe, mode):
     assert pipe(photo(mode=mode), **SMALL).images[0].mode == mode
 
 
@@ -107,9 +107,9 @@ def test_output_types_hold_the_same_picture_rounded_or_not(pipe, mode):
         pipe(given, **SMALL, output_type=t).images[0] for t in ("pil", "np", "pt", "uint16")
     )
     assert array.dtype == np.float32 and deep.dtype == np.uint16 and array.shape == deep.shape
-    colour = slice(None) if mode == "RGB" else slice(1)  # Pillow rounds alpha before enlarging it
+    color = slice(None) if mode == "RGB" else slice(1)  # Pillow rounds alpha before enlarging it
     assert (
-        np.abs(np.asarray(pil).reshape(array.shape)[..., colour] - 255 * array[..., colour]).max()
+        np.abs(np.asarray(pil).reshape(array.shape)[..., color] - 255 * array[..., color]).max()
         <= 1
     )
     assert np.abs(deep - 65_535 * array).max() <= 0.51
@@ -310,7 +310,7 @@ def test_pickled_weights_are_not_read(base_folder, tmp_path):
             PiSASRPipeline.from_pretrained(tmp_path / part)
 
 
-def test_a_model_names_its_own_colour_fix_and_keeps_it_when_saved(base_folder, pipe, tmp_path):
+def test_a_model_names_its_own_color_fix_and_keeps_it_when_saved(base_folder, pipe, tmp_path):
     folder = tmp_path / "own"
     shutil.copytree(base_folder, folder)
     (folder / "model_index.json").write_text('{"color_fix": "wavelet"}')

@@ -33,7 +33,7 @@ def test_a_grid_has_rows_for_pix_and_columns_for_sem():
     assert (pixels == INK).all(-1).any()
 
 
-def test_a_grid_takes_grey_and_transparent_pictures_and_stays_small():
+def test_a_grid_takes_gray_and_transparent_pictures_and_stays_small():
     assert draw_sheet([Image.new("LA", (9, 6000))], [1], [1]).size[1] <= 4200
     assert draw_sheet([Image.new("L", (2, 2))] * 4, [0, 1], [0, 1]).mode == "RGB"
     with pytest.raises(ValueError, match="came"):

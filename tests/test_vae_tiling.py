@@ -206,6 +206,7 @@ def test_bands_hold_two_maps_and_no_more():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_low_memory_bands_hold_half():
     vae = small_vae(
         attention=False, channels=(16, 32, 32)

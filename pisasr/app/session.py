@@ -293,7 +293,7 @@ class Session:
 
 
 def read_mask(text: str) -> np.ndarray | None:
-    """A mask from the browser, a grey PNG in a data URL: [h, w] in [0, 1], None for an empty text.
+    """A mask from the browser, a gray PNG in a data URL: [h, w] in [0, 1], None for an empty text.
 
     PisasrError for anything else: the sender may be anybody.
     """

@@ -133,7 +133,7 @@ function draw() {
   state.textContent = exact === turn ? hint : timer ? "preview" : "computing the exact picture";
 }
 
-function tinted() { // the painted place in one colour
+function tinted() { // the painted place in one color
   const tint = document.createElement("canvas");
   tint.width = mask.width; tint.height = mask.height;
   const ink = tint.getContext("2d");
@@ -162,7 +162,7 @@ function ask() { // one question at a time; what has moved meanwhile is asked wh
   trigger("settle", { turn, mask: painted ? levels() : "" });
 }
 
-function levels() { // the mask as a grey picture
+function levels() { // the mask as a gray picture
   const ink = soft.getContext("2d", { willReadFrequently: true });
   ink.filter = "none"; ink.fillStyle = "black"; ink.fillRect(0, 0, soft.width, soft.height);
   ink.drawImage(mask, 0, 0);

@@ -78,7 +78,7 @@ def infer_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("strengths").add_argument
     add("--lambda_pix", type=finite, metavar="X", help="how much to repair (default: 1)")
     add("--lambda_sem", type=finite, metavar="X", help="how much detail to add (default: 1)")
-    where = "a grey picture over the input, black is 0, white --{}; or a folder with one for each"
+    where = "a gray picture over the input, black is 0, white --{}; or a folder with one for each"
     for name in STRENGTHS:
         add(f"--{name}_map", type=Path, metavar="FILE", help=where.format(name))
     grid = """all pairs of two lists, "0,0.5,1" or "0:1.5:0.5" (start:stop:step), each in a folder

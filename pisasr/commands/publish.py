@@ -25,7 +25,7 @@ def publish(argv: list[str]) -> int:
     both = "a folder, a hub id or a published .pkl (default: those of the model)"
     add("--adapters", metavar="ADAPTERS", help=both)
     terms = "of the adapters, in the hub's spelling; the model in pisasr has its own"
-    add("--license", "--licence", metavar="ID", help=terms)
+    add("--license", metavar="ID", help=terms)
     add("--base", metavar="OWNER/NAME", help="hub id of the base (default: as it was loaded)")
     add("--name", metavar="OWNER/NAME", help="its future hub id, for the card's example")
     args = parser.parse_args(normalise(argv))

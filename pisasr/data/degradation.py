@@ -96,7 +96,7 @@ class NoiseRecipe:
     """Gaussian noise (electronics) or Poisson noise (few photons); always one of the two."""
 
     prob_gaussian: Probability = 0.5
-    sigma: Amounts = (1.0, 15.0)  # Gaussian: in grey levels of 255; [0, 0] is none
+    sigma: Amounts = (1.0, 15.0)  # Gaussian: in gray levels of 255; [0, 0] is none
     poisson: Amounts = (0.05, 2.0)  # strength; 1: counting 256 photons at white
     prob_gray: Probability = 0.4  # that red, green and blue get the same noise
 
@@ -147,7 +147,7 @@ class Resize:
 @dataclass(frozen=True)
 class Noise:
     kind: str  # gaussian or poisson
-    strength: float  # sigma in grey levels, or the strength of Poisson noise
+    strength: float  # sigma in gray levels, or the strength of Poisson noise
     gray: bool
 
 

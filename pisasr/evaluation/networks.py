@@ -81,7 +81,7 @@ def load_pyiqa(name: str, device: str, known: Iterable[str] = ()) -> Any:
     try:
         import pyiqa
     except ImportError as error:
-        install = "pip install 'pisasr[pyiqa]' (PolyForm Noncommercial licence)"
+        install = "pip install 'pisasr[pyiqa]' (PolyForm noncommercial license)"
         own = f", beside {' '.join(known)}" if known else ""
         raise MetricUnavailable(f"{name} is left to pyiqa{own}: {install}") from error
     names = [*known, *pyiqa.list_models()]

@@ -18,7 +18,7 @@ def adain(target: Tensor, source: Tensor) -> Tensor:
 
         out = (target - mean_t) / std_t * std_s + mean_s,    std = sqrt(unbiased variance + 1e-5)
 
-    Per picture, over all its pixels (PiSA-SR's published colour fix). A flat target is all noise to
+    Per picture, over all its pixels (PiSA-SR's published color fix). A flat target is all noise to
     this formula: it is stretched by up to std_s / sqrt(1e-5).
     """
     (std_t, mean_t), (std_s, mean_s) = (_statistics(x) for x in (target, source))
@@ -30,7 +30,7 @@ def wavelet(target: Tensor, source: Tensor) -> Tensor:
 
         out = high(target) + low(source),    high(x) = x - low(x)
 
-    `low` is five [1 2 1] blurs in a row, their taps 1, 2, 4, 8, 16 pixels apart (the colour fix of
+    `low` is five [1 2 1] blurs in a row, their taps 1, 2, 4, 8, 16 pixels apart (the color fix of
     StableSR, arXiv:2305.07015).
     """
     return (target - low_frequencies(target)).add_(low_frequencies(source)).clamp_(0, 1)

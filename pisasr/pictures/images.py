@@ -31,13 +31,13 @@ class Picture:
     """One picture in memory, upright and in sRGB.
 
     pixels [H, W, 3]: uint8 levels, or float32 in [0, 1] where there were more. alpha [H, W]: of the
-    same kind, or None. is_grey: its three channels were one. notices: lines for the user. exif:
+    same kind, or None. is_gray: its three channels were one. notices: lines for the user. exif:
     what the file says about the photo, with the place; None if nothing.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
-    is_grey: bool = False
+    is_gray: bool = False
     notices: list[str] = field(default_factory=list)
     exif: bytes | None = None
 
@@ -49,7 +49,7 @@ class Picture:
     @property
     def is_special(self) -> bool:
         """Whether it is more, or less, than three channels of color."""
-        return self.is_grey or self.alpha is not None
+        return self.is_gray or self.alpha is not None
 
 
 # --- from a file ----------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def open_picture(path: str | os.PathLike, max_pixels: int | None = MAX_PIXELS) -
         exif = read_exif(image, notices)
         has_profile = image.mode in ("RGB", "RGBA") and _needs_conversion(image, notices)
         picture = _from_array(_decode_deep(path, has_profile))
-    return Picture(picture.pixels, picture.alpha, picture.is_grey, notices, exif)
+    return Picture(picture.pixels, picture.alpha, picture.is_gray, notices, exif)
 
 
 def open_image(path: str | os.PathLike, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
@@ -115,7 +115,7 @@ def pictures_of(given: Any) -> list[Picture]:
 
     PIL's are converted to sRGB by the profile that they carry; as PIL.Image.open gave them they are
     turned upright, too. Arrays are [H, W], [H, W, C] or [B, H, W, C], tensors [C, H, W] or
-    [B, C, H, W], of 1 (grey), 3, or with alpha 2 or 4 channels: uint8, uint16, or floats in [0, 1],
+    [B, C, H, W], of 1 (gray), 3, or with alpha 2 or 4 channels: uint8, uint16, or floats in [0, 1],
     taken as sRGB. Raises TypeError or ValueError for others.
     """
     if isinstance(given, Picture):
@@ -207,15 +207,15 @@ def _to_srgb(image: Image.Image, notices: list[str]) -> Image.Image:
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Convert to L, LA, RGB or RGBA; a palette of greys is grey, a color key becomes alpha."""
-    is_grey = image.mode in ("1", "L", "LA", "La")
+    """Convert to L, LA, RGB or RGBA; a palette of grays is gray, a color key becomes alpha."""
+    is_gray = image.mode in ("1", "L", "LA", "La")
     if image.mode in ("P", "PA"):
         palette = np.array(image.getpalette() or [0, 0, 0]).reshape(-1, 3)
-        is_grey = bool((palette == palette[:, :1]).all())
+        is_gray = bool((palette == palette[:, :1]).all())
     alpha = "A" if image.has_transparency_data else ""
-    if is_grey and image.mode in ("P", "PA"):
+    if is_gray and image.mode in ("P", "PA"):
         image = image.convert("RGB" + alpha)
-    return image.convert(("L" if is_grey else "RGB") + alpha)
+    return image.convert(("L" if is_gray else "RGB") + alpha)
 
 
 def _needs_conversion(image: Any, notices: list[str]) -> bool:
@@ -253,15 +253,15 @@ def _through(image: Image.Image, profile: Any) -> Image.Image:
 
 
 def split(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bool]:
-    """Split a PIL picture of any mode into (RGB, alpha or None, whether it was grey)."""
+    """Split a PIL picture of any mode into (RGB, alpha or None, whether it was gray)."""
     (picture,) = pictures_of(image)
     alpha = None if picture.alpha is None else eight_bits(picture.alpha[..., None])
-    return eight_bits(picture.pixels), alpha, picture.is_grey
+    return eight_bits(picture.pixels), alpha, picture.is_gray
 
 
 def join(pixels: np.ndarray, picture: Picture) -> np.ndarray:
-    """[H, W, 3] as [H, W, C]: one channel if `picture` was grey, and its alpha at this size."""
-    if picture.is_grey:
+    """[H, W, 3] as [H, W, C]: one channel if `picture` was gray, and its alpha at this size."""
+    if picture.is_gray:
         pixels = _luma(pixels)
     if picture.alpha is None:
         return pixels

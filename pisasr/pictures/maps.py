@@ -95,7 +95,7 @@ def find_map(place: Path, name: Path) -> Path | None:
 
 
 def read_map(path: Path, white: float) -> np.ndarray:
-    """Read a grey picture of 8 or 16 bits as strengths [H, W]: white is `white`, black 0.
+    """Read a gray picture of 8 or 16 bits as strengths [H, W]: white is `white`, black 0.
 
     Raises ImageError for other pictures.
     """
@@ -107,7 +107,7 @@ def read_map(path: Path, white: float) -> np.ndarray:
     levels = picture.pixels / top
     is_opaque = picture.alpha is None or (picture.alpha == top).all()
     if not is_opaque or (levels != levels[..., :1]).any():
-        raise ImageError(f"the map {safe_text(path)} has colors or transparency; a map is grey")
+        raise ImageError(f"the map {safe_text(path)} has colors or transparency; a map is gray")
     return levels[..., 0].astype(np.float64) * white
 
 

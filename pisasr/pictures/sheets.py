@@ -56,11 +56,11 @@ def most_different_box(pictures: Sequence[Image.Image], side: int) -> Box:
 
     Of one picture, or equal ones: where it has most fine structure. Searched every side / 8.
     """
-    grey = [picture.convert("L") for picture in pictures]
-    blurred = [np.asarray(x.filter(ImageFilter.GaussianBlur(BLUR_SIGMA_PX)), float) for x in grey]
+    gray = [picture.convert("L") for picture in pictures]
+    blurred = [np.asarray(x.filter(ImageFilter.GaussianBlur(BLUR_SIGMA_PX)), float) for x in gray]
     density = np.var(blurred, axis=0)
     if not density.any():
-        density = np.hypot(*np.gradient(np.pad(np.asarray(grey[0], float), 1, "edge")))[1:-1, 1:-1]
+        density = np.hypot(*np.gradient(np.pad(np.asarray(gray[0], float), 1, "edge")))[1:-1, 1:-1]
     side = min(side, *density.shape)
     step = max(side // 8, 1)
     sums = np.pad(density.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
