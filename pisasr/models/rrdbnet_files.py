@@ -37,7 +37,7 @@ INDEX = {
     "_class_name": "PiSASRPipeline",
     "unet": ["pisasr.models.rrdbnet", "RRDBNet"],
     "vae": ["pisasr.models.rrdbnet", "PixelAutoencoder"],
-    "color_fix": "none",
+    "color_fix": "wavelet",
     "native_upscale": SCALE,
     "process_size": 64,
 }
