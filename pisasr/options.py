@@ -1,6 +1,7 @@
-"""The settings of inference, each written once: the command line, the page and the nodes read them.
+"""The settings of inference, each written once: the command line and the pipeline read them all.
 
-A new setting is one field of `Options` and the place that uses it.
+A new setting is one field of `Options` and the place that uses it: `_predict` and what it calls, or
+`_finish`, in pisasr/pipeline.py. The page and the nodes show some, with the defaults given here.
 """
 
 import math
@@ -66,6 +67,7 @@ class Options:
         None,
         "a seed or torch.Generator: sample the VAE's posterior (default: mean)",
         int,
+        least=0,
         group=None,
     )
     tile_size: int | None = memory(
@@ -143,20 +145,22 @@ class Options:
 
 def _check(name: str, value: Any, kind: type, least: float | None, choices: Any, **_: Any) -> None:
     """Refuse a value of another kind, below the least, or none of the choices."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
     if choices is not None:
         if value not in list(choices):
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}.")
-    elif kind is str:
+        return
+    if kind is str:
         if not isinstance(value, str):
             raise TypeError(f"{name} is {value!r}; it must be a text.")
-    elif name == "generator" and hasattr(value, "manual_seed"):
         return
-    elif not is_number or (kind is int and not isinstance(value, Integral)):
+    if name == "generator" and hasattr(value, "manual_seed"):
+        return
+    if not isinstance(value, Integral if kind is int else Real) or isinstance(value, bool):
         wanted = "a whole number" if kind is int else "a number"
         raise TypeError(f"{name} is {value!r}; it must be {wanted}.")
-    elif not (least or 0) <= _as_float(value) < (2**63 if kind is int else math.inf):
-        raise ValueError(f"{name} is {_as_float(value):g}; it must be from {least or 0} up.")
+    least = -math.inf if least is None else least
+    if not least <= _as_float(value) < (2**63 if kind is int else math.inf):
+        raise ValueError(f"{name} is {_as_float(value):g}; it must be from {least:g} up.")
 
 
 def _as_float(number: Any) -> float:

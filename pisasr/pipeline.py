@@ -74,7 +74,8 @@ class Prediction:
     """A picture, encoded, with both predictions: all that strengths choose from.
 
     latents [1, c, h, w]; given [1, 3, H, W] at frame.padded, what colors are matched to; plan: how
-    big things were cut when memory sufficed. Threads may share it, and it can be pickled.
+    big things were cut when memory sufficed; options: how to finish. Threads may share it, and it
+    can be pickled.
     """
 
     latents: Latents
@@ -82,7 +83,7 @@ class Prediction:
     picture: Picture
     frame: Frame
     plan: Plan
-    color_fix: str
+    options: Options
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -359,7 +360,7 @@ class PiSASRPipeline(DiffusionPipeline):
         for picture, frame in zip(pictures, planned, strict=True):
             pair = self._place(frame, *strengths)
             prediction = self._predict(picture, frame, settings, on_tile, needed(*pair))
-            results.append(self._decode(prediction, pair, settings.output_type))
+            results.append(self._decode(prediction, pair))
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=results) if return_dict else (results,)
 
@@ -390,11 +391,11 @@ class PiSASRPipeline(DiffusionPipeline):
         """
         if not isinstance(prediction, Prediction):
             raise TypeError(f"decode got {prediction!r}; it takes what `predict` returned.")
-        Options(output_type=output_type, color_fix=color_fix)
+        color_fix = color_fix or prediction.options.color_fix
+        options = replace(prediction.options, output_type=output_type, color_fix=color_fix)
         strengths = _check_strengths(lambda_pix, lambda_sem, [prediction.picture])
-        prediction = replace(prediction, color_fix=color_fix or prediction.color_fix)
         pair = self._place(prediction.frame, *strengths)
-        result = self._decode(prediction, pair, output_type)
+        result = self._decode(replace(prediction, options=options), pair)
         self.maybe_free_model_hooks()
         return result
 
@@ -443,21 +444,20 @@ class PiSASRPipeline(DiffusionPipeline):
 
         latents, plan = self._run(call, self._plan(options), shape)
         color_fix = options.color_fix or self.config.color_fix
-        return Prediction(latents, given, picture, frame, plan, color_fix)
+        options = replace(options, color_fix=color_fix, generator=None)  # which can't be pickled
+        return Prediction(latents, given, picture, frame, plan, options)
 
-    def _decode(
-        self, prediction: Prediction, pair: tuple[Strength, Strength], output_type: OutputType
-    ) -> Result:
+    def _decode(self, prediction: Prediction, pair: tuple[Strength, Strength]) -> Result:
         """Mix, decode, finish."""
         model, latents, shape = self.model, prediction.latents, prediction.latents.z_L.shape
-        if output_type == "latent":
+        if prediction.options.output_type == "latent":
             return decode_at(model, latents, pair, decode=False).z_H[0]
 
         def call(plan: Plan) -> tuple[Any]:
             return (decode_at(model, latents, pair, plan).x_H,)
 
         (x_H,), _ = self._run(call, prediction.plan, shape)
-        return _finish(x_H, prediction, output_type)
+        return _finish(x_H, prediction)
 
     def _embed(self, model: PiSASR, prompt: str, device: torch.device) -> Tensor | None:
         if self.text_encoder is not None:  # offloading's hooks move it themselves
@@ -598,21 +598,23 @@ def _is_finite(tensors: tuple[Tensor | None, ...]) -> bool:
     )
 
 
-def _finish(x_H: Tensor, prediction: Prediction, output_type: OutputType) -> Result:
+def _finish(x_H: Tensor, prediction: Prediction) -> Result:
     """The decoded picture [1, 3, H, W] at frame.output, with the input's colors, gray, alpha."""
-    frame, picture = prediction.frame, prediction.picture
+    frame, picture, options = prediction.frame, prediction.picture, prediction.options
     source = images.from_levels(frames.crop(prediction.given, frame))
     made = images.to_unit(frames.crop(x_H, frame).float())
-    if (fix := COLOR_FIXES[prediction.color_fix]) is not None:
+    if (fix := COLOR_FIXES[options.color_fix or "none"]) is not None:
         made = fix(made, source)
-    if output_type == "pil":
+    if options.output_type == "pil":
         return images.as_image(
             images.join(frames.finish(images.from_batch(made, 8)[0], frame), picture)
         )
     values = images.join(frames.finish(images.from_batch(made)[0], frame), picture)
-    if output_type == "uint16":
+    if options.output_type == "uint16":
         return images.to_levels(values, 16)
-    return values if output_type == "np" else torch.from_numpy(values).movedim(-1, 0).contiguous()
+    if options.output_type == "np":
+        return values
+    return torch.from_numpy(values).movedim(-1, 0).contiguous()
 
 
 def _find_adapters(

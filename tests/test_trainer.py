@@ -292,6 +292,10 @@ def test_other_settings_are_refused_by_name_unless_allowed(run, done):
     run("done", "run.checkpoint_every=1", "validation.count=2")  # no trained byte depends on these
     run("done", "pix.lr=0.5", "pix.steps=3", "sem.steps=0", allow_change=True)
     assert [(row["stage"], row["step"]) for row in rows(done)] == [("pix", i) for i in (1, 2, 3)]
+    settings = (done / "config.yaml").read_text()
+    older = "".join(line for line in settings.splitlines(True) if "max_grad_norm" not in line)
+    (done / "config.yaml").write_text(older)  # of a version that lacked a key: its default counts
+    run("done", "pix.lr=0.5", "pix.steps=3", "sem.steps=0")
     (done / "config.yaml").write_text("[")
     with pytest.raises(ConfigError, match="config.yaml is broken"):
         run("done")

@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     metrics = """psnr ssim psnr_lq lpips lpips_vgg dists niqe fid, or any name of pyiqa
         (default: psnr ssim lpips niqe, without --hq niqe)"""
     add("--metrics", nargs="+", type=str.lower, metavar="METRIC", help=metrics)
-    border = "pixels that PSNR and SSIM leave out at each side (default: 0)"
+    border = "pixels that PSNR, SSIM and the like leave out at each side (default: 0)"
     add("--border", type=whole, default=0, metavar="N", help=border)
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
     missing = "score what every folder has, and list what is left out"

@@ -99,10 +99,12 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
         if about["group"] is None:
             continue
         kind = parsers.get(about["kind"])
+        if kind and about["least"] is not None:
+            kind = partial(kind, least=about["least"])
         groups[about["group"]].add_argument(
             f"--{each.name}",
             *about["aliases"],
-            type=partial(kind, least=about["least"]) if kind else str,
+            type=kind or str,
             default=each.default,
             choices=about["choices"],
             metavar=None if about["choices"] else "N" if kind else "TEXT",
@@ -114,7 +116,7 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
 
 def pipeline_options(args: argparse.Namespace) -> dict[str, Any]:
     """What the command line says of `Options`, by field. Raises UsageError for a contradiction."""
-    named = {each.name for each in fields(Options)} & vars(args).keys()
+    named = [each.name for each in fields(Options) if hasattr(args, each.name)]
     options = {name: getattr(args, name) for name in named}
     try:
         Options(**options)

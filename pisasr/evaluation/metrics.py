@@ -74,6 +74,7 @@ class Metric:
     needs: "hq" compares with the true picture, "lq" with the input, "hq_set" all pictures with all
     true ones, None judges a picture alone. recipe: what stands below the table. score: the scorer
     itself; or load: device -> scorer, raising MetricUnavailable. crops: takes part in --border.
+    fidelity: measures nearness to the true picture; the plot has such on its x axis.
     """
 
     label: str
@@ -84,6 +85,7 @@ class Metric:
     score: Scorer | None = None
     load: Callable[[str], Scorer] | None = None
     crops: bool = False
+    fidelity: bool = False
 
     @property
     def head(self) -> str:
@@ -98,10 +100,12 @@ FID_RECIPE = "pyiqa, clean-fid resizing; comparable between equally many picture
 LPIPS, LPIPS_VGG = (partial(networks.load_lpips_scorer, net=net) for net in ("alex", "vgg"))
 
 METRICS = {
-    #                  label, higher is better, needs, decimals, recipe, scorer
-    "psnr": Metric("PSNR (dB)", True, "hq", 2, f"{Y} unrounded, mse + 1e-8", psnr, crops=True),
-    "ssim": Metric("SSIM", True, "hq", 4, SSIM_RECIPE, ssim, crops=True),
-    "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, "shrunk to the input, bicubic", psnr_lq),
+    # label, higher is better, needs, decimals, recipe, score, load, crops, fidelity
+    "psnr": Metric(
+        "PSNR (dB)", True, "hq", 2, f"{Y} unrounded, mse + 1e-8", psnr, None, True, True
+    ),
+    "ssim": Metric("SSIM", True, "hq", 4, SSIM_RECIPE, ssim, None, True, True),
+    "psnr_lq": Metric("PSNR to LQ (dB)", True, "lq", 2, "bicubic", psnr_lq, fidelity=True),
     "lpips": Metric("LPIPS", False, "hq", 4, "0.1, AlexNet, torchmetrics", load=LPIPS),
     "lpips_vgg": Metric("LPIPS-VGG", False, "hq", 4, "0.1, VGG16, torchmetrics", load=LPIPS_VGG),
     "dists": Metric("DISTS", False, "hq", 4, "VGG16, torchmetrics", load=networks.load_dists),

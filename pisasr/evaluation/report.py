@@ -40,7 +40,8 @@ def write_report(
     """Write every file of the report; returns the table and lines on what could not be drawn."""
     summary = summarise(scores)
     columns = {name: metric for name, (metric, _) in metrics.items()}
-    facts = [f"{len(examples)} pictures; PSNR and SSIM leave out a border of {border} px."]
+    cropped = " and ".join(metric.label for metric in columns.values() if metric.crops)
+    facts = [f"{len(examples)} pictures; {cropped or 'no metric'} without a border of {border} px."]
     table = to_markdown(summary, columns, missing, [*facts, *left_out, *scores.faults])
     notes = {"pictures": len(examples), "border_px": border, "not_available": missing}
     notes |= {"left_out": left_out, "faults": scores.faults}
@@ -113,9 +114,8 @@ def draw_plot(path: Path, summary: Summary, metrics: Columns) -> None:
     Methods named pixA_semB, as `infer --lambda_grid` names its folders, are joined along A.
     Nothing is drawn without a metric of either kind. ImportError without matplotlib.
     """
-    fidelity = ("psnr", "ssim", "psnr_lq")
-    x = next((name for name in fidelity if name in metrics), None)
-    panels = [name for name in metrics if name not in fidelity]
+    x = next((name for name, metric in metrics.items() if metric.fidelity), None)
+    panels = [name for name, metric in metrics.items() if not metric.fidelity]
     if not x or not panels:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from pydantic import ValidationError
 from torch import nn
 
 from pisasr.errors import CheckpointError
@@ -59,9 +61,10 @@ def check_settings(config: TrainConfig) -> None:
     if not file.is_file():
         return
     try:
-        before, now = (
-            flatten(yaml.safe_load(text)) for text in (file.read_text(), to_yaml(config))
-        )
+        before, now = yaml.safe_load(file.read_text()), yaml.safe_load(to_yaml(config))
+        with suppress(ValidationError):  # keys that are newer than the run have their defaults
+            before = TrainConfig.model_validate(before).model_dump(mode="json")
+        before, now = flatten(before), flatten(now)
     except (yaml.YAMLError, AttributeError):
         raise ConfigError(f"{file} is broken; delete it to continue the run.") from None
     changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
