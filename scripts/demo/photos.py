@@ -109,9 +109,7 @@ def largest_jpeg(root: Path, path: str) -> bytes:
     """Read a wallpaper's full-size JPEG from its Enlightenment theme (EET2, big-endian)."""
     theme = Path(path).name.removesuffix("_0.jpg")
     data = (root / f"usr/share/enlightenment/data/backgrounds/{theme}.edj").read_bytes()
-    magic, count, _ = struct.unpack(">III", data[:12])
-    if magic != 0x1EE70F42:
-        raise PisasrError(f"{theme}.edj is not an EET2 file; the package has changed")
+    count = struct.unpack(">I", data[4:8])[0]
     entries = (struct.unpack(">6I", data[12 + 24 * i : 36 + 24 * i]) for i in range(count))
     blobs = (data[offset : offset + size] for offset, size, *_ in entries)
     return max((blob for blob in blobs if blob[:3] == b"\xff\xd8\xff"), key=len)
@@ -151,12 +149,11 @@ def training_tiles(
 
 def sharp_tiles(photo: Image.Image, name: str) -> list[Rated]:
     """Rate 512 px tiles by their fine structure, at full size or, where that is soft, at half."""
-    rated = [
-        (detail(tile), tile, file_name, scale)
-        for scale in (1, 2)
-        for tile, file_name in tiles_in(photo, name, scale, 512)
-    ]
-    return [row[:3] for row in rated if row[0] >= MIN_DETAIL * (2 if row[3] == 1 else 1)]
+    found = []
+    for scale, least in ((1, 2 * MIN_DETAIL), (2, MIN_DETAIL)):
+        rated = [(detail(tile), tile, at) for tile, at in tiles_in(photo, name, scale, 512)]
+        found += [row for row in rated if row[0] >= least]
+    return found
 
 
 def middle(photo: Image.Image) -> Image.Image:
