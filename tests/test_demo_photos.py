@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import photos
 from PIL import Image
-from pisasr.config import load_config
+
+from pisasr.training.config import load_config
 
 DEMO = Path(photos.__file__).parent
 
