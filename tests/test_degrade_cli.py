@@ -1,15 +1,16 @@
-"""scripts/degrade.py: a fixed folder of pairs."""
+"""`pisasr degrade`: a fixed folder of pairs."""
 
 from pathlib import Path
 
-import degrade
 import numpy as np
 import pytest
 from PIL import Image
 
+from pisasr.commands.degrade import degrade
+
 
 def run(*arguments: object) -> int:
-    return degrade.main(list(map(str, arguments)))
+    return degrade(list(map(str, arguments)))
 
 
 @pytest.fixture

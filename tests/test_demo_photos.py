@@ -1,8 +1,6 @@
 """The embedded model's photos: tiles with something to learn, and photos kept for testing."""
 
-import io
 import json
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +10,6 @@ from PIL import Image
 from pisasr.training.config import load_config
 
 DEMO = Path(photos.__file__).parent
-
-
-def png(level: int) -> bytes:
-    content = io.BytesIO()
-    Image.new("RGB", (64, 64), (level,) * 3).save(content, "PNG")
-    return content.getvalue()
-
-
-def test_photos_are_read_from_files_from_zips_and_from_the_middle_of_files(tmp_path, monkeypatch):
-    root = tmp_path / "pack"
-    root.mkdir()
-    (root / "plain.png").write_bytes(png(10))
-    (root / "many.rcc").write_bytes(b"before" + png(20))
-    with zipfile.ZipFile(root / "packed.zip", "w") as archive:
-        archive.writestr("in/side.png", png(30))
-    facts = {"package": "pack", "version": "1", "licence": "CC0", "shrink": 2}
-    places = [("", "plain.png"), ("", "many.rcc@6"), ("packed.zip!in/", "side.png")]
-    rows = [{**facts, "folder": folder, "photos": [name]} for folder, name in places]
-    (tmp_path / "more.json").write_text(json.dumps(rows))
-    monkeypatch.setattr(photos, "HERE", tmp_path)
-    found = [(photo.size, photo.getpixel((5, 5))[0]) for _, photo in photos.more_photos(tmp_path)]
-    assert found == [((32, 32), 10), ((32, 32), 20), ((32, 32), 30)]
 
 
 def test_a_series_lies_on_one_side_and_both_sides_have_photos():
@@ -57,13 +33,6 @@ def test_training_tiles_are_those_that_bicubic_gets_wrong(tmp_path):
     assert photos.save_best(row, Image.fromarray(photo), tmp_path) == 5
     names = {path.stem for path in tmp_path.iterdir()}
     assert names == {"p_1_0_512", "p_1_0_768", "p_1_256_512", "p_1_256_768", "p_2_0_256"}
-
-
-def test_a_photo_has_no_more_than_its_share_of_tiles(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (400, 1200, 3), dtype=np.uint8)
-    row = {"name": "noise", "split": "train_more"}
-    assert photos.save_best(row, Image.fromarray(noise), tmp_path) == 4
-    assert {Image.open(path).size for path in tmp_path.iterdir()} == {(192, 192)}
 
 
 def test_the_held_out_crop_is_the_middle():

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr import PiSASRPipeline, errors
-from pisasr.commands import infer as command
-from pisasr.commands.main import main
 from pisasr.pictures.saving import save_image
 
 
@@ -56,40 +53,3 @@ def test_a_file_that_outgrows_its_disk_leaves_nothing_under_its_name(tmp_path, n
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, 2)
     assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_bytes() == before
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def handles() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells")
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [40, 200])
-def test_many_pictures_take_the_memory_of_a_few(pipe, tmp_path, monkeypatch, count):
-    """After the first twenty: five per cent more at the end, and no file left open."""
-    monkeypatch.chdir(tmp_path)
-    Path("in").mkdir()
-    for number in range(count):
-        width, height = [(24, 20), (9, 30), (40, 17), (16, 16)][number % 4]
-        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
-        Image.fromarray(pixels).save(f"in/{number:03}.png")
-    pipe = PiSASRPipeline.from_pretrained() if count == 200 else pipe
-    monkeypatch.setattr(command, "load_model", lambda args: pipe)
-    seen = []
-
-    class Watched(command.Report):
-        def add(self, *args):
-            super().add(*args)
-            seen.append((resident(), handles()))
-
-    monkeypatch.setattr(command, "Report", Watched)
-    size = "64" if count == 200 else "16"
-    words = ["--process_size", size, "--upscale", "2", "--device", "cpu"]
-    assert main(["infer", "-i", "in", "-o", "out", *words]) == errors.OK
-    memory, files = (np.array(column) for column in zip(*seen, strict=True))
-    first, last = memory[20:25].mean(), memory[-5:].mean()
-    assert last < 1.05 * first and files[-5:].min() <= files[20:25].max()

@@ -43,13 +43,3 @@ def test_tensorboard_shows_numbers_and_the_sheet(tmp_path):
     assert [(event.step, event.value) for event in board.Scalars("sem/l2")] == [(5, 0.25)]
     (picture,) = board.Images("sem/validation")
     assert (picture.step, picture.width, picture.height) == (5, 40, 30)
-
-
-def test_without_trackers_nothing_is_written(tmp_path):
-    config = TrainConfig(
-        data=DataConfig(photos=[]), run=RunConfig(output=str(tmp_path), trackers=[])
-    )
-    accelerator = start(config, 0)
-    track(accelerator, stages_of(config)[0], 1, {"l2": 1.0})
-    accelerator.end_training()
-    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,6 @@
-"""argv in, exit code out: the `pisasr` command, infer, app, train, evaluate, convert, publish,
-export.
+"""Run the `pisasr` command: argv in, exit code out.
 
-Everything that needs torch is imported after the arguments are known to be good, so mistakes are
-answered at once.
+What needs torch is imported once the arguments are known to be good: mistakes are answered at once.
 """
 
 import argparse
@@ -17,6 +15,7 @@ COMMANDS = {  # each is a function of pisasr.commands.NAME, which is imported wh
     "app": "Turn the two knobs on a local page: `pisasr app --help`.",
     "train": "Train the two adapters: `pisasr train --help`.",
     "evaluate": "Score folders of results: `pisasr evaluate --help`.",
+    "degrade": "Make pairs of photos: `pisasr degrade --help`.",
     "convert": "Turn the published checkpoint into safetensors: `pisasr convert --help`.",
     "publish": "Write adapters as a folder for the hub: `pisasr publish --help`.",
     "export": "Write a model as ONNX files: `pisasr export --help`.",
@@ -24,9 +23,7 @@ COMMANDS = {  # each is a function of pisasr.commands.NAME, which is imported wh
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code. Wrong usage leaves through SystemExit(2), as
-    argparse has it.
-    """
+    """Run one command and return its exit code. Raises SystemExit(2) for wrong usage."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(
         prog="pisasr",
