@@ -155,7 +155,7 @@ def _check(name: str, value: Any, kind: type, least: float | None, choices: Any,
         return
     if name == "generator" and hasattr(value, "manual_seed"):
         return
-    if not isinstance(value, Integral if kind is int else Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
         wanted = "a whole number" if kind is int else "a number"
         raise TypeError(f"{name} is {value!r}; it must be {wanted}.")
     least = -math.inf if least is None else least
