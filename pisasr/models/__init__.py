@@ -1,3 +1,1 @@
-"""What lies on disk: bases (whole models), weights (adapters), autoencoder (the small model's
-VAE).
-"""
+"""What lies on disk: bases (whole models), weights (adapters), RRDBNet (a base to borrow)."""
