@@ -78,7 +78,8 @@ def _evaluate(args: argparse.Namespace, methods: dict[str, Path]) -> int:
     )
     _print_all(notices)
     print("\n".join(map(safe_text, table.splitlines())))
-    print(f"Written to {safe_text(args.output)}: {', '.join(FILES)}")
+    written = ", ".join(name for name in FILES if (args.output / name).is_file())
+    print(f"Written to {safe_text(args.output)}: {written}")
     return OK
 
 

@@ -46,7 +46,7 @@ def finite(text: str, least: float = -math.inf) -> float:
         value = math.nan
     if not math.isfinite(value) or value < least:
         above = f", from {least:g} up" if math.isfinite(least) else ""
-        raise UsageError(f"'{text.strip()}' is not a finite number such as 0.5{above}")
+        raise UsageError(f"'{text.strip()}' is not a finite number{above}")
     return value
 
 

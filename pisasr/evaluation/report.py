@@ -40,8 +40,10 @@ def write_report(
     """Write every file of the report; returns the table and lines on what could not be drawn."""
     summary = summarise(scores)
     columns = {name: metric for name, (metric, _) in metrics.items()}
-    cropped = " and ".join(metric.label for metric in columns.values() if metric.crops)
-    facts = [f"{len(examples)} pictures; {cropped or 'no metric'} without a border of {border} px."]
+    facts = [f"{len(examples)} pictures."]
+    if border:
+        cropped = " and ".join(metric.label for metric in columns.values() if metric.crops)
+        facts = [f"{len(examples)} pictures; {cropped} without a border of {border} px."]
     table = to_markdown(summary, columns, missing, [*facts, *left_out, *scores.faults])
     notes = {"pictures": len(examples), "border_px": border, "not_available": missing}
     notes |= {"left_out": left_out, "faults": scores.faults}
