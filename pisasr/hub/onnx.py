@@ -22,7 +22,7 @@ from pisasr.files import write_whole
 from pisasr.method.color import COLOR_FIXES
 from pisasr.method.model import ONE_STEP
 from pisasr.models.bases import EMBEDDED
-from pisasr.pictures.images import to_unit
+from pisasr.pictures.images import from_levels, to_signed, to_unit
 from pisasr.pipeline import PiSASRPipeline
 
 MAX_ERROR = 0.5  # levels of 255; rounding is a hundredth of that
@@ -53,7 +53,7 @@ def write_onnx(pipe: PiSASRPipeline, folder: Path) -> float:
     fix = COLOR_FIXES[pipe.config.color_fix]
 
     def predict(z_L: Tensor) -> Tensor:
-        prompts = embeds.expand(z_L.shape[0], -1, -1)
+        prompts = None if embeds is None else embeds.expand(z_L.shape[0], -1, -1)
         return pipe.unet(z_L, ONE_STEP, encoder_hidden_states=prompts).sample
 
     def colors(x_H: Tensor, x_L: Tensor) -> Tensor:
@@ -76,6 +76,7 @@ def write_onnx(pipe: PiSASRPipeline, folder: Path) -> float:
         "eps_pix": "unet.onnx" if pipe.unet_pix is pipe.unet else "unet_pix.onnx",
         "multiple_of": multiple,
         "process_size": pipe.config.process_size,
+        "native_upscale": pipe.config.native_upscale,
         "color_fix": pipe.config.color_fix,
         "model": pipe.identity,
     }
@@ -87,14 +88,14 @@ def write_onnx(pipe: PiSASRPipeline, folder: Path) -> float:
 
 
 def _compare(pipe: PiSASRPipeline, folder: Path, facts: dict[str, Any]) -> float:
-    """Largest difference in levels of 255 for an example photo at its own size."""
+    """Largest difference in levels of 255 for an example photo at the base's own factor, or 1."""
     from pisasr.hub.repair import restore  # imports onnxruntime
 
-    photo = Image.open(CHECKED).convert("RGB")
-    x_L = np.asarray(photo, np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
+    photo, upscale = Image.open(CHECKED).convert("RGB"), pipe.config.native_upscale or 1
+    prediction = pipe.predict(photo, upscale=upscale, process_size=1)
+    x_L = to_signed(from_levels(prediction.given)).numpy()
     (made,) = restore(x_L, folder, facts, 1.0, 0.5)
-    options: dict[str, Any] = {"upscale": 1, "process_size": 1, "output_type": "np"}
-    (expected,) = pipe(photo, 1.0, 0.5, **options).images
+    expected = np.asarray(pipe.decode(prediction, 1.0, 0.5, "np"))
     return float(255 * np.abs(made.transpose(1, 2, 0) - expected).max())
 
 

@@ -57,10 +57,11 @@ def main() -> None:
 
     photo = ImageOps.exif_transpose(Image.open(args.photo)).convert("RGB")
     size = [round(args.upscale * side) for side in photo.size]
-    short, least = min(photo.size), int(facts["process_size"] // args.upscale)
+    factor = facts["native_upscale"] or args.upscale  # the one that the base works at, or any
+    short, least = min(photo.size), int(facts["process_size"] // factor)
     if short < least:  # the model was trained on nothing smaller
         photo = photo.resize([least * side // short for side in photo.size])
-    photo = photo.resize([round(args.upscale * side) for side in photo.size])
+    photo = photo.resize([round(factor * side) for side in photo.size])
 
     x_L = np.asarray(photo, np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
     (picture,) = restore(x_L, folder, facts, args.lambda_pix, args.lambda_sem)
