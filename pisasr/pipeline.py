@@ -179,7 +179,7 @@ class PiSASRPipeline(DiffusionPipeline):
         """Load a base and merge its adapters, or load what `save_pretrained` wrote.
 
         model: a folder in diffusers' layout, a hub id, "SD-2.1-base" (found at one of its mirrors),
-        or None for the small model inside the package. adapters: a folder, a hub id or the
+        or None for the model inside the package. adapters: a folder, a hub id or the
         published .pkl; None is MODEL/adapters. torch_dtype (or dtype, as in diffusers): "auto" is
         `usual_dtype`. variant: which of the base's files ("fp16"). options: vae, text_encoder,
         tokenizer, scheduler replace the base's own; revision (of the model), cache_dir, token,

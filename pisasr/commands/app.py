@@ -12,7 +12,7 @@ from pisasr.commands.options import (
     add_model_options,
     command_parser,
     load_model,
-    normalise,
+    normalize,
     whole,
 )
 from pisasr.errors import OK, PisasrError, UsageError, guarded
@@ -38,7 +38,7 @@ def app(argv: list[str]) -> int:
     add("--auth", type=parse_auth, metavar="USER:PASSWORD", help=who)
     add("--open", action="store_true", help="open it in the browser")
     add_model_options(parser)
-    args = parser.parse_args(normalise(argv))
+    args = parser.parse_args(normalize(argv))
     if not is_loopback(args.host) and args.auth is None:
         parser.error(f"--host {args.host} lets others in; give --auth USER:PASSWORD, too")
     return guarded(lambda: _app(args), args.debug)

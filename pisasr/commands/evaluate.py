@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pisasr.commands.batch import check_output
-from pisasr.commands.options import choose_device, command_parser, normalise, whole
+from pisasr.commands.options import choose_device, command_parser, normalize, whole
 from pisasr.errors import NOTHING_STARTED, OK, SOME_FAILED, PisasrError, guarded, safe_text
 
 EXAMPLES = """examples:
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 def evaluate(argv: list[str]) -> int:
     """Score folders of results; returns the exit code."""
     parser = build_parser()
-    args = parser.parse_args(normalise(argv))
+    args = parser.parse_args(normalize(argv))
     methods = _name_methods(args.sr, parser)
     folders = [folder for folder in (*methods.values(), args.hq, args.lq) if folder]
     if any(folder.absolute() == args.output.absolute() for folder in folders):

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pisasr.commands.batch import check_output
-from pisasr.commands.options import check_apart, command_parser, normalise
+from pisasr.commands.options import check_apart, command_parser, normalize
 from pisasr.errors import OK, PisasrError, guarded, safe_text
 
 EXAMPLES = """examples:
@@ -26,7 +26,7 @@ def export(argv: list[str]) -> int:
     add("--pretrained_model", metavar="MODEL", help="the base (default: the model in pisasr)")
     both = "a folder, a hub id or a published .pkl (default: those of the model)"
     add("--adapters", metavar="ADAPTERS", help=both)
-    args = parser.parse_args(normalise(argv))
+    args = parser.parse_args(normalize(argv))
     return guarded(lambda: _export(args), args.debug)
 
 

@@ -15,7 +15,7 @@ from pisasr.commands.options import (
     command_parser,
     finite,
     load_model,
-    normalise,
+    normalize,
     pipeline_options,
     place_among_processes,
 )
@@ -46,7 +46,7 @@ sharp. What happened to every input is in OUTPUT/report.jsonl."""
 def infer(argv: list[str]) -> int:
     """Restore pictures: `pisasr infer --help`."""
     parser = infer_parser()
-    args = parser.parse_args(normalise(argv))
+    args = parser.parse_args(normalize(argv))
     try:
         _check(args)
     except UsageError as error:

@@ -64,7 +64,7 @@ def whole(text: str, least: int = 0) -> int:
 positive_int = partial(whole, least=1)
 
 
-def normalise(argv: list[str]) -> list[str]:
+def normalize(argv: list[str]) -> list[str]:
     """Let options be spelled with hyphens, and negative numbers follow one."""
     words = []
     for word in argv:
@@ -79,7 +79,7 @@ def normalise(argv: list[str]) -> list[str]:
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add which model, where and in which numbers; the published script's names are aliases."""
     add = parser.add_argument_group("model").add_argument
-    base = "base model: a folder or a hub id (default: the small model that comes with pisasr)"
+    base = "base model: a folder or a hub id (default: the embedded one)"
     add("--pretrained_model", "--pretrained_model_path", metavar="MODEL", help=base)
     both = "the two adapters: a folder, a hub id or a published .pkl (default: those of the model)"
     add("--adapters", "--pretrained_path", metavar="ADAPTERS", help=both)

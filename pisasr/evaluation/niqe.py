@@ -60,8 +60,8 @@ def niqe(picture: np.ndarray, pristine: PristineStatistics) -> float:
     if rows * columns < 2:
         return math.nan
     y = y[: rows * BLOCK_PX, : columns * BLOCK_PX]
-    fine = _block_features(_normalise(y, pristine.window), BLOCK_PX)
-    coarse = _block_features(_normalise(_halve(y), pristine.window), BLOCK_PX // 2)
+    fine = _block_features(_normalize(y, pristine.window), BLOCK_PX)
+    coarse = _block_features(_normalize(_halve(y), pristine.window), BLOCK_PX // 2)
     features = np.hstack([fine, coarse])
     whole = features[~np.isnan(features).any(axis=1)]
     if len(whole) < 2:
@@ -78,7 +78,7 @@ def filter_separable(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return sum(weight * rows[:, k : k + width] for k, weight in enumerate(weights))
 
 
-def _normalise(y: np.ndarray, window: np.ndarray) -> np.ndarray:
+def _normalize(y: np.ndarray, window: np.ndarray) -> np.ndarray:
     """Take away the local mean and divide by the local deviation + 1."""
     padded = np.pad(y, len(window) // 2, mode="edge")
     mean = filter_separable(padded, window)
@@ -96,7 +96,7 @@ def _halve(y: np.ndarray) -> np.ndarray:
 
 
 def _block_features(x: np.ndarray, side: int) -> np.ndarray:
-    """Describe each block by the shape of its values and of their products with four neighbours.
+    """Describe each block by the shape of its values and of their products with four neighbors.
 
     18 numbers a block: [blocks, 18].
     """

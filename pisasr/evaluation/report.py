@@ -15,7 +15,7 @@ from PIL import Image
 from pisasr import __version__
 from pisasr.evaluation.metrics import Metric
 from pisasr.evaluation.pairs import Example
-from pisasr.evaluation.scoring import Loaded, Scores, summarise
+from pisasr.evaluation.scoring import Loaded, Scores, summarize
 from pisasr.files import write_whole
 from pisasr.pictures.opening import read_picture
 from pisasr.pictures.sheets import draw_comparison, most_different_box, spread
@@ -24,7 +24,7 @@ FILES = ("per_image.csv", "summary.json", "table.md", "plot.png", "sheet.png")
 DETAIL_PX = 128
 
 Columns = Mapping[str, Metric]
-Summary = Mapping[str, Mapping[str, Mapping[str, Any]]]  # as scoring.summarise returns it
+Summary = Mapping[str, Mapping[str, Mapping[str, Any]]]  # as scoring.summarize returns it
 
 
 def write_report(
@@ -38,7 +38,7 @@ def write_report(
     sheets: int,
 ) -> tuple[str, list[str]]:
     """Write every file of the report; returns the table and lines on what could not be drawn."""
-    summary = summarise(scores)
+    summary = summarize(scores)
     columns = {name: metric for name, (metric, _) in metrics.items()}
     facts = [f"{len(examples)} pictures."]
     if border:

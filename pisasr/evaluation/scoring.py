@@ -98,7 +98,7 @@ def _try(scorer: Scorer, *args: Any) -> tuple[float, str]:
         return math.nan, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
-def summarise(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:
+def summarize(scores: Scores) -> dict[str, dict[str, dict[str, Any]]]:
     """Return method -> metric -> {"mean": a number or None, "without": names that have none}.
 
     A mean is taken only where every picture has a number.
