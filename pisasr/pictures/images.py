@@ -46,11 +46,6 @@ class Picture:
         """(width, height), as in Pillow."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
-    @property
-    def is_special(self) -> bool:
-        """Whether it is more, or less, than three channels of color."""
-        return self.is_gray or self.alpha is not None
-
 
 # --- from a file ----------------------------------------------------------------------------------
 
