@@ -23,7 +23,6 @@ import httpx
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from pisasr import PiSASRPipeline
 from pisasr.app import routes
 from pisasr.app.page import pack, repair_all, serve
 from pisasr.app.session import CELL, Box, Job, Session, Settings, Store, read_mask
@@ -355,7 +354,7 @@ def opened_by(http, path: Path, **query) -> dict:
     return http.post("pisasr/open", params=query, content=path.read_bytes()).json()
 
 
-def test_a_script_gets_what_the_pipeline_makes(client, page, photo):
+def test_a_script_gets_what_the_pipeline_makes(client, page, photo, monkeypatch, capsys):
     settings = {"lambda_pix": 0.5, "lambda_sem": 0.75, "upscale": 2, "color_fix": "wavelet"}
     path = client.predict(handle_file(photo), settings, api_name="/repair")
     assert Path(path).name == "photo_pix0.5_sem0.75.png"
@@ -364,6 +363,11 @@ def test_a_script_gets_what_the_pipeline_makes(client, page, photo):
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/repair"]
     with pytest.raises(AppError, match="lambda_pix is 'abc'"):
         client.predict(handle_file(photo), {"lambda_pix": "abc"}, api_name="/repair")
+    script = README.read_text().split("```python\n")[1].split("```")[0]  # as it stands there
+    monkeypatch.chdir(README.parents[2])
+    exec(script.replace("http://127.0.0.1:7860", page.local_url), {})
+    made = Path(capsys.readouterr().out.splitlines()[-1])
+    assert made.name == "coffee_pix1_sem0.7.png" and Image.open(made).size == (600, 400)
 
 
 def test_the_viewer_opens_looks_and_saves(http, page, large):
@@ -460,17 +464,3 @@ def test_without_the_password_nothing_is_shown_and_guessing_is_slow():
             assert httpx.post(f"{page.local_url}login", data=given).status_code == status
     finally:
         page.close(verbose=False)
-
-
-@pytest.mark.slow
-def test_the_script_on_the_readme_runs(monkeypatch, capsys):
-    """As it stands there, but for the port; with the embedded model."""
-    script = README.read_text().split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(README.parents[2])
-    page = serve(Session(PiSASRPipeline.from_pretrained()))
-    try:
-        exec(script.replace("http://127.0.0.1:7860", page.local_url), {})
-    finally:
-        page.close(verbose=False)
-    made = Path(capsys.readouterr().out.splitlines()[-1])
-    assert made.name == "coffee_pix1_sem0.7.png" and Image.open(made).size == (600, 400)

@@ -18,7 +18,7 @@ from pisasr.app.session import FORMATS, IDLE_S, Job, Session, Settings, Stopped
 from pisasr.errors import PisasrError, explain
 from pisasr.options import ColorFix
 
-HERE = Path(__file__).parent
+HERE, FILES = Path(__file__).parent, ("viewer.html", "viewer.js", "help.md")
 PRESETS = {"Faithful": (1.0, 0.0), "Balanced": (1.0, 0.5), "Sharp": (1.0, 1.0)}
 FACTORS = [("as much as fits", 0), *((f"{n} time{'s' * (n > 1)}", n) for n in (1, 2, 3, 4, 6, 8))]
 COLORS = [("the model's own way", ""), *((name, name) for name in get_args(ColorFix))]
@@ -65,32 +65,24 @@ def pack(folder: Path, archive: Path) -> str | None:
     return str(archive) if files else None
 
 
-def model_line(session: Session) -> str:
-    """Which model runs, and on what."""
-    pipe, device = session.pipe, session.pipe.device
-    where = f"the processor, {torch.get_num_threads()} threads" if device.type == "cpu" else device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else where
-    return html.escape(f"Model: {pipe.identity}; on {where}. Nothing leaves this computer.")
-
-
-def text(name: str) -> str:
-    """A file beside this one."""
-    return (HERE / name).read_text(encoding="utf-8")
-
-
 # --- layout ---------------------------------------------------------------------------------------
 
 
 def build(session: Session) -> gr.Blocks:
     """Lay the page out and connect its events."""
+    template, script, help_text = ((HERE / name).read_text(encoding="utf-8") for name in FILES)
+    device = session.pipe.device
+    where = f"the processor, {torch.get_num_threads()} threads" if device.type == "cpu" else device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else where
+    model_line = f"Model: {session.pipe.identity}; on {where}. Nothing leaves this computer."
     options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (300, IDLE_S)}
     with gr.Blocks(title="pisasr", fill_width=True, **options) as page:
         batches: dict[str, Job] = {}  # of every visit, set to stop its batch
         gr.HTML(HEAD, elem_id="head")
         with gr.Tab("One picture"), gr.Row(elem_id="one"):
             with gr.Column(scale=3, min_width=280):
-                viewer: dict[str, Any] = {"html_template": text("viewer.html"), "elem_id": "viewer"}
-                gr.HTML(js_on_load=text("viewer.js"), apply_default_css=False, **viewer)
+                viewer: dict[str, Any] = {"html_template": template, "js_on_load": script}
+                gr.HTML(apply_default_css=False, elem_id="viewer", **viewer)
             with gr.Column(scale=1, min_width=280):
                 with gr.Group(elem_id="knobs"):
                     pix = _knob("pix", "Repair", 1.0, "takes away noise, blur and blocks")
@@ -117,7 +109,7 @@ def build(session: Session) -> gr.Blocks:
                     model = gr.Dropdown(models, value="", label="Model", visible=len(models) > 1)
                     hint = "What the photo shows (press Enter)"
                     prompt = gr.Textbox("", label=hint, visible=session.takes_prompts)
-                gr.HTML(f"<p>{model_line(session)}</p>", elem_id="model")
+                gr.HTML(f"<p>{html.escape(model_line)}</p>", elem_id="model")
         with gr.Tab("Many pictures"):
             gr.Markdown(f"Up to {MAX_BATCH} photos, at the first tab's settings; a zip at the end.")
             files = gr.File(label="Photos", file_count="multiple", elem_id="files")
@@ -127,7 +119,7 @@ def build(session: Session) -> gr.Blocks:
             status = gr.Textbox(label="Progress", lines=6, interactive=False, elem_id="status")
             archive = gr.File(label="Repaired", interactive=False, height=120, elem_id="archive")
         with gr.Tab("Help"):
-            gr.Markdown(text("help.md"), elem_id="help")
+            gr.Markdown(help_text, elem_id="help")
 
         controls: dict[str, Any] = {"lambda_pix": pix, "lambda_sem": sem}
         controls |= {"inside_pix": inside_pix, "inside_sem": inside_sem, "upscale": upscale}
@@ -157,9 +149,8 @@ def build(session: Session) -> gr.Blocks:
             """Repair one picture and return the file.
 
             settings: lambda_pix (how much of noise, blur and blocks is taken away, 0 to 1.5),
-            lambda_sem (how much detail is added, 0 to 1.5), upscale (null: as much as fits),
-            color_fix (adain, wavelet, none, or null for the model's own), prompt, model, format
-            (PNG, PNG16, JPEG, WebP, TIFF), keep_exif.
+            lambda_sem (how much detail is added, 0 to 1.5), upscale, color_fix (adain, wavelet,
+            none, null for usual), prompt, model, format (PNG, PNG16, JPEG, WebP, TIFF), keep_exif.
             """
             try:
                 if image is None:

@@ -25,7 +25,6 @@ from pisasr.app.session import MAX_MASK_BYTES, Box, OpenPicture, Session, Settin
 from pisasr.errors import PisasrError, explain
 
 EXAMPLES = Path(__file__).parent / "examples"
-FILES = StaticFiles(directory=EXAMPLES)
 MAX_UPLOAD_MB = 64
 MAX_UPLOADS_MB = 2048  # of all that gradio holds for scripts and batches
 LOGINS_A_MINUTE = 5  # that fail
@@ -127,7 +126,7 @@ class Routes:
     def all(self) -> list[BaseRoute]:
         """The routes, for an application."""
         gets, posts = ("show", "planes"), ("open", "close", "look", "exact", "save")
-        routes: list[BaseRoute] = [Mount("/pisasr/examples", FILES)]
+        routes: list[BaseRoute] = [Mount("/pisasr/examples", StaticFiles(directory=EXAMPLES))]
         paths = {"open": "open", "show": "{key}"}
         for name in (*gets, *posts):
             path, method = paths.get(name, f"{{key}}/{name}"), "GET" if name in gets else "POST"
@@ -199,7 +198,8 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc != host:
             return 403, "another site asks for this page's work"
         path = scope["path"].rstrip("/")
-        if scope["method"] == "POST" and path.endswith("/upload") and self._is_full():
+        sizes = (file.stat().st_size for file in self.uploads.rglob("*") if file.is_file())
+        if path.endswith("/upload") and sum(sizes) > MAX_UPLOADS_MB * 10**6:
             return 413, f"{MAX_UPLOADS_MB} MB of uploads are held; wait until some are deleted"
         if path.endswith("/login") and scope["client"]:
             times = self.wrong[scope["client"][0]]
@@ -212,7 +212,3 @@ class Guard:
         with suppress(ValueError):
             return bool(ip_address(name))
         return name.lower() in self.names
-
-    def _is_full(self) -> bool:
-        sizes = (path.stat().st_size for path in self.uploads.rglob("*") if path.is_file())
-        return sum(sizes) > MAX_UPLOADS_MB * 10**6

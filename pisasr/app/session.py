@@ -395,6 +395,10 @@ class Session:
                     self._loaded = name, self._load(name)
         return self._loaded[1] if name else self.pipe
 
+    def _options(self, settings: Settings) -> dict[str, Any]:
+        size, words = {"process_size": self.process_size}, {"prompt": settings.prompt}
+        return {"upscale": settings.upscale, **size, **words}
+
     def result_folder(self) -> Path:
         """A folder for results; others that have idled too long are deleted."""
         for other in self.folder.glob("result-*"):
@@ -569,10 +573,6 @@ class Session:
         identity = self.model(settings.model).identity
         made = made_with(identity, {name: getattr(settings, name) for name in names})
         save_image(result, path, Metadata(made, picture.exif if settings.keep_exif else None))
-
-    def _options(self, settings: Settings) -> dict[str, Any]:
-        options = {"upscale": settings.upscale, "prompt": settings.prompt}
-        return options | {"process_size": self.process_size}
 
 
 def read_mask(text: str) -> np.ndarray | None:

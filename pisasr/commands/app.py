@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,7 +16,6 @@ from typing import Any
 from pisasr.commands.options import add_model_options, command_parser, load_model, normalize, whole
 from pisasr.errors import OK, PisasrError, UsageError, guarded
 
-PORTS = range(7860, 7960)  # gradio's own
 EXAMPLES = """examples:
   pisasr app --open                              the model in pisasr, from http://127.0.0.1:7860
   pisasr app --pretrained_model FOLDER --adapters weights/pisa-sr
@@ -72,7 +72,7 @@ def is_loopback(host: str) -> bool:
 def free_port(host: str, port: int | None) -> int:
     """The port, or the first free one; PisasrError, before anything is loaded, where none is."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for number in PORTS if port is None else [port]:
+    for number in range(7860, 7960) if port is None else [port]:
         with suppress(OSError), socket.create_server((host, number), family=family) as trial:
             return int(trial.getsockname()[1])
     asked = "any port from 7860" if port is None else f"port {port}"
@@ -125,8 +125,7 @@ def _serve(args: argparse.Namespace, port: int, others: list[str]) -> bool:
     found = addresses(args.host, port)
     print(f"The page is at {' and '.join(found)} until Ctrl-C.", flush=True)
     if len(found) > 1 and find_spec("segno") is not None and sys.stdout.isatty():
-        import segno
-
+        segno = import_module("segno")
         segno.make(found[-1]).terminal(compact=True)
     with suppress(KeyboardInterrupt):
         while True:
