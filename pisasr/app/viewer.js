@@ -561,6 +561,7 @@ on(document, "click", (event) => {
   const example = event.target.closest?.("[data-example]")?.dataset.example;
   if (example) openPhoto(null, { example });
 });
+document.querySelector(".gradio-container").style.overflow = "clip"; // a hidden one holds what sticks
 new ResizeObserver(draw).observe(stage);
 draw();
 setTimeout(start, 100); // when the page has told its knobs
