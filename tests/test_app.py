@@ -377,7 +377,7 @@ def test_the_viewer_opens_looks_and_saves(http, page, large):
     assert "not made yet" in http.post(f"{address}/save", json={}).json()["error"]
     wish = {"view": [0, 0, 90, 90], "whole": True}
     lines = http.post(f"{address}/look", json=wish).text.splitlines()
-    assert json.loads(lines[-1])["whole"] and json.loads(lines[0])["box"]
+    assert json.loads(lines[-1])["whole"] and json.loads(lines[0])["boxes"]
     settings = {"lambda_pix": 0.5, "lambda_sem": 1.25, "format": "WebP"}
     answer = http.post(f"{address}/save", json={"settings": settings})
     assert "large_pix0.5_sem1.25.webp" in answer.headers["content-disposition"]

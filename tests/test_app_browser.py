@@ -171,7 +171,7 @@ def test_presets_and_the_keyboard_turn_the_knobs(user, photos):
 
 def test_the_divider_follows_the_view_and_before_is_held(user, photos):
     """Zoomed in, left of the middle is the photo and right of it the result; labels say so."""
-    user.open(photos[0])
+    user.open(write(photos[0], (160, 120)))
     user.picture()
     user.one("#viewer [data-zoom='4']").click()
     code = """(() => { const canvas = document.querySelector("#viewer canvas.picture");

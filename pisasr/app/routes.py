@@ -79,19 +79,20 @@ class Routes:
     async def look(self, request: Request) -> Response:
         """Stream the news of a look, a line each; the work ends where the stream does."""
         opened, (values, *_) = self.find(request), await wish_of(request)
-        view = Box(*map(int, values["view"]))
-        job = self.session.start(opened, view, bool(values.get("whole")))
+        job = self.session.start(opened, Box(*map(int, values["view"])), bool(values.get("whole")))
 
-        async def news() -> AsyncIterator[str]:
+        async def news(known: int) -> AsyncIterator[str]:  # boxes that the browser has
             try:
                 while not job.is_over or job.news:
                     while job.news:
-                        yield json.dumps(job.news.popleft()) + "\n"
+                        fresh = opened.boxes[known:]
+                        known += len(fresh)
+                        yield json.dumps(job.news.popleft() | {"boxes": fresh}) + "\n"
                     await asyncio.sleep(0.05)
             finally:  # also where the browser is gone
                 job.is_stopped = True
 
-        return StreamingResponse(news(), headers=PLAIN, media_type="application/x-ndjson")
+        return StreamingResponse(news(int(values.get("known", 0))), headers=PLAIN)
 
     async def planes(self, request: Request) -> Response:
         """Give the planes of a box of the result, or of its small picture."""

@@ -494,7 +494,9 @@ class Session:
         outer = opened.around(inner, opened.margin)
         started = time.perf_counter()
         piece, settings = Picture(opened.picture.pixels[outer.slices]), opened.settings
-        prediction = opened.pipe.predict(piece, job.on_tile, **self._options(settings))
+        options = self._options(settings)
+        options |= {"tile_size": max(outer[2:])} if opened.mixes else {}  # as one: tiles see less
+        prediction = opened.pipe.predict(piece, job.on_tile, **options)
         part = inner, outer, prediction
         at = [replace(settings, lambda_pix=1, lambda_sem=sem) for sem in (0, 1)]
         pix, full = (self._decode(opened, part, pair, None) for pair in at)
@@ -576,10 +578,7 @@ class Session:
 
 
 def read_mask(text: str) -> np.ndarray | None:
-    """A mask from the browser, a gray PNG in a data URL: [h, w] in [0, 1], None for an empty text.
-
-    PisasrError for anything else: the sender may be anybody.
-    """
+    """Read a mask [h, w] from a gray PNG in a data URL, None from ""; else PisasrError."""
     head, _, data = text[:MAX_MASK_BYTES].partition(",")
     with suppress(binascii.Error, OSError, ValueError, SyntaxError):
         file = io.BytesIO(base64.b64decode(data, validate=True))

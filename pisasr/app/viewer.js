@@ -200,7 +200,7 @@ async function look(whole = wanted) { // see what is there, and have predicted w
 }
 
 async function stream(box, whole, control, key) { // one wish; its news come as lines
-  const options = { method: "POST", body: wish({ view: box, whole }), signal: control.signal };
+  const options = { method: "POST", body: wish({ view: box, whole, known: open.boxes.length }), signal: control.signal };
   const reader = (await ask("look", options)).body.pipeThrough(new TextDecoderStream()).getReader();
   find("stop").hidden = false; draw();
   for (let text = "", came = await reader.read(); !came.done; came = await reader.read()) {
@@ -209,8 +209,8 @@ async function stream(box, whole, control, key) { // one wish; its news come as 
     for (const news of lines.map((one) => JSON.parse(one))) {
       if (news.error) throw new Error(news.error);
       if (key !== open?.key) return;
+      for (const one of news.boxes) await arrived(one);
       progress = news;
-      if (news.box) await arrived(news.box);
       draw();
     }
   }
@@ -220,7 +220,7 @@ async function arrived([x, y, w, h]) { // a box of the result is predicted: fetc
   const k = open.step, left = Math.floor(x / k), top = Math.floor(y / k);
   const right = Math.min(Math.ceil((x + w) / k), small.w), low = Math.min(Math.ceil((y + h) / k), small.h);
   await small.load([left, top, right - left, low - top]);
-  open.boxes.push([x, y, w, h]);
+  if (!open.boxes.some((box) => String(box) === String([x, y, w, h]))) open.boxes.push([x, y, w, h]);
   if (!part) return;
   const from = [Math.max(x, part.x), Math.max(y, part.y)];
   const size = [Math.min(x + w, part.x + part.w) - from[0], Math.min(y + h, part.y + part.h) - from[1]];
