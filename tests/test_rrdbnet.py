@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pisasr.errors import CheckpointError
 from pisasr.method.adapters import target_modules
+from pisasr.models import rrdbnet
 from pisasr.models.rrdbnet import PixelAutoencoder, RRDBNet, shrink
 from pisasr.models.rrdbnet_files import read_ncnn, read_network, save_base
 
@@ -61,6 +62,17 @@ def test_the_network_is_esrgans(network):
         x = leaky(conv(name, x.repeat_interleave(2, 2).repeat_interleave(2, 3)))
     wanted = conv("conv_last", leaky(conv("conv_hr", x)))
     torch.testing.assert_close(network.upscale(x_L), wanted, atol=1e-5, rtol=0)
+
+
+def test_what_saves_memory_changes_no_bit(network, monkeypatch):
+    """Without gradients blocks share memory, and a few rows at once become pixels."""
+    monkeypatch.setattr(rrdbnet, "BAND", 1)
+    x_L = torch.rand(2, 3, 21, 5, generator=torch.Generator().manual_seed(2))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = x_L.contiguous(memory_format=layout)
+        wanted = network.upscale(given)
+        with torch.no_grad():
+            torch.testing.assert_close(network.upscale(given), wanted, atol=1e-6, rtol=0)
 
 
 def test_pixels_come_back_to_the_bit(picture):
