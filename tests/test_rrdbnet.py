@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from pisasr.errors import CheckpointError
 from pisasr.method.adapters import target_modules
+from pisasr.method.tiling import blend_tiles
 from pisasr.models import rrdbnet
+from pisasr.models.bases import EMBEDDED, load_unet
 from pisasr.models.rrdbnet import PixelAutoencoder, RRDBNet, shrink
 from pisasr.models.rrdbnet_files import read_ncnn, read_network, save_base
 
@@ -73,6 +75,25 @@ def test_what_saves_memory_changes_no_bit(network, monkeypatch):
         wanted = network.upscale(given)
         with torch.no_grad():
             torch.testing.assert_close(network.upscale(given), wanted, atol=1e-6, rtol=0)
+
+
+def test_tiles_are_the_whole_within_two_levels(monkeypatch):
+    """The embedded network, its own overlap, a strip of a photo: .1 levels on average in 8 bits."""
+    monkeypatch.setattr("pisasr.method.tiling.needs_tiling", lambda *_: True)
+    network = load_unet(EMBEDDED, "unet")
+    photo = np.asarray(Image.open(EMBEDDED / "examples" / "coffee.png").convert("RGB"))[48:56]
+    x_L = torch.tensor(np.concatenate([photo, photo[:, ::-1]], 1)).permute(2, 0, 1)[None] / 127.5
+    z = F.pixel_unshuffle(F.interpolate(x_L - 1, scale_factor=4, mode="bicubic"), 4)
+    with torch.no_grad():
+        whole, tiled = (
+            (255 * (z - predict(lambda each: network(each).sample)).clamp(-1, 1) / 2).round()
+            for predict in (
+                lambda eps: eps(z),
+                lambda eps: blend_tiles(eps, z, 180, network.tile_overlap, even=1),
+            )
+        )
+    error = (tiled - whole).abs()
+    assert 0 < error.max() <= 2 and error.mean() <= 0.1
 
 
 def test_pixels_come_back_to_the_bit(picture):

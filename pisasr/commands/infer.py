@@ -180,7 +180,7 @@ def _restorer(
     from pisasr.pictures.sheets import draw_sheet
 
     try:
-        Options(**pipeline_options(args)).tile_plan(pipe.model.factor)
+        Options(**pipeline_options(args)).tile_plan(pipe.model.factor, pipe.unet)
     except ValueError as error:
         raise UsageError(str(error)) from None
     output_type: OutputType = "uint16" if args.bits == 16 else "pil"

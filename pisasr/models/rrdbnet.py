@@ -8,12 +8,13 @@ RRDBNet is ESRGAN's (arXiv:1809.00219), as Real-ESRGAN x4plus has it (arXiv:2107
 64 features, 16.7 M parameters. The modules have upstream's names.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -52,7 +53,9 @@ class DenseBlock(nn.Module):
                 b, h, w, c = len(x), *x.shape[2:], sum(each.shape[1] for each in maps)
                 seen = room[: b * h * w * c].view(b, h, w, c).permute(0, 3, 1, 2)
                 torch.cat(maps, dim=1, out=seen)
-        return torch.add(x, last(seen), alpha=SHARE)
+        del maps
+        out = last(seen)
+        return torch.add(x, out, alpha=SHARE, out=None if room is None else out)
 
 
 class ResidualBlock(nn.Module):
@@ -73,6 +76,9 @@ class RRDBNet(ModelMixin, ConfigMixin):
 
     _supports_group_offloading = False
     has_noise_levels = False  # nothing can be distilled from it
+    # Of big pictures. A pixel sees 64 of its neighbors each way; this far from the rim of a tile,
+    # blended, results are the whole picture's within .1 levels on average and 2 at most.
+    tile, tile_overlap = 512, 96
 
     @register_to_config
     def __init__(
@@ -95,20 +101,21 @@ class RRDBNet(ModelMixin, ConfigMixin):
 
     def upscale(self, x_L: Tensor) -> Tensor:
         """x_L [B, 3, h, w] in [0, 1] -> [B, 3, 4h, 4w], not clamped: the network itself."""
-        first = x = self.conv_first(x_L)
-        b, c, h, w = x.shape
-        lean = x.is_cpu and not (
-            torch.is_grad_enabled()
+        if (
+            not x_L.is_cpu
+            or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
             or torch.compiler.is_compiling()
-        )
-        room = x.new_empty(b * h * w * (c + 4 * self.config.growth)) if lean else None
+        ):
+            first = self.conv_first(x_L)
+            return self._enlarge(first + self.conv_body(self.body(first)))
+        x = self.conv_first(x_L)
+        b, c, h, w = x.shape
+        room = x.new_empty(b * h * w * (c + 4 * self.config.growth))
         for block in self.body:
             x = block(x, room)
-        x = first + self.conv_body(x)
-        if not lean:
-            return self._enlarge(x)
-        del first, room
+        del room
+        x = self.conv_body(x).add_(self.conv_first(x_L))  # once more, rather than kept
         large, rows = x.new_empty(b, 3, h * SCALE, w * SCALE), max(BAND // w, 8)
         for top in range(0, h, rows):
             start, stop = max(top - HALO, 0), min(top + rows, h)
@@ -143,6 +150,20 @@ def shrink(z: Tensor) -> Tensor:
     return torch.einsum("bcijhw,i,j->bchw", cells, taps, taps)
 
 
+@dataclass(frozen=True)
+class Certain:
+    """Stand for a posterior without spread; diffusers' own holds seven times as much."""
+
+    mean: Tensor
+    std: float = 0.0
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.mean
+
+
 class PixelAutoencoder(ModelMixin, ConfigMixin):
     """Rearrange x [B, 3, H, W] <-> z [B, 48, H/4, W/4], with the calls of AutoencoderKL.
 
@@ -164,10 +185,7 @@ class PixelAutoencoder(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
-        mean = F.pixel_unshuffle(x, SCALE)
-        posterior = DiagonalGaussianDistribution(
-            torch.cat([mean, torch.zeros_like(mean)], dim=1), deterministic=True
-        )
+        posterior = Certain(F.pixel_unshuffle(x, SCALE))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     @apply_forward_hook

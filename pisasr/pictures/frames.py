@@ -107,6 +107,8 @@ def prepare(pixels: np.ndarray, frame: Frame) -> np.ndarray:
 def pad(pixels: np.ndarray, frame: Frame) -> np.ndarray:
     """Continue [H, W, 3] to the right and below by its mirror image, up to frame.padded."""
     right, below = frame.padded[0] - pixels.shape[1], frame.padded[1] - pixels.shape[0]
+    if right == below == 0:
+        return pixels
     # numpy mirrors again and again where the margin is wider than the picture.
     return np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="reflect")
 
