@@ -75,8 +75,8 @@ class Options:
         alias="--latent_tiled_size",
     )
     tile_overlap: int | None = memory(
-        "in latent pixels; means --tiling published (default: the model's own, or a third there, else "
-        "a twelfth)",
+        "in latent pixels; means --tiling published (default: the model's own, or a third there, a "
+        "twelfth else)",
         least=0,
         alias="--latent_tiled_overlap",
     )

@@ -403,6 +403,11 @@ class PiSASRPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return result
 
+    def working_size(self, image: Given, **options: Any) -> tuple[int, int]:
+        """(width, height) at which a picture is worked on, before it gets the size asked for."""
+        (picture,) = images.pictures_of(image)
+        return self._frame(picture, Options.of(options)).padded
+
     def _frame(self, picture: Picture, options: Options) -> Frame:
         """The sizes that the picture passes through."""
         return frames.plan_frame(
@@ -434,7 +439,10 @@ class PiSASRPipeline(DiffusionPipeline):
     ) -> Prediction:
         """Frame, encode, predict."""
         model, device = self.model, self._execution_device
-        given = images.to_batch([frames.pad(frames.prepare(picture.pixels, frame), frame)], device)
+        # A base of one factor undoes the enlargement, which clipping would keep it from.
+        enlarged = frames.prepare(picture.pixels, frame, clip=not self.config.native_upscale)
+        given = images.to_batch([frames.pad(enlarged, frame)], device)
+        del enlarged
         shape = torch.Size(model.latent_shape(given))
         generator = options.make_generator()
         noise = None if generator is None else draw_noise(given.new_empty(shape).float(), generator)

@@ -7,12 +7,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pisasr.method.layers import (
-    FoldedUpsample2D,
-    enlarge,
-    set_memory_format,
-    use_fast_layers,
-)
+from pisasr.method.layers import FoldedUpsample2D, enlarge, set_memory_format, use_fast_layers
 
 
 def pair(channels=6, out=5, dtype=torch.float64):

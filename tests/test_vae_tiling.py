@@ -210,8 +210,7 @@ def test_unknown_layers_are_named_and_the_picture_still_comes_out():
     vae, z = small_vae(), latent(8, 8)
     vae.decoder.mid_block.resnets[0].nonlinearity = nn.GELU()
     with pytest.warns(
-        UserWarning,
-        match=r"mid_block.resnets.0.nonlinearity \(GELU\).* the decoder whole",
+        UserWarning, match=r"mid_block.resnets.0.nonlinearity \(GELU\).* the decoder whole"
     ):
         tiled = decode_tiled(vae, z, 4)
     with torch.no_grad():
