@@ -359,11 +359,11 @@ class PiSASRPipeline(DiffusionPipeline):
         results = []
         for picture, frame in zip(pictures, planned, strict=True):
             pair = self._place(frame, *strengths)
-            prediction = self._predict(picture, frame, settings, on_tile, needed(*pair))
-            x_H = self._decode(prediction, pair)
-            # Of a big picture each of them is as large as all that follows.
-            prediction = replace(prediction, latents=Latents._make([None] * 3))
-            results.append(_finish(x_H, prediction))
+            # Without a name here: of a big picture each latent is as large as all that follows.
+            x_H, finishing = self._decode(
+                self._predict(picture, frame, settings, on_tile, needed(*pair)), pair
+            )
+            results.append(_finish(x_H, finishing))
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=results) if return_dict else (results,)
 
@@ -399,7 +399,7 @@ class PiSASRPipeline(DiffusionPipeline):
         strengths = _check_strengths(lambda_pix, lambda_sem, [prediction.picture])
         pair = self._place(prediction.frame, *strengths)
         prediction = replace(prediction, options=options)
-        result = _finish(self._decode(prediction, pair), prediction)
+        result = _finish(*self._decode(prediction, pair))
         self.maybe_free_model_hooks()
         return result
 
@@ -460,16 +460,20 @@ class PiSASRPipeline(DiffusionPipeline):
         options = replace(options, color_fix=color_fix, generator=None)  # which can't be pickled
         return Prediction(latents, given, picture, frame, plan, options)
 
-    def _decode(self, prediction: Prediction, pair: tuple[Strength, Strength]) -> Tensor:
-        """Mix and decode; a latent is not decoded where that is the result."""
-        model, latents, shape = self.model, prediction.latents, prediction.latents.z_L.shape
+    def _decode(
+        self, prediction: Prediction, pair: tuple[Strength, Strength]
+    ) -> tuple[Tensor, Prediction]:
+        """Mix and decode; what `_finish` takes: z_H where that is the result, and no latents."""
+        model = self.model
+        z_H = decode_at(model, prediction.latents, pair, decode=False).z_H
+        prediction = replace(prediction, latents=Latents._make([None] * 3))
         if prediction.options.output_type == "latent":
-            return decode_at(model, latents, pair, decode=False).z_H
+            return z_H, prediction
 
-        def call(plan: Plan) -> tuple[Any]:
-            return (decode_at(model, latents, pair, plan).x_H,)
+        def call(plan: Plan) -> tuple[Tensor]:
+            return (model.decode(z_H, plan),)
 
-        return self._run(call, prediction.plan, shape)[0][0]
+        return self._run(call, prediction.plan, z_H.shape)[0][0], prediction
 
     def _embed(self, model: PiSASR, prompt: str, device: torch.device) -> Tensor | None:
         if self.text_encoder is not None:  # offloading's hooks move it themselves
@@ -615,7 +619,7 @@ def _finish(x_H: Tensor, prediction: Prediction) -> Result:
     frame, picture, options = prediction.frame, prediction.picture, prediction.options
     if options.output_type == "latent":
         return x_H[0]
-    made = images.to_unit(frames.crop(x_H, frame).float())
+    made = frames.crop(x_H, frame).float().clamp_(-1, 1).add_(1).div_(2)  # nobody else has it
     if (fix := COLOR_FIXES[options.color_fix or "none"]) is not None:
         made = fix(made, images.from_levels(frames.crop(prediction.given, frame)))
     if options.output_type == "pil":

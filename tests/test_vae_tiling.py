@@ -15,21 +15,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pisasr.method.vae_tiling import Bands, _attend, _windows, decode_tiled, encode_tiled
 
-CUTS = [
-    (16, 16, 5),
-    (9, 20, 3),
-    (1, 40, 2),
-    (40, 1, 3),
-    (15, 9, 1),
-    (3, 2, 2),
-]  # height, width, tile in latent pixels
+# height, width, tile in latent pixels
+CUTS = [(16, 16, 5), (9, 20, 3), (1, 40, 2), (40, 1, 3), (15, 9, 1), (3, 2, 2)]
 
 
 def small_vae(attention=True, channels=(16, 16, 32), **config):
     """Seeded, fourfold, and with norms that scale and shift, so that a wrong statistic shows."""
-    from diffusers import (
-        AutoencoderKL,
-    )  # here, after pisasr made it importable beside a CPU-only torch
+    from diffusers import AutoencoderKL  # here, after pisasr made it importable
 
     torch.manual_seed(0)
     levels = len(channels)
@@ -57,21 +49,17 @@ def picture(h, w, batch=1):
 
 
 def latent(h, w, channels=4, batch=1):
-    return picture(h, w, batch)[:, :1] + torch.randn(
-        batch, channels, h, w, generator=torch.Generator().manual_seed(w)
-    )
+    seeded = torch.Generator().manual_seed(w)
+    return picture(h, w, batch)[:, :1] + torch.randn(batch, channels, h, w, generator=seeded)
 
 
 def assert_equal_images(came, wanted):
-    torch.testing.assert_close(
-        came, wanted, rtol=0, atol=2e-5 * max(1.0, wanted.abs().max().item())
-    )
+    size = max(1.0, wanted.abs().max().item())
+    torch.testing.assert_close(came, wanted, rtol=0, atol=2e-5 * size)
 
 
 class PeakBytes(TorchDispatchMode):
-    """The most bytes that tensors made inside held at once (a convolution's inner workspace is not
-    seen).
-    """
+    """The most bytes that tensors made inside held at once, but for convolutions' workspaces."""
 
     def __init__(self):
         super().__init__()
@@ -128,9 +116,8 @@ def test_a_larger_map_attends_to_the_window_around_each_block(monkeypatch):
         seen = window.crop(normed).contiguous()
         added = attention(seen) - seen
         block.crop(wanted).copy_(block.crop(x) + inner.crop(added))
-    torch.testing.assert_close(
-        _attend(shared_vae(True).decoder.mid_block.attentions[0], x, Bands(2, 3)), wanted
-    )
+    attention = shared_vae(True).decoder.mid_block.attentions[0]
+    torch.testing.assert_close(_attend(attention, x, Bands(2, 3)), wanted)
 
 
 @pytest.mark.parametrize(
@@ -141,22 +128,16 @@ def test_blocks_cover_a_map_once_and_lie_in_windows_of_one_area(height, width):
     for block, window in _windows(height, width):
         block.crop(seen).add_(1)
         assert window.height * window.width <= 128**2
-        assert (
-            0 <= window.top <= block.top
-            and block.top + block.height <= window.top + window.height <= height
-        )
-        assert (
-            0 <= window.left <= block.left
-            and block.left + block.width <= window.left + window.width <= width
-        )
+        assert 0 <= window.top <= block.top and 0 <= window.left <= block.left
+        assert block.top + block.height <= window.top + window.height <= height
+        assert block.left + block.width <= window.left + window.width <= width
     assert (seen == 1).all()
 
 
 @torch.no_grad()
 def test_a_vae_without_quant_convs_and_with_single_layers_is_known():
-    vae = small_vae(
-        layers_per_block=2, use_quant_conv=False, use_post_quant_conv=False, latent_channels=6
-    )
+    no_quant = {"use_quant_conv": False, "use_post_quant_conv": False}
+    vae = small_vae(layers_per_block=2, latent_channels=6, **no_quant)
     x, z = picture(32, 40), latent(8, 10, channels=6)
     assert_equal_images(encode_tiled(vae, x, 8).mean, vae.encode(x).latent_dist.mean)
     assert_equal_images(decode_tiled(vae, z, 3), vae.decode(z).sample)
@@ -209,12 +190,10 @@ def test_bands_hold_two_maps_and_no_more():
 def test_unknown_layers_are_named_and_the_picture_still_comes_out():
     vae, z = small_vae(), latent(8, 8)
     vae.decoder.mid_block.resnets[0].nonlinearity = nn.GELU()
-    with pytest.warns(
-        UserWarning, match=r"mid_block.resnets.0.nonlinearity \(GELU\).* the decoder whole"
-    ):
+    said = r"mid_block.resnets.0.nonlinearity \(GELU\).* the decoder whole"
+    with pytest.warns(UserWarning, match=said):
         tiled = decode_tiled(vae, z, 4)
-    with torch.no_grad():
-        assert torch.equal(tiled, vae.decode(z).sample)
+    assert torch.equal(tiled, vae.decode(z).sample)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode_tiled(vae, picture(32, 32), 16)
