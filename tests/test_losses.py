@@ -4,12 +4,20 @@ import pytest
 import torch
 
 from pisasr.training.config import StageConfig
-from pisasr.training.losses import Batch, Scorers, pixel_l2, score
+from pisasr.training.losses import Batch, Scorers, color_l2, pixel_l2, score
 
 
 def test_l2_is_the_mean_of_squares_in_float32():
     a, b = torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16), torch.full((1, 3, 2, 2), 0.5)
     assert pixel_l2(a, b).item() == 0.25 and pixel_l2(a, b).dtype == torch.float32
+
+
+def test_the_color_loss_sees_a_tint_and_no_grain():
+    x_H, grain = torch.zeros(1, 3, 32, 24), torch.ones(32, 24)
+    grain[::2] = -1
+    assert color_l2(x_H + grain, x_H).item() == 0
+    tint = torch.tensor([0.5, 0, 0])[:, None, None]
+    assert color_l2(x_H + tint, x_H).item() == pytest.approx(1 / 12)
 
 
 @pytest.mark.parametrize("weights", [(1, 0, 0), (0, 3, 0), (0.5, 2, 4)])

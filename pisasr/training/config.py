@@ -95,6 +95,7 @@ class StageConfig(Section):
     max_grad_norm: float = Field(default=1.0, ge=1e-12, le=1e12)
     weight_l2: Weight = 1.0
     weight_lpips: Weight = 0.0
+    weight_color: Weight = 0.0
     weight_csd: Weight = 0.0
     lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     start_from: str | None = None  # an adapter file to start from

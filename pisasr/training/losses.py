@@ -15,6 +15,8 @@ from pisasr.training.config import CsdConfig, StageConfig
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.rng import generator_for, randn_for
 
+COLOR_PX = 16  # a square whose mean is its color: larger than what a base repairs
+
 # prompts -> embeddings [B, tokens, d]; None for a base without a text encoder
 Prompts = Callable[[list[str]], Any]
 
@@ -48,6 +50,8 @@ def score(
         values["l2"] = pixel_l2(x_pred, batch.x_H)
     if settings.weight_lpips and scorers.lpips is not None:
         values["lpips"] = scorers.lpips((x_pred + 1) / 2, (batch.x_H + 1) / 2).mean()
+    if settings.weight_color:
+        values["color"] = color_l2(x_pred, batch.x_H)
     if settings.weight_csd and scorers.csd is not None:
         values["csd"] = scorers.csd(batch, z_H)
     total = torch.stack([settings.weights[name] * value for name, value in values.items()]).sum()
@@ -57,6 +61,15 @@ def score(
 def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
     """Mean square difference over all elements, [B, 3, H, W] in [-1, 1], in float32."""
     return nn.functional.mse_loss(x_pred.float(), x_H.float())
+
+
+def color_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
+    """Mean square difference of what is left of both after a blur, so that no tint pays.
+
+    As DPED's color loss (Ignatov et al., ICCV 2017), with means of COLOR_PX squares for a Gaussian.
+    """
+    difference = x_pred.float() - x_H.float()
+    return nn.functional.avg_pool2d(difference, COLOR_PX, ceil_mode=True).square().mean()
 
 
 def distillation(
