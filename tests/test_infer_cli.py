@@ -26,7 +26,8 @@ class StubPipeline:
     """Enlarges by PIL and remembers what it was called with."""
 
     model = SimpleNamespace(factor=8)
-    identity, unet, working = "stub", None, (8, 8)
+    identity, unet = "stub", None
+    working_size = staticmethod(lambda *_, **options: (8, 8))
 
     def __init__(self):
         self.calls = []
@@ -38,9 +39,6 @@ class StubPipeline:
         size = round(options["upscale"] * image.width), round(options["upscale"] * image.height)
         on_tile(1, 7)
         return SimpleNamespace(images=[image.resize(size)])
-
-    def working_size(self, picture, **options):
-        return self.working
 
 
 @pytest.fixture
@@ -172,7 +170,7 @@ def test_an_overlap_is_below_its_tile(here, stub, capsys):
 
 def test_a_big_picture_says_what_it_takes(here, stub, capsys):
     draw("in/a.png")
-    stub.working = 16000, 12000
+    stub.working_size = lambda *_, **options: (16000, 12000)
     assert infer("-i", "in", "-o", "out") == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "a.png: working on 192 megapixels (16000 x 12000)"

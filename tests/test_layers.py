@@ -72,8 +72,7 @@ def test_a_whole_unet_is_the_same_and_is_saved_the_same():
         "up_block_types": ("CrossAttnUpBlock2D",) * 2,
     }
     unet = UNet2DConditionModel(sample_size=8, layers_per_block=1, **sizes, **kinds).double().eval()
-    z = torch.randn(2, 4, 8, 12, dtype=torch.float64)
-    words = torch.randn(2, 3, 8, dtype=torch.float64)
+    z, words = torch.randn(2, 4, 8, 12).double(), torch.randn(2, 3, 8).double()
     odd = z[..., :7, :11]
     with torch.no_grad():
         wanted = [unet(x, 1, encoder_hidden_states=words).sample for x in (z, odd)]
@@ -100,7 +99,6 @@ def test_taps_are_made_anew_when_the_weight_changes():
         for layer in (plain, fast):
             with torch.no_grad():
                 change(layer.conv.weight)
-                came = layer(x)
-            layer.came = came
+                layer.came = layer(x)
         torch.testing.assert_close(fast.came, plain.came, rtol=1e-13, atol=1e-13)
     assert list(fast.state_dict()) == list(plain.state_dict())

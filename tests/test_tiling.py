@@ -1,6 +1,4 @@
-"""Latent tiling keeps its promises: it covers everything once, changes nothing by itself, and plans
-as published.
-"""
+"""Latent tiling covers everything once, changes nothing by itself, and plans as published."""
 
 import json
 from itertools import pairwise
@@ -46,8 +44,7 @@ def test_tiles_cover_every_position_and_stay_inside(plan):
     for place in grid:
         assert place.crop(seen).shape == (min(tile, h), min(tile, w))
         place.crop(seen).add_(1)
-    assert seen.min() >= 1
-    assert len(set(grid)) == len(grid)
+    assert seen.min() >= 1 and len(set(grid)) == len(grid)
 
 
 @pytest.mark.parametrize(
