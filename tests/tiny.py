@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from pisasr import PiSASRPipeline
 from pisasr.method.adapters import adapter_shapes
+from pisasr.models.rrdbnet import PixelAutoencoder, RRDBNet
 from pisasr.models.weights import Adapter, base_facts
 
 CROSS = 16
@@ -131,3 +133,14 @@ def make_adapter(unet: nn.Module, name: str, rank: int, alpha: float = 8.0) -> A
     shapes = adapter_shapes(unet, rank)
     tensors = {key: wave(shape, phase + i, 0.15) for i, (key, shape) in enumerate(shapes.items())}
     return Adapter(name, rank, alpha, tensors, base_facts(unet.config))
+
+
+@torch.no_grad()
+def linear_pipe() -> PiSASRPipeline:
+    """A base of the embedded one's kind: its mix is linear in pixels. Nothing is clipped."""
+    unets = [fill(RRDBNet(blocks=1, features=8, growth=4)) for _ in range(2)]
+    for unet, size in zip(unets, (0.1, 0.3), strict=True):
+        unet.conv_last.weight.mul_(size)
+        unet.conv_last.bias.fill_(0.5)
+    options = {"color_fix": "wavelet", "process_size": 64, "native_upscale": 4.0}
+    return PiSASRPipeline(PixelAutoencoder(), unets[0], unet_pix=unets[1], **options)

@@ -1,93 +1,59 @@
-"""The page: its components and events. What they do to pictures is in session.py."""
+"""Lay the page out: gradio's controls and the batch; the picture is viewer.js, over routes.py."""
 
 import html
-import logging
+import os
+import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import gradio as gr
-from gradio.data_classes import FileData
+import torch
+from starlette.middleware import Middleware
 
-from pisasr.app.session import FORMATS, IDLE_S, OpenPicture, Session, Settings, read_mask
+from pisasr.app.routes import MAX_UPLOAD_MB, Guard, Routes
+from pisasr.app.session import FORMATS, IDLE_S, Job, Session, Settings, Stopped
 from pisasr.errors import PisasrError, explain
 from pisasr.options import ColorFix
-from pisasr.pictures.images import eight_bits, join
 
-log = logging.getLogger(__name__)
-
-HERE = Path(__file__).parent
-EXAMPLES = sorted((HERE.parent / "demo" / "examples").glob("*.png"))
+HERE, FILES = Path(__file__).parent, ("viewer.html", "viewer.js", "help.md")
 PRESETS = {"Faithful": (1.0, 0.0), "Balanced": (1.0, 0.5), "Sharp": (1.0, 1.0)}
-FACTORS = [(f"{factor} times", float(factor)) for factor in (1, 2, 3, 4, 6, 8)]
-COLORS = {"the model's own way": None, **{name: name for name in get_args(ColorFix)}}
-MAX_UPLOAD_MB = 32
+FACTORS = [("as much as fits", 0), *((f"{n} time{'s' * (n > 1)}", n) for n in (1, 2, 3, 4, 6, 8))]
+COLORS = [("the model's own way", ""), *((name, name) for name in get_args(ColorFix))]
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 MAX_BATCH = 200  # files
 MAX_WAITING = 64  # requests of all users
-PROGRESS = gr.Progress()  # gradio finds it among a function's defaults
-
 HEAD = "<h1>pisasr</h1><p>A sharper photo from a poor one, and two knobs for how far to go.</p>"
 
 
-@contextmanager
-def shown_errors() -> Iterator[None]:
-    """Show exceptions of the block as one line on the page, without a traceback."""
-    try:
-        yield
-    except Exception as error:
-        log.debug("an event of the page failed", exc_info=True)
-        raise gr.Error(html.escape(explain(error)), print_exception=False) from None
-
-
-def open_photo(
-    session: Session, photo: str | None, key: str | None, chosen: Settings, progress: Any
-) -> Iterator[tuple[Any, Any, Any]]:
-    """Predict once, show the result at the chosen strengths, then make the preview's corners.
-
-    Yields the key, the viewer's value and a line about sizes.
-    """
-    former = session.store.find(key)
-    is_open = former and former.is_ready and former.fits(photo or "", chosen, "color_fix")
-    if photo is None or is_open:  # browsers send one photo twice
-        yield gr.skip(), gr.skip(), gr.skip()
-        return
-    progress(0.05, desc="Looking at the picture")
-
-    def on_tile(done: int, total: int) -> None:
-        progress(0.1 + 0.5 * done / total, desc=f"Looking at the picture, {done} of {total} tiles")
-
-    opened = session.open(photo, chosen, former, on_tile)
-    progress(0.6, desc="Drawing the result")
-    session.show(opened, chosen)
-    sizes = " → ".join(f"{w} × {h} px" for w, h in (opened.picture.size, opened.size))
-    line = html.escape("; ".join([sizes, *map(str, opened.picture.notices)]))
-    at = {"at": [chosen.lambda_pix, chosen.lambda_sem]}
-    yield opened.key, _view(opened) | at, line
-    session.store.drop(key)  # only now: the page may have asked for it meanwhile
-    for number, corner in enumerate(session.corners(opened)):
-        progress(0.7 + 0.07 * number, desc="Making the knobs ready")
-        corner.save(opened.folder / f"corner{number}.jpg", quality=92, subsampling=0)
-    opened.is_ready = True
-    yield opened.key, _view(opened) | at, line
-
-
-def repair_all(session: Session, files: list[str], chosen: Settings, folder: Path) -> Iterator[str]:
+def repair_all(
+    session: Session, files: list[str], chosen: Settings, folder: Path, job: Job | None = None
+) -> Iterator[str]:
     """Repair one file after another into a folder; yields what has been done, a line for each."""
     rows: list[str] = []
+    factor = "as much as fits" if chosen.upscale is None else f"{chosen.upscale:g} times"
+    what = f"repair {chosen.lambda_pix:g}, detail {chosen.lambda_sem:g}, {factor}"
+    started, left = time.monotonic(), ""
     for number, file in enumerate(files, 1):
         name = Path(file).name
-        yield "\n".join([*rows, f"{number} of {len(files)}: {name}"])
-        path = folder / (Path(file).stem + FORMATS[chosen.format])
+        if rows:
+            seconds = (time.monotonic() - started) / len(rows) * (len(files) - len(rows))
+            left = f", about {seconds / 60:.0f} min left" if seconds > 60 else ""
+        yield "\n".join([*rows, f"{number} of {len(files)}: {name} ({what}){left}"])
+        path = folder / chosen.file_name(Path(file).stem)
         if path.exists():
             path = path.with_stem(f"{path.stem}-{number}")
         try:
-            session.repair_file(file, path, chosen)
+            session.repair_file(file, path, chosen, job)
             rows.append(f"{name}: {path.name}")
+        except Stopped:
+            break
         except Exception as error:
             rows.append(f"{name}: failed: {explain(error)}")
-    yield "\n".join([*rows, "Done."])
+    done = "Done." if len(rows) == len(files) else f"Stopped after {len(rows)} of {len(files)}."
+    yield "\n".join([*rows, done])
 
 
 def pack(folder: Path, archive: Path) -> str | None:
@@ -99,56 +65,26 @@ def pack(folder: Path, archive: Path) -> str | None:
     return str(archive) if files else None
 
 
-def _view(opened: OpenPicture) -> dict[str, Any]:
-    """The value of viewer.js: files that it loads, each once."""
-    before, after = opened.folder / "before.png", opened.folder / "after.png"
-    if not before.exists():
-        picture = opened.picture
-        eight_bits(join(picture.pixels, picture)).save(before, compress_level=1)
-    if opened.result is not None:
-        opened.result.save(after, compress_level=1)
-    corners = [_file(path) for path in sorted(opened.folder.glob("corner*.jpg"))]
-    files = {"before": _file(before), "after": _file(after), "corners": corners}
-    return {"id": opened.key[:8], "size": list(opened.size), "turn": -1, **files}
-
-
-def _file(path: Path) -> dict[str, Any]:
-    """A file for a gr.HTML: gradio copies it into its cache and adds a url."""
-    return FileData(path=str(path), orig_name=path.name).model_dump()
-
-
 # --- layout ---------------------------------------------------------------------------------------
 
 
 def build(session: Session) -> gr.Blocks:
     """Lay the page out and connect its events."""
-    with gr.Blocks(
-        title="pisasr", analytics_enabled=False, delete_cache=(300, IDLE_S), fill_width=True
-    ) as page:
-        # A bound method would have every page load deep-copy the store with all its pictures.
-        key = gr.State(time_to_live=IDLE_S, delete_callback=lambda key: session.store.drop(key))
-        made = gr.State({}, time_to_live=IDLE_S)
+    template, script, help_text = ((HERE / name).read_text(encoding="utf-8") for name in FILES)
+    device = session.pipe.device
+    where = f"the processor, {torch.get_num_threads()} threads" if device.type == "cpu" else device
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else where
+    model_line = f"Model: {session.pipe.identity}; on {where}. Nothing leaves this computer."
+    options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (300, IDLE_S)}
+    with gr.Blocks(title="pisasr", fill_width=True, **options) as page:
+        batches: dict[str, Job] = {}  # of every visit, set to stop its batch
         gr.HTML(HEAD, elem_id="head")
-        with gr.Tab("One picture"), gr.Row():
+        with gr.Tab("One picture"), gr.Row(elem_id="one"):
             with gr.Column(scale=3, min_width=280):
-                viewer = gr.HTML(
-                    html_template=(HERE / "viewer.html").read_text(encoding="utf-8"),
-                    js_on_load=(HERE / "viewer.js").read_text(encoding="utf-8"),
-                    apply_default_css=False,
-                    elem_id="viewer",
-                )
-                info = gr.Markdown(elem_id="info")
-                with gr.Row(elem_id="save"):
-                    bare: Any = {"show_label": False, "container": False}
-                    kind = gr.Radio([*FORMATS], value="PNG", label="Format", elem_id="kind", **bare)
-                    keep = gr.Checkbox(label="Keep the photo's EXIF", elem_id="keep", **bare)
-                    download = gr.Button("Download", variant="primary", elem_id="download")
-                    ready = gr.DownloadButton(visible="hidden", elem_id="ready")
+                viewer: dict[str, Any] = {"html_template": template, "js_on_load": script}
+                gr.HTML(apply_default_css=False, elem_id="viewer", **viewer)
             with gr.Column(scale=1, min_width=280):
-                photo = _photo("Drop, paste or choose a photo", "photo")
-                shown: Any = {"elem_id": "examples", "api_visibility": "private"}
-                gr.Examples([[str(path)] for path in EXAMPLES], photo, label="or try one", **shown)
-                with gr.Group():
+                with gr.Group(elem_id="knobs"):
                     pix = _knob("pix", "Repair", 1.0, "takes away noise, blur and blocks")
                     sem = _knob("sem", "Detail", 1.0, "adds texture; some of it is invented")
                 with gr.Row(elem_id="presets"):
@@ -156,17 +92,24 @@ def build(session: Session) -> gr.Blocks:
                         place = f"at-{at_pix:g}-{at_sem:g}"
                         button = gr.Button(name, size="sm", min_width=60, elem_id=place)
                         button.click(None, None, [pix, sem], js=f"() => [{at_pix}, {at_sem}]")
-                with gr.Accordion("A place of its own", open=False):
+                with gr.Row(elem_id="save"):
+                    kind = gr.Dropdown([*FORMATS], value="PNG", label="Save as", elem_id="kind")
+                    about = "what the camera wrote, with the place where the photo was taken"
+                    keep = gr.Checkbox(label="Keep EXIF", info=about, elem_id="keep")
+                    download = gr.Button("Download", variant="primary", elem_id="download")
+                with gr.Accordion("A place of its own", open=False, elem_id="place"):
                     gr.Markdown("Paint on the picture where other strengths should hold.")
                     inside_pix = _knob("inside_pix", "Repair there", 1.0)
                     inside_sem = _knob("inside_sem", "Detail there", 0.0)
                     feather = _knob("feather", "Soft edge, px", 8, most=64, step=1)
-                with gr.Accordion("Size and colors", open=False):
-                    upscale = gr.Dropdown(FACTORS, value=Settings.upscale, label="Enlarge")
-                    colors: Any = gr.Dropdown([*COLORS], label="Colors from the photo")
-                    colors.preprocess = COLORS.get
+                with gr.Accordion("Size, colors, model", open=False):
+                    upscale = gr.Dropdown(FACTORS, value=0, label="Enlarge", elem_id="upscale")
+                    colors = gr.Dropdown(COLORS, value="", label="Colors from the photo")
+                    models = [("as started", ""), *((name, name) for name in session.others)]
+                    model = gr.Dropdown(models, value="", label="Model", visible=len(models) > 1)
                     hint = "What the photo shows (press Enter)"
                     prompt = gr.Textbox("", label=hint, visible=session.takes_prompts)
+                gr.HTML(f"<p>{html.escape(model_line)}</p>", elem_id="model")
         with gr.Tab("Many pictures"):
             gr.Markdown(f"Up to {MAX_BATCH} photos, at the first tab's settings; a zip at the end.")
             files = gr.File(label="Photos", file_count="multiple", elem_id="files")
@@ -176,110 +119,77 @@ def build(session: Session) -> gr.Blocks:
             status = gr.Textbox(label="Progress", lines=6, interactive=False, elem_id="status")
             archive = gr.File(label="Repaired", interactive=False, height=120, elem_id="archive")
         with gr.Tab("Help"):
-            gr.Markdown((HERE / "help.md").read_text(encoding="utf-8"), elem_id="help")
+            gr.Markdown(help_text, elem_id="help")
 
-        knobs = [pix, sem, inside_pix, inside_sem, feather]
-        names = ["lambda_pix", "lambda_sem", "inside_pix", "inside_sem", "feather"]
-        controls: dict[str, Any] = dict(zip(names, knobs, strict=True))
-        controls |= {"upscale": upscale, "color_fix": colors, "prompt": prompt}
+        controls: dict[str, Any] = {"lambda_pix": pix, "lambda_sem": sem}
+        controls |= {"inside_pix": inside_pix, "inside_sem": inside_sem, "upscale": upscale}
+        controls |= {"color_fix": colors, "prompt": prompt, "model": model}
         controls |= {"format": kind, "keep_exif": keep}
-        inputs = set(controls.values())  # of a set of inputs, gradio passes a dict
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        device: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
+        told, names = [feather, *controls.values()], ["feather", *controls]  # to viewer.js
 
         def settings(values: dict[Any, Any]) -> Settings:
-            return Settings(**{name: values[control] for name, control in controls.items()})
+            chosen = {name: values[control] for name, control in controls.items()}
+            either = {name: chosen[name] or None for name in ("upscale", "color_fix")}
+            return Settings(**chosen | either)
 
-        def drop(values: dict[Any, Any], progress: gr.Progress = PROGRESS) -> Iterator[Any]:
-            with shown_errors():
-                chosen = settings(values)
-                yield from open_photo(session, values[photo], values[key], chosen, progress)
+        def repair_files(values: dict[Any, Any], request: gr.Request) -> Iterator[Any]:
+            if not values[files] or len(values[files]) > MAX_BATCH:
+                raise gr.Error(f"give between 1 and {MAX_BATCH} files", print_exception=False)
+            job = batches[str(request.session_hash)] = Job(session.device)
+            folder = session.result_folder()
+            for lines in repair_all(session, values[files], settings(values), folder, job):
+                yield lines, None
+            yield lines, pack(folder, session.result_folder() / "repaired.zip")
 
-        @shown_errors()
-        def settle(values: dict[Any, Any], event: gr.EventData) -> dict[str, Any]:
-            opened = session.store.get(values[key])
-            session.show(opened, settings(values), read_mask(str(event.mask)))
-            return _view(opened) | {"turn": event.turn}  # so that the last question wins
+        def halt(request: gr.Request) -> None:
+            if job := batches.pop(str(request.session_hash), None):
+                job.is_stopped = True
 
-        @shown_errors()
-        def save(values: dict[Any, Any]) -> str:
-            chosen, opened = settings(values), session.store.get(values[key])
-            return str(session.download(opened, chosen.format, chosen.keep_exif))
-
-        def repair_files(values: dict[Any, Any]) -> Iterator[Any]:
-            with shown_errors():
-                if not values[files] or len(values[files]) > MAX_BATCH:
-                    raise PisasrError(f"give between 1 and {MAX_BATCH} files")
-                folder = values[made]["folder"] = session.result_folder()
-                for lines in repair_all(session, values[files], settings(values), folder):
-                    yield lines, None
-                yield lines, pack(folder, session.result_folder() / "repaired.zip")
-
-        def stopped(made: dict[str, Any]) -> tuple[str, str | None]:
-            archive = session.result_folder() / "repaired.zip"
-            return "Stopped.", pack(made["folder"], archive) if made else None
-
-        @shown_errors()
         def repair(image: str | None, settings: dict[str, Any] | None = None) -> str:
             """Repair one picture and return the file.
 
             settings: lambda_pix (how much of noise, blur and blocks is taken away, 0 to 1.5),
             lambda_sem (how much detail is added, 0 to 1.5), upscale, color_fix (adain, wavelet,
-            none, or null for the model's own), prompt, format (PNG, PNG16, JPEG, WebP, TIFF).
+            none, null for usual), prompt, model, format (PNG, PNG16, JPEG, WebP, TIFF), keep_exif.
             """
-            if image is None:
-                raise PisasrError("image is missing; give a picture, by handle_file(PATH)")
-            chosen = Settings.read(settings or {})
-            path = session.result_folder() / chosen.file_name(Path(image).stem)
-            session.repair_file(image, path, chosen)
+            try:
+                if image is None:
+                    raise PisasrError("image is missing; give a picture, by handle_file(PATH)")
+                chosen = Settings.read(settings or {})
+                path = session.result_folder() / chosen.file_name(Path(image).stem)
+                session.repair_file(image, path, chosen)
+            except Exception as error:
+                raise gr.Error(explain(error), print_exception=False) from None
             return str(path)
 
-        changes = [photo.change, upscale.input, colors.input, prompt.submit]
-        loud: dict[str, Any] = {"show_progress_on": viewer, "api_visibility": "private"}
-        gr.on(changes, drop, {photo, key} | inputs, [key, viewer, info], **loud, **device)
-        ends = [knob.maximum for knob in knobs]
-        turned = f"(...values) => window.pisasr?.turned({ends}, ...values) ?? []"
-        gr.on([page.load, *(knob.change for knob in knobs)], None, knobs, None, js=turned)
-        asked = viewer.settle(
-            settle, {key} | inputs, viewer, trigger_mode="multiple", **private, **device
-        )
-        asked.failure(None, js="() => window.pisasr.failed()")
-        viewer.choose(None, viewer, [pix, sem], js="(value) => value.chosen")
-        saved = download.click(save, {key} | inputs, ready, **private)
-        saved.success(None, js="() => document.querySelector('#ready').click()")
+        # All of the first tab happens in the browser; the server's queue is for batch and scripts.
+        tell = f"(...values) => window.pisasr?.told({names}, values) ?? []"
+        gr.on([page.load, *(control.change for control in told)], None, told, None, js=tell)
+        restore = f"(...values) => window.pisasrKnobs?.({names}, values) ?? values"
+        page.load(None, told, told, js=restore)
+        download.click(None, js="() => { window.pisasr.download(); return [] }")
         batch: dict[str, Any] = {"concurrency_id": "batch", "api_visibility": "private"}
-        run = start.click(repair_files, {files, made} | inputs, [status, archive], **batch)
-        halt = stop.click(None, cancels=run)  # first, lest a line under way overwrites "Stopped."
-        halt.then(stopped, made, [status, archive], **private)
+        start.click(repair_files, {files, *controls.values()}, [status, archive], **batch)
+        stop.click(halt, queue=False, api_visibility="private")
+        page.unload(halt)
 
         with gr.Row(visible=False):  # for scripts
-            given = [_photo("image", "image"), gr.JSON({})]
-            gr.Button().click(repair, given, gr.File(), api_name="repair", **device)
+            image = gr.Image(label="image", type="filepath")
+            image.preprocess = lambda payload: payload and payload.path  # type: ignore
+            given = [image, gr.JSON({})]
+            gr.Button().click(repair, given, gr.File(), api_name="repair", concurrency_limit=4)
     return page
 
 
-def _photo(label: str, name: str) -> gr.Image:
-    """An input whose file comes as it was uploaded: `Session.read` opens and checks it."""
-    photo: Any = gr.Image(
-        label=label, type="filepath", sources=["upload", "clipboard"], height=200, elem_id=name
-    )
-    photo.preprocess = lambda payload: payload and payload.path
-    return photo
-
-
 def _knob(
-    name: str,
-    label: str,
-    value: float,
-    info: str | None = None,
-    most: float = 1.5,
-    step: float = 0.05,
+    name: str, label: str, value: float, info: str = "", most: float = 1.5, step: float = 0.05
 ) -> gr.Slider:
     """A slider from 0; a number beyond is its end, an emptied one 0, where gradio would refuse.
 
     An attribute of the instance, since gradio writes a file beside subclasses of its components.
     """
-    knob: Any = gr.Slider(0, most, value, step=step, label=label, info=info, elem_id=name)
+    words: dict[str, Any] = {"label": label, "info": info or None, "elem_id": name, "buttons": []}
+    knob: Any = gr.Slider(0, most, value, step=step, **words)
     knob.preprocess = lambda payload: min(max(payload or 0, 0), most)
     return knob
 
@@ -290,39 +200,21 @@ def serve(
     port: int | None = None,
     auth: tuple[str, str] | None = None,
     browser: bool = False,
+    names: tuple[str, ...] = (),
 ) -> gr.Blocks:
-    """Start the page at an address; it runs in threads until `close`. Nothing is sent elsewhere."""
+    """Start the page at an address, and behind a proxy's names; in threads, until `close`."""
+    uploads = Path(os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio")
+    guard = Middleware(Guard, names=(host, *names), uploads=uploads)
     page = build(session).queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
+    alone: dict[str, Any] = {"share": False, "enable_monitoring": False, "quiet": True}
+    routed = {"routes": Routes(session).all(), "middleware": [guard], "openapi_url": None}
     page.launch(
-        server_name=host,
-        server_port=port,
-        auth=auth,
-        share=False,
-        enable_monitoring=False,
-        inbrowser=browser,
+        **{"server_name": host, "server_port": port, "auth": auth, "inbrowser": browser, **alone},
         max_file_size=f"{MAX_UPLOAD_MB}mb",
         footer_links=["api"],
-        theme=theme(),
+        theme=gr.themes.Base(primary_hue="orange", neutral_hue="stone", font=FONTS),
         css_paths=HERE / "style.css",
         prevent_thread_lock=True,
-        quiet=True,
+        app_kwargs=routed,
     )
     return page
-
-
-def theme() -> gr.themes.Base:
-    """Paper, ink and one warm accent, in the system's own letters."""
-    fonts = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
-    accent = "#b4531d"  # 5 : 1 on white
-    paper = gr.themes.Base(primary_hue="orange", neutral_hue="stone", font=fonts)
-    return paper.set(
-        body_background_fill="#faf8f5",
-        body_background_fill_dark="#191614",
-        button_primary_background_fill=accent,
-        button_primary_background_fill_dark=accent,
-        button_primary_text_color="white",
-        color_accent=accent,
-        link_text_color=accent,
-        link_text_color_dark="#f2a878",
-        slider_color=accent,
-    )

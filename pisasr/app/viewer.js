@@ -1,388 +1,567 @@
-// The page's viewer: before and after in one canvas, zoomed, compared, painted on. While a knob moves, what it shows is
-// mixed here from four decoded corners, so that dragging costs the server nothing; `settle` asks for the exact picture.
-//
-// From the server, props.value: {id, size: [W, H], before, after, corners: [4] or none yet, turn, at}, files with a url;
-// turn is that of the settle which it answers; of a picture just opened, `at` has the strengths instead.
-// To the server: settle {turn, mask}, mask a PNG as a data URL, empty where nothing is painted; choose.
+// The page's viewer: before and after in one canvas, zoomed and painted on. A result is a sum of three planes, photo +
+// pix * byPix + sem * bySem; the server predicts them where one looks, and they are mixed here to the numbers of a saved
+// file (OpenPicture.mix). Of a base that isn't linear in pixels, `exact` replaces the mixture at rest. A stream of `look`
+// is the wish for its result: where it ends, the work ends. Routes: routes.py.
 
-const SETTLE_MS = 250; // a knob that rests this long has been let go
-const STEPS = [0, 0.5, 1, 1.5]; // of both strengths in the sheet
+const ONE = 64; // a level in the planes' whole numbers
+const REST_MS = 150; // a view or a knob that rests so long is meant
+const AT_ONCE_S = 60; // what takes no longer is made without being asked for
 
 const find = (name) => element.querySelector("." + name);
-const canvas = find("picture"), pen = canvas.getContext("2d"), divider = find("divider"), sheet = find("sheet");
-const state = find("state"), width = find("width");
+const canvas = find("picture"), pen = canvas.getContext("2d"), divider = find("divider"), stage = find("stage");
+const state = find("state"), width = find("width"), line = find("line"), file = find("file");
+const [mask, soft, veil] = Array.from({ length: 3 }, () => document.createElement("canvas"));
+const ratio = () => window.devicePixelRatio || 1, clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 
-let shown = null; // the value whose pictures are loaded
-let before = null, after = null; // images; `after` is exact and belongs to the turn `exact`
-let corners = null; // [4] pixels of the preview's size, as floats: base, by pix, by sem, by both
-const [preview, mask, soft] = Array.from({ length: 3 }, () => document.createElement("canvas"));
-let painted = false;
-let knobs = { pix: 1, sem: 1, insidePix: 1, insideSem: 1, feather: 0 };
-let turn = 0, exact = -1, timer = 0, loads = 0, asking = false;
+let open = null, progress = {}; // what the server says of the open photo (routes.about), and of the work on it
+let small = null, part = null; // layers: all at a glance, and what is seen at full size
+let settings = {}, strengths = { pix: 1, sem: 1, insidePix: 1, insideSem: 0, feather: 8 };
+let painted = false, levels = null, strokes = []; // levels: of the feathered mask, 0 to 1
 let view = { zoom: 0, x: 0.5, y: 0.5 }; // screen pixels for each of the picture's, 0 fits; the point in the middle
-let tool = "", hold = null;
+let tool = "", hold = null, holding = false, drawnAt = 0;
+const fingers = new Map();
+let work = null, asked = 0, opening = 0, resting = 0, wanted = false, exactFor = null; // wanted: saved once it is whole
 
-// --- mixing ----------------------------------------------------------------------------------------------------------
+// --- planes ----------------------------------------------------------------------------------------------------------
 
-function pixels(image) {
-  const sketch = document.createElement("canvas");
-  sketch.width = preview.width; sketch.height = preview.height;
-  const ink = sketch.getContext("2d", { willReadFrequently: true });
-  ink.drawImage(image, 0, 0, sketch.width, sketch.height);
-  return ink.getImageData(0, 0, sketch.width, sketch.height).data;
-}
-
-function take(images) { // (0, 0), (1, 0), (0, 1), (1, 1) as what a mixture is a sum of
-  const [none, pix, sem, both] = images.map(pixels);
-  corners = [none, pix, sem, both].map((_, index) => {
-    const plane = new Float32Array(none.length);
-    for (let i = 0; i < plane.length; i++) {
-      plane[i] = index === 0 ? none[i] : index === 1 ? pix[i] - none[i] : index === 2 ? sem[i] - none[i]
-        : both[i] - pix[i] - sem[i] + none[i];
+class Layer { // the planes of a box of the picture, a pixel for `step` of the result's, and what they mix to
+  constructor([x, y, w, h], step) {
+    Object.assign(this, { x, y, w, h, step, planes: new Int16Array(9 * w * h) });
+    for (const side of ["before", "after"]) {
+      this[side] = Object.assign(document.createElement("canvas"), { width: w, height: h });
     }
-    return plane;
-  });
-}
-
-function mix(pix, sem, into, place) { // place: 0 to 255, where insidePix and insideSem rule instead
-  const [none, byPix, bySem, byBoth] = corners, both = pix * sem;
-  for (let i = 0; i < into.length; i += 4) {
-    let p = pix, s = sem, b = both;
-    if (place && place[i]) {
-      const share = place[i] / 255;
-      p += share * (knobs.insidePix - pix); s += share * (knobs.insideSem - sem); b = p * s;
+  }
+  async load([x, y, w, h] = [this.x, this.y, this.w, this.h]) { // the whole layer, or a box of it that is new
+    const query = new URLSearchParams({ x, y, w, h, small: this.step > 1 ? 1 : "" });
+    const came = new Int16Array(await (await ask(`planes?${query}`)).arrayBuffer());
+    for (let plane = 0; plane < 3; plane++) for (let row = 0; row < h; row++) {
+      const from = (plane * h + row) * w * 3, to = ((plane * this.h + y - this.y + row) * this.w + x - this.x) * 3;
+      this.planes.set(came.subarray(from, from + w * 3), to);
     }
-    for (let c = i; c < i + 3; c++) into[c] = none[c] + p * byPix[c] + s * bySem[c] + b * byBoth[c];
-    into[i + 3] = 255;
+    this.draw("before", 0, 0, null);
+    this.mix();
+  }
+  mix() { this.draw("after", strengths.pix, strengths.sem, levels); }
+  draw(side, pix, sem, place) { // the same arithmetic as OpenPicture.mix, to the last bit
+    const { planes, w, h } = this, size = w * h * 3, { insidePix, insideSem } = strengths;
+    const ink = this[side].getContext("2d"), image = ink.createImageData(w, h), into = image.data;
+    const differs = place && (insidePix !== pix || insideSem !== sem);
+    const across = differs && axis(this.x, w, open.size[0] / this.step, mask.width);
+    const down = differs && axis(this.y, h, open.size[1] / this.step, mask.height)
+      .map(([top, low, share]) => [top * mask.width, low * mask.width, share]);
+    for (let y = 0, i = 0, at = 0; y < h; y++) for (let x = 0; x < w; x++, i += 3, at += 4) {
+      let p = pix, s = sem;
+      if (differs) {
+        const [u, v, f] = across[x], [top, low, g] = down[y];
+        const share = (place[top + u] * (1 - g) + place[low + u] * g) * (1 - f)
+          + (place[top + v] * (1 - g) + place[low + v] * g) * f;
+        p = pix + share * (insidePix - pix); s = sem + share * (insideSem - sem);
+      }
+      for (let c = 0; c < 3; c++) {
+        into[at + c] = (planes[i + c] + p * planes[size + i + c] + s * planes[2 * size + i + c]) / ONE;
+      }
+      into[at + 3] = 255;
+    }
+    ink.putImageData(image, 0, 0);
   }
 }
 
-function feathered() { // the mask's levels, softened as far as the server will
-  if (!painted) return null;
-  const ink = soft.getContext("2d", { willReadFrequently: true });
-  ink.filter = knobs.feather ? `blur(${(knobs.feather * preview.width) / shown.size[0]}px)` : "none";
-  ink.fillStyle = "black"; ink.fillRect(0, 0, soft.width, soft.height);
-  ink.drawImage(mask, 0, 0);
-  ink.filter = "none";
-  return ink.getImageData(0, 0, soft.width, soft.height).data;
+function axis(start, count, length, cells) { // bilinear places on a mask: [low, high, share of the high one]
+  return Array.from({ length: count }, (_, i) => {
+    const at = clamp(((start + i + 0.5) * cells) / length - 0.5, 0, cells - 1), low = Math.floor(at);
+    return [low, Math.min(low + 1, cells - 1), at - low];
+  });
 }
 
-function mixPreview() {
-  if (!corners) return;
-  const ink = preview.getContext("2d"), image = ink.createImageData(preview.width, preview.height);
-  mix(knobs.pix, knobs.sem, image.data, feathered());
-  ink.putImageData(image, 0, 0);
+function feathered() { // the mask with a soft edge
+  levels = null;
+  if (!painted) return;
+  const ink = soft.getContext("2d", { willReadFrequently: true });
+  ink.filter = "none"; ink.fillStyle = "black"; ink.fillRect(0, 0, soft.width, soft.height);
+  ink.filter = strengths.feather ? `blur(${strengths.feather / open.step}px)` : "none";
+  ink.drawImage(mask, 0, 0);
+  const data = ink.getImageData(0, 0, soft.width, soft.height).data;
+  levels = Float64Array.from({ length: soft.width * soft.height }, (_, i) => data[4 * i] / 255);
+}
+
+function mixAll() {
+  exactFor = null;
+  feathered(); small?.mix(); part?.mix(); draw(); rest();
+  drawnAt = performance.now();
+}
+
+// --- the server ------------------------------------------------------------------------------------------------------
+
+async function ask(path, options = {}, key = open.key) { // the answer; an Error with the server's line for a refusal
+  const answer = await fetch(`pisasr/${key ? key + "/" : ""}${path}`.replace(/\/$/, ""), options);
+  if (answer.ok) return answer;
+  const words = await answer.json().catch(() => ({}));
+  throw new Error(words.error ?? "the server does not answer as it should; reload the page");
+}
+
+const wish = (more) => JSON.stringify({ settings: chosen(), mask: painted ? soft.toDataURL() : "", ...more });
+
+function chosen() { // settings as the server names them
+  const { pix, sem, insidePix, insideSem } = strengths;
+  return { ...settings, lambda_pix: pix, lambda_sem: sem, inside_pix: insidePix, inside_sem: insideSem };
+}
+
+function say(error) {
+  line.textContent = !error || error.name === "AbortError" ? "" : error.message ?? error;
+}
+
+function forget(key) { if (key) fetch(`pisasr/${key}/close`, { method: "POST" }); }
+
+async function openPhoto(body, query) { // a file, or none for an example or for other settings
+  const mine = ++opening, former = open?.key;
+  stop(); say(""); wanted = false;
+  state.textContent = "opening the photo";
+  try {
+    const words = new URLSearchParams({ ...query, settings: JSON.stringify(chosen()) });
+    const about = await (await ask(`open?${words}`, { method: "POST", body }, "")).json();
+    if (mine !== opening) return forget(about.key);
+    if (!query.key) forget(former);
+    await take(about, Boolean(query.key));
+  } catch (error) { if (mine === opening) { say(error); draw(); } }
+}
+
+async function take(about, keepsMask) { // another photo, or the same at other settings
+  const kept = keepsMask && painted && mask.toDataURL();
+  open = progress = about; part = null; exactFor = null; painted = false; strokes = [];
+  small = new Layer([0, 0, ...about.small], about.step);
+  for (const sketch of [mask, soft]) [sketch.width, sketch.height] = about.small;
+  if (kept) await paintFrom(kept);
+  feathered();
+  stage.dataset.empty = find("divide").hidden = find("bar").hidden = false;
+  resize();
+  zoomTo(!about.is_small && fit() < 0.9 ? 1 : 0);
+  say(about.notices.join("; "));
+  await small.load();
+  draw(); rest(0);
+}
+
+async function paintFrom(data) {
+  const image = Object.assign(new Image(), { src: data });
+  await image.decode();
+  mask.getContext("2d").drawImage(image, 0, 0, mask.width, mask.height);
+  painted = true;
+}
+
+function close() {
+  stop(); opening++; wanted = false; forget(open?.key);
+  open = small = part = levels = null; painted = false;
+  stage.dataset.empty = true;
+  for (const name of ["divide", "bar", "before", "after"]) find(name).hidden = true;
+  state.textContent = ""; say(""); rest(0); draw();
+}
+
+function stop() {
+  work?.abort(); work = null;
+  find("stop").hidden = true;
+}
+
+function rest(ms = REST_MS) { // look at what is seen, once the view and the knobs rest
+  clearTimeout(resting);
+  resting = setTimeout(() => { remember(); describe(); look(); }, ms);
+}
+
+function seenBox() { // of the result's pixels, what the canvas shows
+  const [left, top, w, h] = frame(), [W, H] = open.size;
+  const [x, right] = [-left / w, (canvas.width - left) / w].map((at) => clamp(at, 0, 1) * W);
+  const [y, low] = [-top / h, (canvas.height - top) / h].map((at) => clamp(at, 0, 1) * H);
+  return [Math.floor(x), Math.floor(y), Math.ceil(right) - Math.floor(x), Math.ceil(low) - Math.floor(y)];
+}
+
+const isFull = () => open.step === 1 || view.zoom >= 1; // whether single pixels of the result are seen
+
+async function look(whole = wanted) { // see what is there, and have predicted what is missing
+  if (!open) return;
+  const mine = ++asked, key = open.key, box = isFull() ? seenBox() : [0, 0, 0, 0];
+  try {
+    if (open.step > 1 && isFull() && String(box) !== String(part && [part.x, part.y, part.w, part.h])) {
+      const layer = new Layer(box, 1);
+      await layer.load();
+      if (mine !== asked || key !== open?.key) return;
+      part = layer; draw();
+    }
+    stop();
+    const control = work = new AbortController();
+    if (!progress.whole) await stream(box, whole, control, key);
+    if (work === control) stop();
+    if (mine !== asked || key !== open?.key) return;
+    if (!open.mixes) await makeExact();
+    if (wanted && progress.whole) await save();
+    else if (!whole && !progress.whole && progress.left_s !== null && progress.left_s <= AT_ONCE_S) return look(true);
+  } catch (error) {
+    say(error);
+    if (error.name !== "AbortError") { wanted = false; stop(); }
+  }
+  draw();
+}
+
+async function stream(box, whole, control, key) { // one wish; its news come as lines
+  const options = { method: "POST", body: wish({ view: box, whole }), signal: control.signal };
+  const reader = (await ask("look", options)).body.pipeThrough(new TextDecoderStream()).getReader();
+  find("stop").hidden = false; draw();
+  for (let text = "", came = await reader.read(); !came.done; came = await reader.read()) {
+    const lines = (text + came.value).split("\n");
+    text = lines.pop();
+    for (const news of lines.map((one) => JSON.parse(one))) {
+      if (news.error) throw new Error(news.error);
+      if (key !== open?.key) return;
+      progress = news;
+      if (news.box) await arrived(news.box);
+      draw();
+    }
+  }
+}
+
+async function arrived([x, y, w, h]) { // a box of the result is predicted: fetch what of it is shown
+  const k = open.step, left = Math.floor(x / k), top = Math.floor(y / k);
+  const right = Math.min(Math.ceil((x + w) / k), small.w), low = Math.min(Math.ceil((y + h) / k), small.h);
+  await small.load([left, top, right - left, low - top]);
+  open.boxes.push([x, y, w, h]);
+  if (!part) return;
+  const from = [Math.max(x, part.x), Math.max(y, part.y)];
+  const size = [Math.min(x + w, part.x + part.w) - from[0], Math.min(y + h, part.y + part.h) - from[1]];
+  if (size[0] > 0 && size[1] > 0) await part.load([...from, ...size]);
+}
+
+async function makeExact() { // of a base that doesn't mix: decode what is seen
+  const body = wish();
+  if (exactFor === body) return;
+  const answer = await ask("exact", { method: "POST", body }), [x, y, w, h] = JSON.parse(answer.headers.get("x-box"));
+  const rgb = new Uint8Array(await answer.arrayBuffer()), image = new ImageData(w, h);
+  for (let i = 0, j = 0; i < rgb.length; i += 3, j += 4) image.data.set([rgb[i], rgb[i + 1], rgb[i + 2], 255], j);
+  const layer = open.step === 1 ? small : part;
+  if (!layer || wish() !== body) return;
+  layer.after.getContext("2d").putImageData(image, x - layer.x, y - layer.y);
+  exactFor = body;
+}
+
+async function save() { // the strengths on the screen
+  state.textContent = "writing the file";
+  const answer = await ask("save", { method: "POST", body: wish() });
+  const name = /filename\*?=(?:utf-8'')?"?([^";]+)/i.exec(answer.headers.get("content-disposition"))[1];
+  give(await answer.blob(), decodeURIComponent(name));
+  wanted = false;
+}
+
+function give(blob, name) {
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+function share() { // before and after with a slider, in one file that needs nothing else
+  const [before, after] = ["before", "after"].map((side) => small[side].toDataURL("image/jpeg", 0.92));
+  give(new Blob([`<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>${open.name.replace(/[<&"]/g, "")}: before and after</title><style>body{margin:0;background:#191614;color:#eee;
+font:16px system-ui;text-align:center}div{position:relative;max-width:${small.w}px;margin:auto}img{display:block;width:
+100%}img+img{position:absolute;inset:0;clip-path:inset(0 0 0 var(--at,50%))}input{width:100%;margin:0}</style>
+<div><img alt="before" src="${before}"><img alt="after" src="${after}"></div><input type="range" aria-label="before and
+after" oninput="document.querySelector('div').style.setProperty('--at',this.value+'%')">
+<p>before | after, by pisasr: repair ${strengths.pix}, detail ${strengths.sem}</p>`], { type: "text/html" }),
+  open.name.replace(/\.\w+$/, "") + "_before_after.html");
 }
 
 // --- drawing ---------------------------------------------------------------------------------------------------------
 
+const fit = () => Math.min(canvas.width / open.size[0], canvas.height / open.size[1]) / ratio();
+
 function frame() { // where the picture lies on the canvas: [left, top, width, height], screen pixels
-  const [W, H] = shown.size, ratio = window.devicePixelRatio || 1;
-  const fit = Math.min(canvas.width / W, canvas.height / H), zoom = view.zoom ? view.zoom * ratio : fit;
-  const w = W * zoom, h = H * zoom;
+  const zoom = (view.zoom || fit()) * ratio(), [w, h] = open.size.map((side) => side * zoom);
   const place = (room, size, middle) =>
-    size <= room ? (room - size) / 2 : Math.min(0, Math.max(room - size, room / 2 - middle * size));
+    size <= room ? (room - size) / 2 : clamp(room / 2 - middle * size, room - size, 0);
   return [place(canvas.width, w, view.x), place(canvas.height, h, view.y), w, h];
 }
 
-function seen() { // the part of the canvas that the picture covers: [from, to], screen pixels
-  const [left, , w] = frame();
-  return [Math.max(left, 0), Math.min(left + w, canvas.width)];
+function seen() { // the part of the canvas that the picture covers, and where before ends in it: screen pixels
+  const [left, , w] = frame(), from = Math.max(left, 0), to = Math.min(left + w, canvas.width);
+  return [from, to, holding ? to : from + ((to - from) * divider.value) / 100];
 }
 
-function cutAt() { // where before ends and after begins, in the part that is seen
-  const [from, to] = seen();
-  return from + ((to - from) * divider.value) / 100;
+function resize() {
+  const wide = stage.clientWidth, shape = open ? Math.max(open.size[1] / open.size[0], 0.4) : 0.62;
+  const tall = clamp(window.innerHeight * (window.innerWidth < 700 ? 0.42 : 0.6), 220, Math.max(wide * shape, 220));
+  const size = [Math.round(wide * ratio()), Math.round(tall * ratio())];
+  if (String(size) === String([canvas.width, canvas.height])) return;
+  [canvas.width, canvas.height] = size;
+  canvas.style.height = tall + "px";
+  if (open) rest();
 }
 
 function draw() {
-  if (!shown) return;
-  const ratio = window.devicePixelRatio || 1, wide = canvas.parentElement.clientWidth;
-  const tall = Math.min(Math.max(window.innerHeight * 0.68, 240), wide * Math.max(shown.size[1] / shown.size[0], 0.4));
-  const size = [Math.round(wide * ratio), Math.round(tall * ratio)];
-  if (canvas.width !== size[0] || canvas.height !== size[1]) {
-    [canvas.width, canvas.height] = size;
-    canvas.style.height = tall + "px";
-  }
-  const [left, top, w, h] = frame(), cut = cutAt();
+  resize();
   pen.clearRect(0, 0, canvas.width, canvas.height);
+  if (!open) return;
+  const [left, top, w, h] = frame(), [from, to, cut] = seen(), scale = w / open.size[0];
   pen.imageSmoothingQuality = "high";
-  const result = exact === turn && after ? after : corners ? preview : after;
-  if (!result) return;
-  const part = (image, from, to, smooth) => {
-    if (!image || to <= from) return;
-    pen.save(); pen.beginPath(); pen.rect(from, 0, to - from, canvas.height); pen.clip();
-    pen.imageSmoothingEnabled = smooth;
-    pen.drawImage(image, left, top, w, h);
+  pen.imageSmoothingEnabled = scale < 2 * ratio(); // of both sides alike
+  for (const [side, start, end] of [["before", 0, cut], ["after", cut, canvas.width]]) {
+    if (end <= start) continue;
+    pen.save(); pen.beginPath(); pen.rect(start, 0, end - start, canvas.height); pen.clip();
+    for (const layer of [small, isFull() && part].filter(Boolean)) {
+      const unit = layer.step * scale;
+      pen.drawImage(layer[side], left + layer.x * unit, top + layer.y * unit, layer.w * unit, layer.h * unit);
+    }
+    if (side === "after" && !progress.whole && open.mixes) { // what isn't predicted is veiled
+      [veil.width, veil.height] = [canvas.width, canvas.height];
+      const ink = veil.getContext("2d");
+      ink.fillStyle = "rgba(30, 26, 22, .45)"; ink.fillRect(left, top, w, h);
+      for (const [x, y, wide, high] of open.boxes) ink.clearRect(left + x * scale, top + y * scale, wide * scale, high * scale);
+      pen.drawImage(veil, 0, 0);
+    }
     pen.restore();
-  };
-  part(result, cut, canvas.width, result !== after || view.zoom < 2);
-  part(before, 0, cut, true);
+  }
   if (painted && tool) {
-    pen.globalAlpha = 0.5;
-    pen.drawImage(tinted(), left, top, w, h);
-    pen.globalAlpha = 1;
+    pen.globalAlpha = 0.5; pen.drawImage(tinted(), left, top, w, h); pen.globalAlpha = 1;
   }
-  if (divider.value > 0 && divider.value < 100) {
-    pen.fillStyle = "rgba(255, 255, 255, .9)";
-    pen.fillRect(cut - ratio, Math.max(top, 0), 2 * ratio, Math.min(h, canvas.height));
-  }
-  find("before").hidden = divider.value < 12; find("after").hidden = divider.value > 88;
+  pen.fillStyle = "rgba(255, 255, 255, .9)";
+  if (cut > from && cut < to) pen.fillRect(cut - ratio(), Math.max(top, 0), 2 * ratio(), Math.min(h, canvas.height));
+  if (w > canvas.width * 1.02 || h > canvas.height * 1.02) drawMap();
+  find("before").hidden = cut - from < 60 * ratio(); find("after").hidden = to - cut < 60 * ratio();
   find("brush").hidden = !tool && !painted;
-  const hint = tool && !painted ? "paint where other strengths hold; set them under “A place of its own”" : "";
-  state.textContent = exact === turn ? hint : timer ? "preview" : "computing the exact picture";
+  state.textContent = words();
+  document.querySelector("#download")?.toggleAttribute("disabled", wanted);
+}
+
+function mapBox() { // the little map at the top left: [x, y, width, height], screen pixels
+  const w = Math.min(150 * ratio(), canvas.width / 4);
+  return [10 * ratio(), 10 * ratio(), w, (w * open.size[1]) / open.size[0]];
+}
+
+function drawMap() {
+  const [x, y, w] = mapBox(), unit = w / open.size[0], [left, top, wide, high] = seenBox();
+  pen.lineWidth = 2 * ratio();
+  pen.drawImage(small.after, ...mapBox());
+  pen.strokeStyle = "#fff"; pen.strokeRect(...mapBox());
+  pen.strokeStyle = "#e8742c"; pen.strokeRect(x + left * unit, y + top * unit, wide * unit, high * unit);
+}
+
+function words() { // what goes on, in a line
+  const factor = `${open.factor} time${open.factor > 1 ? "s" : ""}: ${open.size[0]} × ${open.size[1]} px`;
+  const left = progress.left_s, minutes = left / 60;
+  const time = left === null ? "" : left < 90 ? `, about ${Math.max(Math.round(left), 1)} s`
+    : minutes < 90 ? `, about ${Math.round(minutes)} min` : `, about ${(minutes / 60).toFixed(1)} hours`;
+  if (tool && !painted) return "paint where other strengths hold; set them under “A place of its own”";
+  if (work && wanted) return `making the whole${time} left`;
+  if (work) return `looking at it${left ? time : ""} · ${factor}`;
+  if (progress.whole) return factor;
+  return `${factor} · ${Math.round(100 * progress.part)} % is repaired; Download makes the whole${time}`;
+}
+
+function describe() { // for who doesn't see it
+  const shown = view.zoom ? `${view.zoom.toFixed(1)} to 1, around ${Math.round(100 * view.x)} % from the left and `
+    + `${Math.round(100 * view.y)} % from the top` : "all of it";
+  canvas.setAttribute("aria-label", !open ? "No picture is open" : `${open.name}, ${words()}. Shown: ${shown}; before is `
+    + `left of ${divider.value} %, after right of it; repair ${strengths.pix}, detail ${strengths.sem}. Arrows move it, `
+    + "plus and minus zoom, space shows before.");
 }
 
 function tinted() { // the painted place in one color
-  const tint = document.createElement("canvas");
-  tint.width = mask.width; tint.height = mask.height;
+  const tint = Object.assign(document.createElement("canvas"), { width: mask.width, height: mask.height });
   const ink = tint.getContext("2d");
-  ink.drawImage(mask, 0, 0); ink.globalCompositeOperation = "source-in";
-  ink.fillStyle = "#12a5b5"; ink.fillRect(0, 0, tint.width, tint.height);
+  ink.drawImage(mask, 0, 0);
+  ink.globalCompositeOperation = "source-in"; ink.fillStyle = "#12a5b5"; ink.fillRect(0, 0, tint.width, tint.height);
   return tint;
 }
 
-// --- what is asked for -----------------------------------------------------------------------------------------------
+// --- knobs, and what outlives a reload -------------------------------------------------------------------------------
 
-function touched() { // something that changes the result has changed
-  turn += 1;
-  mixPreview();
-  clearTimeout(timer);
-  timer = setTimeout(() => {
-    timer = 0;
-    ask();
-    draw();
-  }, SETTLE_MS);
-  draw();
+function remember() {
+  const kept = open && { key: open.key, settings: chosen(), strengths, mask: painted ? mask.toDataURL() : "", view };
+  try { sessionStorage.setItem("pisasr", JSON.stringify(kept)); } catch {} // full: it isn't kept
 }
 
-function ask() { // one question at a time; what has moved meanwhile is asked when the answer is here
-  if (asking || timer || !shown) return;
-  asking = true;
-  trigger("settle", { turn, mask: painted ? levels() : "" });
-}
+const kept = (() => { try { return JSON.parse(sessionStorage.getItem("pisasr")); } catch { return null; } })();
 
-function levels() { // the mask as a gray picture
-  const ink = soft.getContext("2d", { willReadFrequently: true });
-  ink.filter = "none"; ink.fillStyle = "black"; ink.fillRect(0, 0, soft.width, soft.height);
-  ink.drawImage(mask, 0, 0);
-  return soft.toDataURL("image/png");
-}
+window.pisasrKnobs = (names, values) => { // of a page that is loaded again
+  const was = kept && { ...kept.settings, feather: kept.strengths.feather };
+  return names.map((name, i) => was?.[name] ?? values[i]);
+};
 
-window.pisasr = { // called whenever a knob of the page has moved
-  turned(ends, ...values) { // an emptied number is none, one beyond its knob the knob's end
-    const [pix, sem, insidePix, insideSem, feather] = values.map((value, i) => Math.min(Math.max(value, 0), ends[i]));
-    const now = { pix, sem, insidePix, insideSem, feather };
-    for (const preset of document.querySelectorAll("#presets [id^=at-]")) {
-      preset.setAttribute("aria-pressed", preset.id === `at-${pix}-${sem}`);
-    }
-    if (Object.keys(now).every((name) => now[name] === knobs[name])) return [];
-    knobs = now;
-    touched();
-    window.pisasr.drawnAt = performance.now(); // for those who measure
+window.pisasr = {
+  told(names, values) { // whenever a control of the page has moved: an emptied number is 0, one beyond its knob the end
+    const now = Object.fromEntries(names.map((name, i) => [name, values[i]])), before = settings;
+    const number = (name, most = 1.5) => clamp(now[name] ?? 0, 0, most);
+    const turned = { pix: number("lambda_pix"), sem: number("lambda_sem"), insidePix: number("inside_pix"),
+      insideSem: number("inside_sem"), feather: number("feather", 64) };
+    settings = { upscale: now.upscale || null, color_fix: now.color_fix || null, prompt: now.prompt ?? "",
+      model: now.model ?? "", format: now.format, keep_exif: Boolean(now.keep_exif) };
+    press("#presets [id^=at-]", (preset) => preset.id === `at-${turned.pix}-${turned.sem}`);
+    const isTurned = Object.keys(turned).some((name) => turned[name] !== strengths[name]);
+    strengths = turned;
+    if (isTurned && open) mixAll();
+    const isOther = ["upscale", "color_fix", "prompt", "model"].some((name) => name in before && before[name] !== settings[name]);
+    if (isOther && open) openPhoto(null, { key: open.key });
     return [];
   },
-  failed() { // the page has said why
-    asking = false;
-    state.textContent = "no exact picture";
-    return [];
+  download() { // the whole is made first
+    if (!open) return say("open a photo first");
+    wanted = true;
+    look();
   },
-  ready: () => Boolean(shown && corners), // the rest is for those who test: is all here, is it exact, what is it
-  id: () => shown?.id,
-  isExact: () => Boolean(shown && corners) && exact === turn,
-  levels() {
-    const sketch = document.createElement("canvas");
-    [sketch.width, sketch.height] = shown.size;
-    const ink = sketch.getContext("2d");
-    ink.drawImage(after, 0, 0);
-    return [[...ink.getImageData(0, 0, ...shown.size).data], ...shown.size];
+  drawnAt: () => drawnAt, // the rest is for those who test
+  id: () => open?.key ?? null,
+  about: () => ({ ...open, ...progress, view }),
+  ready: () => Boolean(open && progress.part === 1),
+  isExact: () => Boolean(open && (open.mixes ? progress.part === 1 : exactFor === wish())),
+  levels() { // of what is seen at full size
+    const layer = open.step === 1 ? small : part;
+    return [[...layer.after.getContext("2d").getImageData(0, 0, layer.w, layer.h).data], layer.w, layer.h];
   },
 };
 
-async function load(file) {
-  const image = new Image();
-  image.src = file.url;
-  await image.decode();
-  return image;
-}
-
-async function takeOver() { // a new value from the server: another picture, its corners, or its exact result
-  const value = props.value;
-  if (!value?.id) return;
-  if (!value.at) { // the answer to a question
-    asking = false;
-    if (value.turn !== turn) ask();
-  }
-  const mine = ++loads, isNew = shown?.id !== value.id;
-  const [exactOne, original, ...four] = await Promise.all([
-    load(value.after),
-    isNew ? load(value.before) : before,
-    ...(isNew || !corners ? value.corners.map(load) : []),
-  ]);
-  if (mine !== loads) return; // a later one came meanwhile
-  if (isNew) { corners = null; painted = false; exact = -1; zoomTo(0); }
-  shown = value; before = original;
-  if (four.length) {
-    const { naturalWidth, naturalHeight } = four[0];
-    for (const sketch of [preview, mask, soft]) [sketch.width, sketch.height] = [naturalWidth, naturalHeight];
-    take(four);
-  }
-  find("empty").hidden = true;
-  find("divide").hidden = find("bar").hidden = false;
-  const sameKnobs = value.at ? value.at[0] === knobs.pix && value.at[1] === knobs.sem : value.turn === turn;
-  if (sameKnobs || isNew) {
-    after = exactOne; exact = turn; clearTimeout(timer); timer = 0;
-    if (!sameKnobs) touched();
-  }
-  mixPreview(); fillSheet(); draw();
-}
-
-// --- the sheet of strengths ------------------------------------------------------------------------------------------
-
-function fillSheet() {
-  if (sheet.hidden || !corners) return;
-  sheet.replaceChildren();
-  const small = document.createElement("canvas");
-  small.width = preview.width; small.height = preview.height;
-  const ink = small.getContext("2d");
-  const shape = sheet.clientWidth / sheet.clientHeight; // of every cell, too: each is filled by what is looked at
-  const w = Math.min(small.width, small.height * shape) / Math.max(view.zoom, 1), h = w / shape;
-  const corner = (length, size, middle) => Math.min(Math.max(middle * length - size / 2, 0), length - size);
-  const from = [corner(small.width, w, view.x), corner(small.height, h, view.y), w, h];
-  for (const pix of STEPS) for (const sem of STEPS) {
-    const image = ink.createImageData(small.width, small.height);
-    mix(pix, sem, image.data, null);
-    ink.putImageData(image, 0, 0);
-    const cell = document.createElement("button"), thumb = document.createElement("canvas");
-    const scale = Math.min(320 / w, 1);
-    [thumb.width, thumb.height] = [Math.max(w * scale, 1), Math.max(h * scale, 1)];
-    thumb.getContext("2d").drawImage(small, ...from, 0, 0, thumb.width, thumb.height);
-    cell.type = "button"; cell.dataset.pix = pix; cell.dataset.sem = sem;
-    cell.setAttribute("aria-label", `repair ${pix}, detail ${sem}`);
-    cell.setAttribute("aria-pressed", pix === knobs.pix && sem === knobs.sem);
-    const words = document.createElement("span");
-    words.textContent = sheet.clientWidth > 480 ? `repair ${pix} · detail ${sem}` : `${pix} · ${sem}`;
-    cell.append(thumb, words);
-    cell.onclick = () => {
-      openSheet(false);
-      props.value = { ...props.value, chosen: [pix, sem] };
-      trigger("choose");
-    };
-    sheet.append(cell);
-  }
-}
-
-function openSheet(open) {
-  sheet.hidden = !open || !corners;
-  find("compare").setAttribute("aria-expanded", !sheet.hidden);
-  fillSheet();
+async function start() { // a photo of before the reload, or an example
+  try {
+    strengths = kept.strengths;
+    await take(await (await ask("", {}, kept.key)).json());
+    view = kept.view;
+    if (kept.mask) await paintFrom(kept.mask);
+    zoomTo(view.zoom); mixAll();
+  } catch { document.querySelector("[data-example]")?.click(); }
 }
 
 // --- hands -----------------------------------------------------------------------------------------------------------
 
-function spot(event) { // where in the picture, 0 to 1, and which screen pixel of the canvas
+function spot(event) { // where in the picture, 0 to 1, and which screen pixels of the canvas
   const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width, [left, top, w, h] = frame();
-  const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
-  return { x: (x - left) / w, y: (y - top) / h, onScreen: x };
+  const atX = (event.clientX - box.left) * scale, atY = (event.clientY - box.top) * scale;
+  return { x: (atX - left) / w, y: (atY - top) / h, atX, atY };
 }
 
 function stroke(from, to) {
-  const ink = mask.getContext("2d"), [, , w] = frame(), ratio = window.devicePixelRatio || 1;
+  const ink = mask.getContext("2d"), [, , w] = frame();
   ink.globalCompositeOperation = tool === "erase" ? "destination-out" : "source-over";
-  ink.strokeStyle = "white"; ink.lineCap = "round";
-  ink.lineWidth = (width.value * ratio * mask.width) / w;
+  ink.strokeStyle = "white"; ink.lineCap = "round"; ink.lineWidth = (width.value * ratio() * mask.width) / w;
   ink.beginPath(); ink.moveTo(from.x * mask.width, from.y * mask.height);
   ink.lineTo(to.x * mask.width + 0.01, to.y * mask.height); ink.stroke();
   painted = true;
+  draw();
 }
 
 function use(name) {
   tool = name;
-  press("tool", (button) => button.dataset.tool === tool);
+  press("[data-tool]", (button) => button.dataset.tool === tool);
   canvas.style.cursor = tool ? "crosshair" : "grab";
+  canvas.style.touchAction = tool ? "none" : "pan-y";
+  const place = document.querySelector("#place > button");
+  if (tool && place && !place.classList.contains("open")) place.click();
   draw();
 }
 
 function lookAt(x, y) { // this point of the picture in the middle
-  view.x = Math.min(Math.max(x, 0), 1);
-  view.y = Math.min(Math.max(y, 0), 1);
+  view.x = clamp(x, 0, 1); view.y = clamp(y, 0, 1);
+  draw(); rest();
 }
 
-function zoomTo(zoom) {
-  view.zoom = zoom;
-  press("zoom", (button) => Number(button.dataset.zoom) === zoom);
-  draw();
+function zoomTo(zoom, at = null) { // at: the spot that stays where it is
+  const [left, top, w, h] = frame();
+  view.zoom = zoom > fit() ? Math.min(zoom, 8) : 0;
+  press("[data-zoom]", (button) => Number(button.dataset.zoom) === view.zoom);
+  const [, , wide, high] = frame();
+  if (!at) return lookAt(view.x, view.y);
+  lookAt(at.x + (canvas.width / 2 - (left + at.x * w)) / wide, at.y + (canvas.height / 2 - (top + at.y * h)) / high);
 }
 
-function press(kind, isOn) { // of the buttons of a kind, those that are on
-  for (const button of element.querySelectorAll(`[data-${kind}]`)) button.setAttribute("aria-pressed", isOn(button));
+function zoomBy(by, at) { // between fit and 1:1 there is nothing to see sharply
+  const next = (view.zoom || fit()) * by, least = Math.max(fit(), 1);
+  zoomTo(by > 1 ? Math.max(least, next) : view.zoom && next >= least * 0.999 ? next : 0, at);
 }
 
-canvas.addEventListener("pointerdown", (event) => {
-  if (!shown) return;
+function press(css, isOn) { // of some buttons, those that are on
+  for (const button of document.querySelectorAll(css)) button.setAttribute("aria-pressed", isOn(button));
+}
+
+const on = (target, names, act, options) => names.split(" ").forEach((name) => target.addEventListener(name, act, options));
+
+on(canvas, "pointerdown", (event) => {
+  if (!open) return;
   canvas.setPointerCapture(event.pointerId);
-  const here = spot(event);
-  const fromDivider = Math.abs(here.onScreen - cutAt()) / (window.devicePixelRatio || 1);
-  hold = { kind: tool ? "paint" : fromDivider < 14 || !view.zoom ? "divide" : "pan", last: here };
-  if (tool) { stroke(here, here); mixPreview(); draw(); }
-});
-canvas.addEventListener("pointermove", (event) => {
-  if (!hold) return;
-  const here = spot(event);
-  if (hold.kind === "paint") { stroke(hold.last, here); hold.last = here; exact = -1; mixPreview(); }
-  else if (hold.kind === "divide") {
-    const [from, to] = seen();
-    divider.value = (100 * (here.onScreen - from)) / (to - from);
+  const here = spot(event), [x, y, w, h] = mapBox(), isNear = Math.abs(here.atX - seen()[2]) < 14 * ratio();
+  fingers.set(event.pointerId, here);
+  if (view.zoom && here.atX > x && here.atX < x + w && here.atY > y && here.atY < y + h) {
+    return lookAt((here.atX - x) / w, (here.atY - y) / h);
   }
-  else {
-    lookAt(view.x - (here.x - hold.last.x), view.y - (here.y - hold.last.y));
-    hold.last = spot(event);
-  }
-  draw();
+  hold = { kind: fingers.size === 2 ? "pinch" : tool ? "paint" : isNear || !view.zoom ? "divide" : "pan", last: here };
+  if (hold.kind !== "paint") return;
+  strokes = [...strokes.slice(-4), mask.getContext("2d").getImageData(0, 0, mask.width, mask.height)];
+  stroke(here, here);
 });
-canvas.addEventListener("pointerup", () => { if (hold?.kind === "paint") touched(); hold = null; });
-canvas.addEventListener("pointercancel", () => { hold = null; });
-canvas.addEventListener("dblclick", (event) => {
-  if (!shown || tool) return;
-  const here = spot(event);
-  lookAt(here.x, here.y);
-  zoomTo(view.zoom ? 0 : 1);
+on(canvas, "pointermove", (event) => {
+  if (!hold || !open) return;
+  const here = spot(event), [from, to] = seen(), [, , w, h] = frame();
+  if (hold.kind === "pinch") {
+    const [one, two] = fingers.values();
+    fingers.set(event.pointerId, here);
+    const [a, b] = fingers.values(), far = (p, q) => Math.max(Math.hypot(p.atX - q.atX, p.atY - q.atY), 1);
+    if (view.zoom) lookAt(view.x - (a.x + b.x - one.x - two.x) / 2, view.y - (a.y + b.y - one.y - two.y) / 2);
+    zoomBy(far(a, b) / far(one, two), { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 });
+    fingers.set(event.pointerId, spot(event));
+  } else if (hold.kind === "paint") stroke(hold.last, here);
+  else if (hold.kind === "divide") { divider.value = (100 * (here.atX - from)) / (to - from); draw(); }
+  else lookAt(view.x - (here.atX - hold.last.atX) / w, view.y - (here.atY - hold.last.atY) / h);
+  hold.last = spot(event);
 });
-canvas.addEventListener("keydown", (event) => {
-  const by = { ArrowLeft: -2, ArrowRight: 2 }[event.key], zooms = [0, 1, 2, 4], now = zooms.indexOf(view.zoom);
-  if (by) { divider.value = Number(divider.value) + by; draw(); }
-  else if (event.key === "+") zoomTo(zooms[Math.min(now + 1, 3)]);
-  else if (event.key === "-") zoomTo(zooms[Math.max(now - 1, 0)]);
+on(canvas, "pointerup pointercancel", (event) => {
+  fingers.delete(event.pointerId);
+  if (hold?.kind === "paint") mixAll();
+  hold = null;
+});
+on(canvas, "dblclick", (event) => { if (open && !tool) zoomTo(view.zoom ? 0 : Math.max(1, 2 * fit()), spot(event)); });
+on(canvas, "wheel", (event) => {
+  if (!open) return;
+  event.preventDefault();
+  zoomBy(Math.exp(-event.deltaY / 400), spot(event));
+}, { passive: false });
+const before = (isHeld) => { holding = isHeld; draw(); };
+on(canvas, "keydown", (event) => {
+  if (!open) return;
+  const [x, y] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] ?? [0, 0];
+  const [, , w, h] = frame();
+  if (view.zoom && !event.shiftKey && (x || y)) lookAt(view.x + (x * canvas.width) / 4 / w, view.y + (y * canvas.height) / 4 / h);
+  else if (x) { divider.value = Number(divider.value) + 2 * x; draw(); rest(); }
+  else if (event.key === "+") zoomBy(2);
+  else if (event.key === "-") zoomBy(0.5);
   else if (event.key === "0") zoomTo(0);
+  else if (event.key === " ") before(true);
   else return;
   event.preventDefault();
 });
-divider.addEventListener("input", draw);
-for (const button of element.querySelectorAll("[data-zoom]")) {
-  button.onclick = () => zoomTo(Number(button.dataset.zoom));
-}
+on(canvas, "keyup", (event) => { if (event.key === " ") before(false); });
+on(find("hold"), "pointerdown", () => before(true));
+on(find("hold"), "pointerup pointerleave pointercancel blur keyup", () => before(false));
+on(find("hold"), "keydown", (event) => { if (event.key === " ") before(true); });
+on(divider, "input", () => { draw(); rest(); });
+for (const button of element.querySelectorAll("[data-zoom]")) button.onclick = () => zoomTo(Number(button.dataset.zoom));
 for (const button of element.querySelectorAll("[data-tool]")) {
   button.onclick = () => use(tool === button.dataset.tool ? "" : button.dataset.tool);
 }
-find("compare").onclick = () => openSheet(sheet.hidden);
-element.addEventListener("keydown", (event) => { if (event.key === "Escape") openSheet(false); });
+find("share").onclick = share;
+find("close").onclick = close;
+find("stop").onclick = () => { asked++; wanted = false; stop(); draw(); };
+find("empty").onclick = find("another").onclick = () => file.click();
+find("undo").onclick = () => {
+  if (strokes.length) { mask.getContext("2d").putImageData(strokes.pop(), 0, 0); mixAll(); }
+};
 find("clear").onclick = () => {
   mask.getContext("2d").clearRect(0, 0, mask.width, mask.height);
-  if (painted) { painted = false; touched(); }
+  painted = false; strokes = []; mixAll();
 };
-const entrance = () => document.querySelector("#photo input[type=file]"); // the page's own; a photo may land here, too
-find("empty").onclick = () => entrance()?.click();
-const stage = find("stage");
-stage.addEventListener("dragover", (event) => event.preventDefault());
-stage.addEventListener("drop", (event) => {
+const receive = (photo) => { if (photo && element.offsetParent) openPhoto(photo, { name: photo.name || "pasted.png" }); };
+file.onchange = () => { receive(file.files[0]); file.value = ""; };
+on(document, "dragover drop", (event) => {
+  if (!element.offsetParent) return; // another tab of the page
   event.preventDefault();
-  if (!event.dataTransfer.files.length || !entrance()) return;
-  entrance().files = event.dataTransfer.files;
-  entrance().dispatchEvent(new Event("change", { bubbles: true }));
+  receive(event.dataTransfer.files[0]);
 });
-document.addEventListener("error", ({ target }) => { // what this browser can't show, TIFF mostly, lies open all the same
-  if (target.matches?.("#photo img")) target.alt = "no preview of such a file here; it is opened all the same";
-}, true);
+on(document, "paste", (event) => receive(event.clipboardData.files[0]));
+on(document, "click", (event) => {
+  const example = event.target.closest?.("[data-example]")?.dataset.example;
+  if (example) openPhoto(null, { example });
+});
+document.querySelector(".gradio-container").style.overflow = "clip"; // a hidden one holds what sticks
 new ResizeObserver(draw).observe(stage);
-watch("value", takeOver);
-takeOver();
+draw();
+setTimeout(start, 100); // when the page has told its knobs

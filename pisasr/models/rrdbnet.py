@@ -171,6 +171,7 @@ class PixelAutoencoder(ModelMixin, ConfigMixin):
     """
 
     downscale = SCALE  # image pixels per latent pixel, on each axis
+    is_linear = True  # so that strengths mix pixels as they mix latents
 
     @register_to_config
     def __init__(self, latent_channels: int = 3 * SCALE**2, scaling_factor: float = 1.0):

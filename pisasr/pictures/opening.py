@@ -12,6 +12,7 @@ from pisasr.errors import ImageError, PisasrError, safe_text
 from pisasr.pictures.folders import cannot_open
 
 READABLE = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # for others Pillow would even start Ghostscript
+HEIC = (b"ftyphei", b"ftyphev", b"ftypmif", b"ftypmsf")  # from the fifth byte on
 MAX_PIXELS = 64_000_000  # of an input, before it is decoded
 
 
@@ -22,7 +23,7 @@ def opened(path: Path, max_pixels: int | None = None) -> Iterator[Any]:
         raise ImageError(reason)
     try:
         # A file and not its name, by which Pillow would map a TIFF that lies on its side wrongly.
-        with path.open("rb") as file, Image.open(file, formats=READABLE) as image:
+        with path.open("rb") as file, Image.open(file, formats=_formats(path)) as image:
             pixels = image.width * image.height
             if max_pixels and pixels > max_pixels:
                 raise ImageError(
@@ -42,6 +43,19 @@ def opened(path: Path, max_pixels: int | None = None) -> Iterator[Any]:
     except Exception as error:  # decoders raise many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"broken picture: {reason}") from None
+
+
+def _formats(path: Path) -> tuple[str, ...]:
+    """What Pillow may take a file for: HEIC, a phone's own, by its first bytes and pillow-heif."""
+    with path.open("rb") as file:
+        if not file.read(12)[4:].startswith(HEIC):
+            return READABLE
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise ImageError("HEIC needs pillow-heif: pip install pillow-heif") from None
+    register_heif_opener()
+    return ("HEIF",)
 
 
 def is_deep(image: Any) -> bool:
