@@ -71,10 +71,12 @@ class Options:
         group=None,
     )
     tile_size: int | None = memory(
-        "UNet tile in latent pixels (default: 768 px of the picture)", alias="--latent_tiled_size"
+        "UNet tile in latent pixels (default: the model's own, 768 px for Stable Diffusion)",
+        alias="--latent_tiled_size",
     )
     tile_overlap: int | None = memory(
-        "in latent pixels; means --tiling published (default: a third there, else a twelfth)",
+        "in latent pixels; means --tiling published (default: the model's own, or a third there, a "
+        "twelfth else)",
         least=0,
         alias="--latent_tiled_overlap",
     )
@@ -123,10 +125,14 @@ class Options:
         """Whether tiles form an even grid; naming an overlap means the published plan."""
         return (self.tiling or ("even" if self.tile_overlap is None else "published")) == "even"
 
-    def tile_plan(self, factor: int) -> tuple[int, int]:
-        """(tile, overlap) in latent pixels. ValueError unless overlap < tile."""
-        tile = self.tile_size or TILE_PX // factor
-        usual = tile // 12 if self.evenly else tile // 3
+    def tile_plan(self, factor: int, unet: Any = None) -> tuple[int, int]:
+        """(tile, overlap) in latent pixels, as the UNet has them where it has its own.
+
+        ValueError unless overlap < tile.
+        """
+        tile = self.tile_size or int(getattr(unet, "tile", TILE_PX // factor))
+        usual: int = tile // 12 if self.evenly else tile // 3
+        usual = min(getattr(unet, "tile_overlap", usual), tile // 3)
         overlap = usual if self.tile_overlap is None else self.tile_overlap
         if overlap >= tile:
             raise ValueError(

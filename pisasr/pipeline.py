@@ -359,8 +359,11 @@ class PiSASRPipeline(DiffusionPipeline):
         results = []
         for picture, frame in zip(pictures, planned, strict=True):
             pair = self._place(frame, *strengths)
-            prediction = self._predict(picture, frame, settings, on_tile, needed(*pair))
-            results.append(self._decode(prediction, pair))
+            # Without a name here: of a big picture each latent is as large as all that follows.
+            x_H, finishing = self._decode(
+                self._predict(picture, frame, settings, on_tile, needed(*pair)), pair
+            )
+            results.append(_finish(x_H, finishing))
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=results) if return_dict else (results,)
 
@@ -395,9 +398,15 @@ class PiSASRPipeline(DiffusionPipeline):
         options = replace(prediction.options, output_type=output_type, color_fix=color_fix)
         strengths = _check_strengths(lambda_pix, lambda_sem, [prediction.picture])
         pair = self._place(prediction.frame, *strengths)
-        result = self._decode(replace(prediction, options=options), pair)
+        prediction = replace(prediction, options=options)
+        result = _finish(*self._decode(prediction, pair))
         self.maybe_free_model_hooks()
         return result
+
+    def working_size(self, image: Given, **options: Any) -> tuple[int, int]:
+        """(width, height) at which a picture is worked on, before it gets the size asked for."""
+        (picture,) = images.pictures_of(image)
+        return self._frame(picture, Options.of(options)).padded
 
     def _frame(self, picture: Picture, options: Options) -> Frame:
         """The sizes that the picture passes through."""
@@ -430,7 +439,10 @@ class PiSASRPipeline(DiffusionPipeline):
     ) -> Prediction:
         """Frame, encode, predict."""
         model, device = self.model, self._execution_device
-        given = images.to_batch([frames.pad(frames.prepare(picture.pixels, frame), frame)], device)
+        # A base of one factor undoes the enlargement, which clipping would keep it from.
+        enlarged = frames.prepare(picture.pixels, frame, clip=not self.config.native_upscale)
+        given = images.to_batch([frames.pad(enlarged, frame)], device)
+        del enlarged
         shape = torch.Size(model.latent_shape(given))
         generator = options.make_generator()
         noise = None if generator is None else draw_noise(given.new_empty(shape).float(), generator)
@@ -439,25 +451,29 @@ class PiSASRPipeline(DiffusionPipeline):
         def call(plan: Plan) -> Latents:
             total = sum(needs) * count_tiles(shape[2], shape[3], plan.tile, plan.overlap, plan.even)
             predictors = self._predictors(embeds, total, on_tile).only(*needs)
-            x_L = images.to_signed(images.from_levels(given))
-            return encode_and_predict(model, x_L, predictors, plan, noise)
+            return encode_and_predict(
+                model, images.to_signed(images.from_levels(given)), predictors, plan, noise
+            )
 
         latents, plan = self._run(call, self._plan(options), shape)
         color_fix = options.color_fix or self.config.color_fix
         options = replace(options, color_fix=color_fix, generator=None)  # which can't be pickled
         return Prediction(latents, given, picture, frame, plan, options)
 
-    def _decode(self, prediction: Prediction, pair: tuple[Strength, Strength]) -> Result:
-        """Mix, decode, finish."""
-        model, latents, shape = self.model, prediction.latents, prediction.latents.z_L.shape
+    def _decode(
+        self, prediction: Prediction, pair: tuple[Strength, Strength]
+    ) -> tuple[Tensor, Prediction]:
+        """Mix and decode; what `_finish` takes: z_H where that is the result, and no latents."""
+        model = self.model
+        z_H = decode_at(model, prediction.latents, pair, decode=False).z_H
+        prediction = replace(prediction, latents=Latents._make([None] * 3))
         if prediction.options.output_type == "latent":
-            return decode_at(model, latents, pair, decode=False).z_H[0]
+            return z_H, prediction
 
-        def call(plan: Plan) -> tuple[Any]:
-            return (decode_at(model, latents, pair, plan).x_H,)
+        def call(plan: Plan) -> tuple[Tensor]:
+            return (model.decode(z_H, plan),)
 
-        (x_H,), _ = self._run(call, prediction.plan, shape)
-        return _finish(x_H, prediction)
+        return self._run(call, prediction.plan, z_H.shape)[0][0], prediction
 
     def _embed(self, model: PiSASR, prompt: str, device: torch.device) -> Tensor | None:
         if self.text_encoder is not None:  # offloading's hooks move it themselves
@@ -483,7 +499,7 @@ class PiSASRPipeline(DiffusionPipeline):
 
     def _plan(self, options: Options) -> Plan:
         """How big things are cut, as asked for."""
-        tile, overlap = options.tile_plan(self.model.factor)
+        tile, overlap = options.tile_plan(self.model.factor, self.unet)
         # An even grid's sides are halved without a remainder by all but the UNet's lowest level: a
         # coarser step would waste more.
         levels = len(getattr(self.unet.config, "block_out_channels", ()))
@@ -601,10 +617,11 @@ def _is_finite(tensors: tuple[Tensor | None, ...]) -> bool:
 def _finish(x_H: Tensor, prediction: Prediction) -> Result:
     """The decoded picture [1, 3, H, W] at frame.output, with the input's colors, gray, alpha."""
     frame, picture, options = prediction.frame, prediction.picture, prediction.options
-    source = images.from_levels(frames.crop(prediction.given, frame))
-    made = images.to_unit(frames.crop(x_H, frame).float())
+    if options.output_type == "latent":
+        return x_H[0]
+    made = frames.crop(x_H, frame).float().clamp_(-1, 1).add_(1).div_(2)  # nobody else has it
     if (fix := COLOR_FIXES[options.color_fix or "none"]) is not None:
-        made = fix(made, source)
+        made = fix(made, images.from_levels(frames.crop(prediction.given, frame)))
     if options.output_type == "pil":
         return images.as_image(
             images.join(frames.finish(images.from_batch(made, 8)[0], frame), picture)

@@ -26,7 +26,8 @@ class StubPipeline:
     """Enlarges by PIL and remembers what it was called with."""
 
     model = SimpleNamespace(factor=8)
-    identity = "stub"
+    identity, unet = "stub", None
+    working_size = staticmethod(lambda *_, **options: (8, 8))
 
     def __init__(self):
         self.calls = []
@@ -36,6 +37,7 @@ class StubPipeline:
         self.calls.append(SimpleNamespace(pair=pair, options=options))
         image = images.as_image(images.join(picture.pixels, picture))
         size = round(options["upscale"] * image.width), round(options["upscale"] * image.height)
+        on_tile(1, 7)
         return SimpleNamespace(images=[image.resize(size)])
 
 
@@ -164,6 +166,15 @@ def test_an_overlap_is_below_its_tile(here, stub, capsys):
     said = usage_error(capsys, "-i", "in", "--tile_size", "8", "--tile_overlap", "8")
     assert "tile_overlap" in said
     assert infer("-i", "in", "-o", "out", "--tile_overlap", 96) == errors.WRONG_USAGE
+
+
+def test_a_big_picture_says_what_it_takes(here, stub, capsys):
+    draw("in/a.png")
+    stub.working_size = lambda *_, **options: (16000, 12000)
+    assert infer("-i", "in", "-o", "out") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "a.png: working on 192 megapixels (16000 x 12000)"
+    assert said[1].startswith("about ") and " minutes for 7 tiles, " in said[1]
 
 
 # --- inputs and names -----------------------------------------------------------------------------

@@ -1,6 +1,4 @@
-"""Latent tiling keeps its promises: it covers everything once, changes nothing by itself, and plans
-as published.
-"""
+"""Latent tiling covers everything once, changes nothing by itself, and plans as published."""
 
 import json
 from itertools import pairwise
@@ -33,9 +31,8 @@ def plans(draw):
 def test_identity_in_identity_out_at_any_size(plan):
     h, w, tile, overlap = plan
     z = torch.randn(1, 2, h, w, generator=torch.Generator().manual_seed(h * w))
-    torch.testing.assert_close(
-        blend_tiles(lambda crop: crop, z, tile, overlap), z, rtol=1e-5, atol=1e-6
-    )
+    same = blend_tiles(lambda crop: crop, z, tile, overlap)
+    torch.testing.assert_close(same, z, rtol=1e-5, atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -47,8 +44,7 @@ def test_tiles_cover_every_position_and_stay_inside(plan):
     for place in grid:
         assert place.crop(seen).shape == (min(tile, h), min(tile, w))
         place.crop(seen).add_(1)
-    assert seen.min() >= 1
-    assert len(set(grid)) == len(grid)
+    assert seen.min() >= 1 and len(set(grid)) == len(grid)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +55,8 @@ def test_each_tile_is_looked_at_once_and_in_batches(pictures, batch_size, sizes)
     crops = []
 
     def predict(crop):
-        crops.append(crop.shape)
-        return crop * torch.arange(len(crop)).remainder(pictures).add(1).view(
-            -1, 1, 1, 1
-        )  # a picture keeps its place
+        crops.append(crop.shape)  # a picture keeps its place
+        return crop * torch.arange(len(crop)).remainder(pictures).add(1).view(-1, 1, 1, 1)
 
     z = torch.randn(pictures, 4, 24, 20)
     blended = blend_tiles(predict, z, 16, 4, batch_size)
@@ -117,10 +111,8 @@ def test_result_has_the_dtype_of_the_predictions(dtype):
 
 def test_weights_are_the_published_ones(parity):
     for name, published in load_file(parity / "tensors" / "tile_weights.safetensors").items():
-        side = int(name.removeprefix("w"))
-        torch.testing.assert_close(
-            gaussian_weight(side, side).to(published), published, rtol=1e-6, atol=0
-        )
+        ours = gaussian_weight(*2 * [int(name.removeprefix("w"))]).to(published)
+        torch.testing.assert_close(ours, published, rtol=1e-6, atol=0)
 
 
 def test_plan_has_as_many_tiles_as_published(parity):
@@ -131,24 +123,15 @@ def test_plan_has_as_many_tiles_as_published(parity):
         assert tiles * (1 if options["default"] else 2) == case["unet_calls"], case["name"]
 
 
-@given(
-    size=st.integers(1, 700),
-    tile=st.integers(4, 100),
-    overlap=st.integers(0, 12),
-    multiple=st.sampled_from([1, 4, 8]),
-)
+@given(st.integers(1, 700), st.integers(4, 100), st.integers(0, 12), st.sampled_from([1, 4, 8]))
 def test_an_even_grid_covers_an_axis_with_equal_tiles(size, tile, overlap, multiple):
     overlap = min(overlap, tile - 1)
     length, starts = even_axis(size, tile, overlap, multiple)
     assert length <= tile and starts[0] == 0 and starts[-1] + length == size
     steps = [after - before for before, after in pairwise(starts)]
-    assert (
-        all(0 < step <= length - overlap for step in steps)
-        and max(steps, default=0) - min(steps, default=0) <= 1
-    )
-    assert len(starts) == 1 or len(starts) == -(
-        -(size - overlap) // (tile - overlap)
-    )  # no more than needed
+    assert all(0 < step <= length - overlap for step in steps)
+    assert max(steps, default=0) - min(steps, default=0) <= 1
+    assert len(starts) in (1, -(-(size - overlap) // (tile - overlap)))  # no more than needed
 
 
 @pytest.mark.parametrize("side", [1024, 1536, 2048, 3000, 4096, 8192])
@@ -163,16 +146,13 @@ def test_an_even_grid_wastes_less_than_a_third(side):
 @pytest.mark.parametrize(("h", "w"), [(24, 20), (50, 7), (33, 61)])
 def test_blending_an_even_grid_keeps_what_every_tile_agrees_on(h, w):
     z = torch.randn(2, 3, h, w)
-    torch.testing.assert_close(
-        blend_tiles(lambda crop: crop, z, 12, 3, 2, even=4), z, rtol=1e-5, atol=1e-6
-    )
+    same = blend_tiles(lambda crop: crop, z, 12, 3, 2, even=4)
+    torch.testing.assert_close(same, z, rtol=1e-5, atol=1e-6)
 
 
 def test_an_even_grid_goes_over_from_tile_to_tile_smoothly():
     """Tiles that disagree by one: no step between neighbours is larger than the ramp's own."""
-    values = iter(range(2))
-    blended = blend_tiles(
-        lambda crop: torch.full_like(crop, next(values)), torch.zeros(1, 1, 16, 24), 16, 8, even=8
-    )
+    values, z = iter(range(2)), torch.zeros(1, 1, 16, 24)
+    blended = blend_tiles(lambda crop: torch.full_like(crop, next(values)), z, 16, 8, even=8)
     assert blended[..., :8].eq(0).all() and blended[..., 16:].eq(1).all()
     assert 0 < blended.diff(dim=-1).max() < torch.pi / 16 + 0.01

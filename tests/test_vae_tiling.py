@@ -1,6 +1,4 @@
-"""A VAE computed in bands gives the whole picture's result, in less memory, and leaves what it was
-given alone.
-"""
+"""A VAE in bands gives the whole picture's result, in less memory, and leaves its input alone."""
 
 import warnings
 from functools import cache
@@ -15,21 +13,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pisasr.method.vae_tiling import Bands, _attend, _windows, decode_tiled, encode_tiled
 
-CUTS = [
-    (16, 16, 5),
-    (9, 20, 3),
-    (1, 40, 2),
-    (40, 1, 3),
-    (15, 9, 1),
-    (3, 2, 2),
-]  # height, width, tile in latent pixels
+# height, width, tile in latent pixels
+CUTS = [(16, 16, 5), (9, 20, 3), (1, 40, 2), (40, 1, 3), (15, 9, 1), (3, 2, 2)]
 
 
 def small_vae(attention=True, channels=(16, 16, 32), **config):
     """Seeded, fourfold, and with norms that scale and shift, so that a wrong statistic shows."""
-    from diffusers import (
-        AutoencoderKL,
-    )  # here, after pisasr made it importable beside a CPU-only torch
+    from diffusers import AutoencoderKL  # here, after pisasr made it importable
 
     torch.manual_seed(0)
     levels = len(channels)
@@ -57,21 +47,17 @@ def picture(h, w, batch=1):
 
 
 def latent(h, w, channels=4, batch=1):
-    return picture(h, w, batch)[:, :1] + torch.randn(
-        batch, channels, h, w, generator=torch.Generator().manual_seed(w)
-    )
+    seeded = torch.Generator().manual_seed(w)
+    return picture(h, w, batch)[:, :1] + torch.randn(batch, channels, h, w, generator=seeded)
 
 
 def assert_equal_images(came, wanted):
-    torch.testing.assert_close(
-        came, wanted, rtol=0, atol=2e-5 * max(1.0, wanted.abs().max().item())
-    )
+    size = max(1.0, wanted.abs().max().item())
+    torch.testing.assert_close(came, wanted, rtol=0, atol=2e-5 * size)
 
 
 class PeakBytes(TorchDispatchMode):
-    """The most bytes that tensors made inside held at once (a convolution's inner workspace is not
-    seen).
-    """
+    """The most bytes that tensors made inside held at once, but for convolutions' workspaces."""
 
     def __init__(self):
         super().__init__()
@@ -128,9 +114,8 @@ def test_a_larger_map_attends_to_the_window_around_each_block(monkeypatch):
         seen = window.crop(normed).contiguous()
         added = attention(seen) - seen
         block.crop(wanted).copy_(block.crop(x) + inner.crop(added))
-    torch.testing.assert_close(
-        _attend(shared_vae(True).decoder.mid_block.attentions[0], x, Bands(2, 3)), wanted
-    )
+    attention = shared_vae(True).decoder.mid_block.attentions[0]
+    torch.testing.assert_close(_attend(attention, x, Bands(2, 3)), wanted)
 
 
 @pytest.mark.parametrize(
@@ -141,22 +126,16 @@ def test_blocks_cover_a_map_once_and_lie_in_windows_of_one_area(height, width):
     for block, window in _windows(height, width):
         block.crop(seen).add_(1)
         assert window.height * window.width <= 128**2
-        assert (
-            0 <= window.top <= block.top
-            and block.top + block.height <= window.top + window.height <= height
-        )
-        assert (
-            0 <= window.left <= block.left
-            and block.left + block.width <= window.left + window.width <= width
-        )
+        assert 0 <= window.top <= block.top and 0 <= window.left <= block.left
+        assert block.top + block.height <= window.top + window.height <= height
+        assert block.left + block.width <= window.left + window.width <= width
     assert (seen == 1).all()
 
 
 @torch.no_grad()
 def test_a_vae_without_quant_convs_and_with_single_layers_is_known():
-    vae = small_vae(
-        layers_per_block=2, use_quant_conv=False, use_post_quant_conv=False, latent_channels=6
-    )
+    no_quant = {"use_quant_conv": False, "use_post_quant_conv": False}
+    vae = small_vae(layers_per_block=2, latent_channels=6, **no_quant)
     x, z = picture(32, 40), latent(8, 10, channels=6)
     assert_equal_images(encode_tiled(vae, x, 8).mean, vae.encode(x).latent_dist.mean)
     assert_equal_images(decode_tiled(vae, z, 3), vae.decode(z).sample)
@@ -169,8 +148,7 @@ def test_inputs_and_weights_are_left_alone():
     kept = [x.clone(), z.clone(), *(p.clone() for p in vae.parameters())]
     encode_tiled(vae, x, 8)
     decode_tiled(vae, z, 2)
-    for now, before in zip([x, z, *vae.parameters()], kept, strict=True):
-        assert torch.equal(now, before)
+    assert all(map(torch.equal, [x, z, *vae.parameters()], kept))
 
 
 @torch.no_grad()
@@ -188,8 +166,7 @@ def test_half_precision_is_as_near_to_float32_as_untiled():
     vae.bfloat16()
     untiled = (vae.decode(z.bfloat16()).sample.float() - exact).norm()
     tiled = decode_tiled(vae, z.bfloat16(), 6)
-    assert tiled.dtype == torch.bfloat16
-    assert (tiled.float() - exact).norm() < 1.2 * untiled
+    assert tiled.dtype == torch.bfloat16 and (tiled.float() - exact).norm() < 1.2 * untiled
 
 
 @torch.no_grad()
@@ -201,23 +178,18 @@ def test_bands_hold_two_maps_and_no_more():
         decode_tiled(vae, z, 5)
     one_map = 16 * z.shape[-2] * z.shape[-1] * 16 * z.element_size()  # 16 channels at image size
     two_widest = 3 * one_map  # where the last level takes 32 channels in and gives 16
-    assert tiled.peak < 1.25 * two_widest
-    assert tiled.peak < 0.65 * whole.peak
+    assert tiled.peak < min(1.25 * two_widest, 0.65 * whole.peak)
 
 
 @torch.no_grad()
 def test_unknown_layers_are_named_and_the_picture_still_comes_out():
     vae, z = small_vae(), latent(8, 8)
     vae.decoder.mid_block.resnets[0].nonlinearity = nn.GELU()
-    with pytest.warns(
-        UserWarning,
-        match=r"mid_block.resnets.0.nonlinearity \(GELU\).* the decoder whole",
-    ):
+    said = r"mid_block.resnets.0.nonlinearity \(GELU\).* the decoder whole"
+    with pytest.warns(UserWarning, match=said):
         tiled = decode_tiled(vae, z, 4)
-    with torch.no_grad():
-        assert torch.equal(tiled, vae.decode(z).sample)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    assert torch.equal(tiled, vae.decode(z).sample)
+    with warnings.catch_warnings(action="error"):
         encode_tiled(vae, picture(32, 32), 16)
 
 

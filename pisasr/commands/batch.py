@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 KEPT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")  # bmp holds no metadata
 
+TOLD_MEGAPIXELS = 32  # what is worked on is told before from here up
+
 Existing = Literal["overwrite", "skip", "error"]
 
 
@@ -160,12 +162,25 @@ class Report:
     def __init__(self, path: Path, total: int) -> None:
         self.path = path
         self.counts: Counter[str] = Counter()
-        self.started = time.perf_counter()
+        self.started = self.begun = time.perf_counter()
+        self.megapixels = 0.0  # of the picture that is being worked on
         self.bar = tqdm(total=total, unit="picture", disable=None)  # None: on a terminal alone
         path.write_bytes(b"")
 
+    def begin(self, name: Path, size: tuple[int, int]) -> None:
+        """Say what is worked on, of a picture so big that it takes minutes somewhere."""
+        self.begun, self.megapixels = time.perf_counter(), size[0] * size[1] / 1e6
+        if self.megapixels >= TOLD_MEGAPIXELS:
+            work = f"working on {self.megapixels:.0f} megapixels ({size[0]} x {size[1]})"
+            tqdm.write(f"{safe_text(name)}: {work}")
+
     def on_tile(self, done: int, total: int) -> None:
-        """Show the progress of a picture in tiles."""
+        """Show the progress of a picture in tiles; after the first, what a big one will take."""
+        if self.megapixels >= TOLD_MEGAPIXELS and done < total:
+            seconds = (time.perf_counter() - self.begun) * total / done
+            rate = f"{seconds / self.megapixels:.2g} s a megapixel"
+            tqdm.write(f"about {seconds / 60:.0f} minutes for {total} tiles, {rate}")
+            self.megapixels = 0.0  # told
         self.bar.set_postfix_str(f"tile {done}/{total}" if done < total else "")
 
     def add(self, task: Task, status: str, reason: str, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -137,7 +137,7 @@ def _infer(args: argparse.Namespace) -> int:
     report = Report(args.output / name, len(tasks))
     try:
         if pipe is not None:
-            restore = _restorer(pipe, args, report.on_tile)
+            restore = _restorer(pipe, args, report)
             restore_files(tasks, restore, report, args.existing, args.debug)
     finally:
         report.close()
@@ -172,15 +172,13 @@ def _wait_for_others() -> None:
     distributed.destroy_process_group()
 
 
-def _restorer(
-    pipe: "PiSASRPipeline", args: argparse.Namespace, on_tile: Callable[[int, int], None]
-) -> Restore:
+def _restorer(pipe: "PiSASRPipeline", args: argparse.Namespace, report: Report) -> Restore:
     """Make the function from a picture to its result, or its results for every pair and a sheet."""
     from pisasr.pictures.images import eight_bits
     from pisasr.pictures.sheets import draw_sheet
 
     try:
-        Options(**pipeline_options(args)).tile_plan(pipe.model.factor)
+        Options(**pipeline_options(args)).tile_plan(pipe.model.factor, pipe.unet)
     except ValueError as error:
         raise UsageError(str(error)) from None
     output_type: OutputType = "uint16" if args.bits == 16 else "pil"
@@ -194,17 +192,21 @@ def _restorer(
 
     def restore(picture: "Picture", name: Path) -> Result:
         (pix, sem), note = _strengths_of(args, name)
-        (result,) = pipe(picture, pix, sem, on_tile, **options_for(name)).images
+        (result,) = pipe(picture, pix, sem, report.on_tile, **options_for(name)).images
         return Result([result], [_metadata(pipe, args, picture, (pix, sem))], note)
 
     def restore_grid(picture: "Picture", name: Path) -> Result:
-        prediction = pipe.predict(picture, on_tile, **options_for(name))
+        prediction = pipe.predict(picture, report.on_tile, **options_for(name))
         results = [pipe.decode(prediction, pix, sem, output_type) for pix, sem in pairs]
         sheet = draw_sheet([eight_bits(result) for result in results], *args.lambda_grid)
         metadata = [_metadata(pipe, args, picture, pair) for pair in [*pairs, args.lambda_grid]]
         return Result([*results, sheet], metadata)
 
-    return restore_grid if pairs else restore
+    def announce(picture: "Picture", name: Path) -> Result:
+        report.begin(name, pipe.working_size(picture, **pipeline_options(args)))
+        return (restore_grid if pairs else restore)(picture, name)
+
+    return announce
 
 
 def _strengths_of(args: argparse.Namespace, name: Path) -> tuple[list[Any], str]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WAVELET_LEVELS = 5
+BAND = 256  # rows at once; five copies of these are held, not of the picture
 
 
 def adain(target: Tensor, source: Tensor) -> Tensor:
@@ -33,6 +34,17 @@ def wavelet(target: Tensor, source: Tensor) -> Tensor:
     `low` is five [1 2 1] blurs in a row, their taps 1, 2, 4, 8, 16 pixels apart (the color fix of
     StableSR, arXiv:2305.07015).
     """
+    if torch.compiler.is_compiling():  # torch.export would take the number of bands for a constant
+        return _wavelet(target, source)
+    made, height, reach = torch.empty_like(target), target.shape[-2], 2**WAVELET_LEVELS
+    for top in range(0, height, BAND):
+        start, stop = max(top - reach, 0), min(top + BAND, height)
+        band = _wavelet(*(x[..., start : stop + reach, :] for x in (target, source)))
+        made[..., top:stop, :] = band[..., top - start : stop - start, :]
+    return made
+
+
+def _wavelet(target: Tensor, source: Tensor) -> Tensor:
     return (target - low_frequencies(target)).add_(low_frequencies(source)).clamp_(0, 1)
 
 

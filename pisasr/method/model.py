@@ -113,7 +113,7 @@ def restore(
     pairs = list(lambdas)
     needed = predictors.only(*needed_by(pairs))
     latents = encode_and_predict(model, x_L, needed, plan, noise)
-    del x_L  # of a big picture, as large as all that follows
+    del x_L
     for pair in pairs:
         yield decode_at(model, latents, pair, plan, decode)
 
@@ -128,6 +128,7 @@ def encode_and_predict(
     """Encode x_L and make each prediction: the half of `restore` that no strength changes."""
     with torch.no_grad():
         z_L = model.encode(x_L, noise, plan)
+    del x_L  # of a big picture, as large as all that follows
 
     def predict(predictor: Predictor | None) -> Tensor | None:
         if predictor is None or plan.tile is None:
@@ -192,11 +193,13 @@ class PiSASR:
 
     def scale(self, latent: Tensor) -> Tensor:
         """Scale the VAE's latent to what the UNet expects (near unit variance)."""
-        return (latent - self._shift) * self.vae.config.scaling_factor
+        factor, shift = self.vae.config.scaling_factor, self._shift
+        return latent if (factor, shift) == (1, 0) else (latent - shift) * factor
 
     def unscale(self, z: Tensor) -> Tensor:
         """Undo `scale`."""
-        return z / self.vae.config.scaling_factor + self._shift
+        factor, shift = self.vae.config.scaling_factor, self._shift
+        return z if (factor, shift) == (1, 0) else z / factor + shift
 
     @property
     def _shift(self) -> float:

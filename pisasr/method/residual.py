@@ -61,14 +61,19 @@ def restore_latent(
         case False, False:
             return z_L
         case False, True:
-            return remove_residual(z_L, lambda_sem * eps_full)
+            return remove_residual(z_L, _times(lambda_sem, eps_full))
         case True, False:
-            return remove_residual(z_L, lambda_pix * eps_pix)
+            return remove_residual(z_L, _times(lambda_pix, eps_pix))
     eps = mix_residuals(eps_pix, eps_full, lambda_pix, lambda_sem)
     equal = lambda_pix == lambda_sem
     if isinstance(equal, Tensor):  # equal numbers cancel eps_pix without its rounding
         eps = torch.where(equal, lambda_sem * eps_full, eps)
     return remove_residual(z_L, eps)
+
+
+def _times(strength: Strength, eps: Tensor) -> Tensor:
+    """strength * eps; once is eps itself, of a big picture a copy less."""
+    return eps if isinstance(strength, float) and strength == 1 else strength * eps
 
 
 def _anywhere(condition: bool | Tensor) -> bool:

@@ -79,21 +79,22 @@ def _enlarge(
     return max(longest * width // long, width), max(longest * height // long, height)
 
 
-def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize [H, W] or [H, W, 3] to (width, height), bicubic as Pillow; floats stay in [0, 1]."""
+def resize(pixels: np.ndarray, size: tuple[int, int], clip: bool = True) -> np.ndarray:
+    """Resize [H, W] or [H, W, 3] to (width, height), bicubic as Pillow; clip: floats to [0, 1]."""
     if (pixels.shape[1], pixels.shape[0]) == size:
         return pixels
     if pixels.dtype == np.uint8:
         return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
     if pixels.ndim == 3:
-        return np.stack([resize(channel, size) for channel in np.moveaxis(pixels, -1, 0)], axis=-1)
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+        return np.stack([resize(one, size, clip) for one in np.moveaxis(pixels, -1, 0)], axis=-1)
+    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    return resized.clip(0, 1) if clip else resized
 
 
-def prepare(pixels: np.ndarray, frame: Frame) -> np.ndarray:
+def prepare(pixels: np.ndarray, frame: Frame, clip: bool = True) -> np.ndarray:
     """Resize the low-quality picture [H, W, 3] to frame.content, by way of frame.enlarged.
 
-    Its colors are what the result is matched to.
+    Its colors are what the result is matched to. clip: as for `resize`.
     """
     if (pixels.shape[1], pixels.shape[0]) != frame.source:
         wide, high = frame.source
@@ -101,12 +102,14 @@ def prepare(pixels: np.ndarray, frame: Frame) -> np.ndarray:
             f"the picture is {pixels.shape[1]}x{pixels.shape[0]}, the frame was planned for"
             f" {wide}x{high}"
         )
-    return resize(resize(pixels, frame.enlarged), frame.content)
+    return resize(resize(pixels, frame.enlarged), frame.content, clip)
 
 
 def pad(pixels: np.ndarray, frame: Frame) -> np.ndarray:
     """Continue [H, W, 3] to the right and below by its mirror image, up to frame.padded."""
     right, below = frame.padded[0] - pixels.shape[1], frame.padded[1] - pixels.shape[0]
+    if right == below == 0:
+        return pixels
     # numpy mirrors again and again where the margin is wider than the picture.
     return np.pad(pixels, ((0, below), (0, right), (0, 0)), mode="reflect")
 

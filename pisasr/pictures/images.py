@@ -302,7 +302,10 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def to_batch(pixels: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
     """Pictures [H, W, 3] of one size as [B, 3, H, W] on the device: bytes, or floats."""
-    return torch.from_numpy(np.stack(pixels)).to(device).permute(0, 3, 1, 2).contiguous()
+    batch = np.empty((len(pixels), 3, *pixels[0].shape[:2]), pixels[0].dtype)
+    for place, picture in zip(batch, pixels, strict=True):
+        place[:] = np.moveaxis(picture, -1, 0)
+    return torch.from_numpy(batch).to(device)
 
 
 def from_levels(x: Tensor) -> Tensor:
@@ -317,7 +320,7 @@ def from_batch(unit: Tensor, bits: int | None = None) -> np.ndarray:
     """
     x = unit.detach().float().clamp(0, 1).permute(0, 2, 3, 1)
     if bits is not None:
-        x = x.mul(2**bits - 1).round()
+        x = x.mul_(2**bits - 1).round_()
         x = x.to(torch.uint8) if bits == 8 else x.to(torch.int32).to(torch.uint16)
     return x.contiguous().cpu().numpy()
 
