@@ -494,9 +494,7 @@ class Session:
         outer = opened.around(inner, opened.margin)
         started = time.perf_counter()
         piece, settings = Picture(opened.picture.pixels[outer.slices]), opened.settings
-        options = self._options(settings)
-        options |= {"tile_size": max(outer[2:])} if opened.mixes else {}  # as one: tiles see less
-        prediction = opened.pipe.predict(piece, job.on_tile, **options)
+        prediction = opened.pipe.predict(piece, job.on_tile, **self._options(settings))
         part = inner, outer, prediction
         at = [replace(settings, lambda_pix=1, lambda_sem=sem) for sem in (0, 1)]
         pix, full = (self._decode(opened, part, pair, None) for pair in at)
