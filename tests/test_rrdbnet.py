@@ -109,7 +109,6 @@ def test_pixels_come_back_to_the_bit(picture):
     vae = PixelAutoencoder()
     posterior = vae.encode(picture).latent_dist
     assert posterior.mean.shape == (2, 48, 6, 8)
-    assert torch.equal(posterior.sample(), posterior.mean)
     assert torch.equal(vae.decode(posterior.mean).sample, picture)
     assert vae.to(torch.bfloat16).dtype == torch.float32  # moving pixels must not round them
 
