@@ -186,9 +186,11 @@ def test_a_large_photo_is_seen_in_parts_and_stopped(user, page, tmp_path):
     assert (
         not user.about()["whole"] and "Download makes the whole" in user.one("#viewer .state").text
     )
-    ActionChains(user.browser).move_to_element_with_offset(
-        user.one("#viewer canvas.picture"), 200, 100
-    ).click_and_hold().move_by_offset(-180, -90).release().perform()
+    canvas = user.one("#viewer canvas.picture")
+    drag = ActionChains(user.browser).move_to_element_with_offset(canvas, 200, 100)
+    drag.click_and_hold().move_by_offset(-180, -90).release().perform()
+    assert user.about()["view"]["x"] > 0.5 < user.about()["view"]["y"]
+    canvas.send_keys(8 * Keys.ARROW_RIGHT + 8 * Keys.ARROW_DOWN)  # to where nothing is done yet
     until(lambda: len(user.about()["boxes"]) > boxes)  # panning looks on
     key = user.js("window.pisasr.id()")
     user.one("#viewer .close").click()
