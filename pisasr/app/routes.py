@@ -6,8 +6,6 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,17 +42,13 @@ class Routes:
         return self.session.store.get(request.path_params["key"])
 
     async def open(self, request: Request) -> Response:
-        """Open what is sent, an example, or the photo of a key at other settings."""
+        """Open what is sent, or the photo of a key at other settings."""
         query, open_it = request.query_params, self.session.open
-        settings = Settings.read(json.loads(query.get("settings", "{}")))
+        settings = Settings(**json.loads(query.get("settings", "{}")))
         if key := query.get("key"):
             former = self.session.store.get(key)
             opened = await in_thread(open_it, former.picture, settings, former.name)
             self.session.store.drop(key)
-        elif name := query.get("example"):
-            if name not in [path.name for path in EXAMPLES.iterdir()]:
-                raise PisasrError(f"there is no example {name!r}")
-            opened = await in_thread(open_it, EXAMPLES / name, settings, name)
         else:
             with TemporaryDirectory(prefix="upload-", dir=self.session.folder) as folder:
                 path = Path(folder) / "photo"
@@ -116,12 +110,8 @@ class Routes:
         opened, (_, settings, mask) = self.find(request), await wish_of(request)
         folder = TemporaryDirectory(prefix="save-", dir=self.session.folder)
         target = Path(folder.name) / settings.file_name(Path(opened.name).stem, mask is not None)
-        try:
-            await in_thread(self.session.save, opened, settings, mask, target)
-        except BaseException:
-            folder.cleanup()
-            raise
-        sent = BackgroundTask(folder.cleanup)
+        await in_thread(self.session.save, opened, settings, mask, target)
+        sent = BackgroundTask(folder.cleanup)  # where it fails, the folder goes with its object
         return FileResponse(target, filename=target.name, headers=PLAIN, background=sent)
 
     def all(self) -> list[BaseRoute]:
@@ -142,7 +132,7 @@ async def wish_of(request: Request) -> tuple[dict[str, Any], Settings, Any]:
         raise PisasrError("that is too much; clear the painted place")
     values = dict(await request.json())
     mask = await in_thread(read_mask, str(values.get("mask", "")))
-    return values, Settings.read(values.get("settings", {})), mask
+    return values, Settings(**values.get("settings", {})), mask
 
 
 def about(session: Session, opened: OpenPicture) -> dict[str, Any]:
@@ -150,7 +140,7 @@ def about(session: Session, opened: OpenPicture) -> dict[str, Any]:
     names = ("key", "name", "size", "factor", "step", "mixes", "is_small", "boxes")
     known: dict[str, Any] = {name: getattr(opened, name) for name in names}
     known |= {"small": opened.small.shape[2:0:-1], "notices": opened.picture.notices}
-    return known | session.state(opened, opened.to_do())
+    return known | session.state(opened)
 
 
 def in_a_line(handler: Handler) -> Handler:
@@ -160,8 +150,6 @@ def in_a_line(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except Exception as error:
-            if isinstance(error, KeyError):
-                error = PisasrError(f"{error} is missing")
             return JSONResponse({"error": explain(error)}, status_code=400)
 
     return answer
@@ -179,37 +167,34 @@ class Guard:
         """Answer a request, or say in one line why not."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        path = scope["path"].rstrip("/")
-        if reason := self._reason(scope, Headers(scope=scope)):
-            status, words = reason
+        aim = scope["path"].rstrip("/").rpartition("/")[2]
+        if refusal := self._refusal(scope, aim):
+            status, words = refusal
             return await JSONResponse({"error": words}, status_code=status)(scope, receive, send)
 
         async def watched(message: Any) -> None:
-            if path.endswith("/login") and message.get("status") == 400:
+            if aim == "login" and message.get("status") == 400:
                 self.wrong[scope["client"][0]].append(time.monotonic())
             await send(message)
 
         await self.app(scope, receive, watched)
 
-    def _reason(self, scope: Any, headers: Headers) -> tuple[int, str] | None:
+    def _refusal(self, scope: Any, aim: str) -> tuple[int, str] | None:
         """(status, a line) where a request is refused."""
+        headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self._is_known(urlsplit(f"//{host}").hostname or ""):
+        name = urlsplit(f"//{host}").hostname or ""
+        is_address = ":" in name or name.replace(".", "").isdigit()  # which no site can take
+        if not is_address and name not in self.names:
             return 421, "the page isn't known by this name; see --host and --name"
         if origin is not None and urlsplit(origin).netloc != host:
             return 403, "another site asks for this page's work"
-        path = scope["path"].rstrip("/")
         sizes = (file.stat().st_size for file in self.uploads.rglob("*") if file.is_file())
-        if path.endswith("/upload") and sum(sizes) > MAX_UPLOADS_MB * 10**6:
+        if aim == "upload" and sum(sizes) > MAX_UPLOADS_MB * 10**6:
             return 413, f"{MAX_UPLOADS_MB} MB of uploads are held; wait until some are deleted"
-        if path.endswith("/login") and scope["client"]:
+        if aim == "login":
             times = self.wrong[scope["client"][0]]
             times[:] = [when for when in times if time.monotonic() - when < 60]
             if len(times) >= LOGINS_A_MINUTE:
                 return 429, "too many wrong passwords; wait a minute"
         return None
-
-    def _is_known(self, name: str) -> bool:
-        with suppress(ValueError):
-            return bool(ip_address(name))
-        return name.lower() in self.names

@@ -10,12 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, NamedTuple
-from weakref import WeakSet
 
 import numpy as np
 from PIL import Image
@@ -38,18 +39,14 @@ FORMATS = {"PNG": ".png", "PNG16": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIF
 
 CELL = 8  # pixels of the photo: what is done is noted for squares of this side
 SMALL_PX = 1024  # the longer side of the small picture that stands for the whole
-# In pixels that the model works on. A box with its margins is three pictures of 512 x 512. What
-# lies beyond the margin moves the embedded model's result by 0.1 to 0.2 levels on average.
-BOX_PX, MARGIN_PX, BOXES_PX = (768, 512), 128, 3 * 512**2
+# In pixels that the model works on. A box of what is seen is with its margins three pictures of
+# 512 x 512; one of the rest is larger, since less of it is margin. What lies beyond the margin
+# moves the embedded model's result by 0.1 to 0.2 levels on average.
+SEEN_PX, REST_PX, MARGIN_PX, AT_ONCE_PX = (768, 512), (1024, 1024), 128, 3 * 512**2
 ONE = 64  # a level in the planes' whole numbers
 PREDICTED = ("upscale", "color_fix", "prompt", "model")  # settings that a prediction depends on
 
-
 Mask = np.ndarray | None  # [h, w] in [0, 1], over the whole picture
-
-
-class Stopped(PisasrError):
-    """What nobody waits for any more."""
 
 
 class Box(NamedTuple):
@@ -77,11 +74,9 @@ class Box(NamedTuple):
     def meet(self, other: "Box") -> "Box":
         """What two boxes share; of no size where that is nothing."""
         x, y = max(self.x, other.x), max(self.y, other.y)
-        right, low = (
-            min(self.x + self.w, other.x + other.w),
-            min(self.y + self.h, other.y + other.h),
-        )
-        return Box(x, y, max(right - x, 0), max(low - y, 0))
+        w = min(self.x + self.w, other.x + other.w) - x
+        h = min(self.y + self.h, other.y + other.h) - y
+        return Box(x, y, max(w, 0), max(h, 0))
 
 
 @dataclass(frozen=True)
@@ -114,14 +109,6 @@ class Settings:
         upscale = 1 if self.upscale is None else self.upscale
         Options(upscale=upscale, color_fix=self.color_fix, prompt=self.prompt)
 
-    @classmethod
-    def read(cls, values: Any) -> "Settings":
-        """Settings from a JSON object; PisasrError where it has other names."""
-        names = [field.name for field in fields(cls)]
-        if not isinstance(values, dict) or values.keys() - set(names):
-            raise PisasrError(f"settings are {values!r:.80}; they have {', '.join(names)}")
-        return cls(**values)
-
     def fitted(self, size: tuple[int, int]) -> "Settings":
         """The same with a factor for a picture of this size; PisasrError where it doesn't fit."""
         pixels = size[0] * size[1]
@@ -153,6 +140,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed, self._next, self._served = threading.Condition(), 0, 0
+        self.is_closed = False  # work ends at its next tile
 
     def __enter__(self) -> None:
         with self._changed:
@@ -169,7 +157,7 @@ class Turns:
         return self._next == self._served
 
 
-@dataclass(eq=False)
+@dataclass
 class Job:
     """Somebody's wish: news for them, and whether they still want it."""
 
@@ -179,11 +167,11 @@ class Job:
     is_over: bool = False
 
     def on_tile(self, done: int = 0, total: int = 0) -> None:
-        """Let others have a turn between two tiles; raise Stopped if nobody waits any more."""
+        """Let others have a turn between two tiles; CancelledError if nobody waits."""
         self.device.__exit__()
         self.device.__enter__()
-        if self.is_stopped:
-            raise Stopped("stopped")
+        if self.is_stopped or self.device.is_closed:
+            raise CancelledError("stopped")
 
 
 @dataclass
@@ -197,21 +185,24 @@ class OpenPicture:
     working: the factor that the model works at. least: a photo with a side below is not cut.
     """
 
-    key: str
     name: str
     picture: Picture
     settings: Settings
     pipe: PiSASRPipeline
-    mixes: bool
-    working: float
-    least: int
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     boxes: list[Box] = field(default_factory=list)  # of the result, that are done
     part: tuple[Box, Box, Prediction] | None = None  # its box of the photo, with margin, predicted
     used: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        (width, height), self.factor = self.picture.size, int(self.settings.upscale or 1)
-        self.photo, f = Box(0, 0, width, height), self.factor
+        (width, height), config = self.picture.size, self.pipe.config
+        f = self.factor = int(self.settings.upscale or 1)
+        self.asked = {"upscale": f, "prompt": self.settings.prompt}  # of the pipeline
+        color_fix = self.settings.color_fix or config.color_fix
+        self.mixes = getattr(self.pipe.vae, "is_linear", False) and color_fix != "adain"
+        self.working = config.native_upscale or f
+        self.least = int(config.process_size // self.working)
+        self.photo = Box(0, 0, width, height)
         self.size = wide, high = width * f, height * f  # of the result
         self.planes = np.zeros((2, high, wide, 3), np.int16)  # takes memory where it is written
         self.cells = self.photo.over(CELL)
@@ -224,7 +215,7 @@ class OpenPicture:
         self.margin = -(-int(MARGIN_PX / self.working) // CELL) * CELL  # around a box, of the photo
         # Predicted as one, where that is no more work than a box with its margins.
         work = width * height * self.working**2
-        self.is_small = min(width, height) < self.least or work <= BOXES_PX
+        self.is_small = min(width, height) < self.least or work <= AT_ONCE_PX
 
     def is_whole(self) -> bool:
         """Tell whether all of the result can be saved."""
@@ -243,7 +234,8 @@ class OpenPicture:
         all. Of a base that doesn't mix what is seen is one box, as large as such of the grid.
         """
         *_, columns, rows = seen = self.cells
-        wide, high = (max(int(px / self.working) // CELL, 1) for px in BOX_PX)
+        sides = SEEN_PX if view else REST_PX
+        wide, high = (max(int(px / self.working) // CELL, 1) for px in sides)
         if self.is_small or self.is_whole():
             return [] if self.is_whole() else [seen]
         if view is not None:
@@ -318,13 +310,9 @@ class OpenPicture:
 def sample(mask: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
     """A mask [h, w] over a picture of this size at the pixels of a box, bilinear, as viewer.js."""
     for axis, (start, count) in enumerate(((box.y, box.h), (box.x, box.w))):
-        cells, length = mask.shape[axis], size[1 - axis]
-        at = (np.arange(start, start + count) + 0.5) * cells / length - 0.5
-        at = at.clip(0, cells - 1)
-        low = at.astype(int)
-        share = (at - low)[:, None] if axis == 0 else at - low
-        high = mask.take(np.minimum(low + 1, cells - 1), axis)
-        mask = mask.take(low, axis) * (1 - share) + high * share
+        cells = np.arange(mask.shape[axis])
+        at = (np.arange(start, start + count) + 0.5) * len(cells) / size[1 - axis] - 0.5
+        mask = np.apply_along_axis(partial(np.interp, at, cells), axis, mask)
     return mask
 
 
@@ -364,26 +352,22 @@ class Store:
 class Session:
     """Models and the pictures that are open, for all users; one thing is computed at a time.
 
-    takes_prompts: whether the model hears words. process_size: as for the pipeline. others: names
-    of further models, and what loads them. All methods may be called by any thread. They raise
-    PisasrError, ValueError, TypeError and out of memory.
+    others: names of further models, and what loads them. All methods may be called by any thread.
+    They raise PisasrError, ValueError, TypeError and out of memory.
     """
 
     def __init__(
         self,
         pipe: PiSASRPipeline,
-        takes_prompts: bool = True,
-        process_size: int | None = Options.process_size,
         others: Sequence[str] = (),
         load: Callable[[str], PiSASRPipeline] | None = None,
     ):
-        self.pipe, self.takes_prompts, self.process_size = pipe, takes_prompts, process_size
-        self.others, self._load, self._loaded = tuple(others), load, ("", pipe)
+        self.pipe, self.others = pipe, tuple(others)
+        self._load, self._loaded = load, ("", pipe)
         self.store, self.device = Store(), Turns()
         self.seconds_per_px: float | None = None  # of what the model works on, measured
         self._temporary = TemporaryDirectory(prefix="pisasr-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
-        self._jobs: WeakSet[Job] = WeakSet()
 
     def model(self, name: str) -> PiSASRPipeline:
         """The model of a name; of the others one is held at a time."""
@@ -395,10 +379,6 @@ class Session:
                     self._loaded = name, self._load(name)
         return self._loaded[1] if name else self.pipe
 
-    def _options(self, settings: Settings) -> dict[str, Any]:
-        size, words = {"process_size": self.process_size}, {"prompt": settings.prompt}
-        return {"upscale": settings.upscale, **size, **words}
-
     def result_folder(self) -> Path:
         """A folder for results; others that have idled too long are deleted."""
         for other in self.folder.glob("result-*"):
@@ -408,10 +388,8 @@ class Session:
 
     def close(self, patience_s: float = 10) -> bool:
         """Stop all work between two tiles; tell whether the device came to rest."""
-        end = time.monotonic() + patience_s
+        end, self.device.is_closed = time.monotonic() + patience_s, True
         while time.monotonic() < end and not self.device.is_idle():
-            for job in list(self._jobs):
-                job.is_stopped = True
             time.sleep(0.05)
         self._temporary.cleanup()
         return self.device.is_idle()
@@ -424,13 +402,7 @@ class Session:
         settings = settings.fitted(picture.size)
         if settings.upscale != int(settings.upscale or 1):
             raise PisasrError(f"upscale is {settings.upscale}; on the page it is a whole number")
-        pipe = self.model(settings.model)
-        color_fix = settings.color_fix or pipe.config.color_fix
-        mixes = getattr(pipe.vae, "is_linear", False) and color_fix != "adain"
-        working = pipe.config.native_upscale or settings.upscale
-        least = int((self.process_size or pipe.config.process_size) // working)
-        key = secrets.token_urlsafe(16)
-        opened = OpenPicture(key, name, picture, settings, pipe, mixes, working, least)
+        opened = OpenPicture(name, picture, settings, self.model(settings.model))
         self.store.put(opened)
         return opened
 
@@ -441,8 +413,6 @@ class Session:
         def run() -> None:
             try:
                 self.look(opened, view, whole, job)
-            except Stopped:
-                pass
             except Exception as error:
                 job.news.append({"error": explain(error)})
             job.is_over = True
@@ -453,19 +423,18 @@ class Session:
     def look(self, opened: OpenPicture, view: Box, whole: bool, job: Job) -> None:
         """Predict what is missing of a view of the result, from its middle on; and of the whole.
 
-        The job's news have the boxes that are done, the part of the whole, and the seconds left.
+        The job's news have the box that is done and the state of the whole.
         """
-        self._jobs.add(job)
         wanted = opened.to_do(view.meet(Box(0, 0, *opened.size)))
         wanted += opened.to_do() if whole and opened.mixes else []
-        for number, cells in enumerate(wanted):
+        for cells in wanted:
             with self.device:
                 job.on_tile()
                 if opened.mixes and (cells := opened.missing(cells)).w == 0:
                     continue  # done by another job meanwhile
                 box = self._predict(opened, cells, job)
             self.store.get(opened.key)  # it may be closed meanwhile, or have grown too large
-            job.news.append({"box": box, **self.state(opened, wanted[number + 1 :])})
+            job.news.append({"box": box, **self.state(opened)})
         if whole and not opened.is_whole():
             started = time.perf_counter()
 
@@ -474,16 +443,15 @@ class Session:
                 job.news.append({"left_s": left_s, "part": done / total, "whole": False})
                 job.on_tile()
 
-            options, photo = self._options(opened.settings), Picture(opened.picture.pixels)
+            photo = Picture(opened.picture.pixels)
             with self.device:
-                prediction = opened.pipe.predict(photo, on_tile, **options)
-                opened.part = opened.photo, opened.photo, prediction
-        job.news.append(self.state(opened, opened.to_do()))
+                made = opened.pipe.predict(photo, on_tile, **opened.asked)
+                opened.part = opened.photo, opened.photo, made
+        job.news.append(self.state(opened))
 
-    def state(self, opened: OpenPicture, left: list[Box]) -> dict[str, Any]:
-        """How far the whole is, and how many seconds these boxes take; None if not known yet."""
-        missing = [opened.missing(cells).times(CELL) for cells in left]
-        seen = [opened.around(box, opened.margin) for box in missing if box.w]
+    def state(self, opened: OpenPicture) -> dict[str, Any]:
+        """How far the whole is, and how many seconds it takes yet; None if not known yet."""
+        seen = [opened.around(cells.times(CELL), opened.margin) for cells in opened.to_do()]
         px = sum(box.w * box.h for box in seen) * opened.working**2
         seconds = self.seconds_per_px and self.seconds_per_px * px
         return {"left_s": seconds, "part": float(opened.done.mean()), "whole": opened.is_whole()}
@@ -494,7 +462,7 @@ class Session:
         outer = opened.around(inner, opened.margin)
         started = time.perf_counter()
         piece, settings = Picture(opened.picture.pixels[outer.slices]), opened.settings
-        prediction = opened.pipe.predict(piece, job.on_tile, **self._options(settings))
+        prediction = opened.pipe.predict(piece, job.on_tile, **opened.asked)
         part = inner, outer, prediction
         at = [replace(settings, lambda_pix=1, lambda_sem=sem) for sem in (0, 1)]
         pix, full = (self._decode(opened, part, pair, None) for pair in at)
@@ -545,34 +513,29 @@ class Session:
             made = made if deep else to_levels(made, 8)
         made = join(made, opened.picture)
         result = to_levels(made, 16) if deep else as_image(made)
-        self._save(result, target, opened.picture, settings, mask is not None)
+        inside = () if mask is None else ("inside_pix", "inside_sem")
+        self._save(result, target, opened.picture, settings, *inside)
 
     # --- a file from end to end -------------------------------------------------------------------
 
-    def repair_file(
-        self, path: str | Path, target: Path, settings: Settings, job: Job | None = None
-    ) -> None:
+    def repair_file(self, path: str | Path, target: Path, settings: Settings, job: Job) -> None:
         """Repair a file into another, without keeping anything."""
         picture = open_picture(path, MAX_INPUT_PIXELS)
         settings = settings.fitted(picture.size)
-        options = self._options(settings) | {"color_fix": settings.color_fix}
+        options: dict[str, Any] = {"upscale": settings.upscale, "prompt": settings.prompt}
+        options["color_fix"] = settings.color_fix
         options["output_type"] = "uint16" if settings.format == "PNG16" else "pil"
         pipe, pair = self.model(settings.model), (settings.lambda_pix, settings.lambda_sem)
-        job = job or Job(self.device)
-        self._jobs.add(job)
         with self.device:
             output = pipe(picture, *pair, on_tile=job.on_tile, **options)
         self._save(output.images[0], target, picture, settings)
 
-    def _save(
-        self, result: Any, path: Path, picture: Picture, settings: Settings, masked: bool = False
-    ) -> None:
+    def _save(self, made: Any, path: Path, photo: Picture, settings: Settings, *more: str) -> None:
         """Write a result with the settings that made it, and the input's EXIF where wanted."""
-        names = ["lambda_pix", "lambda_sem", "upscale", "color_fix", "prompt"]
-        names += ["inside_pix", "inside_sem"] if masked else []
+        names = ("lambda_pix", "lambda_sem", "upscale", "color_fix", "prompt", *more)
         identity = self.model(settings.model).identity
-        made = made_with(identity, {name: getattr(settings, name) for name in names})
-        save_image(result, path, Metadata(made, picture.exif if settings.keep_exif else None))
+        words = made_with(identity, {name: getattr(settings, name) for name in names})
+        save_image(made, path, Metadata(words, photo.exif if settings.keep_exif else None))
 
 
 def read_mask(text: str) -> np.ndarray | None:

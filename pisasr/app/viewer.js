@@ -112,7 +112,7 @@ function say(error) {
 
 function forget(key) { if (key) fetch(`pisasr/${key}/close`, { method: "POST" }); }
 
-async function openPhoto(body, query) { // a file, or none for an example or for other settings
+async function openPhoto(body, query) { // a file, or none for other settings
   const mine = ++opening, former = open?.key;
   stop(); say(""); wanted = false;
   state.textContent = "opening the photo";
@@ -319,24 +319,10 @@ function draw() {
   }
   pen.fillStyle = "rgba(255, 255, 255, .9)";
   if (cut > from && cut < to) pen.fillRect(cut - ratio(), Math.max(top, 0), 2 * ratio(), Math.min(h, canvas.height));
-  if (w > canvas.width * 1.02 || h > canvas.height * 1.02) drawMap();
   find("before").hidden = cut - from < 60 * ratio(); find("after").hidden = to - cut < 60 * ratio();
   find("brush").hidden = !tool && !painted;
   state.textContent = words();
   document.querySelector("#download")?.toggleAttribute("disabled", wanted);
-}
-
-function mapBox() { // the little map at the top left: [x, y, width, height], screen pixels
-  const w = Math.min(150 * ratio(), canvas.width / 4);
-  return [10 * ratio(), 10 * ratio(), w, (w * open.size[1]) / open.size[0]];
-}
-
-function drawMap() {
-  const [x, y, w] = mapBox(), unit = w / open.size[0], [left, top, wide, high] = seenBox();
-  pen.lineWidth = 2 * ratio();
-  pen.drawImage(small.after, ...mapBox());
-  pen.strokeStyle = "#fff"; pen.strokeRect(...mapBox());
-  pen.strokeStyle = "#e8742c"; pen.strokeRect(x + left * unit, y + top * unit, wide * unit, high * unit);
 }
 
 function words() { // what goes on, in a line
@@ -346,7 +332,7 @@ function words() { // what goes on, in a line
     : minutes < 90 ? `, about ${Math.round(minutes)} min` : `, about ${(minutes / 60).toFixed(1)} hours`;
   if (tool && !painted) return "paint where other strengths hold; set them under “A place of its own”";
   if (work && wanted) return `making the whole${time} left`;
-  if (work) return `looking at it${left ? time : ""} · ${factor}`;
+  if (work) return `looking at it · ${factor}`;
   if (progress.whole) return factor;
   return `${factor} · ${Math.round(100 * progress.part)} % is repaired; Download makes the whole${time}`;
 }
@@ -479,11 +465,8 @@ const on = (target, names, act, options) => names.split(" ").forEach((name) => t
 on(canvas, "pointerdown", (event) => {
   if (!open) return;
   canvas.setPointerCapture(event.pointerId);
-  const here = spot(event), [x, y, w, h] = mapBox(), isNear = Math.abs(here.atX - seen()[2]) < 14 * ratio();
+  const here = spot(event), isNear = Math.abs(here.atX - seen()[2]) < 14 * ratio();
   fingers.set(event.pointerId, here);
-  if (view.zoom && here.atX > x && here.atX < x + w && here.atY > y && here.atY < y + h) {
-    return lookAt((here.atX - x) / w, (here.atY - y) / h);
-  }
   hold = { kind: fingers.size === 2 ? "pinch" : tool ? "paint" : isNear || !view.zoom ? "divide" : "pan", last: here };
   if (hold.kind !== "paint") return;
   strokes = [...strokes.slice(-4), mask.getContext("2d").getImageData(0, 0, mask.width, mask.height)];
@@ -559,7 +542,7 @@ on(document, "dragover drop", (event) => {
 on(document, "paste", (event) => receive(event.clipboardData.files[0]));
 on(document, "click", (event) => {
   const example = event.target.closest?.("[data-example]")?.dataset.example;
-  if (example) openPhoto(null, { example });
+  if (example) fetch(`pisasr/examples/${example}`).then(async (it) => openPhoto(await it.blob(), { name: example })).catch(say);
 });
 document.querySelector(".gradio-container").style.overflow = "clip"; // a hidden one holds what sticks
 new ResizeObserver(draw).observe(stage);

@@ -119,8 +119,7 @@ def _serve(args: argparse.Namespace, port: int, others: list[str]) -> bool:
         named = {"pretrained_model": str(args.models / name), "adapters": None}
         return load_model(argparse.Namespace(**vars(args) | named))
 
-    takes_prompts = args.pretrained_model is not None
-    session = Session(pipe, takes_prompts, others=others, load=load)
+    session = Session(pipe, others, load)
     page = serve(session, args.host, port, args.auth, args.open, tuple(args.name))
     found = addresses(args.host, port)
     print(f"The page is at {' and '.join(found)} until Ctrl-C.", flush=True)
