@@ -19,9 +19,7 @@ from pisasr.pictures.saving import save_image
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [12])
 def test_a_killed_batch_has_nothing_corrupt_and_ends_with_the_same_bytes(
-    base_folder,
-    tmp_path,
-    count,
+    base_folder, tmp_path, count
 ):
     script = Path(__file__).with_name("killed.py")
     words = [sys.executable, script, base_folder, tmp_path, count, 0]

@@ -184,8 +184,7 @@ def test_pictures_of_one_call_have_one_map_each_at_its_own_size(pipe):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [SMALL, TILES, {**SMALL, "color_fix": "wavelet", "generator": 3}],
+    "options", [SMALL, TILES, {**SMALL, "color_fix": "wavelet", "generator": 3}]
 )
 def test_predict_and_decode_are_call_for_two_passes_and_one_encode(pipe, passes, options):
     pairs = [(1, 1), (1, 0), (0, 0), (0.5, 1.5), (tiny.wave((9, 12), 1.0), 0.7)]

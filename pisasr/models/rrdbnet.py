@@ -101,12 +101,8 @@ class RRDBNet(ModelMixin, ConfigMixin):
 
     def upscale(self, x_L: Tensor) -> Tensor:
         """x_L [B, 3, h, w] in [0, 1] -> [B, 3, 4h, 4w], not clamped: the network itself."""
-        if (
-            not x_L.is_cpu
-            or torch.is_grad_enabled()
-            or torch.is_autocast_enabled("cpu")
-            or torch.compiler.is_compiling()
-        ):
+        plain = x_L.is_cpu and not torch.is_grad_enabled()
+        if not plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             first = self.conv_first(x_L)
             return self._enlarge(first + self.conv_body(self.body(first)))
         x = self.conv_first(x_L)

@@ -18,13 +18,7 @@ from pisasr.method.adapters import active
 from pisasr.method.model import PiSASR, Plan, Predictors, predict_eps, restore
 from pisasr.pictures.folders import list_pictures
 from pisasr.pictures.frames import crop, pad, plan_frame
-from pisasr.pictures.images import (
-    from_levels,
-    to_batch,
-    to_image,
-    to_tensor,
-    to_unit,
-)
+from pisasr.pictures.images import from_levels, to_batch, to_image, to_tensor, to_unit
 from pisasr.pictures.opening import read_picture
 from pisasr.pictures.saving import save_image
 from pisasr.pictures.sheets import draw_comparison
