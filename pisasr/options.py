@@ -126,7 +126,7 @@ class Options:
         return (self.tiling or ("even" if self.tile_overlap is None else "published")) == "even"
 
     def tile_plan(self, factor: int, unet: Any = None) -> tuple[int, int]:
-        """(tile, overlap) in latent pixels, the UNet's if it has its own; ValueError if they can't be."""
+        """(tile, overlap) in latent pixels, the UNet's own if any. ValueError unless they fit."""
         tile = self.tile_size or int(getattr(unet, "tile", TILE_PX // factor))
         usual: int = tile // 12 if self.evenly else tile // 3
         usual = min(getattr(unet, "tile_overlap", usual), tile // 3)
