@@ -152,8 +152,9 @@ def test_the_inside_of_a_mask_has_strengths_of_its_own(home, request, photo):
     assert (made != inside).any() and (made != outside).any()
 
 
+@pytest.mark.slow
 def test_of_another_base_what_is_seen_is_decoded(session, pipe, large, passes):
-    opened, pair = session.open(large, Settings(upscale=4), large.name), Settings(0.4, 1.2)
+    opened, pair = session.open(large, Settings(upscale=3), large.name), Settings(0.4, 1.2)
     look(session, opened, Box(120, 100, 120, 80), whole=False)
     assert len(passes) == 2 and not opened.mixes
     with pytest.raises(Exception, match="not made yet"):
@@ -162,7 +163,7 @@ def test_of_another_base_what_is_seen_is_decoded(session, pipe, large, passes):
     assert seen.shape == (box.h, box.w, 3) and box.meet(Box(120, 100, 120, 80)).w == 120
     assert len(passes) == 2  # another pair asks no UNet
     assert any(0 < line["part"] < 1 for line in look(session, opened))
-    expected = np.asarray(pipe(Image.open(large), 0.4, 1.2).images[0])
+    expected = np.asarray(pipe(Image.open(large), 0.4, 1.2, upscale=3).images[0])
     assert (saved(session, opened, pair, large.with_name("made.png")) == expected).all()
 
 
