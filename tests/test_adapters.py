@@ -106,6 +106,20 @@ def test_each_set_gives_what_its_merged_weights_give(unet, pix, sem):
     assert torch.equal(predict_eps(unet, Z, EMBEDS), base)
 
 
+def test_convolutions_that_run_merged_give_the_same_eps_and_gradients(dressed):
+    adapters.train_only(dressed, "sem")
+    learning = list(adapters.parameters_of(dressed, "sem").values())
+    with adapters.active(dressed, ["pix", "sem"]):
+        before = predict_eps(dressed, Z, EMBEDS)
+        gradients = torch.autograd.grad(before.square().mean(), learning)
+        adapters.run_merged(dressed)
+        after = predict_eps(dressed, Z, EMBEDS)
+        again = torch.autograd.grad(after.square().mean(), learning)
+    assert not torch.equal(before, after)  # another way to the same numbers
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again, gradients, atol=1e-4, rtol=1e-3)
+
+
 def test_only_the_named_adapter_learns(dressed):
     adapters.train_only(dressed, "sem")
     with adapters.active(dressed, ["pix", "sem"]):

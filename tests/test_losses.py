@@ -1,8 +1,12 @@
 """Losses: what has a weight is computed, and the total is their weighted sum."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
+from pisasr.training import critic
 from pisasr.training.config import StageConfig
 from pisasr.training.losses import Batch, Scorers, color_l2, pixel_l2, score
 
@@ -35,3 +39,44 @@ def test_the_total_is_the_sum_of_what_has_a_weight(weights):
     assert list(values) == [*names, "total"] and not values["total"].requires_grad
     expected = sum(settings.weights[name] * values[name] for name in names)
     assert total.item() == pytest.approx(expected.item()) and total.requires_grad
+
+
+@pytest.fixture
+def build_critic(monkeypatch):
+    monkeypatch.setitem(critic.CHANNELS, "tiny", (8, 12))
+    torch.manual_seed(0)
+    first, second = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 12, 3, stride=2)
+    trunk = torch.nn.Sequential(first, second).requires_grad_(False)
+
+    def features(x):
+        seen = trunk[0](x).relu()
+        return seen, trunk[1](seen).relu(), None  # a depth beyond those that are judged
+
+    return lambda: critic.Critic(SimpleNamespace(features=features), "tiny", lambda grad: grad)
+
+
+def draw(step, sharpness):
+    """Restored pictures, blurred photos to a degree, and the photos."""
+    x_H = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(step)) * 2 - 1
+    blurred = avg_pool2d(x_H, 3, 1, 1)
+    return blurred + sharpness * (x_H - blurred), x_H
+
+
+def test_the_critic_learns_to_tell_and_pulls_toward_photos(build_critic):
+    judge, sharpness = build_critic(), torch.tensor(0.2, requires_grad=True)
+    values = [judge(*draw(step, sharpness)).item() for step in range(150)]
+    assert values[0] == pytest.approx(0.69, abs=0.03) and values[-1] > 1.2  # log 2: it can't tell
+    judge(*draw(999, sharpness)).backward()
+    assert sharpness.grad < 0 and all(p.requires_grad for p in judge.heads.parameters())
+
+
+def test_the_critic_goes_on_where_it_was_to_the_bit(build_critic):
+    def teach(judge, steps):
+        return [judge(*draw(step, torch.tensor(0.2))).item() for step in steps]
+
+    once, begun, resumed = build_critic(), build_critic(), build_critic()
+    values = teach(once, range(7))
+    teach(begun, range(3))
+    resumed.load(begun.state())
+    assert teach(resumed, range(3, 7)) == values[3:]
+    assert all(map(torch.equal, once.heads.parameters(), resumed.heads.parameters()))

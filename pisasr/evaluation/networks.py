@@ -36,6 +36,10 @@ class Lpips(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.network(x, y, normalize=True).flatten()
 
+    def features(self, x: Tensor) -> Sequence[Tensor]:
+        """x in [-1, 1] -> [B, c, h, w] after each of the trunk's blocks."""
+        return self.network.net(self.network.scaling_layer(x))
+
 
 def load_lpips(net: Net, device: torch.device | str = "cpu") -> nn.Module:
     """Return LPIPS 0.1 over AlexNet, VGG16 (the usual loss) or SqueezeNet.

@@ -97,6 +97,7 @@ class StageConfig(Section):
     weight_lpips: Weight = 0.0
     weight_color: Weight = 0.0
     weight_csd: Weight = 0.0
+    weight_critic: Weight = 0.0
     lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     start_from: str | None = None  # an adapter file to start from
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +26,7 @@ from pisasr.method.model import restore
 from pisasr.models.weights import save_adapter
 from pisasr.training import state
 from pisasr.training.config import NEGATED_PIX, StageConfig, TrainConfig
+from pisasr.training.critic import Critic
 from pisasr.training.losses import Batch, Scorers, distillation, score
 from pisasr.training.rng import generator_for, randn_for, seed_step
 from pisasr.training.setup import (
@@ -137,9 +140,9 @@ def train_stage(stage: Stage, context: Context, stop: StopRequests) -> None:
     train_only(model.unet, stage.name)
     parameters = list(parameters_of(model.unet, stage.name).values())
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    first = state.load_state(found, model.unet, optimizer, accelerator.scaler)
-    network, optimizer = accelerator.prepare(Predictor(model.unet), optimizer)
     scorers = load_scorers(settings, context)
+    first = state.load_state(found, model.unet, optimizer, accelerator.scaler, scorers.critic)
+    network, optimizer = accelerator.prepare(Predictor(model.unet), optimizer)
     batches = read_batches(stage, context, first)
     if main:
         state.begin(stage, config, pix, first)
@@ -194,7 +197,7 @@ def train_stage(stage: Stage, context: Context, stop: StopRequests) -> None:
             due = step % run.checkpoint_every == 0 or signal_number
             if main and (step == settings.steps or (due and not bad_steps)):
                 context.checkpoints.save(
-                    stage.name, step, model.unet, optimizer, accelerator.scaler
+                    stage.name, step, model.unet, optimizer, accelerator.scaler, scorers.critic
                 )
             if context.validator and context.validator.is_due(step, settings.steps):
                 with accelerator.autocast():
@@ -216,12 +219,17 @@ def train_stage(stage: Stage, context: Context, stop: StopRequests) -> None:
 def load_scorers(settings: StageConfig, context: Context) -> Scorers:
     """Load the networks that a stage's losses need."""
     base, device = context.base, context.accelerator.device
-    lpips = load_lpips(settings.lpips_net, device) if settings.weight_lpips else None
-    csd = None
+    lpips: Any = None
+    critic = csd = None
+    if settings.weight_lpips or settings.weight_critic:
+        lpips = load_lpips(settings.lpips_net, device).to(memory_format=torch.channels_last)
+    if settings.weight_critic:
+        average = partial(context.accelerator.reduce, reduction="mean")
+        critic = Critic(lpips, settings.lpips_net, average).to(device)
     if settings.weight_csd:
         assert base.alphas_cumprod is not None, "distillation needs the base's noise schedule"  # noqa: S101
         csd = distillation(base.model, base.prompts, base.alphas_cumprod, context.config.csd)
-    return Scorers(lpips, csd)
+    return Scorers(lpips, csd, critic)
 
 
 def read_batches(stage: Stage, context: Context, step: int) -> Iterator[Batch]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pisasr.method.adapters import active
 from pisasr.method.model import PiSASR, predict_eps
 from pisasr.training.config import CsdConfig, StageConfig
+from pisasr.training.critic import Critic
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.rng import generator_for, randn_for
 
@@ -36,6 +37,7 @@ class Scorers(NamedTuple):
 
     lpips: nn.Module | None = None
     csd: Callable[[Batch, Tensor], Tensor] | None = None
+    critic: Critic | None = None
 
 
 def score(
@@ -54,6 +56,8 @@ def score(
         values["color"] = color_l2(x_pred, batch.x_H)
     if settings.weight_csd and scorers.csd is not None:
         values["csd"] = scorers.csd(batch, z_H)
+    if scorers.critic is not None:
+        values["critic"] = scorers.critic(x_pred, batch.x_H)
     total = torch.stack([settings.weights[name] * value for name, value in values.items()]).sum()
     return total, {name: value.detach() for name, value in {**values, "total": total}.items()}
 

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from pisasr.data.photos import Photos, list_photos, share_out
-from pisasr.method.adapters import attach
+from pisasr.method.adapters import attach, run_merged
 from pisasr.method.layers import use_fast_layers
 from pisasr.method.model import PiSASR, predict_eps
 from pisasr.method.text import PromptEncoder
@@ -83,7 +83,7 @@ def load_model(config: TrainConfig, device: torch.device) -> Base:
     torch.manual_seed(config.run.seed)
     prepare_model(config, unet, vae)
     low = LOW_PRECISION[config.run.mixed_precision or "no"]
-    freeze(unet, low)
+    freeze(unet, torch.float32 if getattr(unet, "trains_merged", False) else low)
     freeze(vae, low, norms=low)  # it runs without autocast, where every weight has the input's type
     prompts: Prompts = no_prompts
     if text_encoder is not None:
@@ -113,6 +113,8 @@ def prepare_model(config: TrainConfig, unet: Any, vae: Any) -> None:
     use_fast_layers(vae)
     attach(unet, "pix", config.model.rank_pix, config.model.alpha)
     attach(unet, "sem", config.model.rank_sem, config.model.alpha)
+    if getattr(unet, "trains_merged", False):
+        run_merged(unet)
     if config.model.gradient_checkpointing:
         parts = [part for part in (unet, vae) if part._supports_gradient_checkpointing]
         if not parts:

@@ -39,6 +39,7 @@ from pisasr.training.config import (
     flatten,
     to_yaml,
 )
+from pisasr.training.critic import Critic
 from pisasr.training.stages import Stage
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,13 @@ class Checkpoints:
     keep: int
 
     def save(
-        self, stage: Kind, step: int, unet: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
+        self,
+        stage: Kind,
+        step: int,
+        unet: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: Any,
+        critic: Critic | None,
     ) -> None:
         """Write where a stage stands, then remove the checkpoints that are one too many."""
         state = {
@@ -160,6 +167,7 @@ class Checkpoints:
             "adapter": {key: p.detach() for key, p in parameters_of(unet, stage).items()},
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "critic": critic.state() if critic is not None else None,
         }
         content = io.BytesIO()
         torch.save(state, content)
@@ -182,7 +190,11 @@ class Checkpoints:
 
 
 def load_state(
-    found: dict[str, Any] | None, unet: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any
+    found: dict[str, Any] | None,
+    unet: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    critic: Critic | None,
 ) -> int:
     """Go back to a checkpoint and return its step; 0 without one."""
     if found is None:
@@ -193,6 +205,8 @@ def load_state(
     optimizer.load_state_dict({"state": found["optimizer"]["state"], "param_groups": groups})
     if scaler is not None and found["scaler"]:
         scaler.load_state_dict(found["scaler"])
+    if critic is not None and found.get("critic"):
+        critic.load(found["critic"])
     log.info("%s: resumed at step %d", found["stage"], found["step"])
     return found["step"]
 
