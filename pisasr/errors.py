@@ -46,44 +46,19 @@ class UserNotice(UserWarning):
     """Something a user should know while work goes on; a command prints the message alone."""
 
 
-class MemoryShort(UserNotice):
-    """A picture is cut into smaller tiles than the options say, since memory ran out."""
-
-
-class NotFinite(UserNotice):
-    """A picture was computed again in float32, since half precision overflowed."""
-
-
-class UnusualStrength(UserNotice):
-    """A strength is far from those that the model was trained with."""
-
-
-class PassedOver(UserNotice):
-    """A folder holds pictures of a kind that is not read."""
-
-
-def guarded(
-    run: Callable[[], int | None],
-    debug: bool = False,
-    quiet: bool = False,
-    stopped: str = "interrupted",
-) -> int:
-    """Run a command and return its exit code; print an error as one line on stderr.
-
-    debug: print the traceback too. quiet: print no line, since another process does. stopped: the
-    line for Ctrl-C.
-    """
+def guarded(run: Callable[[], int | None], debug: bool = False) -> int:
+    """Run a command and return its exit code; an error is a line, with debug its traceback too."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names may hold what the terminal can't show
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged tags
-        _print_notices(quiet)
+        _print_notices()
         try:
             with sigterm_as_interrupt():
                 return run() or OK
         except KeyboardInterrupt:
-            print(stopped, file=sys.stderr)
+            print("interrupted", file=sys.stderr)
             return INTERRUPTED
         except BrokenPipeError:  # the reader of stdout left; Python would fail on it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -91,8 +66,7 @@ def guarded(
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            if not quiet:
-                print(f"pisasr: {safe_text(explain(error))}", file=sys.stderr)
+            print(f"pisasr: {safe_text(explain(error))}", file=sys.stderr)
             return WRONG_USAGE if isinstance(error, UsageError) else NOTHING_STARTED
 
 
@@ -109,14 +83,14 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _print_notices(quiet: bool) -> None:
+def _print_notices() -> None:
     usual: Any = warnings.showwarning
 
     def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-        if not issubclass(category, UserNotice):
-            usual(message, category, *place, **more)
-        elif not quiet:
+        if issubclass(category, UserNotice):
             tqdm.write(safe_text(message), file=sys.stderr)
+        else:
+            usual(message, category, *place, **more)
 
     warnings.showwarning = show
 

@@ -1,11 +1,9 @@
 """Files that hold all of what was written, or what they held before."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 
@@ -30,11 +28,3 @@ def write_whole(path: Path, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def parse_json(text: str | bytes) -> Any:
-    """Parse JSON. Raises ValueError, also for endless nesting."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None

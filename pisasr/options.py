@@ -158,17 +158,10 @@ def _check(name: str, value: Any, kind: type, least: float | None, choices: Any,
         return
     if name == "generator" and hasattr(value, "manual_seed"):
         return
-    if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+    numbers: Any = Integral if kind is int else Real
+    if isinstance(value, bool) or not isinstance(value, numbers):
         wanted = "a whole number" if kind is int else "a number"
         raise TypeError(f"{name} is {value!r}; it must be {wanted}.")
     least = -math.inf if least is None else least
-    if not least <= _as_float(value) < (2**63 if kind is int else math.inf):
-        raise ValueError(f"{name} is {_as_float(value):g}; it must be from {least:g} up.")
-
-
-def _as_float(number: Any) -> float:
-    """float(number); infinity for a whole number beyond all floats."""
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf if number > 0 else -math.inf
+    if not least <= value < (2**63 if kind is int else math.inf):
+        raise ValueError(f"{name} is {value}; it must be from {least:g} up.")

@@ -20,15 +20,7 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from pisasr.errors import (
-    CheckpointError,
-    MemoryShort,
-    ModelError,
-    NotFinite,
-    PisasrError,
-    UserNotice,
-    is_out_of_memory,
-)
+from pisasr.errors import CheckpointError, ModelError, PisasrError, UserNotice, is_out_of_memory
 from pisasr.files import write_whole
 from pisasr.method.adapters import merge_both
 from pisasr.method.color import COLOR_FIXES
@@ -38,12 +30,11 @@ from pisasr.method.model import (
     PiSASR,
     Plan,
     Predictors,
-    decode_at,
     draw_noise,
     encode_and_predict,
     predict_eps,
 )
-from pisasr.method.residual import Strength, needed
+from pisasr.method.residual import Strength, needed, restore_latent
 from pisasr.method.text import PromptEncoder
 from pisasr.method.tiling import count_tiles
 from pisasr.models import bases
@@ -465,7 +456,7 @@ class PiSASRPipeline(DiffusionPipeline):
     ) -> tuple[Tensor, Prediction]:
         """Mix and decode; what `_finish` takes: z_H where that is the result, and no latents."""
         model = self.model
-        z_H = decode_at(model, prediction.latents, pair, decode=False).z_H
+        z_H = restore_latent(*prediction.latents, *pair)
         prediction = replace(prediction, latents=Latents._make([None] * 3))
         if prediction.options.output_type == "latent":
             return z_H, prediction
@@ -537,7 +528,7 @@ class PiSASRPipeline(DiffusionPipeline):
             warnings.warn(
                 f"out of memory; going on with UNet tiles of {plan.tile} latent pixels and VAE "
                 f"tiles of {plan.vae_tile_px} px, which changes the result little",
-                MemoryShort,
+                UserNotice,
                 stacklevel=4,
             )
 
@@ -550,7 +541,9 @@ class PiSASRPipeline(DiffusionPipeline):
             raise PisasrError(
                 f"{NOT_FINITE}; try float32 (--dtype fp32), or strengths nearer to 1."
             )
-        warnings.warn(f"{NOT_FINITE} in {low[0][1]}; once more in float32", NotFinite, stacklevel=5)
+        warnings.warn(
+            f"{NOT_FINITE} in {low[0][1]}; once more in float32", UserNotice, stacklevel=5
+        )
         try:
             for network, _ in low:
                 torch.nn.Module.to(network, dtype=torch.float32)  # diffusers' own warns at length

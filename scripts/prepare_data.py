@@ -114,10 +114,10 @@ def measure(path: Path, min_side: int, score: Callable[["Image.Image"], float] |
     """Decode one photo once: its size, its digests, its score."""
     import imagehash
 
-    from pisasr.pictures.images import open_image, split
+    from pisasr.pictures.images import open_image
 
     try:
-        picture = split(open_image(path))[0]
+        picture = open_image(path).convert("RGB")
         digest = sha256(picture.tobytes() + repr(picture.size).encode()).digest()
     except (PisasrError, OSError) as error:
         return Measured(path, f"{UNREADABLE}: {explain(error)}")
@@ -187,11 +187,11 @@ def write_captions(paths: list[Path], caption: Callable[["Image.Image"], str]) -
     from tqdm import tqdm
 
     from pisasr.files import write_whole
-    from pisasr.pictures.images import open_image, split
+    from pisasr.pictures.images import open_image
 
     without = [path for path in paths if not path.with_suffix(".txt").exists()]
     for path in tqdm(without, unit="caption", delay=2):
-        if text := caption(split(open_image(path))[0]):
+        if text := caption(open_image(path).convert("RGB")):
             write_whole(path.with_suffix(".txt"), text + "\n")
     print(f"{len(without)} photos had no caption")
 

@@ -80,7 +80,7 @@ def test_an_error_is_one_line_and_a_code(error, code, line, capsys):
 def test_a_notice_is_a_line_without_a_place_in_the_code(capsys):
     def run():
         for _ in range(2):
-            warnings.warn("memory is\nshort", errors.MemoryShort, stacklevel=1)
+            warnings.warn("memory is\nshort", errors.UserNotice, stacklevel=1)
         return errors.SOME_FAILED
 
     assert errors.guarded(run) == errors.SOME_FAILED
@@ -116,12 +116,3 @@ def test_convert_makes_a_base_of_a_network_of_others(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "net.pth"), str(folder)]) == errors.OK
     assert "RRDBNet of 1 blocks" in capsys.readouterr().out
     assert load_base(folder)["unet"].config.features == 8
-
-
-def test_convert_writes_two_adapters(tmp_path, parity, capsys):
-    folder = tmp_path / "adapters"
-    assert main(["convert", str(parity / "pisa_sr.pkl"), str(folder)]) == errors.OK
-    assert sorted(os.listdir(folder)) == ["pix.safetensors", "sem.safetensors"]
-    (tmp_path / "bad.pkl").write_text("no checkpoint")
-    assert main(["convert", str(tmp_path / "bad.pkl"), str(folder)]) == errors.NOTHING_STARTED
-    assert capsys.readouterr().err.count("\n") == 1

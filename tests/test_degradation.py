@@ -114,23 +114,6 @@ def test_size_range_and_levels_at_any_size(size, scale):
     assert torch.equal(x_H, kept)
 
 
-@pytest.mark.parametrize(
-    ("x_H", "message"),
-    [
-        (torch.zeros(1, 3, 8, 8), r"\[3, H, W\]; got \[1, 3, 8, 8\]"),
-        (torch.zeros(1, 8, 8), r"got \[1, 8, 8\]"),
-        (torch.zeros(3, 0, 8), r"got \[3, 0, 8\]"),
-        (torch.full((3, 8, 8), -1.0), r"\[0, 1\]; got \[-1, -1\]"),
-        (torch.full((3, 8, 8), math.nan), r"got \[nan, nan\]"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), "float32.*got torch.uint8"),
-    ],
-)
-def test_unfit_photo_is_refused_in_one_line(x_H, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        degrade_one(x_H, PUBLISHED, generator())
-    assert "\n" not in str(caught.value)
-
-
 # --- recipes --------------------------------------------------------------------------------------
 
 
@@ -308,14 +291,6 @@ def test_poisson_noise_leaves_black_black():
     assert not add_poisson_noise(torch.zeros(3, 8, 8), 2.0, False, generator()).any()
 
 
-def test_jpeg_gets_better_with_quality():
-    errors = [
-        (compress_jpeg(photo(), q) - photo()).square().mean().item()
-        for q in (10, 30, 50, 70, 90, 100)
-    ]
-    assert errors == sorted(errors, reverse=True) and errors[0] > 4 * errors[-1]
-
-
 def test_jpeg_halves_colour_but_not_brightness():
     columns = (torch.arange(32) % 2).float()
     gray = columns.expand(3, 32, 32).contiguous()
@@ -324,17 +299,6 @@ def test_jpeg_halves_colour_but_not_brightness():
     )
     assert (compress_jpeg(gray, 100) - gray).abs().max() < 0.02
     assert (compress_jpeg(red_or_green, 100) - red_or_green).abs().mean() > 0.2
-
-
-def test_stored_result():
-    """Our own pixels, so that a change of the maths is seen. Means, as another processor may round
-    the last bit.
-    """
-    got = [
-        degrade_one(photo(32, 32), PUBLISHED, generator(index)).mean((1, 2)).tolist()
-        for index in range(4)
-    ]
-    torch.testing.assert_close(torch.tensor(got), torch.tensor(STORED), rtol=0, atol=0.01)
 
 
 def test_stored_draws():
@@ -367,12 +331,6 @@ def test_stored_pixels(by_place):
     assert (off < 0.5).float().mean() > 0.9 and off.mean() < 0.2
 
 
-STORED = [
-    [0.5094, 0.4732, 0.5137],
-    [0.5308, 0.4728, 0.5216],
-    [0.5306, 0.4698, 0.5153],
-    [0.5156, 0.4694, 0.5146],
-]
 STORED_STEPS = [
     Kernel("gaussian", 13, (2.215376691167972, 2.308703923944059, -3.0004497143740263, 1.0)),
     Resize(0.6810506078690671, "area"),
@@ -454,32 +412,15 @@ def test_the_order_in_memory_does_not_matter(by_place):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("photons", [1, 2, 8, 64, 256])
-def test_counts_by_place_are_poisson(photons):
-    """Mean and variance are the rate at every brightness, and the shares of the first counts those
-    of the formula.
-    """
-    for level in (0, 1, 10, 127, 255):
-        rate = level * photons / 255
-        counts = count_by_place(torch.full((40_000,), rate), photons, generator(level))
-        error = math.sqrt(max(rate, 1e-9) / 40_000)
-        assert counts.mean().item() == pytest.approx(rate, abs=5 * error)
-        assert counts.var().item() == pytest.approx(rate, abs=5 * error * math.sqrt(2 * rate + 1))
-        none = (counts == 0).float().mean().item()
-        assert none == pytest.approx(math.exp(-rate), abs=0.012)
-
-
-def test_counts_by_place_are_the_quantiles():
+@pytest.mark.parametrize("photons", [1, 8, 64, 256])
+def test_counts_by_place_are_the_quantiles(photons):
     """The first count that is reached with a probability above the place's number."""
-    rates = torch.arange(256).repeat(40) * (64 / 255)
-    counts = count_by_place(rates, 64, generator()).double()
+    rates = torch.arange(256).repeat(40).double() * (photons / 255)
+    counts = count_by_place(rates.float(), photons, generator()).double()
     numbers = torch.rand(rates.shape, generator=generator()).double()
-    exact = (torch.arange(256).repeat(40) * (64 / 255)).double()
-    assert (torch.special.gammaincc(counts + 1, exact) > numbers - 1e-12).all()
-    assert (
-        torch.special.gammaincc(counts.clamp_min(1e-300), exact)[counts > 0]
-        <= numbers[counts > 0] + 1e-12
-    ).all()
+    reached, before = (torch.special.gammaincc(n, rates) for n in (counts + 1, counts))
+    assert (reached > numbers - 1e-12).all()
+    assert (before <= numbers + 1e-12)[counts > 0].all()
 
 
 def test_counts_by_place_hardly_move_with_the_rate():

@@ -121,9 +121,9 @@ def test_a_new_row_is_a_new_column_everywhere(folders, brightness):
     assert "Brightness ↑" in table and "mean of all levels" in table
     made = {path.name for path in (folders / "out").iterdir()}
     assert made == {"per_image.csv", "summary.json", "table.md", "plot.png", "sheet.png"}
-    assert run(folders, "--sheets", "0", metrics=("psnr",)) == 0
+    assert run(folders, metrics=("psnr",)) == 0
     left = {path.name for path in (folders / "out").iterdir()}
-    assert left == {"per_image.csv", "summary.json", "table.md"}, "an earlier run's files are gone"
+    assert left == made - {"plot.png"}, "an earlier run's plot is gone"
 
 
 def test_a_metric_that_fails_on_a_picture_is_nan_and_said(folders, monkeypatch):
@@ -170,7 +170,6 @@ def test_a_method_is_named_before_its_folder(folders):
         (["--output", "o"], "--sr"),
         (["--sr", "a", "--output", "o", "--border", "-1"], "--border: '-1' is not a whole number"),
         (["--sr", "x=a", "x=b", "--output", "o"], "name of its own"),
-        (["--sr", "a\nb=c", "--output", "o"], "can't be printed"),
         (["--sr", "a", "--output", "a"], "is a folder of pictures"),
     ],
 )
@@ -224,13 +223,7 @@ def test_inputs_of_another_shape_are_refused(folders, capsys):
 
 
 def test_the_published_names_of_options_stay(folders):
-    words = [
-        "--sr",
-        str(folders / "same"),
-        "--hr",
-        str(folders / "hq"),
-        "--lr",
-        str(folders / "hq"),
-    ]
+    sr, hq = str(folders / "same"), str(folders / "hq")
+    words = ["--sr", sr, "--hr", hq, "--lr", hq]
     assert evaluate([*words, "--metrics", "psnr-lq", "--output", str(folders / "out")]) == 1
     assert evaluate([*words, "--metrics", "psnr_lq", "--output", str(folders / "out")]) == 0

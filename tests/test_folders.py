@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr.errors import ImageError, OverlapError, PassedOver, PisasrError
+from pisasr.errors import ImageError, OverlapError, PisasrError, UserNotice
 from pisasr.pictures.folders import find_inputs, free_name, list_pictures, match_names
 from pisasr.pictures.opening import read_picture
 
@@ -28,7 +28,6 @@ def test_endings_are_disregarded_only_where_names_differ():
     assert match_names(["a", "a_sr"], ["a_sr", "a"]) == {"a": "a", "a_sr": "a_sr"}
     assert match_names(["photo"], ["photograph", "hoto"]) == {}
     assert match_names(["a"], ["a_x2", "a_x4"]) == {}
-    assert match_names(["a"], ["a-mine"], suffix="-mine") == {"a": "a-mine"}
 
 
 def test_folders_that_cannot_be_listed(tmp_path):
@@ -45,7 +44,7 @@ def test_folders_that_cannot_be_listed(tmp_path):
 def test_foreign_pictures_are_named(tmp_path):
     fill(tmp_path, "a.png")
     (tmp_path / "b.heic").write_bytes(b"x")
-    with pytest.warns(PassedOver, match="1 .heic files"):
+    with pytest.warns(UserNotice, match="1 .heic files"):
         assert list(list_pictures(tmp_path)) == ["a"]
     found = find_inputs([str(tmp_path)], tmp_path / "out")
     assert names_of(found) == ["a.png"] and names_of(found, "skipped") == ["b.heic"]

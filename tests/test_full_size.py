@@ -9,7 +9,6 @@ seconds and the peak of memory.
 
 import resource
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from pisasr.method.adapters import adapter_shapes, merge_both
 from pisasr.models.weights import Adapter
 from pisasr.pipeline import PiSASRPipeline, usual_dtype
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 LAYERS = 258  # that the published rule finds in SD-2.1's UNet
 
 

@@ -29,8 +29,6 @@ from pisasr.errors import CheckpointError, ImageError, ModelError, PisasrError
 from pisasr.models.weights import convert_release, load_adapter, load_adapters, save_adapter
 from pisasr.pictures.images import open_picture
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
 
 def amount(short: int, whole: int):
     """A short form for every day, a longer one for `make slow`."""

@@ -14,6 +14,7 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
+from tiny import equal, photo
 
 from pisasr import PiSASRPipeline
 from pisasr.commands.main import main
@@ -21,14 +22,6 @@ from pisasr.errors import NOTHING_STARTED, OK, WRONG_USAGE, ModelError
 from pisasr.hub.publish import publish
 
 SMALL = {"upscale": 2, "process_size": 16}
-
-
-def photo(width: int = 12, height: int = 9) -> Image.Image:
-    return Image.fromarray((tiny.wave((height, width, 3), 1.0, 80) + 128).to(torch.uint8).numpy())
-
-
-def equal(a: Image.Image, b: Image.Image) -> bool:
-    return a.mode == b.mode and np.array_equal(np.asarray(a), np.asarray(b))
 
 
 @pytest.fixture

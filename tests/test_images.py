@@ -2,11 +2,9 @@
 
 import json
 import os
-import random
 import struct
 import warnings
 import zlib
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -286,32 +284,14 @@ def test_other_formats_are_refused_and_no_other_decoder_is_tried(tmp_path, start
     assert "not an image" in refusal(tmp_path / "a.png")
 
 
-def test_damaged_files_only_ever_raise_image_errors(tmp_path):
-    chance = random.Random(0)
-    path = tmp_path / "a.png"
-    for number in range(120):
-        buffer = BytesIO()
-        photo(16, 12).save(buffer, ("PNG", "JPEG", "WEBP", "TIFF", "BMP")[number % 5])
-        data = bytearray(buffer.getvalue())
-        for _ in range(chance.randint(1, 8)):
-            data[chance.randrange(len(data))] = chance.randrange(256)
-        path.write_bytes(data[: chance.randint(1, len(data))] if chance.random() < 0.3 else data)
-        try:
-            images.open_picture(path, max_pixels=10_000)
-        except ImageError as error:
-            assert "\n" not in str(error)
-
-
 # --- in memory ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
-def test_split_and_join_are_inverse(mode):
+def test_a_picture_of_any_channels_comes_back(mode):
     original = photo(mode=mode)
-    rgb, alpha, is_gray = images.split(original)
-    assert rgb.mode == "RGB" and is_gray == (mode[0] == "L")
-    assert (alpha is None) == (mode[-1] != "A")
     (picture,) = images.pictures_of(original)
+    assert picture.is_gray == (mode[0] == "L") and (picture.alpha is None) == (mode[-1] != "A")
     back = images.as_image(images.join(picture.pixels, picture))
     assert back.mode == mode and mean_difference(back, original) == 0
 
@@ -411,9 +391,7 @@ def test_padding_mirrors_and_repeats_a_single_row():
 
 
 def test_sizes_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="planned for"):
-        frames.prepare(np.asarray(photo()), frames.plan_frame(10, 10))
-    for wanted in ((10, 10, 0.5), (0, 5), (100, 100, 1e9), (1, 1, 1e300)):
+    for wanted in ((0, 5), (100, 100, 1e9), (1, 1, 1e300)):
         with pytest.raises(ValueError):
             frames.plan_frame(*wanted)
 

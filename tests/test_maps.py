@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from tiny import photo
 
 from pisasr.method.residual import needed, needed_by, restore_latent
 from pisasr.pictures.frames import plan_frame
@@ -17,12 +18,6 @@ from pisasr.pipeline import Prediction
 
 SMALL = {"upscale": 2, "process_size": 16}
 TILES = {**SMALL, "tile_size": 6, "tile_overlap": 2}
-
-
-def photo(width: int = 12, height: int = 9, mode: str = "RGB") -> Image.Image:
-    channels = len(Image.new(mode, (1, 1)).getbands())
-    pixels = (tiny.wave((height, width, channels), 1.0, 80) + 128).to(torch.uint8).numpy()
-    return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
 
 
 # --- to the latent --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pisasr.evaluation.metrics import METRICS, load_metric, luma, psnr, psnr_lq, ssim
+from pisasr.evaluation.metrics import load_metric, luma, psnr, psnr_lq, ssim
 from pisasr.evaluation.networks import MetricUnavailable
 
 REALSR = Path(os.environ.get("PISASR_REALSR", Path(__file__).parents[2] / "shared" / "realsr"))
@@ -65,18 +65,6 @@ def test_psnr_lq_is_high_for_an_enlarged_input_and_low_for_another_picture():
     small = Image.fromarray(random_picture(7, 4, 4)).resize((16, 16), Image.Resampling.BICUBIC)
     enlarged = np.asarray(small.resize((64, 64), Image.Resampling.BICUBIC))
     assert psnr_lq(enlarged, np.asarray(small)) > 30 > psnr_lq(255 - enlarged, np.asarray(small))
-
-
-def test_every_row_of_the_table_has_one_way_to_its_scorer():
-    for name, metric in METRICS.items():
-        assert (metric.score is None) != (metric.load is None), name
-
-
-def test_a_name_that_is_no_row_is_left_to_pyiqa_and_says_so(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyiqa", None)
-    with pytest.raises(MetricUnavailable, match=r"musiq is left to pyiqa.*pip install") as refusal:
-        load_metric("musiq", "cpu")
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.weights

@@ -58,13 +58,6 @@ def test_the_mean_leaves_nothing_to_chance_and_noise_is_all_that_a_sample_adds(m
     assert not torch.equal(model.encode(x), model.encode(x, golden["noise"]))
 
 
-def test_unscale_undoes_scale_also_with_a_shift(model):
-    model.vae.register_to_config(shift_factor=0.3)
-    latent = tiny.wave((1, 4, 3, 3), 1.0)
-    torch.testing.assert_close(model.unscale(model.scale(latent)), latent)
-    torch.testing.assert_close(model.scale(latent), (latent - 0.3) * 0.18215)
-
-
 def test_sizes_come_from_the_configs(vae):
     assert vae_factor(vae) == 4
     model = PiSASR(tiny.make_unet(48), PixelAutoencoder())

@@ -8,7 +8,6 @@ import tiny
 import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers.hooks.group_offloading import ModuleGroup
-from PIL import Image
 
 from pisasr import PiSASRPipeline
 from pisasr.models.rrdbnet import PixelAutoencoder
@@ -42,7 +41,7 @@ def pipe(folder):
 
 @pytest.fixture(scope="module")
 def picture():
-    return Image.fromarray((tiny.wave((14, 20, 3), 1.0, 80) + 128).to(torch.uint8).numpy())
+    return tiny.photo(20, 14)
 
 
 def model_offload(pipe):

@@ -212,12 +212,8 @@ def test_shares_are_rounded_and_nobody_is_left_out():
     assert [count for _, count in share_out(MIXED, {"big": 1000, "small": 1})] == [12, 1]
     assert [count for _, count in share_out(MIXED, {"big": 1, "small": 1})] == [7, 6]
     tiny = [Photo(None, name) for name in "aabcd"]
-    assert [count for _, count in share_out(tiny, {"a": 1000, "b": 1, "c": 1, "d": 1})] == [
-        4,
-        1,
-        1,
-        1,
-    ]
+    counts = [count for _, count in share_out(tiny, {"a": 1000, "b": 1, "c": 1, "d": 1})]
+    assert counts == [4, 1, 1, 1]
     assert share_out(MIXED, {}) == [(list(range(13)), 13)]
 
 

@@ -15,9 +15,10 @@ import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny import equal, photo
 
 from pisasr import PiSASRPipeline
-from pisasr.errors import CheckpointError, ModelError, PisasrError, UserNotice
+from pisasr.errors import CheckpointError, ModelError, UserNotice
 from pisasr.method.model import PiSASR
 from pisasr.models.bases import INDEX, SD21_MIRRORS, load_base
 from pisasr.models.rrdbnet import PixelAutoencoder, RRDBNet
@@ -28,21 +29,10 @@ from pisasr.pipeline import usual_dtype
 SMALL = {"upscale": 2, "process_size": 16}
 
 
-def photo(width: int = 12, height: int = 9, mode: str = "RGB") -> Image.Image:
-    """A picture with something going on in it."""
-    channels = len(Image.new(mode, (1, 1)).getbands())
-    pixels = (tiny.wave((height, width, channels), 1.0, 80) + 128).to(torch.uint8).numpy()
-    return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
-
-
 def at_each(pipe, pairs):
     """The picture at several strengths, from one encode."""
     prediction = pipe.predict(photo(), **SMALL)
     return [pipe.decode(prediction, *pair) for pair in pairs]
-
-
-def equal(a: Image.Image, b: Image.Image) -> bool:
-    return a.mode == b.mode and np.array_equal(np.asarray(a), np.asarray(b))
 
 
 @pytest.mark.parametrize(
@@ -62,13 +52,7 @@ def test_strengths_cost_the_passes_they_need(pipe, passes, lambdas, wanted):
     assert passes == wanted
 
 
-def test_a_prompt_and_a_seed_reach_the_result(pipe):
-    plain = pipe(photo(), **SMALL).images[0]
-    assert not equal(pipe(photo(), **SMALL, prompt="a photo").images[0], plain)
-    assert not equal(pipe(photo(), **SMALL, generator=1).images[0], plain)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 40), (17, 16)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (17, 16), (200, 2)])
 @pytest.mark.parametrize("upscale", [1, 1.5])
 def test_the_result_is_exactly_upscale_times_as_large(pipe, size, upscale):
     result = pipe(photo(*size), upscale=upscale, process_size=16).images[0]
@@ -139,15 +123,11 @@ def test_runs_repeat_themselves_and_samples_follow_the_seed_not_the_neighbours(p
     assert equal(first, alone) and not equal(second, alone)
 
 
-def test_tiles_and_color_and_prompt_reach_the_result(pipe):
+def test_tiles_color_prompt_and_seed_reach_the_result(pipe):
     plain = pipe(photo(), **SMALL).images[0]
-    for change in (
-        {"tile_size": 4},
-        {"color_fix": "none"},
-        {"color_fix": "wavelet"},
-        {"prompt": "a photo"},
-    ):
-        assert not equal(pipe(photo(), **{**SMALL, **change}).images[0], plain), change
+    changes = {"tile_size": 4, "color_fix": "none", "prompt": "a photo", "generator": 1}
+    for name, value in changes.items():
+        assert not equal(pipe(photo(), **SMALL, **{name: value}).images[0], plain), name
     vae_tiled = pipe(photo(), **SMALL, vae_tile_size=8).images[0]
     assert np.abs(np.asarray(vae_tiled).astype(int) - np.asarray(plain)).max() <= 1
 
@@ -173,9 +153,6 @@ def test_tiles_and_color_and_prompt_reach_the_result(pipe):
         ({"tile_size": 8, "tile_overlap": 8}, "overlap must be below"),
         ({"process_size": 1.5}, "process_size is 1.5; it must be a whole number"),
         ({"batch_size": None}, "batch_size is None; it must be a whole number"),
-        ({"batch_size": 10**400}, "batch_size is inf; it must be from 1 up"),
-        ({"upscale": 10**400}, "upscale is inf; it must be from 1 up"),
-        ({"lambda_sem": 10**400}, "lambda_sem is inf; it must be a finite number"),
         ({"prompt": "caf\udce9"}, r"prompt is 'caf\\udce9'; it must be text in UTF-8"),
     ],
 )
@@ -198,12 +175,6 @@ def test_what_is_no_picture_is_refused_in_one_line(pipe, call, reason):
     with pytest.raises((ValueError, TypeError), match=reason) as caught:
         call(pipe)
     assert "\n" not in str(caught.value)
-
-
-def test_an_answer_of_nan_is_an_error_not_a_black_picture(pipe):
-    pipe.unet.conv_out.bias.data[0] = torch.nan
-    with pytest.raises(PisasrError, match="nan or inf"):
-        pipe(photo(), **SMALL)
 
 
 # --- loading and saving ---------------------------------------------------------------------------
@@ -254,30 +225,6 @@ def test_a_weight_that_is_missing_is_not_made_up(base_folder, tmp_path, part, na
         ModelError, match=f"{part} has no .*{name.split('.')[-2]}.* among its weights"
     ):
         PiSASRPipeline.from_pretrained(tmp_path / "base")
-
-
-@pytest.mark.parametrize(
-    ("file", "wrong", "reason"),
-    [
-        (
-            "unet/config.json",
-            {"cross_attention_dim": [1, 2]},
-            "has cross_attention_dim .*, wanted a number",
-        ),
-        ("vae/config.json", {"scaling_factor": "x"}, "has scaling_factor 'x', wanted a number"),
-    ],
-)
-def test_settings_of_a_wrong_kind_are_one_line(base_folder, tmp_path, file, wrong, reason):
-    shutil.copytree(base_folder, tmp_path / "base")
-    shutil.rmtree(tmp_path / "base" / "adapters")
-    path = tmp_path / "base" / file
-    path.write_text(
-        json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **wrong})
-    )
-    with pytest.raises(ModelError, match=reason):
-        PiSASRPipeline.from_pretrained(
-            tmp_path / "base", adapters=base_folder / "adapters" if "/" in file else None
-        )
 
 
 @pytest.mark.parametrize("wrong", [{"base": 5}, {"base": "a/b", "revision": []}])
@@ -331,7 +278,7 @@ def test_a_model_names_its_own_color_fix_and_keeps_it_when_saved(base_folder, pi
         '{"color_fix": ["adain"]}': named,
         "[]": "holds no settings",
         "{": "can't be read",
-        "[" * 100_000: "nested too deeply",
+        "[" * 100_000: "can't be read",
     }
     for wrong, reason in wrongs.items():
         (folder / "model_index.json").write_text(wrong)
@@ -389,6 +336,8 @@ def edited(base_folder, tmp_path):
     ("part", "changes", "reason"),
     [
         ("unet", {"cross_attention_dim": 2048}, "is SDXL"),
+        ("unet", {"cross_attention_dim": [1, 2]}, "has cross_attention_dim .*, wanted a number"),
+        ("vae", {"scaling_factor": "x"}, "has scaling_factor 'x', wanted a number"),
         (
             "unet",
             {"cross_attention_dim": 768},

@@ -104,18 +104,15 @@ def test_damaged_exif_costs_a_notice_not_the_picture(tmp_path):
 
 
 def test_what_a_format_cannot_hold_is_refused(tmp_path):
-    long = Image.Exif()
-    long[BASE.ImageDescription] = "x" * 65_400
-    for picture, name, metadata in [
-        (drawn("RGBA"), "a.jpg", None),
-        (Image.new("L", (65_536, 1)), "a.jpg", None),
-        (Image.new("L", (1, 16_384)), "a.webp", None),
-        (np.zeros((2, 2, 3), np.uint16), "a.tif", None),
-        (drawn(), "a.gif", None),
-        (drawn(), "a.jpg", Metadata(MADE, long.tobytes())),
+    for picture, name in [
+        (drawn("RGBA"), "a.jpg"),
+        (Image.new("L", (65_536, 1)), "a.jpg"),
+        (Image.new("L", (1, 16_384)), "a.webp"),
+        (np.zeros((2, 2, 3), np.uint16), "a.tif"),
+        (drawn(), "a.gif"),
     ]:
         with pytest.raises(ImageError, match="png"):
-            save_image(picture, tmp_path / name, metadata)
+            save_image(picture, tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -132,7 +129,3 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     with pytest.raises(OSError):
         save_image(drawn(), path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.png"]
-
-
-def test_names_of_255_bytes_are_written(tmp_path):
-    save_image(drawn(), tmp_path / ("n" * 251 + ".png"))

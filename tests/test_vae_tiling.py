@@ -193,13 +193,6 @@ def test_unknown_layers_are_named_and_the_picture_still_comes_out():
         encode_tiled(vae, picture(32, 32), 16)
 
 
-@pytest.mark.parametrize("tile", [0, -1])
-def test_empty_tiles_are_refused_in_one_line(tile):
-    for call, argument in ((encode_tiled, picture(8, 8)), (decode_tiled, latent(8, 8))):
-        with pytest.raises(ValueError, match=r"^[^\n]*at least 1, got[^\n]*$"):
-            call(small_vae(), argument, tile)
-
-
 @pytest.mark.parametrize("side", [1, 7, 64])
 @pytest.mark.parametrize("count", [1, 3, 100])
 def test_bands_cover_an_axis_once(side, count):

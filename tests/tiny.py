@@ -10,6 +10,7 @@ from pathlib import Path
 import pisasr  # noqa: F401  lets diffusers be imported beside a broken torchvision
 
 # isort: split
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
@@ -114,6 +115,17 @@ def write_base(folder: Path, vae: nn.Module | None = None, latent_channels: int 
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     scheduler.save_pretrained(folder / "scheduler")
     return folder
+
+
+def photo(width: int = 12, height: int = 9, mode: str = "RGB") -> Image.Image:
+    """A picture with something going on in it."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    pixels = (wave((height, width, channels), 1.0, 80) + 128).to(torch.uint8).numpy()
+    return Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+
+
+def equal(a: Image.Image, b: Image.Image) -> bool:
+    return a.mode == b.mode and np.array_equal(np.asarray(a), np.asarray(b))
 
 
 def write_photos(folder: Path, count: int) -> Path:

@@ -3,8 +3,6 @@
 Writes OUTPUT/hq and OUTPUT/lq. Every photo's draws are keyed by --seed and its name below --input,
 without extension: adding photos changes none of the others, and the same command writes the same
 pixels. Photos are cut to a multiple of the recipe's scale first.
-
-Exit code: 0 all fine, 1 nothing could start, 2 usage, 3 some photos failed.
 """
 
 import argparse
@@ -92,10 +90,10 @@ def degrade_photo(
     name: str, path: Path, recipe: "DegradationRecipe", args: argparse.Namespace
 ) -> None:
     from pisasr.data.degradation import degrade_one, sample_generator
-    from pisasr.pictures.images import open_image, split, to_image, to_tensor
+    from pisasr.pictures.images import open_image, to_image, to_tensor
     from pisasr.pictures.saving import save_image
 
-    hq = cut_middle(split(open_image(path))[0], args.crop, recipe.scale)
+    hq = cut_middle(open_image(path).convert("RGB"), args.crop, recipe.scale)
     index = int.from_bytes(sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big")
     x_L = degrade_one(to_tensor(hq)[0], recipe, sample_generator(args.seed, 0, index))
     for side, picture in (("lq", to_image(x_L)), ("hq", hq)):

@@ -34,8 +34,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
     missing = "score what every folder has, and list what is left out"
     add("--allow_missing", action="store_true", help=missing)
-    sheets = "pictures on the sheet of details (default: 8)"
-    add("--sheets", type=whole, default=8, metavar="N", help=sheets)
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default: auto")
     return parser
 
@@ -74,7 +72,7 @@ def _evaluate(args: argparse.Namespace, methods: dict[str, Path]) -> int:
     scores = score_examples(examples, metrics, args.border)
     left_out = [f"Left out: {problem}" for problem in problems]
     table, notices = write_report(
-        args.output, examples, scores, metrics, missing, args.border, left_out, args.sheets
+        args.output, examples, scores, metrics, missing, args.border, left_out
     )
     _print_all(notices)
     print("\n".join(map(safe_text, table.splitlines())))
@@ -90,8 +88,6 @@ def _name_methods(words: list[str], parser: argparse.ArgumentParser) -> dict[str
         name, equals, folder = word.partition("=")
         if not equals or Path(word).is_dir():
             name, folder = Path(word).absolute().name, word
-        if not name.isprintable():
-            parser.error(f"--sr {word!r}: a name that can't be printed; give another as NAME=DIR")
         if not name or name in methods:
             parser.error(f"--sr {word}: every method needs a name of its own, --sr NAME={folder}")
         methods[name] = Path(folder)

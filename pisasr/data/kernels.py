@@ -13,8 +13,6 @@ from torch import Tensor
 
 def centered_grid(size: int) -> tuple[Tensor, Tensor]:
     """Return x (to the right) and y (downward) of every entry, [size, size], 0 in the middle."""
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f"a kernel's size is odd, so that it has a middle; got {size}")
     axis = torch.arange(size, dtype=torch.float64) - size // 2
     return axis.expand(size, size), axis[:, None].expand(size, size)
 

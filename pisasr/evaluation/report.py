@@ -21,7 +21,7 @@ from pisasr.pictures.opening import read_picture
 from pisasr.pictures.sheets import draw_comparison, most_different_box, spread
 
 FILES = ("per_image.csv", "summary.json", "table.md", "plot.png", "sheet.png")
-DETAIL_PX = 128
+SHEET_ROWS = 8  # pictures of the set on the sheet of details
 
 Columns = Mapping[str, Metric]
 Summary = Mapping[str, Mapping[str, Mapping[str, Any]]]  # as scoring.summarize returns it
@@ -35,7 +35,6 @@ def write_report(
     missing: Mapping[str, str],
     border: int,
     left_out: list[str],
-    sheets: int,
 ) -> tuple[str, list[str]]:
     """Write every file of the report; returns the table and lines on what could not be drawn."""
     summary = summarize(scores)
@@ -47,13 +46,11 @@ def write_report(
     table = to_markdown(summary, columns, missing, [*facts, *left_out, *scores.faults])
     notes = {"pictures": len(examples), "border_px": border, "not_available": missing}
     notes |= {"left_out": left_out, "faults": scores.faults}
-    for name in ("plot.png", "sheet.png"):  # an earlier run's
-        (output / name).unlink(missing_ok=True)
+    (output / "plot.png").unlink(missing_ok=True)  # an earlier run's
     write_csv(output / "per_image.csv", scores)
     write_summary(output / "summary.json", summary, columns, notes)
     write_whole(output / "table.md", table)
-    if sheets:
-        draw_sheet(output / "sheet.png", examples, sheets)
+    draw_sheet(output / "sheet.png", examples)
     try:
         draw_plot(output / "plot.png", summary, columns)
     except ImportError:
@@ -146,13 +143,13 @@ def _family(method: str) -> str:
     return re.sub(r"(?<=\d)_sem-?[\d.]+$", "", method)
 
 
-def draw_sheet(path: Path, examples: Sequence[Example], count: int) -> None:
-    """Draw `count` examples, spread evenly over the set, at the place where the methods differ."""
+def draw_sheet(path: Path, examples: Sequence[Example]) -> None:
+    """Draw a few examples, spread evenly over the set, at the place where the methods differ."""
     rows, boxes = [], []
-    chosen = spread(examples, count)
+    chosen = spread(examples, SHEET_ROWS)
     for example in chosen:
         pictures = {name: _open(file) for name, file in example.sr.items()}
-        boxes.append(most_different_box([*pictures.values()], DETAIL_PX))
+        boxes.append(most_different_box([*pictures.values()]))
         first = {"input": _open(example.lq)} if example.lq else {}
         last = {"true picture": _open(example.hq)} if example.hq else {}
         rows.append({**first, **pictures, **last})

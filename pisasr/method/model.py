@@ -2,10 +2,10 @@
 
     encode_and_predict    x_L -> z_L                encode
                           z_L -> eps_pix, eps_full  each weight set in turn, tile by tile
-    decode_at             z_L, eps -> z_H           residual.restore_latent, for a pair of strengths
+                          z_L, eps -> z_H           residual.restore_latent, for a pair of strengths
                           z_H -> x_H                decode
 
-Inference calls its halves with merged weights, training `restore` with live adapters.
+Inference calls these with merged weights, training `restore` with live adapters.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -54,8 +54,6 @@ class Predictors(NamedTuple):
 
     def only(self, pix: bool, full: bool) -> "Predictors":
         """Those of them that are needed."""
-        if (pix and self.pix is None) or (full and self.full is None):
-            raise ValueError("a prediction is needed that no predictor makes")
         return Predictors(self.pix if pix else None, self.full if full else None)
 
 
@@ -68,12 +66,9 @@ class Latents(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """The result at one pair of strengths.
+    """The result at one pair of strengths: x_H [B, 3, H, W], not clamped, and z_H [B, c, h, w]."""
 
-    x_H [B, 3, H, W] as decoded, not clamped (None if it was not decoded), and z_H [B, c, h, w].
-    """
-
-    x_H: Tensor | None
+    x_H: Tensor
     z_H: Tensor
 
 
@@ -102,20 +97,20 @@ def restore(
     lambdas: Iterable[tuple[Strength, Strength]],
     plan: Plan = Plan(),
     noise: Tensor | None = None,
-    decode: bool = True,
 ) -> Iterator[Restored]:
     """Yield the result for each (lambda_pix, lambda_sem): one encode, the passes that some pair
     needs, one decode a pair.
 
-    x_L [B, 3, H, W] in [-1, 1] on the model's device, H and W multiples of its factor. Strengths as
-    for `decode_at`. noise: as for `PiSASR.encode`. No gradient passes the encode.
+    x_L [B, 3, H, W] in [-1, 1] on the model's device, H and W multiples of its factor. Strengths
+    are numbers, or maps [h, w] there. noise: as for `PiSASR.encode`. No gradient passes the encode.
     """
     pairs = list(lambdas)
     needed = predictors.only(*needed_by(pairs))
     latents = encode_and_predict(model, x_L, needed, plan, noise)
     del x_L
     for pair in pairs:
-        yield decode_at(model, latents, pair, plan, decode)
+        z_H = restore_latent(*latents, *pair)
+        yield Restored(model.decode(z_H, plan), z_H)
 
 
 def encode_and_predict(
@@ -136,18 +131,6 @@ def encode_and_predict(
         return blend_tiles(predictor, z_L, plan.tile, plan.overlap, plan.batch_size, plan.even)
 
     return Latents(z_L, predict(predictors.pix), predict(predictors.full))
-
-
-def decode_at(
-    model: "PiSASR",
-    latents: Latents,
-    pair: tuple[Strength, Strength],
-    plan: Plan = Plan(),
-    decode: bool = True,
-) -> Restored:
-    """Mix and decode at (lambda_pix, lambda_sem), numbers or maps [h, w] on the model's device."""
-    z_H = restore_latent(*latents, *pair)
-    return Restored(model.decode(z_H, plan) if decode else None, z_H)
 
 
 class PiSASR:
@@ -193,17 +176,13 @@ class PiSASR:
 
     def scale(self, latent: Tensor) -> Tensor:
         """Scale the VAE's latent to what the UNet expects (near unit variance)."""
-        factor, shift = self.vae.config.scaling_factor, self._shift
-        return latent if (factor, shift) == (1, 0) else (latent - shift) * factor
+        factor = self.vae.config.scaling_factor
+        return latent if factor == 1 else latent * factor
 
     def unscale(self, z: Tensor) -> Tensor:
         """Undo `scale`."""
-        factor, shift = self.vae.config.scaling_factor, self._shift
-        return z if (factor, shift) == (1, 0) else z / factor + shift
-
-    @property
-    def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+        factor = self.vae.config.scaling_factor
+        return z if factor == 1 else z / factor
 
 
 def without_autocast(device: torch.device) -> torch.autocast:

@@ -21,15 +21,6 @@ class Tile(NamedTuple):
         return z[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
 
-def check_plan(tile: int, overlap: int) -> None:
-    """Raise ValueError for a plan that could never cover a map."""
-    if tile < 1 or not 0 <= overlap < tile:
-        raise ValueError(
-            f"a tile of {tile} with an overlap of {overlap} came; "
-            "the overlap must be from 0 and below the tile."
-        )
-
-
 def needs_tiling(h: int, w: int, tile: int) -> bool:
     """Whether [h, w] is more than one tile holds. By area, as published: 8 x 100 fits one of 32."""
     return h * w > tile * tile
@@ -39,7 +30,6 @@ def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
     """Where published tiles begin along an axis: every tile - overlap, the last pulled back to end
     at `size`. An axis no longer than the tile is one tile.
     """
-    check_plan(tile, overlap)
     if size <= tile:
         return [0]
     last = size - tile
@@ -52,7 +42,6 @@ def even_axis(size: int, tile: int, overlap: int, multiple: int) -> tuple[int, l
     No tile is longer than `tile`, neighbors share `overlap` at least, and the length is a multiple
     of `multiple` where it can be. An axis no longer than the tile is one tile.
     """
-    check_plan(tile, overlap)
     if size <= tile:
         return size, [0]
     count = -(-(size - overlap) // (tile - overlap))
@@ -130,10 +119,8 @@ def blend_tiles(
     z [B, c, h, w]; fn maps crops [n, c, th, tw] to [n, k, th, tw], and the result is [B, k, h, w].
     Crops go to fn together, as many as `batch_size` allows, but always those of one place for all
     B. A z that fits one tile (`needs_tiling`) goes to fn whole. Sums run in float32 (float64 for
-    float64 predictions); the result has the dtype of the predictions. Raises ValueError for a plan
-    that can't be, and for a prediction of another size than its crop.
+    float64 predictions); the result has the dtype of the predictions.
     """
-    check_plan(tile, overlap)
     count, _, h, w = z.shape
     if not needs_tiling(h, w, tile):
         return fn(z)
@@ -147,9 +134,6 @@ def blend_tiles(
     for first in range(0, len(places), step):
         together = places[first : first + step]
         prediction = fn(torch.cat([place.crop(z) for place in together]))
-        if prediction.shape[-2:] != (height, width):
-            size = " x ".join(map(str, prediction.shape[-2:]))
-            raise ValueError(f"a tile of {height} x {width} got a prediction of {size}.")
         if blended is None:
             dtype = torch.promote_types(prediction.dtype, torch.float32)
             blended = prediction.new_zeros(count, prediction.shape[1], h, w, dtype=dtype)

@@ -71,8 +71,6 @@ def decode_tiled(vae: Any, z: Tensor, tile: int, low_memory: bool = False) -> Te
 
 def _computed_whole(vae: Any, part: str, x: Tensor, tile: int) -> bool:
     """Whether x fits a tile, by area, or the VAE has layers that aren't known here."""
-    if tile < 1:
-        raise ValueError(f"VAE tile size must be at least 1, got {tile}; give a positive number.")
     if x.shape[-2] * x.shape[-1] <= tile * tile or not hasattr(vae, "quant_conv"):
         return True
     if unknown := _first_unknown(getattr(vae, part)):
@@ -370,21 +368,11 @@ KNOWN = {"Encoder", "Decoder", "DownEncoderBlock2D", "UpDecoderBlock2D", "UNetMi
 KNOWN |= {"ResnetBlock2D", "Attention", "Downsample2D", "Upsample2D", "FoldedUpsample2D"}
 KNOWN |= {"ModuleList", "GroupNorm", "Conv2d", "Linear", "SiLU", "Dropout"}
 PLAIN: dict[str, dict[str, object]] = {  # settings that the functions above take for granted
-    "ResnetBlock2D": {"time_emb_proj": None, "upsample": None, "downsample": None},
-    "Attention": {
-        "norm_q": None,
-        "norm_k": None,
-        "spatial_norm": None,
-        "residual_connection": True,
-    },
-    "Downsample2D": {"use_conv": True, "norm": None},
-    "Upsample2D": {
-        "use_conv": True,
-        "use_conv_transpose": False,
-        "norm": None,
-        "interpolate": True,
-    },
-    "Conv2d": {"groups": 1, "dilation": (1, 1), "padding_mode": "zeros"},
+    "ResnetBlock2D": dict(time_emb_proj=None, upsample=None, downsample=None),
+    "Attention": dict(norm_q=None, norm_k=None, spatial_norm=None, residual_connection=True),
+    "Downsample2D": dict(use_conv=True, norm=None),
+    "Upsample2D": dict(use_conv=True, use_conv_transpose=False, norm=None, interpolate=True),
+    "Conv2d": dict(groups=1, dilation=(1, 1), padding_mode="zeros"),
 }
 
 

@@ -3,8 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from pisasr.errors import ModelError
-from pisasr.files import parse_json, write_whole
+from pisasr.files import write_whole
 from pisasr.models.weights import Adapter, looks_like_hub_id
 from pisasr.options import Options
 
@@ -268,8 +267,8 @@ def _config(folder: Path, part: str, file: str = "config.json") -> dict[str, Any
             "or what save_pretrained wrote)."
         )
     try:
-        config = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} can't be read ({error}); get the model again.") from None
     if not isinstance(config, dict):
         raise ModelError(f"{path} holds no settings; get the model again.")
@@ -289,8 +288,7 @@ def _load(
         options |= {"use_safetensors": True, "output_loading_info": True, "variant": variant}
         options["dtype" if part == "text_encoder" else "torch_dtype"] = dtype
     try:
-        with _without_bar(kind):
-            loaded = kind.from_pretrained(str(folder / part), **options)
+        loaded = kind.from_pretrained(str(folder / part), **options)
     except Exception as error:  # a damaged file makes three libraries raise all kinds of errors
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -302,23 +300,6 @@ def _load(
     if missing := sorted(info["missing_keys"]):  # they would be made up
         raise ModelError(f"{folder / part} has no {missing[0]} among its weights; get it again.")
     return network.eval().requires_grad_(False)
-
-
-@contextmanager
-def _without_bar(kind: Any) -> Iterator[None]:
-    """Keep transformers from drawing a bar for the second that a text encoder takes."""
-    if not kind.__module__.startswith("transformers"):
-        yield
-        return
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _check_weights(folder: Path, variant: str | None) -> None:

@@ -16,15 +16,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pisasr.errors import CheckpointError
-from pisasr.files import parse_json, write_whole
+from pisasr.files import write_whole
 
 Kind = Literal["pix", "sem"]
 
 FORMAT, VERSION = "pisasr-adapter", 2
 PUBLISHED_ALPHA = 8.0  # peft's default of the time; the published file does not hold it
 PUBLISHED_TIMESTEP = 1
-PUBLISHED_KINDS: tuple[Kind, ...] = ("pix", "sem")
-TIMESTEPS = 1000  # of the schedule that every base of this kind was trained with
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KINDS: tuple[Kind, ...] = ("pix", "sem")  # in the order of the stages that train them
 OTHER_SIDE = {"A": "B", "B": "A"}
@@ -145,10 +143,10 @@ def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
     content = _unpickle(path)
     lists = [
         f"unet_lora_{group}_modules_{kind}"
-        for kind in PUBLISHED_KINDS
+        for kind in KINDS
         for group in ("encoder", "decoder", "others")
     ]
-    wanted = {*lists, *(f"lora_rank_unet_{kind}" for kind in PUBLISHED_KINDS), "state_dict_unet"}
+    wanted = {*lists, *(f"lora_rank_unet_{kind}" for kind in KINDS), "state_dict_unet"}
     if not isinstance(content, dict) or content.keys() != wanted:
         raise CheckpointError(
             f"{path} is no PiSA-SR checkpoint: wanted a dict of {sorted(wanted)}; get pisa_sr.pkl."
@@ -158,7 +156,7 @@ def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
             f"{path}: state_dict_unet is no dict of tensors; get pisa_sr.pkl again."
         )
 
-    tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in PUBLISHED_KINDS}
+    tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
     for key, tensor in content["state_dict_unet"].items():
         match = _PUBLISHED_KEY.fullmatch(str(key))
         if match is None or not isinstance(tensor, Tensor):
@@ -167,7 +165,7 @@ def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
             )
         _check_dtypes({key: tensor}, str(path))
         tensors[match[3]][f"{match[1]}.weight"] = tensor.float()
-    pix, sem = (_published(path, kind, content, tensors[kind]) for kind in PUBLISHED_KINDS)
+    pix, sem = (_published(path, kind, content, tensors[kind]) for kind in KINDS)
     return pix, sem
 
 
@@ -227,9 +225,9 @@ def _head_of(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             f"{path} was not written by pisasr; convert pisa_sr.pkl with scripts/convert.py."
         )
     try:
-        head = dict(parse_json(metadata[FORMAT]))
+        head = dict(json.loads(metadata[FORMAT]))
         version = int(head["version"])
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise _damaged(path, f"its header can't be read ({_one_line(error)})") from error
     if version > VERSION:
         raise CheckpointError(
@@ -266,8 +264,6 @@ def _check(adapter: Adapter, where: str) -> None:
         raise CheckpointError(f"{where}: an adapter is 'pix' or 'sem', not {adapter.name!r}.")
     if not (math.isfinite(adapter.alpha) and adapter.alpha > 0):
         raise _damaged(where, f"alpha is {adapter.alpha}, wanted a positive number")
-    if not 0 <= adapter.timestep < TIMESTEPS:
-        raise _damaged(where, f"timestep is {adapter.timestep}, wanted 0 to {TIMESTEPS - 1}")
     if not adapter.tensors:
         raise _damaged(where, f"the {adapter.name} adapter holds no tensors")
     for key, tensor in adapter.tensors.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pisasr.errors import OverlapError, PassedOver, PisasrError, safe_text
+from pisasr.errors import OverlapError, PisasrError, UserNotice, safe_text
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 # Pictures that a user would miss if they were passed over without a word.
@@ -39,25 +39,22 @@ def list_pictures(folder: Path) -> dict[str, Path]:
 
 
 def warn_of_foreign(folder: Path, files: Iterable[Path]) -> None:
-    """Warn (PassedOver) of pictures in a folder whose format is not read."""
+    """Warn (UserNotice) of pictures in a folder whose format is not read."""
     endings = Counter(path.suffix.lower() for path in files if path.suffix.lower() in FOREIGN)
     for ending, count in sorted(endings.items()):
         reason = f"{folder} holds {count} {ending} files, which are not read; convert them to PNG"
-        warnings.warn(reason, PassedOver, stacklevel=3)
+        warnings.warn(reason, UserNotice, stacklevel=3)
 
 
-def match_names(
-    wanted: Iterable[str], found: Iterable[str], suffix: str = SUFFIX
-) -> dict[str, str]:
+def match_names(wanted: Iterable[str], found: Iterable[str]) -> dict[str, str]:
     """Match stems: wanted -> found.
 
-    Equal stems belong together. The others are compared without their endings (`suffix`, a regular
-    expression, taken off repeatedly, in any case); names that are no longer unique then match
-    nothing.
+    Equal stems belong together. The others are compared without their endings (SUFFIX, taken off
+    repeatedly, in any case); names that are no longer unique then match nothing.
     """
     wanted, found = set(wanted), set(found)
     pairs = {stem: stem for stem in wanted & found}
-    left, right = (_unique_bare(stems - pairs.keys(), suffix) for stems in (wanted, found))
+    left, right = (_unique_bare(stems - pairs.keys()) for stems in (wanted, found))
     return pairs | {left[bare]: right[bare] for bare in left.keys() & right.keys()}
 
 
@@ -65,9 +62,9 @@ def _repeated(items: Iterable[str]) -> list[str]:
     return [item for item, count in Counter(items).items() if count > 1]
 
 
-def _unique_bare(stems: set[str], suffix: str) -> dict[str, str]:
+def _unique_bare(stems: set[str]) -> dict[str, str]:
     """bare name -> stem, for the stems whose bare name no other stem shares."""
-    bare = {stem: re.sub(f"(?:{suffix})+$", "", stem, flags=re.IGNORECASE) for stem in stems}
+    bare = {stem: re.sub(f"(?:{SUFFIX})+$", "", stem, flags=re.IGNORECASE) for stem in stems}
     shared = _repeated(bare.values())
     return {name: stem for stem, name in bare.items() if name not in shared}
 

@@ -32,28 +32,25 @@ def plan_frame(
     upscale: float = 4,
     process_size: int = 512,
     multiple: int = 8,
-    max_side: int = MAX_SIDE,
     native_upscale: float | None = None,
 ) -> Frame:
     """Plan the sizes from width x height to exactly round(upscale * side). Raises ValueError.
 
     As published, a side below process_size // upscale enlarges the picture until its short side has
     that length, because the model saw nothing smaller in training. Here this stops where the
-    model's input would exceed `max_side`; a strip that is still thin is padded to min(process_size,
+    model's input would exceed MAX_SIDE; a strip that is still thin is padded to min(process_size,
     64). Sides are padded up to a `multiple`, where the published code squeezes them down to one.
     native_upscale: what the model works at in place of `upscale`; the result is resized.
     """
     if width < 1 or height < 1:
         raise ValueError(f"a picture of {width}x{height} pixels came; it must have one at least")
-    if upscale < 1:
-        raise ValueError(f"upscale is {upscale}; it must be 1 or more")
     if (width * upscale) * (height * upscale) > MAX_OUTPUT_PIXELS:
         raise ValueError(
             f"{width}x{height} enlarged {upscale:g} times is more than"
             f" {MAX_OUTPUT_PIXELS / 1e9:.1f} billion pixels; choose a smaller --upscale"
         )
     working = native_upscale or upscale
-    enlarged = _enlarge(width, height, working, process_size, max_side)
+    enlarged = _enlarge(width, height, working, process_size)
     content = _scale(enlarged, working)
     least = min(process_size, MIN_SIDE)
     padded_width, padded_height = (-(-max(side, least) // multiple) * multiple for side in content)
@@ -65,17 +62,15 @@ def _scale(size: tuple[int, int], upscale: float) -> tuple[int, int]:
     return round(upscale * size[0]), round(upscale * size[1])
 
 
-def _enlarge(
-    width: int, height: int, upscale: float, process_size: int, max_side: int
-) -> tuple[int, int]:
+def _enlarge(width: int, height: int, upscale: float, process_size: int) -> tuple[int, int]:
     short, long = min(width, height), max(width, height)
     wanted = int(process_size // upscale)
     if short >= wanted:
         return width, height
     # Whole numbers: int(wanted / short * side), as published, can lose a pixel to float rounding.
-    if wanted * long // short * upscale <= max_side:
+    if wanted * long // short * upscale <= MAX_SIDE:
         return wanted * width // short, wanted * height // short
-    longest = max(int(max_side // upscale), long)
+    longest = max(int(MAX_SIDE // upscale), long)
     return max(longest * width // long, width), max(longest * height // long, height)
 
 
@@ -92,16 +87,7 @@ def resize(pixels: np.ndarray, size: tuple[int, int], clip: bool = True) -> np.n
 
 
 def prepare(pixels: np.ndarray, frame: Frame, clip: bool = True) -> np.ndarray:
-    """Resize the low-quality picture [H, W, 3] to frame.content, by way of frame.enlarged.
-
-    Its colors are what the result is matched to. clip: as for `resize`.
-    """
-    if (pixels.shape[1], pixels.shape[0]) != frame.source:
-        wide, high = frame.source
-        raise ValueError(
-            f"the picture is {pixels.shape[1]}x{pixels.shape[0]}, the frame was planned for"
-            f" {wide}x{high}"
-        )
+    """Resize the picture [H, W, 3] to frame.content, by way of frame.enlarged; clip as `resize`."""
     return resize(resize(pixels, frame.enlarged), frame.content, clip)
 
 

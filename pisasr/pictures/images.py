@@ -67,12 +67,12 @@ def open_picture(path: str | os.PathLike, max_pixels: int | None = MAX_PIXELS) -
     return Picture(picture.pixels, picture.alpha, picture.is_gray, notices, exif)
 
 
-def open_image(path: str | os.PathLike, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
+def open_image(path: str | os.PathLike) -> Image.Image:
     """Read a file like `open_picture`, as a PIL picture of 8 bits: L, LA, RGB or RGBA.
 
     Its info["notices"] are lines for the user.
     """
-    picture = open_picture(path, max_pixels)
+    picture = open_picture(path)
     image = eight_bits(join(picture.pixels, picture))
     image.info = {"notices": picture.notices}
     return image
@@ -245,13 +245,6 @@ def _through(image: Image.Image, profile: Any) -> Image.Image:
 
 
 # --- parts and depths -----------------------------------------------------------------------------
-
-
-def split(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bool]:
-    """Split a PIL picture of any mode into (RGB, alpha or None, whether it was gray)."""
-    (picture,) = pictures_of(image)
-    alpha = None if picture.alpha is None else eight_bits(picture.alpha[..., None])
-    return eight_bits(picture.pixels), alpha, picture.is_gray
 
 
 def join(pixels: np.ndarray, picture: Picture) -> np.ndarray:

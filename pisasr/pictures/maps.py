@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pisasr.errors import ImageError, UnusualStrength, safe_text
+from pisasr.errors import ImageError, UserNotice, safe_text
 from pisasr.pictures.folders import EXTENSIONS
 from pisasr.pictures.frames import Frame
 from pisasr.pictures.images import open_picture
@@ -22,14 +22,14 @@ def check_strength(name: str, given: Any) -> float | np.ndarray:
     """Check a strength: a number, or a map as floats [H, W]; a map of one value is that number.
 
     A map is a floating array or tensor of any size in the picture's proportions, with the strength
-    at each place. Warns (UnusualStrength) beyond UNUSUAL. Raises TypeError or ValueError, one line
+    at each place. Warns (UserNotice) beyond UNUSUAL. Raises TypeError or ValueError, one line
     that begins with `name`, for all else.
     """
     strength = _read_strength(name, given)
     farthest = max(np.max(strength), np.min(strength), key=abs)
     if abs(farthest) > UNUSUAL:
         notice = f"{name} is {farthest:g}; the model knows strengths near 1, results may be odd"
-        warnings.warn(notice, UnusualStrength, stacklevel=3)
+        warnings.warn(notice, UserNotice, stacklevel=3)
     return strength
 
 
@@ -53,8 +53,6 @@ def _read_strength(name: str, given: Any) -> float | np.ndarray:
 def _read_number(name: str, given: Any) -> float:
     try:
         number = float(given)
-    except OverflowError:  # a whole number beyond all floats
-        number = math.inf
     except (TypeError, ValueError):
         raise TypeError(
             f"{name} is {given!r}; it must be a number, or a map of floats [H, W]."

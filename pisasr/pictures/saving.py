@@ -24,7 +24,6 @@ SAVE_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ".bmp": ("BMP", {}),
 }
 LONGEST_SIDE = {"JPEG": 65_535, "WEBP": 16_383}
-MAX_EXIF = 65_533  # bytes of a JPEG's segment
 
 
 def save_image(
@@ -74,10 +73,6 @@ def _metadata_options(metadata: Metadata, image: Image.Image, format_name: str) 
     if format_name == "TIFF":  # libtiff, which deflates, refuses EXIF's own directories
         return {"tiffinfo": exif, "compression": "raw"}
     content = exif_bytes(exif)
-    if format_name == "JPEG" and len(content) > MAX_EXIF:
-        raise ImageError(
-            f"EXIF data of {len(content)} bytes is more than a JPEG holds ({MAX_EXIF}); write .png"
-        )
     if format_name != "PNG":
         return {"exif": content}
     text = PngImagePlugin.PngInfo()

@@ -10,7 +10,7 @@ T = TypeVar("T")
 Box = tuple[int, int, int, int]  # left, top, right, bottom, as Pillow counts them
 
 SHEET_PX = 4096  # the longer side of a grid's pictures together, at most
-CELL_PX, GAP_PX = 256, 4
+CELL_PX, GAP_PX, DETAIL_PX = 256, 4, 128
 INK, PAPER, MARK = (24, 24, 24), (255, 255, 255), (220, 30, 30)
 BLUR_SIGMA_PX = 1.5  # grain of single pixels fades, texture and edges stay
 
@@ -20,8 +20,6 @@ def draw_sheet(
 ) -> Image.Image:
     """Lay out pictures of one size, given row by row: rows lambda_pix, columns lambda_sem."""
     rows, columns = len(lambdas_pix), len(lambdas_sem)
-    if len(pictures) != rows * columns:
-        raise ValueError(f"{rows} x {columns} strengths, {len(pictures)} pictures came")
     scale = min(1, SHEET_PX / max(rows, columns) / max(pictures[0].size))
     size = [max(round(side * scale), 1) for side in pictures[0].size]
     cells = [_on_paper(picture, (size[0], size[1])) for picture in pictures]
@@ -31,10 +29,7 @@ def draw_sheet(
 
 
 def draw_comparison(
-    rows: Sequence[Mapping[str, Image.Image]],
-    names: Sequence[str] = (),
-    boxes: Sequence[Box] = (),
-    detail_px: int = 128,
+    rows: Sequence[Mapping[str, Image.Image]], names: Sequence[str] = (), boxes: Sequence[Box] = ()
 ) -> Image.Image:
     """Draw a row per picture: its last entry whole with the detail marked, then every detail.
 
@@ -45,13 +40,13 @@ def draw_comparison(
     table = []
     for index, pictures in enumerate(rows):
         whole = list(pictures.values())[-1]
-        box = boxes[index] if boxes else most_different_box([whole], detail_px)
+        box = boxes[index] if boxes else most_different_box([whole])
         details = [_detail(picture, box, whole.width) for picture in pictures.values()]
         table.append([_overview(whole, box), *details])
     return _lay_out(table, ["detail of", *rows[0]], names or [""] * len(rows))
 
 
-def most_different_box(pictures: Sequence[Image.Image], side: int) -> Box:
+def most_different_box(pictures: Sequence[Image.Image], side: int = DETAIL_PX) -> Box:
     """Find the box of `side` px where pictures of one size differ most, on blurred luma.
 
     Of one picture, or equal ones: where it has most fine structure. Searched every side / 8.
