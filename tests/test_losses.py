@@ -4,11 +4,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, interpolate
 
+from pisasr.method.adapters import active, attach, parameters_of
+from pisasr.method.color import wavelet
+from pisasr.method.model import PiSASR
+from pisasr.models.rrdbnet import PixelAutoencoder, RRDBNet
 from pisasr.training import critic
 from pisasr.training.config import StageConfig
-from pisasr.training.losses import Batch, Scorers, color_l2, pixel_l2, score
+from pisasr.training.losses import Batch, Scorers, color_l2, pixel_l2, score, undegraded
 
 
 def test_l2_is_the_mean_of_squares_in_float32():
@@ -39,6 +43,24 @@ def test_the_total_is_the_sum_of_what_has_a_weight(weights):
     assert list(values) == [*names, "total"] and not values["total"].requires_grad
     expected = sum(settings.weights[name] * values[name] for name in names)
     assert total.item() == pytest.approx(expected.item()) and total.requires_grad
+
+
+@torch.no_grad()
+def test_the_base_teaches_by_its_picture_of_the_small_photo_in_the_photos_tones():
+    torch.manual_seed(0)
+    unet = RRDBNet(blocks=1, features=8, growth=4)
+    x_H = avg_pool2d(torch.rand(1, 3, 64, 64), 5, 1, 2) * 2 - 1
+    small = interpolate(x_H / 2 + 0.5, scale_factor=1 / 4, mode="bicubic", antialias=True)
+    own = unet.upscale(small)
+    attach(unet, "pix", 2, 8)
+    for key, parameter in parameters_of(unet, "pix").items():
+        parameter.fill_(1.0 if ".lora_B." in key else parameter.mean())
+    model = PiSASR(unet, PixelAutoencoder(), lambda prompts: None)
+    batch = Batch(x_L=-x_H, x_H=x_H, captions=[""], seeds=[0])
+    with active(unet, ["pix"]):
+        taught = undegraded(batch, model, 4).x_H / 2 + 0.5
+    torch.testing.assert_close(taught, wavelet(own, x_H / 2 + 0.5), atol=2e-2, rtol=0)
+    assert (taught - own).abs().mean() > 0.1
 
 
 @pytest.fixture

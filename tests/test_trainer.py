@@ -35,6 +35,7 @@ from pisasr.training.config import (
     TrainConfig,
     load_config,
 )
+from pisasr.training.critic import CHANNELS
 from pisasr.training.csd import ClassifierScoreDistillation
 from pisasr.training.loop import TrainingDiverged, learning_rate, train
 from pisasr.training.losses import Batch, Scorers, score
@@ -156,12 +157,37 @@ def test_a_perceptual_loss_may_take_part_in_both_stages(run, monkeypatch):
         assert row["total"] == pytest.approx(row["l2"] + weight * row["lpips"], rel=1e-5)
 
 
+def test_a_critic_is_taught_beside_the_adapter_and_goes_on_with_it(run, monkeypatch):
+    class Seen(torch.nn.Conv2d):
+        def features(self, x):
+            return [self(x)]
+
+    def load(net, device):
+        torch.manual_seed(0)
+        return Seen(3, 8, 3).requires_grad_(False)
+
+    monkeypatch.setattr(loop, "load_lpips", load)
+    monkeypatch.setitem(CHANNELS, "vgg", (8,))
+    weights = ("pix.steps=0", "sem.steps=2", "sem.weight_critic=0.5", "sem.weight_csd=0")
+    given = (*weights, f"sem.pix_adapter={run('pix', *ONE_STEP) / 'adapters/pix.safetensors'}")
+    whole = run("whole", *given)
+    assert rows(whole)[0]["critic"] == pytest.approx(0.69, abs=0.1)
+    run("parts", *given, "sem.steps=1")
+    parts = run("parts", *given, allow_change=True)
+    assert rows(parts) == rows(whole)
+    ends = [(each / "adapters/sem.safetensors").read_bytes() for each in (parts, whole)]
+    assert ends[0] == ends[1]
+
+
 def test_a_base_without_words_and_noise_levels_learns_but_is_not_distilled(run, tmp_path):
     save_base(RRDBNet(blocks=1, features=8, growth=4), tmp_path / "rrdb", torch.float32)
     base = f"model.pretrained_model={tmp_path / 'rrdb'}"
     with pytest.raises(ConfigError, match="sem.weight_csd must be 0: RRDBNet"):
         run("distilled", base)
+    with pytest.raises(ConfigError, match="sem.target=base needs a base that restores by itself"):
+        run("taught", "sem.target=base")
     given = (base, "pix.steps=2", "sem.steps=1", "sem.weight_csd=0", "sem.start_from=-pix")
+    given += ("sem.target=base",)
     found = rows(run("a", *given, "run.mixed_precision=bf16"))
     assert [(row["stage"], row["step"]) for row in found] == [("pix", 1), ("pix", 2), ("sem", 1)]
     assert all(row["grad_norm"] > 0 for row in found)

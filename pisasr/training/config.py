@@ -100,6 +100,7 @@ class StageConfig(Section):
     weight_critic: Weight = 0.0
     lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     start_from: str | None = None  # an adapter file to start from
+    target: Literal["photo", "base"] = "photo"  # base: see losses.undegraded
 
     @property
     def weights(self) -> dict[str, float]:

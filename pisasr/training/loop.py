@@ -27,7 +27,7 @@ from pisasr.models.weights import save_adapter
 from pisasr.training import state
 from pisasr.training.config import NEGATED_PIX, StageConfig, TrainConfig
 from pisasr.training.critic import Critic
-from pisasr.training.losses import Batch, Scorers, distillation, score
+from pisasr.training.losses import Batch, Scorers, distillation, score, undegraded
 from pisasr.training.rng import generator_for, randn_for, seed_step
 from pisasr.training.setup import (
     Base,
@@ -229,7 +229,10 @@ def load_scorers(settings: StageConfig, context: Context) -> Scorers:
     if settings.weight_csd:
         assert base.alphas_cumprod is not None, "distillation needs the base's noise schedule"  # noqa: S101
         csd = distillation(base.model, base.prompts, base.alphas_cumprod, context.config.csd)
-    return Scorers(lpips, csd, critic)
+    target = None
+    if settings.target == "base":
+        target = partial(undegraded, model=base.model, scale=context.config.degradation.scale)
+    return Scorers(lpips, csd, critic, target)
 
 
 def read_batches(stage: Stage, context: Context, step: int) -> Iterator[Batch]:

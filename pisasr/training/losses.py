@@ -3,13 +3,14 @@ line in `score`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pisasr.method.adapters import active
+from pisasr.method.color import wavelet
 from pisasr.method.model import PiSASR, predict_eps
 from pisasr.training.config import CsdConfig, StageConfig
 from pisasr.training.critic import Critic
@@ -33,11 +34,12 @@ class Batch:
 
 
 class Scorers(NamedTuple):
-    """The networks that some losses need; None where no weight asks for them."""
+    """What some losses need, and what changes the photos; None where no setting asks for it."""
 
     lpips: nn.Module | None = None
     csd: Callable[[Batch, Tensor], Tensor] | None = None
     critic: Critic | None = None
+    target: Callable[[Batch], Batch] | None = None
 
 
 def score(
@@ -47,6 +49,7 @@ def score(
 
     x_pred like batch.x_H; z_H [B, c, h, w], scaled. A loss of weight 0 is not computed.
     """
+    batch = scorers.target(batch) if scorers.target is not None else batch
     values: dict[str, Tensor] = {}
     if settings.weight_l2:
         values["l2"] = pixel_l2(x_pred, batch.x_H)
@@ -60,6 +63,23 @@ def score(
         values["critic"] = scorers.critic(x_pred, batch.x_H)
     total = torch.stack([settings.weights[name] * value for name, value in values.items()]).sum()
     return total, {name: value.detach() for name, value in {**values, "total": total}.items()}
+
+
+@torch.no_grad()
+def undegraded(batch: Batch, model: PiSASR, scale: int) -> Batch:
+    """Replace each photo by what the bare base makes of its own small version, in its broad tones.
+
+    Of what a photo shows, no input tells all, and what is nearest to all that it may have been
+    keeps the input's faults. What the base makes of an input without faults can be reached, and is
+    as clean as its pictures are. Only for a base that restores by itself.
+    """
+    x_H = batch.x_H / 2 + 0.5
+    small = nn.functional.interpolate(x_H, scale_factor=1 / scale, mode="bicubic", antialias=True)
+    x_L = nn.functional.interpolate(small, x_H.shape[-2:], mode="bicubic", antialias=True)
+    z_L = model.encode(x_L.clamp(0, 1) * 2 - 1)
+    with active(model.unet, ()):
+        x_base = model.decode(z_L - predict_eps(model.unet, z_L, None)).float() / 2 + 0.5
+    return replace(batch, x_H=wavelet(x_base, x_H) * 2 - 1)
 
 
 def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:

@@ -98,13 +98,20 @@ def no_prompts(prompts: str | list[str]) -> None:
 
 
 def check_noise_levels(config: TrainConfig, unet: Any, scheduler: Any) -> None:
-    """Raise ConfigError if distillation is wanted from a network that knows no noise levels."""
+    """Raise ConfigError if distillation is wanted from a network that knows no noise levels, or
+    restored pictures from one that does.
+    """
     knows = scheduler is not None and getattr(unet, "has_noise_levels", True)
     for stage in stages_of(config):
         if stage.settings.weight_csd and not knows:
             raise ConfigError(
                 f"{stage.name}.weight_csd must be 0: {type(unet).__name__} knows no noise levels, "
                 "so it has no score to distill."
+            )
+        if stage.settings.target == "base" and knows:
+            raise ConfigError(
+                f"{stage.name}.target=base needs a base that restores by itself, like the embedded "
+                f"one; {type(unet).__name__} does not: choose photo."
             )
 
 
