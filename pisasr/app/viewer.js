@@ -18,7 +18,7 @@ let small = null, part = null; // layers: all at a glance, and what is seen at f
 let settings = {}, strengths = { pix: 1, sem: 1, insidePix: 1, insideSem: 0, feather: 8 };
 let painted = false, levels = null, strokes = []; // levels: of the feathered mask, 0 to 1
 let view = { zoom: 0, x: 0.5, y: 0.5 }; // screen pixels for each of the picture's, 0 fits; the point in the middle
-let tool = "", hold = null, holding = false, drawnAt = 0;
+let tool = "", hold = null, holding = false, drawnAt = 0, pull = 1; // pull: of a zoom that is not meant yet
 const fingers = new Map();
 let work = null, asked = 0, opening = 0, resting = 0, wanted = false, exactFor = null; // wanted: saved once it is whole
 
@@ -412,8 +412,12 @@ async function start() { // a photo of before the reload, or an example
 // --- hands -----------------------------------------------------------------------------------------------------------
 
 function spot(event) { // where in the picture, 0 to 1, and which screen pixels of the canvas
-  const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width, [left, top, w, h] = frame();
-  const atX = (event.clientX - box.left) * scale, atY = (event.clientY - box.top) * scale;
+  const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
+  return spotAt((event.clientX - box.left) * scale, (event.clientY - box.top) * scale);
+}
+
+function spotAt(atX, atY) {
+  const [left, top, w, h] = frame();
   return { x: (atX - left) / w, y: (atY - top) / h, atX, atY };
 }
 
@@ -437,8 +441,9 @@ function use(name) {
   draw();
 }
 
-function lookAt(x, y) { // this point of the picture in the middle
-  view.x = clamp(x, 0, 1); view.y = clamp(y, 0, 1);
+function lookAt(x, y) { // this point of the picture in the middle, as far as its edges let it
+  Object.assign(view, { x, y });
+  ({ x: view.x, y: view.y } = spotAt(canvas.width / 2, canvas.height / 2));
   draw(); rest();
 }
 
@@ -451,9 +456,11 @@ function zoomTo(zoom, at = null) { // at: the spot that stays where it is
   lookAt(at.x + (canvas.width / 2 - (left + at.x * w)) / wide, at.y + (canvas.height / 2 - (top + at.y * h)) / high);
 }
 
-function zoomBy(by, at) { // between fit and 1:1 there is nothing to see sharply
-  const next = (view.zoom || fit()) * by, least = Math.max(fit(), 1);
-  zoomTo(by > 1 ? Math.max(least, next) : view.zoom && next >= least * 0.999 ? next : 0, at);
+function zoomBy(by, at) { // between fit and 1:1 there is nothing to see sharply: a clear pull leads over
+  const now = view.zoom || fit(), least = Math.max(fit(), 1) * 0.999;
+  pull = Math.min(now, now * by) >= least ? 1 : pull * by;
+  if (pull === 1) zoomTo(now * by, at);
+  else if (Math.abs(Math.log(pull)) > 0.2) { zoomTo(pull > 1 ? Math.max(fit(), 1, now * pull) : 0, at); pull = 1; }
 }
 
 function press(css, isOn) { // of some buttons, those that are on
@@ -479,9 +486,9 @@ on(canvas, "pointermove", (event) => {
     const [one, two] = fingers.values();
     fingers.set(event.pointerId, here);
     const [a, b] = fingers.values(), far = (p, q) => Math.max(Math.hypot(p.atX - q.atX, p.atY - q.atY), 1);
-    if (view.zoom) lookAt(view.x - (a.x + b.x - one.x - two.x) / 2, view.y - (a.y + b.y - one.y - two.y) / 2);
-    zoomBy(far(a, b) / far(one, two), { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 });
-    fingers.set(event.pointerId, spot(event));
+    const [x, y] = [(a.atX + b.atX) / 2, (a.atY + b.atY) / 2];
+    lookAt(view.x - (x - (one.atX + two.atX) / 2) / w, view.y - (y - (one.atY + two.atY) / 2) / h);
+    zoomBy(far(a, b) / far(one, two), spotAt(x, y));
   } else if (hold.kind === "paint") stroke(hold.last, here);
   else if (hold.kind === "divide") { divider.value = (100 * (here.atX - from)) / (to - from); draw(); }
   else lookAt(view.x - (here.atX - hold.last.atX) / w, view.y - (here.atY - hold.last.atY) / h);
