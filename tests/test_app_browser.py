@@ -114,8 +114,7 @@ class Hand:
             }"""
         self.browser.execute_script(code, f"#{knob}", value)
 
-    def place(self, x: float, y: float) -> np.ndarray:
-        """What of the zoomed picture, 0 to 1, is under a point of the canvas."""
+    def place(self, x: float, y: float) -> np.ndarray:  # of the zoomed picture, from 0 to 1
         about, room = self.about(), self.one("#viewer canvas.picture").size
         view, beside = about["view"], np.array([x - room["width"] / 2, y - room["height"] / 2])
         return [view["x"], view["y"]] + beside / about["size"] / view["zoom"]
@@ -285,7 +284,6 @@ def test_on_a_phone_the_picture_stays_is_zoomed_in_place_and_all_has_a_name(page
         for kind, far in (("Start", 40), ("Move", 50), ("Move", 65), ("Move", 80), ("End", 0)):
             two = [{"x": x + far * way, "y": y, "id": way + 1} for way in (-1, 1) if far]
             send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": two})
-        assert abs(user.about()["view"]["zoom"] - 2) < 0.1
         wheel = {"type": "mouseWheel", "x": x, "y": y, "deltaX": 0}
         send("Input.dispatchMouseEvent", wheel | {"deltaY": -100})
         until(lambda: user.about()["view"]["zoom"] > 2.1)
