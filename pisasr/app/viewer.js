@@ -389,7 +389,7 @@ window.pisasr = {
   },
   drawnAt: () => drawnAt, // the rest is for those who test
   id: () => open?.key ?? null,
-  about: () => ({ ...open, ...progress, view }),
+  about: () => ({ ...open, ...progress, boxes: open?.boxes, view }),
   ready: () => Boolean(open && progress.part === 1),
   isExact: () => Boolean(open && (open.mixes ? progress.part === 1 : exactFor === wish())),
   levels() { // of what is seen at full size
