@@ -45,7 +45,7 @@ def write(path: Path, size: tuple[int, int] = (20, 16), phase: float = 1.0) -> P
 @pytest.fixture(autouse=True)
 def small_boxes(monkeypatch):
     """A quarter of the sides, so that a picture of a few kilobytes is cut."""
-    smaller = {"SEEN_PX": (192, 128), "REST_PX": (192, 192), "MARGIN_PX": 64, "SMALL_PX": 256}
+    smaller = {"SEEN_PX": (240, 160), "REST_PX": (192, 192), "MARGIN_PX": 64, "SMALL_PX": 256}
     smaller["AT_ONCE_PX"] = 320 * 256
     for name, value in smaller.items():
         monkeypatch.setattr(f"pisasr.app.session.{name}", value)
@@ -105,7 +105,7 @@ def test_what_is_seen_comes_first_and_is_the_whole_pictures(linear, large):
     first = Box(*boxes[0]["box"])
     assert first.w >= 160 and first.h >= 128 and not end["whole"] and end["left_s"] > 0
     outer = opened.around(Box(*(n // 4 for n in first)), opened.margin)
-    assert outer.w * outer.h * 16 <= 320 * 256  # as three of 512 px, unpatched
+    assert outer.w * outer.h * 16 <= 368 * 288  # as four of 512 px, unpatched
     expected = np.asarray(linear.pipe(Image.open(large), 1, 0.4).images[0]).astype(int)
     seen = opened.mix(pair, None, view)
     assert np.abs(seen - expected[view.slices]).max() < 2

@@ -30,6 +30,22 @@ page = test_app.page  # the fixture
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 PATIENCE_S = 60
+# Texts with less than 4.5 to 1 of contrast, and fields whose border has less than 3.
+FAINT = """(() => {
+  const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+  const light = (...layers) => {
+    for (const color of ["white", ...layers]) { pen.fillStyle = color; pen.fillRect(0, 0, 1, 1); }
+    const level = (i) => (pen.getImageData(0, 0, 1, 1).data[i] / 255 + 0.055) / 1.055;
+    return 0.05 + 0.2126 * level(0) ** 2.4 + 0.7152 * level(1) ** 2.4 + 0.0722 * level(2) ** 2.4;
+  };
+  const under = (e) => e ? [...under(e.parentElement), getComputedStyle(e).backgroundColor] : [];
+  return [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility()).map((e) => {
+    const isText = [...e.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    const style = getComputedStyle(e), ground = under(isText ? e : e.parentElement);
+    const [a, b] = [light(...ground, isText ? style.color : style.borderColor), light(...ground)];
+    const isField = e.matches("input[type=number], input[type=checkbox], textarea");
+    return [Math.max(a / b, b / a), isText ? 4.5 : isField ? 3 : 0, e.outerHTML.slice(0, 90)];
+  }).filter(([contrast, least]) => contrast < least); })()"""
 
 pytestmark = [
     pytest.mark.browser,
@@ -97,6 +113,11 @@ class Hand:
               range.dispatchEvent(new Event("input", { bubbles: true }));
             }"""
         self.browser.execute_script(code, f"#{knob}", value)
+
+    def place(self, x: float, y: float) -> np.ndarray:  # of the zoomed picture, from 0 to 1
+        about, room = self.about(), self.one("#viewer canvas.picture").size
+        view, beside = about["view"], np.array([x - room["width"] / 2, y - room["height"] / 2])
+        return [view["x"], view["y"]] + beside / about["size"] / view["zoom"]
 
     def picture(self) -> np.ndarray:
         """What is shown of the result at full size: uint8 [H, W, 3]."""
@@ -217,6 +238,16 @@ def test_a_painted_place_keeps_its_own_strengths_over_a_reload(user, photos):
     assert np.array_equal(user.picture(), everywhere)
 
 
+def test_text_and_fields_are_seen_in_both_themes(user):
+    user.one("#viewer [data-tool='paint']").click()  # opens a place of its own, too
+    for tab in ("One picture", "Many pictures", "Help"):
+        next(one for one in user.all("[role=tab]") if one.text == tab).click()
+        for is_dark in (True, False):
+            user.js("document.body.classList.toggle('dark', arguments[0])", is_dark)
+            time.sleep(0.4)  # colors change smoothly
+            assert user.js(FAINT) == [], (tab, is_dark)
+
+
 def test_a_stopped_batch_hands_over_what_it_has(user, tmp_path):
     next(tab for tab in user.all("[role=tab]") if tab.text == "Many pictures").click()
     many = [write(tmp_path / f"many{number:02}.png", (48, 32), number) for number in range(40)]
@@ -233,7 +264,7 @@ def test_a_stopped_batch_hands_over_what_it_has(user, tmp_path):
         assert sorted(archive.namelist()) == names[: len(archive.namelist())] != names
 
 
-def test_on_a_phone_the_picture_stays_and_everything_has_a_name(page, tmp_path):
+def test_on_a_phone_the_picture_stays_is_zoomed_in_place_and_all_has_a_name(page, tmp_path):
     user = Hand(tmp_path, page.local_url, (420, 860))
     try:
         user.load()
@@ -248,6 +279,15 @@ def test_on_a_phone_the_picture_stays_and_everything_has_a_name(page, tmp_path):
             assert named or not control.is_displayed()
             assert not control.is_displayed() or control.size["height"] >= 44, named
         assert user.js("getComputedStyle(document.querySelector('canvas')).touchAction") == "pan-y"
+        place, send = user.place(200, 150), user.browser.execute_cdp_cmd
+        x, y = stage["left"] + 200, stage["top"] + 150
+        for kind, far in (("Start", 40), ("Move", 50), ("Move", 65), ("Move", 80), ("End", 0)):
+            two = [{"x": x + far * way, "y": y, "id": way + 1} for way in (-1, 1) if far]
+            send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": two})
+        wheel = {"type": "mouseWheel", "x": x, "y": y, "deltaX": 0}
+        send("Input.dispatchMouseEvent", wheel | {"deltaY": -100})
+        until(lambda: user.about()["view"]["zoom"] > 2.1)
+        assert np.abs(user.place(200, 150) - place).max() < 0.002  # what is there stays there
     finally:
         user.browser.quit()
 

@@ -39,10 +39,10 @@ FORMATS = {"PNG": ".png", "PNG16": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIF
 
 CELL = 8  # pixels of the photo: what is done is noted for squares of this side
 SMALL_PX = 1024  # the longer side of the small picture that stands for the whole
-# In pixels that the model works on. A box of what is seen is with its margins three pictures of
-# 512 x 512; one of the rest is larger, since less of it is margin. What lies beyond the margin
-# moves the embedded model's result by 0.1 to 0.2 levels on average.
-SEEN_PX, REST_PX, MARGIN_PX, AT_ONCE_PX = (768, 512), (1024, 1024), 128, 3 * 512**2
+# In pixels that the model works on. A box of what is seen is with its margins at most 4.2 pictures
+# of 512 x 512, and of a view of 900 x 600 at 4 times 3.8; half the margin would make that 2.9, and
+# double what lies beyond it moves the embedded model's result by: 0.4 levels on average.
+SEEN_PX, REST_PX, MARGIN_PX, AT_ONCE_PX = (960, 640), (1024, 1024), 128, 3 * 512**2
 ONE = 64  # a level in the planes' whole numbers
 PREDICTED = ("upscale", "color_fix", "prompt", "model")  # settings that a prediction depends on
 
@@ -230,27 +230,27 @@ class OpenPicture:
     def to_do(self, view: Box | None = None) -> list[Box]:
         """Boxes of cells that cover what is missing of a view of the result, the middle first.
 
-        They are cut from a grid that has one around the middle of the photo. Without a view, of
-        all. Of a base that doesn't mix what is seen is one box, as large as such of the grid.
+        They are few and of a size. Without a view, of all. Of a base that doesn't mix what is seen
+        is one box, as large as they may be.
         """
-        *_, columns, rows = seen = self.cells
         sides = SEEN_PX if view else REST_PX
         wide, high = (max(int(px / self.working) // CELL, 1) for px in sides)
         if self.is_small or self.is_whole():
-            return [] if self.is_whole() else [seen]
-        if view is not None:
-            seen = seen.meet(view.over(CELL * self.factor))
+            return [] if self.is_whole() else [self.cells]
+        seen = self.cells if view is None else self.cells.meet(view.over(CELL * self.factor))
         if view is not None and not self.mixes:
             w, h = min(seen.w, wide), min(seen.h, high)
             box = Box(seen.x + (seen.w - w) // 2, seen.y + (seen.h - h) // 2, w, h)
             is_there = self.part and self.part[0] == box.times(CELL).meet(self.photo)
             return [] if is_there or w * h == 0 else [box]
-        lefts = range((columns // 2 - wide // 2) % wide - wide, seen.x + seen.w, wide)
-        tops = range((rows // 2 - high // 2) % high - high, seen.y + seen.h, high)
-        found = [self.missing(Box(x, y, wide, high).meet(seen)) for y in tops for x in lefts]
-        middle = seen.x + seen.w / 2, seen.y + seen.h / 2
-        found.sort(key=lambda b: math.dist((b.x + b.w / 2, b.y + b.h / 2), middle))
-        return [box for box in found if box.w]
+        x, y, w, h = seen = self.missing(seen)
+        across, down = -(-w // wide), -(-h // high)
+        edges = [(x + w * i // across, x + w * (i + 1) // across) for i in range(across)]
+        tiers = [(y + h * i // down, y + h * (i + 1) // down) for i in range(down)]
+        boxes = (Box(a, b, end - a, low - b) for b, low in tiers for a, end in edges)
+        found = [box for box in map(self.missing, boxes) if box.w]
+        middle = x + w / 2, y + h / 2
+        return sorted(found, key=lambda b: math.dist((b.x + b.w / 2, b.y + b.h / 2), middle))
 
     def missing(self, box: Box) -> Box:
         """The part of a box of cells that holds what of it is not done; empty where all is."""

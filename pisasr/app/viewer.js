@@ -18,9 +18,9 @@ let small = null, part = null; // layers: all at a glance, and what is seen at f
 let settings = {}, strengths = { pix: 1, sem: 1, insidePix: 1, insideSem: 0, feather: 8 };
 let painted = false, levels = null, strokes = []; // levels: of the feathered mask, 0 to 1
 let view = { zoom: 0, x: 0.5, y: 0.5 }; // screen pixels for each of the picture's, 0 fits; the point in the middle
-let tool = "", hold = null, holding = false, drawnAt = 0;
+let tool = "", hold = null, holding = false, drawnAt = 0, pull = 1; // pull: of a zoom that is not meant yet
 const fingers = new Map();
-let work = null, asked = 0, opening = 0, resting = 0, wanted = false, exactFor = null; // wanted: saved once it is whole
+let work = null, asked = 0, opening = 0, resting = 0, wanted = null, exactFor = null; // wanted: done once all is whole
 
 // --- planes ----------------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ function forget(key) { if (key) fetch(`pisasr/${key}/close`, { method: "POST" })
 
 async function openPhoto(body, query) { // a file, or none for other settings
   const mine = ++opening, former = open?.key;
-  stop(); say(""); wanted = false;
+  stop(); say(""); wanted = null;
   state.textContent = "opening the photo";
   try {
     const words = new URLSearchParams({ ...query, settings: JSON.stringify(chosen()) });
@@ -148,7 +148,7 @@ async function paintFrom(data) {
 }
 
 function close() {
-  stop(); opening++; wanted = false; forget(open?.key);
+  stop(); opening++; wanted = null; forget(open?.key);
   open = small = part = levels = null; painted = false;
   stage.dataset.empty = true;
   for (const name of ["divide", "bar", "before", "after"]) find(name).hidden = true;
@@ -174,7 +174,7 @@ function seenBox() { // of the result's pixels, what the canvas shows
 
 const isFull = () => open.step === 1 || view.zoom >= 1; // whether single pixels of the result are seen
 
-async function look(whole = wanted) { // see what is there, and have predicted what is missing
+async function look(whole = Boolean(wanted)) { // see what is there, and have predicted what is missing
   if (!open) return;
   const mine = ++asked, key = open.key, box = isFull() ? seenBox() : [0, 0, 0, 0];
   try {
@@ -190,11 +190,11 @@ async function look(whole = wanted) { // see what is there, and have predicted w
     if (work === control) stop();
     if (mine !== asked || key !== open?.key) return;
     if (!open.mixes) await makeExact();
-    if (wanted && progress.whole) await save();
+    if (wanted && progress.whole) { await wanted(); wanted = null; }
     else if (!whole && !progress.whole && progress.left_s !== null && progress.left_s <= AT_ONCE_S) return look(true);
   } catch (error) {
     say(error);
-    if (error.name !== "AbortError") { wanted = false; stop(); }
+    if (error.name !== "AbortError") { wanted = null; stop(); }
   }
   draw();
 }
@@ -244,7 +244,6 @@ async function save() { // the strengths on the screen
   const answer = await ask("save", { method: "POST", body: wish() });
   const name = /filename\*?=(?:utf-8'')?"?([^";]+)/i.exec(answer.headers.get("content-disposition"))[1];
   give(await answer.blob(), decodeURIComponent(name));
-  wanted = false;
 }
 
 function give(blob, name) {
@@ -258,7 +257,7 @@ function share() { // before and after with a slider, in one file that needs not
   give(new Blob([`<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>${open.name.replace(/[<&"]/g, "")}: before and after</title><style>body{margin:0;background:#191614;color:#eee;
 font:16px system-ui;text-align:center}div{position:relative;max-width:${small.w}px;margin:auto}img{display:block;width:
-100%}img+img{position:absolute;inset:0;clip-path:inset(0 0 0 var(--at,50%))}input{width:100%;margin:0}</style>
+100%}img+img{position:absolute;inset:0;clip-path:inset(0 0 0 var(--at,50%))}input{width:100%;max-width:${small.w}px;margin:0}</style>
 <div><img alt="before" src="${before}"><img alt="after" src="${after}"></div><input type="range" aria-label="before and
 after" oninput="document.querySelector('div').style.setProperty('--at',this.value+'%')">
 <p>before | after, by pisasr: repair ${strengths.pix}, detail ${strengths.sem}</p>`], { type: "text/html" }),
@@ -322,7 +321,7 @@ function draw() {
   find("before").hidden = cut - from < 60 * ratio(); find("after").hidden = to - cut < 60 * ratio();
   find("brush").hidden = !tool && !painted;
   state.textContent = words();
-  document.querySelector("#download")?.toggleAttribute("disabled", wanted);
+  document.querySelector("#download")?.toggleAttribute("disabled", Boolean(wanted));
 }
 
 function words() { // what goes on, in a line
@@ -385,12 +384,12 @@ window.pisasr = {
   },
   download() { // the whole is made first
     if (!open) return say("open a photo first");
-    wanted = true;
+    wanted = save;
     look();
   },
   drawnAt: () => drawnAt, // the rest is for those who test
   id: () => open?.key ?? null,
-  about: () => ({ ...open, ...progress, view }),
+  about: () => ({ ...open, ...progress, boxes: open?.boxes, view }),
   ready: () => Boolean(open && progress.part === 1),
   isExact: () => Boolean(open && (open.mixes ? progress.part === 1 : exactFor === wish())),
   levels() { // of what is seen at full size
@@ -412,8 +411,12 @@ async function start() { // a photo of before the reload, or an example
 // --- hands -----------------------------------------------------------------------------------------------------------
 
 function spot(event) { // where in the picture, 0 to 1, and which screen pixels of the canvas
-  const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width, [left, top, w, h] = frame();
-  const atX = (event.clientX - box.left) * scale, atY = (event.clientY - box.top) * scale;
+  const box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
+  return spotAt((event.clientX - box.left) * scale, (event.clientY - box.top) * scale);
+}
+
+function spotAt(atX, atY) {
+  const [left, top, w, h] = frame();
   return { x: (atX - left) / w, y: (atY - top) / h, atX, atY };
 }
 
@@ -437,8 +440,9 @@ function use(name) {
   draw();
 }
 
-function lookAt(x, y) { // this point of the picture in the middle
-  view.x = clamp(x, 0, 1); view.y = clamp(y, 0, 1);
+function lookAt(x, y) { // this point of the picture in the middle, as far as its edges let it
+  Object.assign(view, { x, y });
+  ({ x: view.x, y: view.y } = spotAt(canvas.width / 2, canvas.height / 2));
   draw(); rest();
 }
 
@@ -451,9 +455,11 @@ function zoomTo(zoom, at = null) { // at: the spot that stays where it is
   lookAt(at.x + (canvas.width / 2 - (left + at.x * w)) / wide, at.y + (canvas.height / 2 - (top + at.y * h)) / high);
 }
 
-function zoomBy(by, at) { // between fit and 1:1 there is nothing to see sharply
-  const next = (view.zoom || fit()) * by, least = Math.max(fit(), 1);
-  zoomTo(by > 1 ? Math.max(least, next) : view.zoom && next >= least * 0.999 ? next : 0, at);
+function zoomBy(by, at) { // between fit and 1:1 there is nothing to see sharply: a clear pull leads over
+  const now = view.zoom || fit(), least = Math.max(fit(), 1) * 0.999;
+  pull = Math.min(now, now * by) >= least ? 1 : pull * by;
+  if (pull === 1) zoomTo(now * by, at);
+  else if (Math.abs(Math.log(pull)) > 0.2) { zoomTo(pull > 1 ? Math.max(fit(), 1, now * pull) : 0, at); pull = 1; }
 }
 
 function press(css, isOn) { // of some buttons, those that are on
@@ -479,9 +485,9 @@ on(canvas, "pointermove", (event) => {
     const [one, two] = fingers.values();
     fingers.set(event.pointerId, here);
     const [a, b] = fingers.values(), far = (p, q) => Math.max(Math.hypot(p.atX - q.atX, p.atY - q.atY), 1);
-    if (view.zoom) lookAt(view.x - (a.x + b.x - one.x - two.x) / 2, view.y - (a.y + b.y - one.y - two.y) / 2);
-    zoomBy(far(a, b) / far(one, two), { x: (a.x + b.x) / 2, y: (a.y + b.y) / 2 });
-    fingers.set(event.pointerId, spot(event));
+    const [x, y] = [(a.atX + b.atX) / 2, (a.atY + b.atY) / 2];
+    lookAt(view.x - (x - (one.atX + two.atX) / 2) / w, view.y - (y - (one.atY + two.atY) / 2) / h);
+    zoomBy(far(a, b) / far(one, two), spotAt(x, y));
   } else if (hold.kind === "paint") stroke(hold.last, here);
   else if (hold.kind === "divide") { divider.value = (100 * (here.atX - from)) / (to - from); draw(); }
   else lookAt(view.x - (here.atX - hold.last.atX) / w, view.y - (here.atY - hold.last.atY) / h);
@@ -521,9 +527,9 @@ for (const button of element.querySelectorAll("[data-zoom]")) button.onclick = (
 for (const button of element.querySelectorAll("[data-tool]")) {
   button.onclick = () => use(tool === button.dataset.tool ? "" : button.dataset.tool);
 }
-find("share").onclick = share;
+find("share").onclick = () => { wanted = share; look(); };
 find("close").onclick = close;
-find("stop").onclick = () => { asked++; wanted = false; stop(); draw(); };
+find("stop").onclick = () => { asked++; wanted = null; stop(); draw(); };
 find("empty").onclick = find("another").onclick = () => file.click();
 find("undo").onclick = () => {
   if (strokes.length) { mask.getContext("2d").putImageData(strokes.pop(), 0, 0); mixAll(); }

@@ -123,7 +123,7 @@ def _serve(args: argparse.Namespace, port: int, others: list[str]) -> bool:
     page = serve(session, args.host, port, args.auth, args.open, tuple(args.name))
     found = addresses(args.host, port)
     print(f"The page is at {' and '.join(found)} until Ctrl-C.", flush=True)
-    if len(found) > 1 and find_spec("segno") is not None and sys.stdout.isatty():
+    if not is_loopback(args.host) and find_spec("segno") is not None and sys.stdout.isatty():
         segno = import_module("segno")
         segno.make(found[-1]).terminal(compact=True)
     with suppress(KeyboardInterrupt):
