@@ -222,7 +222,8 @@ def load_scorers(settings: StageConfig, context: Context) -> Scorers:
     lpips: Any = None
     critic = csd = None
     if settings.weight_lpips or settings.weight_critic:
-        lpips = load_lpips(settings.lpips_net, device).to(memory_format=torch.channels_last)
+        lpips = load_lpips(settings.lpips_net, device)
+        lpips.to(memory_format=torch.channels_last)
     if settings.weight_critic:
         average = partial(context.accelerator.reduce, reduction="mean")
         critic = Critic(lpips, settings.lpips_net, average).to(device)

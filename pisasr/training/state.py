@@ -158,7 +158,7 @@ class Checkpoints:
         unet: nn.Module,
         optimizer: torch.optim.Optimizer,
         scaler: Any,
-        critic: Critic | None,
+        critic: Critic | None = None,
     ) -> None:
         """Write where a stage stands, then remove the checkpoints that are one too many."""
         state = {
@@ -194,7 +194,7 @@ def load_state(
     unet: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: Any,
-    critic: Critic | None,
+    critic: Critic | None = None,
 ) -> int:
     """Go back to a checkpoint and return its step; 0 without one."""
     if found is None:
