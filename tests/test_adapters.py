@@ -106,13 +106,13 @@ def test_each_set_gives_what_its_merged_weights_give(unet, pix, sem):
     assert torch.equal(predict_eps(unet, Z, EMBEDS), base)
 
 
-def test_convolutions_that_run_merged_give_the_same_eps_and_gradients(dressed):
+def test_convolutions_that_use_merged_forward_give_the_same_eps_and_gradients(dressed):
     adapters.train_only(dressed, "sem")
     learning = list(adapters.parameters_of(dressed, "sem").values())
     with adapters.active(dressed, ["pix", "sem"]):
         before = predict_eps(dressed, Z, EMBEDS)
         gradients = torch.autograd.grad(before.square().mean(), learning)
-        adapters.run_merged(dressed)
+        adapters.use_merged_forward(dressed)
         after = predict_eps(dressed, Z, EMBEDS)
         again = torch.autograd.grad(after.square().mean(), learning)
     assert not torch.equal(before, after)  # another way to the same numbers

@@ -86,6 +86,7 @@ def test_a_recipe_may_be_named_and_is_laid_over_the_published_one(tmp_path, monk
         ("data.null_text_ratio=7", "data.null_text_ratio"),
         ("data.photos=[a", "not YAML"),
         ("run.accumulation=5", "multiple of run.accumulation"),
+        ("sem.weight_critic=1;run.accumulation=2", "weight_critic needs run.accumulation=1"),
         ("seed", "section.key=value"),
         ("seed=1", "no setting 'seed'"),
         ("data.crop_px=98", "multiple of 8"),
@@ -104,7 +105,7 @@ def test_a_recipe_may_be_named_and_is_laid_over_the_published_one(tmp_path, monk
 )
 def test_a_wrong_setting_is_named_in_one_line(override, names):
     """Where it is wrong: the last two are fine."""
-    given = [*NEEDED, override]
+    given = [*NEEDED, *override.split(";")]
     if names == "^$":
         load_config(CONFIGS / "pisasr.yaml", given)
         return

@@ -12,7 +12,7 @@ from pisasr.method.model import PiSASR
 from pisasr.models.rrdbnet import PixelAutoencoder, RRDBNet
 from pisasr.training import critic
 from pisasr.training.config import StageConfig
-from pisasr.training.losses import Batch, Scorers, color_l2, pixel_l2, score, undegraded
+from pisasr.training.losses import Batch, Scorers, color_l2, pixel_l2, score, taught_by_base
 
 
 def test_l2_is_the_mean_of_squares_in_float32():
@@ -58,7 +58,7 @@ def test_the_base_teaches_by_its_picture_of_the_small_photo_in_the_photos_tones(
     model = PiSASR(unet, PixelAutoencoder(), lambda prompts: None)
     batch = Batch(x_L=-x_H, x_H=x_H, captions=[""], seeds=[0])
     with active(unet, ["pix"]):
-        taught = undegraded(batch, model, 4).x_H / 2 + 0.5
+        taught = taught_by_base(batch, model, 4).x_H / 2 + 0.5
     torch.testing.assert_close(taught, wavelet(own, x_H / 2 + 0.5), atol=2e-2, rtol=0)
     assert (taught - own).abs().mean() > 0.1
 

@@ -190,7 +190,7 @@ async function look(whole = Boolean(wanted)) { // see what is there, and have pr
     if (work === control) stop();
     if (mine !== asked || key !== open?.key) return;
     if (!open.mixes) await makeExact();
-    if (wanted && progress.whole) { await wanted(); wanted = null; }
+    if (wanted && progress.whole) { const act = wanted; wanted = null; await act(); }
     else if (!whole && !progress.whole && progress.left_s !== null && progress.left_s <= AT_ONCE_S) return look(true);
   } catch (error) {
     say(error);

@@ -64,11 +64,11 @@ def attach(unet: nn.Module, name: str, rank: int, alpha: float) -> None:
         parameter.requires_grad_(flag)
 
 
-def run_merged(unet: nn.Module) -> None:
-    """Let each convolution run once, on W + sum of (alpha / rank) B A, instead of once a factor.
+def use_merged_forward(unet: nn.Module) -> None:
+    """Let each convolution, from now on, run once, on W + sum of (alpha / rank) B A of what is on.
 
-    The same numbers up to rounding, and gradients of A and B. It pays where convolutions are many
-    and small, as RRDBNet's.
+    The same numbers up to rounding, and gradients of A and B; weights stay as they are. It pays
+    where convolutions are many and small, as RRDBNet's.
     """
 
     def forward(layer: Any, x: Tensor) -> Tensor:

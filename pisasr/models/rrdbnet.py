@@ -76,7 +76,7 @@ class RRDBNet(ModelMixin, ConfigMixin):
 
     _supports_group_offloading = False
     has_noise_levels = False  # nothing can be distilled from it
-    trains_merged = True  # many small convolutions: see adapters.run_merged
+    trains_merged = True  # many small convolutions: see adapters.use_merged_forward
     # Of big pictures. A pixel sees 64 of its neighbors each way; this far from the rim of a tile,
     # blended, results are the whole picture's within .1 levels on average and 2 at most.
     tile, tile_overlap = 512, 96

@@ -53,7 +53,7 @@ def _read_strength(name: str, given: Any) -> float | np.ndarray:
 def _read_number(name: str, given: Any) -> float:
     try:
         number = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(
             f"{name} is {given!r}; it must be a number, or a map of floats [H, W]."
         ) from None

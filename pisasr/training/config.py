@@ -100,7 +100,7 @@ class StageConfig(Section):
     weight_critic: Weight = 0.0
     lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     start_from: str | None = None  # an adapter file to start from
-    target: Literal["photo", "base"] = "photo"  # base: see losses.undegraded
+    target: Literal["photo", "base"] = "photo"  # base: see losses.taught_by_base
 
     @property
     def weights(self) -> dict[str, float]:
@@ -177,6 +177,8 @@ class TrainConfig(Section):
                 raise ValueError(f"{name} has no loss; give {name}.weight_l2, or another, a weight")
             if stage.batch_size % self.run.accumulation:
                 raise ValueError(f"{name}.batch_size must be a multiple of run.accumulation")
+            if stage.weight_critic and self.run.accumulation > 1:
+                raise ValueError(f"{name}.weight_critic needs run.accumulation=1")
         if self.sem.start_from == NEGATED_PIX and self.model.rank_pix != self.model.rank_sem:
             raise ValueError(f"sem.start_from={NEGATED_PIX} needs model.rank_sem = model.rank_pix")
         return self

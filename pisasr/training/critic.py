@@ -1,8 +1,8 @@
-"""Learn to tell restored pictures from photos, by what a frozen network sees in both.
+"""Learn to tell restored pictures from true ones (x_H), by what a frozen network sees in both.
 
-A distance to the photo alone makes pictures soft: of all textures that an input could have had, the
-mean is nearest. A critic asks for one that a photo could have. It looks at features, as Projected
-GAN's (arXiv:2111.01007): in pixels it would need far more photos before it knew anything.
+A distance alone makes pictures soft: of all textures that an input could have had, the mean is
+nearest. A critic asks for one that a true picture could have. It looks at features, as Projected
+GAN's (arXiv:2111.01007): in pixels it would need far more pictures before it knew anything.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ PENALTY, PENALTY_EVERY = 1.0, 4  # of the heads' squared slopes, in looks
 class Critic(nn.Module):
     """Small convolutional heads on the first three depths of LPIPS' trunk, and their optimizer.
 
-    Relativistic (arXiv:1807.00734): what counts is by how much a photo looks truer than the
-    restored picture of it. Slopes are penalized at both, so that the heads never win for good
+    Relativistic (arXiv:1807.00734): what counts is by how much a true picture looks truer than
+    the restored one. Slopes are penalized at both, so that the heads never win for good
     (arXiv:2501.05441).
     """
 
@@ -39,15 +39,15 @@ class Critic(nn.Module):
         self._look, self._average = lpips.features, average
 
     def forward(self, x_pred: Tensor, x_H: Tensor) -> Tensor:
-        """Teach the heads by one step, then return by how much photos look truer: log 2 where
+        """Teach the heads by one step, then return by how much x_H looks truer: log 2 where
         nobody can tell. Both [B, 3, H, W] in [-1, 1]; differentiable in x_pred alone.
         """
         with torch.no_grad():
-            photos = self._features(x_H)
+            true = self._features(x_H)
         restored = self._features(x_pred)
-        self._learn(photos, [seen.detach() for seen in restored])
+        self._learn(true, [seen.detach() for seen in restored])
         self.heads.requires_grad_(False)  # and autocast looks at the new weights
-        truer = self._judge([seen.detach() for seen in photos])
+        truer = self._judge([seen.detach() for seen in true])
         loss = _above(self._judge(restored), truer)  # as the heads' own, sides changed
         self.heads.requires_grad_(True)
         return loss
@@ -70,10 +70,10 @@ class Critic(nn.Module):
     def _judge(self, features: list[Tensor]) -> list[Tensor]:
         return [head(seen).float() for head, seen in zip(self.heads, features, strict=True)]
 
-    def _learn(self, photos: list[Tensor], restored: list[Tensor]) -> None:
+    def _learn(self, true: list[Tensor], restored: list[Tensor]) -> None:
         self.looks += 1
         penalized = self.looks % PENALTY_EVERY == 0
-        both = [[f.requires_grad_(penalized) for f in seen] for seen in (photos, restored)]
+        both = [[f.requires_grad_(penalized) for f in seen] for seen in (true, restored)]
         truer, less = map(self._judge, both)
         loss = _above(truer, less)
         if penalized:
@@ -85,7 +85,7 @@ class Critic(nn.Module):
         gradients = list(map(self._average, torch.autograd.grad(loss, parameters)))
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        if all(gradient.isfinite().all() for gradient in gradients):
+        if torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
             self.optimizer.step()
 
 

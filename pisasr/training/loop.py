@@ -27,7 +27,7 @@ from pisasr.models.weights import save_adapter
 from pisasr.training import state
 from pisasr.training.config import NEGATED_PIX, StageConfig, TrainConfig
 from pisasr.training.critic import Critic
-from pisasr.training.losses import Batch, Scorers, distillation, score, undegraded
+from pisasr.training.losses import Batch, Scorers, distillation, score, taught_by_base
 from pisasr.training.rng import generator_for, randn_for, seed_step
 from pisasr.training.setup import (
     Base,
@@ -232,7 +232,7 @@ def load_scorers(settings: StageConfig, context: Context) -> Scorers:
         csd = distillation(base.model, base.prompts, base.alphas_cumprod, context.config.csd)
     target = None
     if settings.target == "base":
-        target = partial(undegraded, model=base.model, scale=context.config.degradation.scale)
+        target = partial(taught_by_base, model=base.model, scale=context.config.degradation.scale)
     return Scorers(lpips, csd, critic, target)
 
 

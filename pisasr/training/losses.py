@@ -34,7 +34,9 @@ class Batch:
 
 
 class Scorers(NamedTuple):
-    """What some losses need, and what changes the photos; None where no setting asks for it."""
+    """What some losses need, and what replaces x_H before anything is
+    scored (target); None where no setting asks for it.
+    """
 
     lpips: nn.Module | None = None
     csd: Callable[[Batch, Tensor], Tensor] | None = None
@@ -66,12 +68,12 @@ def score(
 
 
 @torch.no_grad()
-def undegraded(batch: Batch, model: PiSASR, scale: int) -> Batch:
-    """Replace each photo by what the bare base makes of its own small version, in its broad tones.
+def taught_by_base(batch: Batch, model: PiSASR, scale: int) -> Batch:
+    """Replace x_H by what the bare base makes of it, made small without a fault; x_L stays.
 
-    Of what a photo shows, no input tells all, and what is nearest to all that it may have been
-    keeps the input's faults. What the base makes of an input without faults can be reached, and is
-    as clean as its pictures are. Only for a base that restores by itself.
+    x_H := wavelet(base(small x_H), x_H), so the photo's broad tones stay, too. A photo shows more
+    than any input tells, and what is learned toward it keeps noise and blocks for texture; the
+    base's picture can be reached, and is clean. Only for a base that restores by itself.
     """
     x_H = batch.x_H / 2 + 0.5
     small = nn.functional.interpolate(x_H, scale_factor=1 / scale, mode="bicubic", antialias=True)

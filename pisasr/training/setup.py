@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from pisasr.data.photos import Photos, list_photos, share_out
-from pisasr.method.adapters import attach, run_merged
+from pisasr.method.adapters import attach, use_merged_forward
 from pisasr.method.layers import use_fast_layers
 from pisasr.method.model import PiSASR, predict_eps
 from pisasr.method.text import PromptEncoder
@@ -78,7 +78,7 @@ def load_model(config: TrainConfig, device: torch.device) -> Base:
     unet = base["unet"].to(memory_format=torch.channels_last)
     vae, text_encoder = base["vae"], base.get("text_encoder")
     scheduler = base.get("scheduler")
-    check_noise_levels(config, unet, scheduler)
+    check_fits_base(config, unet, scheduler)
     # Fresh adapters are the only draw that belongs to no step and no sample.
     torch.manual_seed(config.run.seed)
     prepare_model(config, unet, vae)
@@ -97,9 +97,9 @@ def no_prompts(prompts: str | list[str]) -> None:
     """Encode prompts for a base without a text encoder: captions are ignored."""
 
 
-def check_noise_levels(config: TrainConfig, unet: Any, scheduler: Any) -> None:
-    """Raise ConfigError if distillation is wanted from a network that knows no noise levels, or
-    restored pictures from one that does.
+def check_fits_base(config: TrainConfig, unet: Any, scheduler: Any) -> None:
+    """Raise ConfigError if distillation is wanted from a network without noise levels, or a target
+    from one with them, which restores nothing by itself.
     """
     knows = scheduler is not None and getattr(unet, "has_noise_levels", True)
     for stage in stages_of(config):
@@ -116,12 +116,12 @@ def check_noise_levels(config: TrainConfig, unet: Any, scheduler: Any) -> None:
 
 
 def prepare_model(config: TrainConfig, unet: Any, vae: Any) -> None:
-    """Attach both adapters, give the VAE its fast layers, and enable gradient checkpointing."""
+    """Attach both adapters, choose fast forwards, and enable gradient checkpointing."""
     use_fast_layers(vae)
     attach(unet, "pix", config.model.rank_pix, config.model.alpha)
     attach(unet, "sem", config.model.rank_sem, config.model.alpha)
     if getattr(unet, "trains_merged", False):
-        run_merged(unet)
+        use_merged_forward(unet)
     if config.model.gradient_checkpointing:
         parts = [part for part in (unet, vae) if part._supports_gradient_checkpointing]
         if not parts:

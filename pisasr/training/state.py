@@ -1,7 +1,7 @@
 """Keep on disk what must survive a kill: adapters, checkpoints, the journal, the settings.
 
     OUTPUT/adapters/{pix,sem}.safetensors    the result
-    OUTPUT/checkpoints/pix-00000120          torch.save of stage, step, adapter, optimizer, scaler
+    OUTPUT/checkpoints/pix-00000120          torch.save of where a stage stands
     OUTPUT/log.jsonl                         a row a step, cut at the step to resume from
     OUTPUT/config.yaml                       the settings, which a later start must repeat
 

@@ -107,7 +107,7 @@ def restore_picture(
 
     predictors = Predictors(predictor("pix"), predictor("pix", "sem"))
     results = restore(model, x_L, predictors, lambdas, PLAN)
-    pictures = [crop(x_H.float(), frame) for x_H, _ in results if x_H is not None]
+    pictures = [crop(x_H.float(), frame) for x_H, _ in results]
     return [to_image(to_unit(x)) if x.isfinite().all() else None for x in pictures]
 
 
