@@ -34,9 +34,7 @@ class Batch:
 
 
 class Scorers(NamedTuple):
-    """What some losses need, and what replaces x_H before anything is
-    scored (target); None where no setting asks for it.
-    """
+    """What some losses need, and a target in place of x_H; None where no setting asks for it."""
 
     lpips: nn.Module | None = None
     csd: Callable[[Batch, Tensor], Tensor] | None = None

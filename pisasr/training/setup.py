@@ -83,6 +83,7 @@ def load_model(config: TrainConfig, device: torch.device) -> Base:
     torch.manual_seed(config.run.seed)
     prepare_model(config, unet, vae)
     low = LOW_PRECISION[config.run.mixed_precision or "no"]
+    # Where they are merged a forward, W + B A is summed in float32 and rounded once.
     freeze(unet, torch.float32 if getattr(unet, "trains_merged", False) else low)
     freeze(vae, low, norms=low)  # it runs without autocast, where every weight has the input's type
     prompts: Prompts = no_prompts
