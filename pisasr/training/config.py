@@ -94,6 +94,7 @@ class StageConfig(Section):
     weight_decay: float = Field(default=1e-2, ge=0, le=1e6)
     max_grad_norm: float = Field(default=1.0, ge=1e-12, le=1e12)
     weight_l2: Weight = 1.0
+    weight_psnr: Weight = 0.0
     weight_lpips: Weight = 0.0
     weight_color: Weight = 0.0
     weight_csd: Weight = 0.0

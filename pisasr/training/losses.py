@@ -53,6 +53,8 @@ def score(
     values: dict[str, Tensor] = {}
     if settings.weight_l2:
         values["l2"] = pixel_l2(x_pred, batch.x_H)
+    if settings.weight_psnr:
+        values["psnr"] = minus_psnr(x_pred, batch.x_H)
     if settings.weight_lpips and scorers.lpips is not None:
         values["lpips"] = scorers.lpips((x_pred + 1) / 2, (batch.x_H + 1) / 2).mean()
     if settings.weight_color:
@@ -85,6 +87,15 @@ def taught_by_base(batch: Batch, model: PiSASR, scale: int) -> Batch:
 def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
     """Mean square difference over all elements, [B, 3, H, W] in [-1, 1], in float32."""
     return nn.functional.mse_loss(x_pred.float(), x_H.float())
+
+
+def minus_psnr(x_pred: Tensor, x_H: Tensor) -> Tensor:
+    """Mean over pictures of minus the PSNR in dB: l2 of which a smooth picture has its full share.
+
+    The mean of l2 is that of grass and gravel (NAFNet's loss: Chen et al., ECCV 2022).
+    """
+    l2 = (x_pred.float() - x_H.float()).square().mean((1, 2, 3))
+    return 10 * torch.log10(l2 / 4 + 1e-8).mean()
 
 
 def color_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
