@@ -1,6 +1,7 @@
 """Layers computed in fewer steps give what diffusers' layers give."""
 
 import pytest
+import tiny
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.upsampling import Upsample2D
@@ -90,6 +91,26 @@ def test_channels_lie_together_only_where_no_norm_suffers():
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     set_memory_format(nn.Sequential(conv, norm))
     assert conv.weight.is_contiguous()
+    set_memory_format(nn.Sequential(conv, norm).bfloat16())
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_pass_of_channels_that_lie_together_hardly_reorders_a_map(capfd):
+    """As bfloat16 has it, but in float32, which oneDNN convolves on any processor. Of five pictures,
+    so that what begins with 5 is a map and what doesn't is a weight.
+    """
+    vae, unet = tiny.make_vae(), tiny.make_unet()
+    for network in (vae, unet):
+        use_fast_layers(network)
+        network.to(memory_format=torch.channels_last)
+    x, words = torch.zeros(5, 3, 32, 32), torch.zeros(5, 2, tiny.CROSS)
+    with torch.no_grad(), torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        z = vae.encode(x).latent_dist.mean
+        vae.decode(unet(z, 1, encoder_hidden_states=words).sample)
+    calls = [line.split(",") for line in capfd.readouterr().out.splitlines() if ",exec," in line]
+    kinds = [(call[5], call[-2].partition("x")[0]) for call in calls]
+    assert sum(kind == "convolution" for kind, _ in kinds) > 20
+    assert kinds.count(("reorder", "5")) <= 20
 
 
 def test_taps_are_made_anew_when_the_weight_changes():

@@ -26,7 +26,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pisasr.method.layers import enlarge, run_offload_hooks
+from pisasr.method.layers import enlarge, layout_of, run_offload_hooks
 from pisasr.method.tiling import Tile
 
 WINDOW = 128  # latent pixels, each way, that the middle's attention sees of a larger map
@@ -177,7 +177,7 @@ class Deferred:
         out = None
         for start, stop, band in self.in_bands():
             if out is None:
-                out = band.new_empty(self.shape)
+                out = _empty(self.shape, band)
             self.bands.cut(out, start, stop).copy_(band)
         assert out is not None
         return out
@@ -261,7 +261,7 @@ def _resnet(block: Any, x: "Tensor | Deferred", bands: Bands) -> Tensor:
         result = x if block.conv_shortcut is None else h
         for start, stop, residual in last.in_bands():
             if not isinstance(result, Tensor):
-                result = residual.new_empty(last.shape)
+                result = _empty(last.shape, residual)
             kept = bands.cut(x, start, stop)
             if block.conv_shortcut is not None:
                 kept = block.conv_shortcut(kept)
@@ -322,6 +322,11 @@ def _windows(height: int, width: int) -> Iterator[tuple[Tile, Tile]]:
                 block,
                 Tile(min(max(y, 0), height - tall), min(max(x, 0), width - wide), tall, wide),
             )
+
+
+def _empty(shape: torch.Size, band: Tensor) -> Tensor:
+    """An empty map with a band's dtype, device and layout."""
+    return torch.empty(shape, dtype=band.dtype, device=band.device, memory_format=layout_of(band))
 
 
 def _linear(layer: nn.Module, x: Tensor) -> Tensor:
