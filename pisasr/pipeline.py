@@ -5,7 +5,6 @@ changes, `decode` what two strengths make of it, `__call__` both.
 """
 
 import os
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -579,15 +578,9 @@ def usual_dtype(device: str) -> torch.dtype:
     """
     if device.startswith("cuda"):
         return torch.float16
-    return torch.bfloat16 if device == "cpu" and _multiplies_bf16() else torch.float32
-
-
-def _multiplies_bf16() -> bool:
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16")):
-        return True
-    cpuinfo = Path("/proc/cpuinfo")
-    return platform.machine() == "aarch64" and cpuinfo.is_file() and " bf16 " in cpuinfo.read_text()
+    multiplies = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if device == "cpu" and multiplies else torch.float32
 
 
 def _check_strengths(

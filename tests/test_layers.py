@@ -96,9 +96,7 @@ def test_channels_lie_together_only_where_no_norm_suffers():
 
 
 def test_a_pass_of_channels_that_lie_together_hardly_reorders_a_map(capfd):
-    """As bfloat16 has it, but in float32, which oneDNN convolves on any processor. Of five pictures,
-    so that what begins with 5 is a map and what doesn't is a weight.
-    """
+    """In float32, which oneDNN convolves on any processor; what begins with 5 is a map."""
     vae, unet = tiny.make_vae(), tiny.make_unet()
     for network in (vae, unet):
         use_fast_layers(network)

@@ -23,7 +23,6 @@ Kind = Literal["pix", "sem"]
 FORMAT, VERSION = "pisasr-adapter", 2
 PUBLISHED_ALPHA = 8.0  # peft's default of the time; the published file does not hold it
 PUBLISHED_TIMESTEP = 1
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KINDS: tuple[Kind, ...] = ("pix", "sem")  # in the order of the stages that train them
 OTHER_SIDE = {"A": "B", "B": "A"}
 
@@ -98,7 +97,6 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({_one_line(error)}); get it again."
         ) from error
-    _check_dtypes(tensors, str(path))
     head = _head_of(path, metadata)
     wanted = head.pop("sha256", None)
     if wanted != _digest(tensors, head):
@@ -163,7 +161,6 @@ def convert_release(path: str | os.PathLike) -> tuple[Adapter, Adapter]:
             raise CheckpointError(
                 f"{path}: {key!r} is not an entry of the published layout; get pisa_sr.pkl again."
             )
-        _check_dtypes({key: tensor}, str(path))
         tensors[match[3]][f"{match[1]}.weight"] = tensor.float()
     pix, sem = (_published(path, kind, content, tensors[kind]) for kind in KINDS)
     return pix, sem
@@ -246,16 +243,6 @@ def _from_head(path: Path, head: Mapping[str, Any], tensors: dict[str, Tensor]) 
     if targets != adapter.targets:
         raise _damaged(path, "the layers its header names are not those that have tensors")
     return adapter
-
-
-def _check_dtypes(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Weights are plain tensors of floats, nothing quantised, sparse or empty of data."""
-    for key, tensor in tensors.items():
-        if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
-            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            raise CheckpointError(
-                f"{where}: {key} is {kind}; wanted float16, bfloat16, float32 or float64."
-            )
 
 
 def _check(adapter: Adapter, where: str) -> None:
