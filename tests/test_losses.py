@@ -12,12 +12,25 @@ from pisasr.method.model import PiSASR
 from pisasr.models.rrdbnet import PixelAutoencoder, RRDBNet
 from pisasr.training import critic
 from pisasr.training.config import StageConfig
-from pisasr.training.losses import Batch, Scorers, color_l2, pixel_l2, score, taught_by_base
+from pisasr.training.losses import (
+    Batch,
+    Scorers,
+    color_l2,
+    minus_psnr,
+    pixel_l2,
+    score,
+    taught_by_base,
+)
 
 
 def test_l2_is_the_mean_of_squares_in_float32():
     a, b = torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16), torch.full((1, 3, 2, 2), 0.5)
     assert pixel_l2(a, b).item() == 0.25 and pixel_l2(a, b).dtype == torch.float32
+
+
+def test_minus_psnr_is_the_mean_of_decibels_and_differs_from_the_decibels_of_the_mean():
+    x_pred = torch.tensor([0.2, 0.02]).view(2, 1, 1, 1).expand(2, 3, 4, 4)  # 20 and 40 dB
+    assert minus_psnr(x_pred, torch.zeros(2, 3, 4, 4)).item() == pytest.approx(-30, abs=1e-3)
 
 
 def test_the_color_loss_sees_a_tint_and_no_grain():
