@@ -290,14 +290,14 @@ def test_a_batch_reports_each_file_and_packs_what_is_whole(linear, photo, tmp_pa
     (tmp_path / "broken.png").write_bytes(b"nothing")
     again, folder = write(tmp_path / "again" / "photo.png"), linear.result_folder()
     files, job = list(map(str, [photo, again, tmp_path / "broken.png"])), Job(linear.device)
-    first, *_, text = repair_all(linear, files, Settings(1, 0.5, upscale=2), folder, job)
-    assert first == "1 of 3: photo.png to photo_pix1_sem0.5.png"
-    assert text.splitlines()[-1] == "Done." and "broken.png: failed" in text
+    first, second, *_, text = repair_all(linear, files, Settings(1, 0.5, upscale=2), folder, job)
+    assert first == "1 of 3: photo.png to photo_pix1_sem0.5.png" and second.endswith(" left")
+    assert text.splitlines()[-1].startswith("Done, in 0") and "broken.png: failed" in text
     names = ["photo_pix1_sem0.5-2.png", "photo_pix1_sem0.5.png"]  # not those of the originals
     assert sorted(path.name for path in folder.iterdir()) == names
     job.is_stopped = True
     *_, text = repair_all(linear, files, TWICE, folder, job)
-    assert text == "Stopped after 0 of 3."
+    assert text == "Stopped after 0 of 3, in 00:00."
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -368,8 +368,11 @@ def test_a_script_gets_what_the_pipeline_makes(client, page, photo, monkeypatch,
     expected = page.session.pipe(Image.open(photo), **settings).images[0]
     assert Image.open(path).tobytes() == expected.tobytes()
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/repair"]
-    with pytest.raises(AppError, match="lambda_pix is 'abc'"):
-        client.predict(handle_file(photo), {"lambda_pix": "abc"}, api_name="/repair")
+    for wrong in ("<'&", -5):
+        with pytest.raises(AppError, match=f"^lambda_pix is {wrong!r}; it must be from 0 to 1.5$"):
+            client.predict(handle_file(photo), {"lambda_pix": wrong}, api_name="/repair")
+    with pytest.raises(AppError, match="^the picture is a path; send handle_file.path.$"):
+        client.predict(str(photo), {}, api_name="/repair")
     script = README.read_text().split("```python\n")[1].split("```")[0]  # as it stands there
     monkeypatch.chdir(README.parents[2])
     exec(script.replace("http://127.0.0.1:7860", page.local_url), {})

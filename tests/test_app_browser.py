@@ -4,7 +4,9 @@ Needs selenium (pisasr[browser]) and the system's Chromium with its driver (Debi
 chromium-driver).
 """
 
+import base64
 import io
+import re
 import shutil
 import time
 import zipfile
@@ -207,10 +209,17 @@ def test_a_large_photo_is_seen_in_parts_and_stopped(user, page, tmp_path):
     assert (
         not user.about()["whole"] and "Download makes the whole" in user.one("#viewer .state").text
     )
+    overview = user.one("#viewer .overview")  # shows where one is, and leads elsewhere
+    corner = ActionChains(user.browser).move_to_element_with_offset(overview, -60, -40)
+    corner.click().perform()
+    assert user.about()["view"]["x"] < 0.2 > user.about()["view"]["y"]
+    assert user.js("document.querySelector('#viewer .part').style.left") == "0%"
     canvas = user.one("#viewer canvas.picture")
     drag = ActionChains(user.browser).move_to_element_with_offset(canvas, 200, 100)
+    before = user.about()["view"]
     drag.click_and_hold().move_by_offset(-180, -90).release().perform()
-    assert user.about()["view"]["x"] > 0.5 < user.about()["view"]["y"]
+    view = user.about()["view"]
+    assert view["x"] > before["x"] and view["y"] > before["y"]
     canvas.send_keys(8 * Keys.ARROW_RIGHT + 8 * Keys.ARROW_DOWN)  # to where nothing is done yet
     until(lambda: len(user.about()["boxes"]) > boxes)  # panning looks on
     key = user.js("window.pisasr.id()")
@@ -231,7 +240,7 @@ def test_a_painted_place_keeps_its_own_strengths_over_a_reload(user, photos):
     height, width = changed.shape
     assert changed[height // 2, width // 2] and not changed[0, 0] and not changed[-1, -1]
     user.browser.refresh()
-    until(lambda: user.js("window.pisasr?.ready() ?? false"))
+    until(lambda: user.js("window.pisasr?.about().part === 1"))
     assert user.about()["name"] == "photo0.png" and np.array_equal(user.picture(), masked)
     assert np.array_equal(user.saved("photo0_pix0.3_sem1_mask.png"), masked)
     user.one("#viewer .clear").click()
@@ -249,19 +258,25 @@ def test_text_and_fields_are_seen_in_both_themes(user):
 
 
 def test_a_stopped_batch_hands_over_what_it_has(user, tmp_path):
+    leaves = """(() => { const event = new Event("beforeunload", { cancelable: true });
+        return window.dispatchEvent(event); })()"""
+    user.turn("sem", 0.5)
     next(tab for tab in user.all("[role=tab]") if tab.text == "Many pictures").click()
+    until(lambda: "repair 1, detail 0.5; as large as fits" in user.one("#plan").text)
     many = [write(tmp_path / f"many{number:02}.png", (48, 32), number) for number in range(40)]
     user.drop(*many, on="#files")
     until(lambda: "many39" in user.one("#files").text)
     status = user.one("#status textarea")
     user.one("#start").click()
     until(lambda: "3 of 40" in status.get_attribute("value"))
+    assert not user.js(leaves)  # without being asked
     user.one("#stop").click()
     link = until(lambda: user.all("#archive a[href]"))[0].get_attribute("href")
     assert "Stopped after" in status.get_attribute("value")
     with zipfile.ZipFile(io.BytesIO(httpx.get(link).content)) as archive:
-        names = [f"{path.stem}_pix1_sem1.png" for path in many]
+        names = [f"{path.stem}_pix1_sem0.5.png" for path in many]
         assert sorted(archive.namelist()) == names[: len(archive.namelist())] != names
+    assert user.js(leaves)
 
 
 def test_on_a_phone_the_picture_stays_is_zoomed_in_place_and_all_has_a_name(page, tmp_path):
@@ -274,8 +289,9 @@ def test_on_a_phone_the_picture_stays_is_zoomed_in_place_and_all_has_a_name(page
             for css in ("#viewer .stage", "#sem input[type=range]")
         )
         assert 0 <= stage["top"] < stage["bottom"] <= knob["top"] < 860
-        for control in user.all("#viewer button, #presets button, #download, #viewer canvas"):
-            named = control.accessible_name
+        controls = "#viewer button, #presets button, #download, #viewer .picture, #one .label-wrap"
+        for control in user.all(controls + ", #one input:not([type=checkbox], .file), #keep label"):
+            named = control.accessible_name or control.text
             assert named or not control.is_displayed()
             assert not control.is_displayed() or control.size["height"] >= 44, named
         assert user.js("getComputedStyle(document.querySelector('canvas')).touchAction") == "pan-y"
@@ -292,8 +308,23 @@ def test_on_a_phone_the_picture_stays_is_zoomed_in_place_and_all_has_a_name(page
         user.browser.quit()
 
 
-def test_a_preview_of_512_px_answers_within_150_ms_and_is_shared(user, photos):
-    """From a knob's move to the mixture drawn, the median of 9; one HTML file holds both sides."""
+def test_what_is_shared_is_both_sides_of_the_whole(user, page, tmp_path):
+    """Asked for before anything is predicted."""
+    photo = write(tmp_path / "early.png", (320, 240))
+    with page.session.device:
+        user.open(photo)
+        user.one("#viewer .share").click()
+        time.sleep(1)
+        assert user.about()["part"] == 0 and not list(user.downloads.glob("early*"))
+    (path,) = until(lambda: list(user.downloads.glob("early_before_after.html")))
+    found = re.findall(r'data:image/jpeg;base64,([^"]+)', path.read_text())
+    _, after = (np.asarray(Image.open(io.BytesIO(base64.b64decode(it)))) for it in found)
+    made = page.session.pipe(Image.open(photo), 1, 1).images[0].reduce(2)
+    assert np.abs(after.astype(int) - made).max() < 12 and "http" not in path.read_text()
+
+
+def test_a_preview_of_512_px_answers_within_150_ms(user, photos):
+    """From a knob's move to the mixture drawn, the median of 9."""
     move = """const done = arguments[arguments.length - 1], at = performance.now();
         const range = document.querySelector("#sem input[type=range]");
         range.value = arguments[0];
@@ -306,6 +337,3 @@ def test_a_preview_of_512_px_answers_within_150_ms_and_is_shared(user, photos):
     user.picture()
     moves = [user.browser.execute_async_script(move, value / 10) for value in range(1, 10)]
     assert np.median(moves) < 150
-    user.one("#viewer .share").click()
-    (path,) = until(lambda: list(user.downloads.glob("photo0_before_after.html")))
-    assert path.read_text().count("data:image/jpeg;base64,") == 2 and "http" not in path.read_text()

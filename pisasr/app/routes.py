@@ -120,9 +120,8 @@ class Routes:
         routes: list[BaseRoute] = [Mount("/pisasr/examples", StaticFiles(directory=EXAMPLES))]
         paths = {"open": "open", "show": "{key}"}
         for name in (*gets, *posts):
-            path, method = paths.get(name, f"{{key}}/{name}"), "GET" if name in gets else "POST"
-            answer = in_a_line(getattr(self, name))
-            routes.append(Route(f"/pisasr/{path}", answer, methods=[method]))
+            path, methods = paths.get(name, f"{{key}}/{name}"), ["GET" if name in gets else "POST"]
+            routes.append(Route(f"/pisasr/{path}", in_a_line(getattr(self, name)), methods=methods))
         return routes
 
 
@@ -158,8 +157,8 @@ def in_a_line(handler: Handler) -> Handler:
 class Guard:
     """Refuse what comes from other sites, goes by an unknown name, is too much, or guesses."""
 
-    def __init__(self, app: Any, names: tuple[str, ...], uploads: Path):
-        self.app, self.uploads = app, uploads
+    def __init__(self, app: Any, names: tuple[str, ...], uploads: str):
+        self.app, self.uploads = app, Path(uploads)
         self.names = {"localhost", socket.gethostname().lower(), *map(str.lower, names)}
         self.wrong: dict[str, list[float]] = defaultdict(list)  # times of failed logins, by address
 
@@ -169,8 +168,7 @@ class Guard:
             return await self.app(scope, receive, send)
         aim = scope["path"].rstrip("/").rpartition("/")[2]
         if refusal := self._refusal(scope, aim):
-            status, words = refusal
-            return await JSONResponse({"error": words}, status_code=status)(scope, receive, send)
+            return await JSONResponse({"error": refusal[1]}, refusal[0])(scope, receive, send)
 
         async def watched(message: Any) -> None:
             if aim == "login" and message.get("status") == 400:

@@ -63,10 +63,9 @@ def parse_auth(text: str) -> tuple[str, str]:
 
 def is_loopback(host: str) -> bool:
     """Whether an address is reached from this machine alone; of names, localhost."""
-    try:
+    with suppress(ValueError):
         return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host == "localhost"
 
 
 def free_port(host: str, port: int | None) -> int:
@@ -90,7 +89,7 @@ def addresses(host: str, port: int) -> list[str]:
     return [f"http://localhost:{port}/", f"http://{outside}:{port}/"]
 
 
-def _app(args: argparse.Namespace) -> int:
+def _app(args: argparse.Namespace) -> None:
     if find_spec("gradio") is None:
         raise PisasrError("the page needs gradio, not installed: pip install 'pisasr[app]'")
     port, others = free_port(args.host, args.port), []
@@ -106,7 +105,6 @@ def _app(args: argparse.Namespace) -> int:
             is_at_rest = _serve(args, port, others)
     if not is_at_rest:  # a tile that takes longer would end the interpreter by an abort
         os._exit(OK)
-    return OK
 
 
 def _serve(args: argparse.Namespace, port: int, others: list[str]) -> bool:
@@ -120,12 +118,12 @@ def _serve(args: argparse.Namespace, port: int, others: list[str]) -> bool:
         return load_model(argparse.Namespace(**vars(args) | named))
 
     session = Session(pipe, others, load)
-    page = serve(session, args.host, port, args.auth, args.open, tuple(args.name))
+    launch = {"server_port": port, "auth": args.auth, "inbrowser": args.open}
+    page = serve(session, args.host, tuple(args.name), **launch)
     found = addresses(args.host, port)
     print(f"The page is at {' and '.join(found)} until Ctrl-C.", flush=True)
     if not is_loopback(args.host) and find_spec("segno") is not None and sys.stdout.isatty():
-        segno = import_module("segno")
-        segno.make(found[-1]).terminal(compact=True)
+        import_module("segno").make(found[-1]).terminal(compact=True)
     with suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)
