@@ -20,6 +20,7 @@ from PIL import ExifTags, Image
 pytest.importorskip("gradio", reason="needs pisasr[app]")
 
 import httpx
+from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
@@ -87,9 +88,6 @@ def opened_whole(session: Session, path: Path, settings: Settings = TWICE):
 def saved(session: Session, opened, settings: Settings, path: Path, mask=None) -> np.ndarray:
     session.save(opened, settings, mask, path)
     return np.asarray(Image.open(path)).astype(int)
-
-
-# --- the session ----------------------------------------------------------------------------------
 
 
 def test_a_factor_that_fits_is_chosen():
@@ -255,9 +253,6 @@ def test_a_forged_mask_is_refused_where_a_painted_one_arrives():
     assert np.array_equal(read_mask(png(levels)), levels / 255) and read_mask("") is None
 
 
-# --- turns ----------------------------------------------------------------------------------------
-
-
 def until(true):
     """What a function gives once that is true."""
     end = time.monotonic() + 60
@@ -300,9 +295,6 @@ def test_a_batch_reports_each_file_and_packs_what_is_whole(linear, photo, tmp_pa
     assert text == "Stopped after 0 of 3, in 00:00."
 
 
-# --- the command ----------------------------------------------------------------------------------
-
-
 WRONG = ["--host 0.0.0.0", "--host ::", "--host example.org", "--auth ann", "--port 99999"]
 
 
@@ -324,9 +316,6 @@ def test_a_taken_port_is_told_before_the_model_loads(monkeypatch, capsys):
     assert len(command.addresses("0.0.0.0", 80)) == 2
 
 
-# --- over a real server ---------------------------------------------------------------------------
-
-
 @contextmanager
 def served(**options):
     page = serve(session := Session(tiny.linear_pipe()), **options)
@@ -338,10 +327,8 @@ def served(**options):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("gradio")
-        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         with served() as page:
-            page.folder = folder
             yield page
 
 
@@ -435,7 +422,7 @@ def test_files_of_the_machine_can_not_be_had(page, client, http):
     for path in ("/etc/passwd", "../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", source):
         assert http.get(f"gradio_api/file={path}").status_code in (403, 404)
     (path,) = http.post("gradio_api/upload", files={"files": ("../../evil.png", b"PNG")}).json()
-    assert Path(path).resolve().is_relative_to(page.folder.resolve())
+    assert Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
 
 
 def test_other_sites_unknown_names_and_too_many_uploads_are_refused(page, http, monkeypatch):

@@ -445,9 +445,8 @@ class Session:
                 job.news.append({"left_s": left_s, "part": done / total, "whole": False})
                 job.on_tile()
 
-            photo = Picture(opened.picture.pixels)
             with self.device:
-                made = opened.pipe.predict(photo, on_tile, **opened.asked)
+                made = opened.pipe.predict(Picture(opened.picture.pixels), on_tile, **opened.asked)
                 opened.part = opened.photo, opened.photo, made
         job.news.append(self.state(opened))
 
@@ -464,8 +463,7 @@ class Session:
         outer = opened.around(inner, opened.margin)
         started = time.perf_counter()
         piece, settings = Picture(opened.picture.pixels[outer.slices]), opened.settings
-        prediction = opened.pipe.predict(piece, job.on_tile, **opened.asked)
-        part = inner, outer, prediction
+        part = inner, outer, opened.pipe.predict(piece, job.on_tile, **opened.asked)
         at = [replace(settings, lambda_pix=1, lambda_sem=sem) for sem in (0, 1)]
         pix, full = (self._decode(opened, part, pair, None) for pair in at)
         if opened.picture.is_gray:
@@ -490,8 +488,7 @@ class Session:
 
     def exact(self, opened: OpenPicture, settings: Settings, mask: Mask) -> tuple[Box, Any]:
         """Decode what is seen of a picture that doesn't mix: its box of the result, uint8."""
-        if (part := opened.part) is None:
-            raise PisasrError("nothing is predicted yet; wait for it")
+        part: Any = opened.part  # since a look has made it
         with self.device:
             made = self._decode(opened, part, settings, mask)
         return part[0].times(opened.factor), to_levels(made, 8)

@@ -539,9 +539,6 @@ on(document, "dragover drop", (event) => {
   event.preventDefault();
   receive(event.dataTransfer.files[0]);
 });
-on(window, "beforeunload", (event) => { // gradio would end the batch of those, too, who stay
-  if (window.pisasr.isBatch) { event.preventDefault(); event.stopImmediatePropagation(); }
-}, { capture: true });
 on(document, "paste", (event) => receive(event.clipboardData.files[0]));
 on(document, "click", (event) => {
   const example = event.target.closest?.("[data-example]")?.dataset.example;

@@ -109,7 +109,6 @@ def _app(args: argparse.Namespace) -> None:
 
 def _serve(args: argparse.Namespace, port: int, others: list[str]) -> bool:
     """Serve until Ctrl-C; whether all work came to rest then."""
-    pipe = load_model(args)
     from pisasr.app.page import serve
     from pisasr.app.session import Session
 
@@ -117,7 +116,7 @@ def _serve(args: argparse.Namespace, port: int, others: list[str]) -> bool:
         named = {"pretrained_model": str(args.models / name), "adapters": None}
         return load_model(argparse.Namespace(**vars(args) | named))
 
-    session = Session(pipe, others, load)
+    session = Session(load_model(args), others, load)
     launch = {"server_port": port, "auth": args.auth, "inbrowser": args.open}
     page = serve(session, args.host, tuple(args.name), **launch)
     found = addresses(args.host, port)
