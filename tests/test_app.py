@@ -451,9 +451,13 @@ def test_nothing_is_shared_watched_or_copied_by_a_visit(page, http, photo):
     assert http.get("openapi.json").status_code == 404
 
 
-def test_without_the_password_nothing_is_shown_and_guessing_is_slow():
-    with served(auth=("ann", "secret")) as page:
-        assert httpx.get(f"{page.local_url}config").status_code == 401
-        for password, status in [("a", 400), ("secret", 200), *[("a", 400)] * 4, ("secret", 429)]:
-            given = {"username": "ann", "password": password}
-            assert httpx.post(f"{page.local_url}login", data=given).status_code == status
+def test_without_the_password_nothing_is_shown_and_guessing_is_slow(photo):
+    given = {"username": "ann", "password": "secret"}
+    with served(auth=tuple(given.values())) as page, httpx.Client(base_url=page.local_url) as http:
+        assert http.get("config").status_code == 401
+        assert "sign in first" in opened_by(http, photo)["error"]
+        assert http.post("login", data=given).status_code == 200
+        assert opened_by(http, photo)["size"] == [80, 64]
+        for password, status in [*[("a", 400)] * 5, ("secret", 429)]:
+            given["password"] = password
+            assert http.post("login", data=given).status_code == status

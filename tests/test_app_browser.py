@@ -1,7 +1,6 @@
 """The page in a real browser, without a screen: look, turn, pan, paint, stop, save.
 
-Needs selenium (pisasr[browser]) and the system's Chromium with its driver (Debian: chromium,
-chromium-driver).
+Needs pisasr[browser] and the system's Chromium with its driver (Debian: chromium-driver).
 """
 
 import base64
@@ -281,8 +280,7 @@ def test_on_a_phone_the_picture_stays_is_zoomed_in_place_and_all_has_a_name(page
             for css in ("#viewer .stage", "#sem input[type=range]")
         )
         assert 0 <= stage["top"] < stage["bottom"] <= knob["top"] < 860
-        controls = "#viewer button, #presets button, #download, #viewer .picture, #one .label-wrap"
-        controls += ", #one input:not([type=checkbox]), #keep label"
+        controls = "#one button, #one input:not([type=checkbox]), #keep label, #viewer .picture"
         for control in filter(lambda one: one.is_displayed(), user.all(controls)):
             named = control.accessible_name or control.text
             assert named and control.size["height"] >= 44, named

@@ -145,9 +145,12 @@ def about(session: Session, opened: OpenPicture) -> dict[str, Any]:
 
 
 def in_a_line(handler: Handler) -> Handler:
-    """Answer exceptions of a handler with one line, and status 400."""
+    """Answer exceptions of a handler with a line and status 400; who hasn't signed in, with 401."""
 
     async def answer(request: Request) -> Response:
+        gradio = request.app
+        if gradio.auth and not gradio.tokens.keys() & set(request.cookies.values()):
+            return JSONResponse({"error": "sign in first; reload the page"}, status_code=401)
         try:
             return await handler(request)
         except Exception as error:

@@ -113,9 +113,8 @@ class Settings:
 
     def fitted(self, size: tuple[int, int]) -> "Settings":
         """The same with a factor for a picture of this size; PisasrError where it doesn't fit."""
-        pixels = size[0] * size[1]
         if self.upscale is None:
-            fits = (f for f in FACTORS if f * f * pixels <= MAX_OUTPUT_PIXELS)
+            fits = (f for f in FACTORS if f * f * size[0] * size[1] <= MAX_OUTPUT_PIXELS)
             return replace(self, upscale=next(fits, 1))
         if (made := self.upscale * size[0] * (self.upscale * size[1])) > MAX_OUTPUT_PIXELS:
             words = f"{made / 1e6:.0f} million pixels, the limit is {MAX_OUTPUT_PIXELS / 1e6:g}"

@@ -27,11 +27,9 @@ page through gradio_client: see pisasr/app/README.md."""
 
 def app(argv: list[str]) -> int:
     """Serve the page: `pisasr app --help`."""
-    about = "Repair photos on a local page, with two knobs."
-    parser = command_parser("pisasr app", about, EXAMPLES)
+    parser = command_parser("pisasr app", "Repair photos on a local page with two knobs.", EXAMPLES)
     add = parser.add_argument_group("page").add_argument
-    here = "where it listens (default: %(default)s, this machine)"
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help=here)
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="default: %(default)s, this machine")
     add("--port", type=port_number, metavar="N", help="default: the first free one from 7860")
     who = "required unless it listens to this machine alone; or the variable PISASR_AUTH"
     known = os.environ.get("PISASR_AUTH")
