@@ -520,7 +520,7 @@ on(find("hold"), "pointerup pointerleave pointercancel blur keyup", () => before
 on(find("hold"), "keydown", (event) => { if (event.key === " ") before(true); });
 on(divider, "input", () => { draw(); rest(); });
 for (const button of element.querySelectorAll("[data-zoom]")) button.onclick = () => zoomTo(Number(button.dataset.zoom));
-for (const one of element.querySelectorAll("[data-tool]")) one.onclick = () => use(one.dataset.tool);
+for (const it of element.querySelectorAll("[data-tool]")) it.onclick = () => use(it.dataset.tool);
 find("share").onclick = () => { wanted = share; look(); };
 find("close").onclick = close;
 find("stop").onclick = () => { asked++; wanted = null; stop(); draw(); };
