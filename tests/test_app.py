@@ -20,6 +20,7 @@ from PIL import ExifTags, Image
 pytest.importorskip("gradio", reason="needs pisasr[app]")
 
 import httpx
+from gradio.utils import get_upload_folder
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
@@ -87,9 +88,6 @@ def opened_whole(session: Session, path: Path, settings: Settings = TWICE):
 def saved(session: Session, opened, settings: Settings, path: Path, mask=None) -> np.ndarray:
     session.save(opened, settings, mask, path)
     return np.asarray(Image.open(path)).astype(int)
-
-
-# --- the session ----------------------------------------------------------------------------------
 
 
 def test_a_factor_that_fits_is_chosen():
@@ -255,9 +253,6 @@ def test_a_forged_mask_is_refused_where_a_painted_one_arrives():
     assert np.array_equal(read_mask(png(levels)), levels / 255) and read_mask("") is None
 
 
-# --- turns ----------------------------------------------------------------------------------------
-
-
 def until(true):
     """What a function gives once that is true."""
     end = time.monotonic() + 60
@@ -290,17 +285,14 @@ def test_a_batch_reports_each_file_and_packs_what_is_whole(linear, photo, tmp_pa
     (tmp_path / "broken.png").write_bytes(b"nothing")
     again, folder = write(tmp_path / "again" / "photo.png"), linear.result_folder()
     files, job = list(map(str, [photo, again, tmp_path / "broken.png"])), Job(linear.device)
-    first, *_, text = repair_all(linear, files, Settings(1, 0.5, upscale=2), folder, job)
-    assert first == "1 of 3: photo.png to photo_pix1_sem0.5.png"
-    assert text.splitlines()[-1] == "Done." and "broken.png: failed" in text
+    first, second, *_, text = repair_all(linear, files, Settings(1, 0.5, upscale=2), folder, job)
+    assert first == "1 of 3: photo.png to photo_pix1_sem0.5.png" and second.endswith(" left")
+    assert text.splitlines()[-1].startswith("Done, in 0") and "broken.png: failed" in text
     names = ["photo_pix1_sem0.5-2.png", "photo_pix1_sem0.5.png"]  # not those of the originals
     assert sorted(path.name for path in folder.iterdir()) == names
     job.is_stopped = True
     *_, text = repair_all(linear, files, TWICE, folder, job)
-    assert text == "Stopped after 0 of 3."
-
-
-# --- the command ----------------------------------------------------------------------------------
+    assert text == "Stopped after 0 of 3, in 00:00."
 
 
 WRONG = ["--host 0.0.0.0", "--host ::", "--host example.org", "--auth ann", "--port 99999"]
@@ -324,9 +316,6 @@ def test_a_taken_port_is_told_before_the_model_loads(monkeypatch, capsys):
     assert len(command.addresses("0.0.0.0", 80)) == 2
 
 
-# --- over a real server ---------------------------------------------------------------------------
-
-
 @contextmanager
 def served(**options):
     page = serve(session := Session(tiny.linear_pipe()), **options)
@@ -338,10 +327,8 @@ def served(**options):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("gradio")
-        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         with served() as page:
-            page.folder = folder
             yield page
 
 
@@ -368,8 +355,11 @@ def test_a_script_gets_what_the_pipeline_makes(client, page, photo, monkeypatch,
     expected = page.session.pipe(Image.open(photo), **settings).images[0]
     assert Image.open(path).tobytes() == expected.tobytes()
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/repair"]
-    with pytest.raises(AppError, match="lambda_pix is 'abc'"):
-        client.predict(handle_file(photo), {"lambda_pix": "abc"}, api_name="/repair")
+    for wrong in ("<'&", -5):
+        with pytest.raises(AppError, match=f"^lambda_pix is {wrong!r}; it must be from 0 to 1.5$"):
+            client.predict(handle_file(photo), {"lambda_pix": wrong}, api_name="/repair")
+    with pytest.raises(AppError, match="^the picture is a path; send handle_file.path.$"):
+        client.predict(str(photo), {}, api_name="/repair")
     script = README.read_text().split("```python\n")[1].split("```")[0]  # as it stands there
     monkeypatch.chdir(README.parents[2])
     exec(script.replace("http://127.0.0.1:7860", page.local_url), {})
@@ -432,7 +422,7 @@ def test_files_of_the_machine_can_not_be_had(page, client, http):
     for path in ("/etc/passwd", "../../etc/passwd", "%2e%2e/%2e%2e/etc/passwd", source):
         assert http.get(f"gradio_api/file={path}").status_code in (403, 404)
     (path,) = http.post("gradio_api/upload", files={"files": ("../../evil.png", b"PNG")}).json()
-    assert Path(path).resolve().is_relative_to(page.folder.resolve())
+    assert Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
 
 
 def test_other_sites_unknown_names_and_too_many_uploads_are_refused(page, http, monkeypatch):
@@ -461,9 +451,13 @@ def test_nothing_is_shared_watched_or_copied_by_a_visit(page, http, photo):
     assert http.get("openapi.json").status_code == 404
 
 
-def test_without_the_password_nothing_is_shown_and_guessing_is_slow():
-    with served(auth=("ann", "secret")) as page:
-        assert httpx.get(f"{page.local_url}config").status_code == 401
-        for password, status in [("a", 400), ("secret", 200), *[("a", 400)] * 4, ("secret", 429)]:
-            given = {"username": "ann", "password": password}
-            assert httpx.post(f"{page.local_url}login", data=given).status_code == status
+def test_without_the_password_nothing_is_shown_and_guessing_is_slow(photo):
+    given = {"username": "ann", "password": "secret"}
+    with served(auth=tuple(given.values())) as page, httpx.Client(base_url=page.local_url) as http:
+        assert http.get("config").status_code == 401
+        assert "sign in first" in opened_by(http, photo)["error"]
+        assert http.post("login", data=given).status_code == 200
+        assert opened_by(http, photo)["size"] == [80, 64]
+        for password, status in [*[("a", 400)] * 5, ("secret", 429)]:
+            given["password"] = password
+            assert http.post("login", data=given).status_code == status

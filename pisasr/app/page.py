@@ -2,6 +2,7 @@
 
 import html
 import shutil
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from dataclasses import fields
@@ -11,6 +12,7 @@ from typing import Any, get_args
 import gradio as gr
 import torch
 from starlette.middleware import Middleware
+from tqdm import tqdm
 
 from pisasr.app.routes import MAX_UPLOAD_MB, Guard, Routes
 from pisasr.app.session import FORMATS, IDLE_S, MAX_STRENGTH, Job, Session, Settings
@@ -21,10 +23,20 @@ HERE, FILES = Path(__file__).parent, ("viewer.html", "viewer.js", "help.md")
 PRESETS = {"Faithful": (1.0, 0.0), "Balanced": (1.0, 0.5), "Sharp": (1.0, 1.0)}
 FACTORS = [("as much as fits", 0), *((f"{n} time{'s' * (n > 1)}", n) for n in (1, 2, 3, 4, 6, 8))]
 COLORS = [("the model's own way", ""), *((name, name) for name in get_args(ColorFix))]
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 MAX_BATCH = 200  # files
 MAX_WAITING = 64  # requests of all users
 HEAD = "<h1>pisasr</h1><p>A sharper photo from a poor one, and two knobs for how far to go.</p>"
+
+
+class Sent(gr.FileData):
+    """What a script sends as its picture."""
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Any:
+        """Refuse the usual slip, a bare path, in a line."""
+        if isinstance(obj, str):
+            raise gr.Error("the picture is a path; send handle_file(path)", print_exception=False)
+        return super().model_validate(obj, **options)
 
 
 def repair_all(
@@ -32,12 +44,13 @@ def repair_all(
 ) -> Iterator[str]:
     """Repair one file after another into a folder; yields what has been done, a line for each."""
     rows: list[str] = []
+    started, left = time.monotonic(), ""
     for number, file in enumerate(files, 1):
         path = folder / chosen.file_name(Path(file).stem)
         if path.exists():
             path = path.with_stem(f"{path.stem}-{number}")
         name = Path(file).name
-        yield "\n".join([*rows, f"{number} of {len(files)}: {name} to {path.name}"])
+        yield "\n".join([*rows, f"{number} of {len(files)}: {name} to {path.name}{left}"])
         try:
             session.repair_file(file, path, chosen, job)
             rows.append(f"{name}: {path.name}")
@@ -45,8 +58,10 @@ def repair_all(
             break
         except Exception as error:
             rows.append(f"{name}: failed: {explain(error)}")
-    done = "Done." if len(rows) == len(files) else f"Stopped after {len(rows)} of {len(files)}."
-    yield "\n".join([*rows, done])
+        file_s = (time.monotonic() - started) / number
+        left = f"; about {tqdm.format_interval(file_s * (len(files) - number))} left"
+    done = "Done" if len(rows) == len(files) else f"Stopped after {len(rows)} of {len(files)}"
+    yield "\n".join([*rows, f"{done}, in {tqdm.format_interval(time.monotonic() - started)}."])
 
 
 def build(session: Session) -> gr.Blocks:
@@ -69,8 +84,7 @@ def build(session: Session) -> gr.Blocks:
                     sem = _knob("sem", "Detail", 1.0, "adds texture; some of it is invented")
                 with gr.Row(elem_id="presets"):
                     for name, (at_pix, at_sem) in PRESETS.items():
-                        place = f"at-{at_pix:g}-{at_sem:g}"
-                        button = gr.Button(name, size="sm", min_width=60, elem_id=place)
+                        button = gr.Button(name, size="sm", elem_id=f"at-{at_pix:g}-{at_sem:g}")
                         button.click(None, None, [pix, sem], js=f"() => [{at_pix}, {at_sem}]")
                 with gr.Row(elem_id="save"):
                     kind = gr.Dropdown([*FORMATS], value="PNG", label="Save as", elem_id="kind")
@@ -91,7 +105,8 @@ def build(session: Session) -> gr.Blocks:
                     prompt = gr.Textbox("", label=hint, visible=session.pipe.tokenizer is not None)
                 gr.HTML(f"<p>{html.escape(model_line)}</p>", elem_id="model")
         with gr.Tab("Many pictures"):
-            gr.Markdown(f"Up to {MAX_BATCH} photos, at the first tab's settings; a zip at the end.")
+            gr.Markdown(f"Up to {MAX_BATCH} photos, into a zip, at the first tab's settings.")
+            plan = gr.Markdown(elem_id="plan")  # what they come to
             files = gr.File(label="Photos", file_count="multiple", elem_id="files")
             with gr.Row():
                 start = gr.Button("Repair them all", variant="primary", elem_id="start")
@@ -101,10 +116,9 @@ def build(session: Session) -> gr.Blocks:
         with gr.Tab("Help"):
             gr.Markdown(help_text, elem_id="help")
 
-        controls = [pix, sem, inside_pix, inside_sem, upscale, colors, prompt, model, kind, keep]
+        knobs: list[Any] = [pix, sem, inside_pix, inside_sem, feather]
+        controls = [*knobs, upscale, colors, prompt, model, kind, keep]
         names = [field.name for field in fields(Settings)]  # in the order of the controls
-        told: list[Any] = [feather, *controls]  # to viewer.js
-        told_names = ["feather", *names]
 
         def repair_files(request: gr.Request, paths: list[str] | None, *values: Any) -> Any:
             if not paths or len(paths) > MAX_BATCH:
@@ -139,18 +153,21 @@ def build(session: Session) -> gr.Blocks:
             return str(path)
 
         # All of the first tab happens in the browser; the server's queue is for batch and scripts.
-        tell = f"(...values) => window.pisasr?.told({told_names}, values) ?? []"
-        gr.on([page.load, *(control.change for control in told)], None, told, None, js=tell)
-        restore = f"(...values) => window.pisasrKnobs?.({told_names}, values) ?? values"
-        page.load(None, told, told, js=restore)
+        tell = f"(...values) => window.pisasr?.told({names}, values) ?? ''"
+        gr.on([page.load, *(one.change for one in controls)], None, controls, plan, js=tell)
+        restore = f"(...values) => window.pisasrKnobs?.({names}, values) ?? values"
+        page.load(None, controls, controls, js=restore)
         download.click(None, js="() => { window.pisasr.download(); return [] }")
         batch: dict[str, Any] = {"concurrency_id": "batch", "api_visibility": "private"}
-        start.click(repair_files, [files, *controls], [status, archive], **batch)
+        begun = "(...values) => { window.pisasr.isBatch = true; return values }"
+        ended = start.click(repair_files, [files, *controls], [status, archive], js=begun, **batch)
+        ended.then(None, js="() => { window.pisasr.isBatch = false; return [] }")
         stop.click(halt, queue=False, api_visibility="private")
         page.unload(halt)
 
         with gr.Row(visible=False):  # for scripts
             given = [gr.File(label="image"), gr.JSON({})]
+            given[0].data_model = Sent
             gr.Button().click(repair, given, gr.File(), api_name="repair", concurrency_limit=4)
     return page
 
@@ -162,26 +179,14 @@ def _knob(name: str, label: str, value: float, info: str | None = None) -> gr.Sl
 
 
 def serve(
-    session: Session,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    auth: tuple[str, str] | None = None,
-    browser: bool = False,
-    names: tuple[str, ...] = (),
+    session: Session, host: str = "127.0.0.1", names: tuple[str, ...] = (), **launch: Any
 ) -> gr.Blocks:
     """Start the page at an address, and behind a proxy's names; in threads, until `close`."""
-    uploads = Path(gr.utils.get_upload_folder())
-    guard = Middleware(Guard, names=(host, *names), uploads=uploads)
+    guard = Middleware(Guard, names=(host, *names), uploads=gr.utils.get_upload_folder())
     page = build(session).queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=4)
-    alone: dict[str, Any] = {"share": False, "enable_monitoring": False, "quiet": True}
-    routed = {"routes": Routes(session).all(), "middleware": [guard], "openapi_url": None}
-    page.launch(
-        **{"server_name": host, "server_port": port, "auth": auth, "inbrowser": browser, **alone},
-        max_file_size=f"{MAX_UPLOAD_MB}mb",
-        footer_links=["api"],
-        theme=gr.themes.Base(primary_hue="orange", neutral_hue="stone", font=FONTS),
-        css_paths=HERE / "style.css",
-        prevent_thread_lock=True,
-        app_kwargs=routed,
-    )
+    routes = {"routes": Routes(session).all(), "middleware": [guard], "openapi_url": None}
+    launch |= {"share": False, "enable_monitoring": False, "footer_links": ["api"], "quiet": True}
+    launch |= {"app_kwargs": routes, "css_paths": HERE / "style.css", "prevent_thread_lock": True}
+    theme = gr.themes.Base(primary_hue="orange", neutral_hue="stone", font="system-ui")
+    page.launch(server_name=host, theme=theme, max_file_size=f"{MAX_UPLOAD_MB}mb", **launch)
     return page

@@ -23,6 +23,7 @@ from pisasr.app.session import MAX_MASK_BYTES, Box, OpenPicture, Session, Settin
 from pisasr.errors import PisasrError, explain
 
 EXAMPLES = Path(__file__).parent / "examples"
+FIRST = "/static/js/iframeResizer.contentWindow.min.js"  # gradio's for frames, and no use here
 MAX_UPLOAD_MB = 64
 MAX_UPLOADS_MB = 2048  # of all that gradio holds for scripts and batches
 LOGINS_A_MINUTE = 5  # that fail
@@ -118,11 +119,11 @@ class Routes:
         """The routes, for an application."""
         gets, posts = ("show", "planes"), ("open", "close", "look", "exact", "save")
         routes: list[BaseRoute] = [Mount("/pisasr/examples", StaticFiles(directory=EXAMPLES))]
+        routes.append(Route(FIRST, lambda _: FileResponse(EXAMPLES.with_name("leaving.js"))))
         paths = {"open": "open", "show": "{key}"}
         for name in (*gets, *posts):
-            path, method = paths.get(name, f"{{key}}/{name}"), "GET" if name in gets else "POST"
-            answer = in_a_line(getattr(self, name))
-            routes.append(Route(f"/pisasr/{path}", answer, methods=[method]))
+            path, methods = paths.get(name, f"{{key}}/{name}"), ["GET" if name in gets else "POST"]
+            routes.append(Route(f"/pisasr/{path}", in_a_line(getattr(self, name)), methods=methods))
         return routes
 
 
@@ -144,9 +145,12 @@ def about(session: Session, opened: OpenPicture) -> dict[str, Any]:
 
 
 def in_a_line(handler: Handler) -> Handler:
-    """Answer exceptions of a handler with one line, and status 400."""
+    """Answer exceptions of a handler with a line and status 400; who hasn't signed in, with 401."""
 
     async def answer(request: Request) -> Response:
+        gradio = request.app
+        if gradio.auth and not gradio.tokens.keys() & set(request.cookies.values()):
+            return JSONResponse({"error": "sign in first; reload the page"}, status_code=401)
         try:
             return await handler(request)
         except Exception as error:
@@ -158,8 +162,8 @@ def in_a_line(handler: Handler) -> Handler:
 class Guard:
     """Refuse what comes from other sites, goes by an unknown name, is too much, or guesses."""
 
-    def __init__(self, app: Any, names: tuple[str, ...], uploads: Path):
-        self.app, self.uploads = app, uploads
+    def __init__(self, app: Any, names: tuple[str, ...], uploads: str):
+        self.app, self.uploads = app, Path(uploads)
         self.names = {"localhost", socket.gethostname().lower(), *map(str.lower, names)}
         self.wrong: dict[str, list[float]] = defaultdict(list)  # times of failed logins, by address
 
@@ -169,8 +173,7 @@ class Guard:
             return await self.app(scope, receive, send)
         aim = scope["path"].rstrip("/").rpartition("/")[2]
         if refusal := self._refusal(scope, aim):
-            status, words = refusal
-            return await JSONResponse({"error": words}, status_code=status)(scope, receive, send)
+            return await JSONResponse({"error": refusal[1]}, refusal[0])(scope, receive, send)
 
         async def watched(message: Any) -> None:
             if aim == "login" and message.get("status") == 400:

@@ -44,6 +44,7 @@ SMALL_PX = 1024  # the longer side of the small picture that stands for the whol
 # double what lies beyond it moves the embedded model's result by: 0.4 levels on average.
 SEEN_PX, REST_PX, MARGIN_PX, AT_ONCE_PX = (960, 640), (1024, 1024), 128, 3 * 512**2
 ONE = 64  # a level in the planes' whole numbers
+OF_THE_PIPELINE = ("lambda_pix", "lambda_sem", "upscale", "color_fix", "prompt")  # settings
 PREDICTED = ("upscale", "color_fix", "prompt", "model")  # settings that a prediction depends on
 
 Mask = np.ndarray | None  # [h, w] in [0, 1], over the whole picture
@@ -83,15 +84,16 @@ class Box(NamedTuple):
 class Settings:
     """Everything that a user chooses for a picture, checked.
 
-    inside_pix, inside_sem: the strengths inside a mask. upscale: None is the largest of FACTORS
-    that fits. model: the name of a folder, "" for the model that the page was started with. PNG16
-    has sixteen bits a channel.
+    inside_pix, inside_sem: the strengths inside a mask. feather: the width of its edge, for
+    viewer.js. upscale: None is the largest of FACTORS that fits. model: the name of a folder, ""
+    for the model that the page was started with. PNG16 has sixteen bits a channel.
     """
 
     lambda_pix: float = 1.0
     lambda_sem: float = 1.0
     inside_pix: float = 1.0
     inside_sem: float = 0.0
+    feather: float = 8.0
     upscale: float | None = None
     color_fix: Any = Options.color_fix
     prompt: str = ""
@@ -111,9 +113,8 @@ class Settings:
 
     def fitted(self, size: tuple[int, int]) -> "Settings":
         """The same with a factor for a picture of this size; PisasrError where it doesn't fit."""
-        pixels = size[0] * size[1]
         if self.upscale is None:
-            fits = (f for f in FACTORS if f * f * pixels <= MAX_OUTPUT_PIXELS)
+            fits = (f for f in FACTORS if f * f * size[0] * size[1] <= MAX_OUTPUT_PIXELS)
             return replace(self, upscale=next(fits, 1))
         if (made := self.upscale * size[0] * (self.upscale * size[1])) > MAX_OUTPUT_PIXELS:
             words = f"{made / 1e6:.0f} million pixels, the limit is {MAX_OUTPUT_PIXELS / 1e6:g}"
@@ -443,9 +444,8 @@ class Session:
                 job.news.append({"left_s": left_s, "part": done / total, "whole": False})
                 job.on_tile()
 
-            photo = Picture(opened.picture.pixels)
             with self.device:
-                made = opened.pipe.predict(photo, on_tile, **opened.asked)
+                made = opened.pipe.predict(Picture(opened.picture.pixels), on_tile, **opened.asked)
                 opened.part = opened.photo, opened.photo, made
         job.news.append(self.state(opened))
 
@@ -462,8 +462,7 @@ class Session:
         outer = opened.around(inner, opened.margin)
         started = time.perf_counter()
         piece, settings = Picture(opened.picture.pixels[outer.slices]), opened.settings
-        prediction = opened.pipe.predict(piece, job.on_tile, **opened.asked)
-        part = inner, outer, prediction
+        part = inner, outer, opened.pipe.predict(piece, job.on_tile, **opened.asked)
         at = [replace(settings, lambda_pix=1, lambda_sem=sem) for sem in (0, 1)]
         pix, full = (self._decode(opened, part, pair, None) for pair in at)
         if opened.picture.is_gray:
@@ -488,8 +487,7 @@ class Session:
 
     def exact(self, opened: OpenPicture, settings: Settings, mask: Mask) -> tuple[Box, Any]:
         """Decode what is seen of a picture that doesn't mix: its box of the result, uint8."""
-        if (part := opened.part) is None:
-            raise PisasrError("nothing is predicted yet; wait for it")
+        part: Any = opened.part  # since a look has made it
         with self.device:
             made = self._decode(opened, part, settings, mask)
         return part[0].times(opened.factor), to_levels(made, 8)
@@ -522,18 +520,16 @@ class Session:
         """Repair a file into another, without keeping anything."""
         picture = open_picture(path, MAX_INPUT_PIXELS)
         settings = settings.fitted(picture.size)
-        options: dict[str, Any] = {"upscale": settings.upscale, "prompt": settings.prompt}
-        options["color_fix"] = settings.color_fix
+        options: dict[str, Any] = {name: getattr(settings, name) for name in OF_THE_PIPELINE}
         options["output_type"] = "uint16" if settings.format == "PNG16" else "pil"
-        pipe, pair = self.model(settings.model), (settings.lambda_pix, settings.lambda_sem)
+        pipe = self.model(settings.model)
         with self.device:
-            output = pipe(picture, *pair, on_tile=job.on_tile, **options)
+            output = pipe(picture, on_tile=job.on_tile, **options)
         self._save(output.images[0], target, picture, settings)
 
     def _save(self, made: Any, path: Path, photo: Picture, settings: Settings, *more: str) -> None:
         """Write a result with the settings that made it, and the input's EXIF where wanted."""
-        names = ("lambda_pix", "lambda_sem", "upscale", "color_fix", "prompt", *more)
-        identity = self.model(settings.model).identity
+        identity, names = self.model(settings.model).identity, (*OF_THE_PIPELINE, *more)
         words = made_with(identity, {name: getattr(settings, name) for name in names})
         save_image(made, path, Metadata(words, photo.exif if settings.keep_exif else None))
 

@@ -5,17 +5,19 @@
 
 const ONE = 64; // a level in the planes' whole numbers
 const REST_MS = 150; // a view or a knob that rests so long is meant
+const MOST = { lambda_pix: 1.5, lambda_sem: 1.5, inside_pix: 1.5, inside_sem: 1.5, feather: 64 };
 const AT_ONCE_S = 60; // what takes no longer is made without being asked for
 
 const find = (name) => element.querySelector("." + name);
 const canvas = find("picture"), pen = canvas.getContext("2d"), divider = find("divider"), stage = find("stage");
 const state = find("state"), width = find("width"), line = find("line"), file = find("file");
+const overview = find("overview");
 const [mask, soft, veil] = Array.from({ length: 3 }, () => document.createElement("canvas"));
 const ratio = () => window.devicePixelRatio || 1, clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 
 let open = null, progress = {}; // what the server says of the open photo (routes.about), and of the work on it
 let small = null, part = null; // layers: all at a glance, and what is seen at full size
-let settings = {}, strengths = { pix: 1, sem: 1, insidePix: 1, insideSem: 0, feather: 8 };
+let settings = { lambda_pix: 1, lambda_sem: 1, inside_pix: 1, inside_sem: 0, feather: 8 };
 let painted = false, levels = null, strokes = []; // levels: of the feathered mask, 0 to 1
 let view = { zoom: 0, x: 0.5, y: 0.5 }; // screen pixels for each of the picture's, 0 fits; the point in the middle
 let tool = "", hold = null, holding = false, drawnAt = 0, pull = 1; // pull: of a zoom that is not meant yet
@@ -41,9 +43,10 @@ class Layer { // the planes of a box of the picture, a pixel for `step` of the r
     this.draw("before", 0, 0, null);
     this.mix();
   }
-  mix() { this.draw("after", strengths.pix, strengths.sem, levels); }
+  mix() { this.draw("after", settings.lambda_pix, settings.lambda_sem, levels); }
   draw(side, pix, sem, place) { // the same arithmetic as OpenPicture.mix, to the last bit
-    const { planes, w, h } = this, size = w * h * 3, { insidePix, insideSem } = strengths;
+    const { planes, w, h } = this, size = w * h * 3;
+    const { inside_pix: insidePix, inside_sem: insideSem } = settings;
     const ink = this[side].getContext("2d"), image = ink.createImageData(w, h), into = image.data;
     const differs = place && (insidePix !== pix || insideSem !== sem);
     const across = differs && axis(this.x, w, open.size[0] / this.step, mask.width);
@@ -78,7 +81,7 @@ function feathered() { // the mask with a soft edge
   if (!painted) return;
   const ink = soft.getContext("2d", { willReadFrequently: true });
   ink.filter = "none"; ink.fillStyle = "black"; ink.fillRect(0, 0, soft.width, soft.height);
-  ink.filter = strengths.feather ? `blur(${strengths.feather / open.step}px)` : "none";
+  ink.filter = `brightness(0) invert(1) blur(${settings.feather / open.step}px)`; // white on black
   ink.drawImage(mask, 0, 0);
   const data = ink.getImageData(0, 0, soft.width, soft.height).data;
   levels = Float64Array.from({ length: soft.width * soft.height }, (_, i) => data[4 * i] / 255);
@@ -99,12 +102,7 @@ async function ask(path, options = {}, key = open.key) { // the answer; an Error
   throw new Error(words.error ?? "the server does not answer as it should; reload the page");
 }
 
-const wish = (more) => JSON.stringify({ settings: chosen(), mask: painted ? soft.toDataURL() : "", ...more });
-
-function chosen() { // settings as the server names them
-  const { pix, sem, insidePix, insideSem } = strengths;
-  return { ...settings, lambda_pix: pix, lambda_sem: sem, inside_pix: insidePix, inside_sem: insideSem };
-}
+const wish = (more) => JSON.stringify({ settings, mask: painted ? soft.toDataURL() : "", ...more });
 
 function say(error) {
   line.textContent = !error || error.name === "AbortError" ? "" : error.message ?? error;
@@ -117,7 +115,7 @@ async function openPhoto(body, query) { // a file, or none for other settings
   stop(); say(""); wanted = null;
   state.textContent = "opening the photo";
   try {
-    const words = new URLSearchParams({ ...query, settings: JSON.stringify(chosen()) });
+    const words = new URLSearchParams({ ...query, settings: JSON.stringify(settings) });
     const about = await (await ask(`open?${words}`, { method: "POST", body }, "")).json();
     if (mine !== opening) return forget(about.key);
     if (!query.key) forget(former);
@@ -129,6 +127,7 @@ async function take(about, keepsMask) { // another photo, or the same at other s
   const kept = keepsMask && painted && mask.toDataURL();
   open = progress = about; part = null; exactFor = null; painted = false; strokes = [];
   small = new Layer([0, 0, ...about.small], about.step);
+  overview.replaceChildren(small.after, find("part"));
   for (const sketch of [mask, soft]) [sketch.width, sketch.height] = about.small;
   if (kept) await paintFrom(kept);
   feathered();
@@ -151,7 +150,7 @@ function close() {
   stop(); opening++; wanted = null; forget(open?.key);
   open = small = part = levels = null; painted = false;
   stage.dataset.empty = true;
-  for (const name of ["divide", "bar", "before", "after"]) find(name).hidden = true;
+  for (const name of ["divide", "bar", "before", "after", "overview"]) find(name).hidden = true;
   state.textContent = ""; say(""); rest(0); draw();
 }
 
@@ -260,7 +259,7 @@ font:16px system-ui;text-align:center}div{position:relative;max-width:${small.w}
 100%}img+img{position:absolute;inset:0;clip-path:inset(0 0 0 var(--at,50%))}input{width:100%;max-width:${small.w}px;margin:0}</style>
 <div><img alt="before" src="${before}"><img alt="after" src="${after}"></div><input type="range" aria-label="before and
 after" oninput="document.querySelector('div').style.setProperty('--at',this.value+'%')">
-<p>before | after, by pisasr: repair ${strengths.pix}, detail ${strengths.sem}</p>`], { type: "text/html" }),
+<p>before | after, by pisasr: ${strong()}</p>`], { type: "text/html" }),
   open.name.replace(/\.\w+$/, "") + "_before_after.html");
 }
 
@@ -314,12 +313,15 @@ function draw() {
     pen.restore();
   }
   if (painted && tool) {
-    pen.globalAlpha = 0.5; pen.drawImage(tinted(), left, top, w, h); pen.globalAlpha = 1;
+    pen.globalAlpha = 0.5; pen.drawImage(mask, left, top, w, h); pen.globalAlpha = 1;
   }
   pen.fillStyle = "rgba(255, 255, 255, .9)";
   if (cut > from && cut < to) pen.fillRect(cut - ratio(), Math.max(top, 0), 2 * ratio(), Math.min(h, canvas.height));
   find("before").hidden = cut - from < 60 * ratio(); find("after").hidden = to - cut < 60 * ratio();
   find("brush").hidden = !tool && !painted;
+  overview.hidden = !view.zoom;
+  const [x, y, wide, high] = seenBox().map((at, i) => `${(100 * at) / open.size[i % 2]}%`);
+  Object.assign(find("part").style, { left: x, top: y, width: wide, height: high });
   state.textContent = words();
   document.querySelector("#download")?.toggleAttribute("disabled", Boolean(wanted));
 }
@@ -336,51 +338,41 @@ function words() { // what goes on, in a line
   return `${factor} · ${Math.round(100 * progress.part)} % is repaired; Download makes the whole${time}`;
 }
 
+const strong = () => `repair ${settings.lambda_pix}, detail ${settings.lambda_sem}`;
+
 function describe() { // for who doesn't see it
   const shown = view.zoom ? `${view.zoom.toFixed(1)} to 1, around ${Math.round(100 * view.x)} % from the left and `
     + `${Math.round(100 * view.y)} % from the top` : "all of it";
   canvas.setAttribute("aria-label", !open ? "No picture is open" : `${open.name}, ${words()}. Shown: ${shown}; before is `
-    + `left of ${divider.value} %, after right of it; repair ${strengths.pix}, detail ${strengths.sem}. Arrows move it, `
+    + `left of ${divider.value} %, after right of it; ${strong()}. Arrows move it, `
     + "plus and minus zoom, space shows before.");
-}
-
-function tinted() { // the painted place in one color
-  const tint = Object.assign(document.createElement("canvas"), { width: mask.width, height: mask.height });
-  const ink = tint.getContext("2d");
-  ink.drawImage(mask, 0, 0);
-  ink.globalCompositeOperation = "source-in"; ink.fillStyle = "#12a5b5"; ink.fillRect(0, 0, tint.width, tint.height);
-  return tint;
 }
 
 // --- knobs, and what outlives a reload -------------------------------------------------------------------------------
 
 function remember() {
-  const kept = open && { key: open.key, settings: chosen(), strengths, mask: painted ? mask.toDataURL() : "", view };
+  const kept = open && { key: open.key, settings, mask: painted ? mask.toDataURL() : "", view };
   try { sessionStorage.setItem("pisasr", JSON.stringify(kept)); } catch {} // full: it isn't kept
 }
 
 const kept = (() => { try { return JSON.parse(sessionStorage.getItem("pisasr")); } catch { return null; } })();
 
 window.pisasrKnobs = (names, values) => { // of a page that is loaded again
-  const was = kept && { ...kept.settings, feather: kept.strengths.feather };
-  return names.map((name, i) => was?.[name] ?? values[i]);
+  return names.map((name, i) => kept?.settings[name] ?? values[i]);
 };
 
 window.pisasr = {
   told(names, values) { // whenever a control of the page has moved: an emptied number is 0, one beyond its knob the end
     const now = Object.fromEntries(names.map((name, i) => [name, values[i]])), before = settings;
-    const number = (name, most = 1.5) => clamp(now[name] ?? 0, 0, most);
-    const turned = { pix: number("lambda_pix"), sem: number("lambda_sem"), insidePix: number("inside_pix"),
-      insideSem: number("inside_sem"), feather: number("feather", 64) };
-    settings = { upscale: now.upscale || null, color_fix: now.color_fix || null, prompt: now.prompt ?? "",
-      model: now.model ?? "", format: now.format, keep_exif: Boolean(now.keep_exif) };
-    press("#presets [id^=at-]", (preset) => preset.id === `at-${turned.pix}-${turned.sem}`);
-    const isTurned = Object.keys(turned).some((name) => turned[name] !== strengths[name]);
-    strengths = turned;
-    if (isTurned && open) mixAll();
-    const isOther = ["upscale", "color_fix", "prompt", "model"].some((name) => name in before && before[name] !== settings[name]);
-    if (isOther && open) openPhoto(null, { key: open.key });
-    return [];
+    for (const name in MOST) now[name] = clamp(now[name] ?? 0, 0, MOST[name]);
+    settings = { ...now, upscale: now.upscale || null, color_fix: now.color_fix || null };
+    press("#presets [id^=at-]", (preset) => preset.id === `at-${now.lambda_pix}-${now.lambda_sem}`);
+    const isTurned = (name) => before[name] !== settings[name];
+    if (Object.keys(MOST).some(isTurned) && open) mixAll();
+    const others = ["upscale", "color_fix", "prompt", "model"].filter((name) => name in before);
+    if (others.some(isTurned) && open) openPhoto(null, { key: open.key });
+    const size = now.upscale ? `${now.upscale} times as large` : "as large as fits, up to 4 times";
+    return `At ${strong()}; ${size}; as ${now.format}${now.keep_exif ? " with EXIF" : ""}.`;
   },
   download() { // the whole is made first
     if (!open) return say("open a photo first");
@@ -390,7 +382,6 @@ window.pisasr = {
   drawnAt: () => drawnAt, // the rest is for those who test
   id: () => open?.key ?? null,
   about: () => ({ ...open, ...progress, boxes: open?.boxes, view }),
-  ready: () => Boolean(open && progress.part === 1),
   isExact: () => Boolean(open && (open.mixes ? progress.part === 1 : exactFor === wish())),
   levels() { // of what is seen at full size
     const layer = open.step === 1 ? small : part;
@@ -400,7 +391,7 @@ window.pisasr = {
 
 async function start() { // a photo of before the reload, or an example
   try {
-    strengths = kept.strengths;
+    settings = kept.settings;
     await take(await (await ask("", {}, kept.key)).json());
     view = kept.view;
     if (kept.mask) await paintFrom(kept.mask);
@@ -423,15 +414,16 @@ function spotAt(atX, atY) {
 function stroke(from, to) {
   const ink = mask.getContext("2d"), [, , w] = frame();
   ink.globalCompositeOperation = tool === "erase" ? "destination-out" : "source-over";
-  ink.strokeStyle = "white"; ink.lineCap = "round"; ink.lineWidth = (width.value * ratio() * mask.width) / w;
+  ink.strokeStyle = "#12a5b5"; ink.lineCap = "round";
+  ink.lineWidth = (width.value * ratio() * mask.width) / w;
   ink.beginPath(); ink.moveTo(from.x * mask.width, from.y * mask.height);
   ink.lineTo(to.x * mask.width + 0.01, to.y * mask.height); ink.stroke();
   painted = true;
   draw();
 }
 
-function use(name) {
-  tool = name;
+function use(name) { // a tool, or put it away
+  tool = tool === name ? "" : name;
   press("[data-tool]", (button) => button.dataset.tool === tool);
   canvas.style.cursor = tool ? "crosshair" : "grab";
   canvas.style.touchAction = tool ? "none" : "pan-y";
@@ -498,6 +490,10 @@ on(canvas, "pointerup pointercancel", (event) => {
   if (hold?.kind === "paint") mixAll();
   hold = null;
 });
+on(overview, "pointerdown pointermove", (event) => { // go where one presses
+  const { clientWidth, clientHeight } = overview;
+  if (event.buttons) lookAt(event.offsetX / clientWidth, event.offsetY / clientHeight);
+});
 on(canvas, "dblclick", (event) => { if (open && !tool) zoomTo(view.zoom ? 0 : Math.max(1, 2 * fit()), spot(event)); });
 on(canvas, "wheel", (event) => {
   if (!open) return;
@@ -524,9 +520,7 @@ on(find("hold"), "pointerup pointerleave pointercancel blur keyup", () => before
 on(find("hold"), "keydown", (event) => { if (event.key === " ") before(true); });
 on(divider, "input", () => { draw(); rest(); });
 for (const button of element.querySelectorAll("[data-zoom]")) button.onclick = () => zoomTo(Number(button.dataset.zoom));
-for (const button of element.querySelectorAll("[data-tool]")) {
-  button.onclick = () => use(tool === button.dataset.tool ? "" : button.dataset.tool);
-}
+for (const it of element.querySelectorAll("[data-tool]")) it.onclick = () => use(it.dataset.tool);
 find("share").onclick = () => { wanted = share; look(); };
 find("close").onclick = close;
 find("stop").onclick = () => { asked++; wanted = null; stop(); draw(); };

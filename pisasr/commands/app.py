@@ -27,11 +27,9 @@ page through gradio_client: see pisasr/app/README.md."""
 
 def app(argv: list[str]) -> int:
     """Serve the page: `pisasr app --help`."""
-    about = "Repair photos on a local page, with two knobs."
-    parser = command_parser("pisasr app", about, EXAMPLES)
+    parser = command_parser("pisasr app", "Repair photos on a local page with two knobs.", EXAMPLES)
     add = parser.add_argument_group("page").add_argument
-    here = "where it listens (default: %(default)s, this machine)"
-    add("--host", default="127.0.0.1", metavar="ADDRESS", help=here)
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help="default: %(default)s, this machine")
     add("--port", type=port_number, metavar="N", help="default: the first free one from 7860")
     who = "required unless it listens to this machine alone; or the variable PISASR_AUTH"
     known = os.environ.get("PISASR_AUTH")
@@ -63,10 +61,9 @@ def parse_auth(text: str) -> tuple[str, str]:
 
 def is_loopback(host: str) -> bool:
     """Whether an address is reached from this machine alone; of names, localhost."""
-    try:
+    with suppress(ValueError):
         return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host == "localhost"
 
 
 def free_port(host: str, port: int | None) -> int:
@@ -90,7 +87,7 @@ def addresses(host: str, port: int) -> list[str]:
     return [f"http://localhost:{port}/", f"http://{outside}:{port}/"]
 
 
-def _app(args: argparse.Namespace) -> int:
+def _app(args: argparse.Namespace) -> None:
     if find_spec("gradio") is None:
         raise PisasrError("the page needs gradio, not installed: pip install 'pisasr[app]'")
     port, others = free_port(args.host, args.port), []
@@ -106,12 +103,10 @@ def _app(args: argparse.Namespace) -> int:
             is_at_rest = _serve(args, port, others)
     if not is_at_rest:  # a tile that takes longer would end the interpreter by an abort
         os._exit(OK)
-    return OK
 
 
 def _serve(args: argparse.Namespace, port: int, others: list[str]) -> bool:
     """Serve until Ctrl-C; whether all work came to rest then."""
-    pipe = load_model(args)
     from pisasr.app.page import serve
     from pisasr.app.session import Session
 
@@ -119,13 +114,13 @@ def _serve(args: argparse.Namespace, port: int, others: list[str]) -> bool:
         named = {"pretrained_model": str(args.models / name), "adapters": None}
         return load_model(argparse.Namespace(**vars(args) | named))
 
-    session = Session(pipe, others, load)
-    page = serve(session, args.host, port, args.auth, args.open, tuple(args.name))
+    session = Session(load_model(args), others, load)
+    launch = {"server_port": port, "auth": args.auth, "inbrowser": args.open}
+    page = serve(session, args.host, tuple(args.name), **launch)
     found = addresses(args.host, port)
     print(f"The page is at {' and '.join(found)} until Ctrl-C.", flush=True)
     if not is_loopback(args.host) and find_spec("segno") is not None and sys.stdout.isatty():
-        segno = import_module("segno")
-        segno.make(found[-1]).terminal(compact=True)
+        import_module("segno").make(found[-1]).terminal(compact=True)
     with suppress(KeyboardInterrupt):
         while True:
             time.sleep(3600)
