@@ -159,9 +159,7 @@ def build(session: Session) -> gr.Blocks:
         page.load(None, controls, controls, js=restore)
         download.click(None, js="() => { window.pisasr.download(); return [] }")
         batch: dict[str, Any] = {"concurrency_id": "batch", "api_visibility": "private"}
-        begun = "(...values) => { window.pisasr.isBatch = true; return values }"
-        ended = start.click(repair_files, [files, *controls], [status, archive], js=begun, **batch)
-        ended.then(None, js="() => { window.pisasr.isBatch = false; return [] }")
+        start.click(repair_files, [files, *controls], [status, archive], **batch)
         stop.click(halt, queue=False, api_visibility="private")
         page.unload(halt)
 

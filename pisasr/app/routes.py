@@ -23,7 +23,6 @@ from pisasr.app.session import MAX_MASK_BYTES, Box, OpenPicture, Session, Settin
 from pisasr.errors import PisasrError, explain
 
 EXAMPLES = Path(__file__).parent / "examples"
-FIRST = "/static/js/iframeResizer.contentWindow.min.js"  # gradio's for frames, and no use here
 MAX_UPLOAD_MB = 64
 MAX_UPLOADS_MB = 2048  # of all that gradio holds for scripts and batches
 LOGINS_A_MINUTE = 5  # that fail
@@ -119,7 +118,6 @@ class Routes:
         """The routes, for an application."""
         gets, posts = ("show", "planes"), ("open", "close", "look", "exact", "save")
         routes: list[BaseRoute] = [Mount("/pisasr/examples", StaticFiles(directory=EXAMPLES))]
-        routes.append(Route(FIRST, lambda _: FileResponse(EXAMPLES.with_name("leaving.js"))))
         paths = {"open": "open", "show": "{key}"}
         for name in (*gets, *posts):
             path, methods = paths.get(name, f"{{key}}/{name}"), ["GET" if name in gets else "POST"]
