@@ -88,9 +88,6 @@ def upscale(nodes, model, image, pix=1.0, sem=1.0):
     return nodes.Upscale.execute(image, 2.0, pix, sem, OWN, model).args[0]
 
 
-# --- what ComfyUI reads ---------------------------------------------------------------------------
-
-
 def test_the_schemas_fit_what_the_nodes_take_and_their_help(comfy):
     import pisasr.comfyui as room
 
@@ -118,9 +115,6 @@ def test_a_missing_package_is_one_line_and_no_nodes(comfy, monkeypatch, caplog):
     assert room.NODE_CLASS_MAPPINGS == {} and not hasattr(room, "comfy_entrypoint")
     (record,) = caplog.records
     assert "update ComfyUI" in record.getMessage() and "\n" not in record.getMessage()
-
-
-# --- pictures -------------------------------------------------------------------------------------
 
 
 def test_upscale_gives_the_pipelines_floats_without_eight_bits_between(nodes, model, base_folder):
@@ -178,9 +172,6 @@ def test_the_inside_of_a_mask_has_other_strengths(nodes, model):
         masked(left.T)
 
 
-# --- beside ComfyUI -------------------------------------------------------------------------------
-
-
 def test_comfyuis_manager_loads_what_is_needed_whole(nodes, model, comfy):
     pipe = model.pipe
     everything = {pipe.text_encoder, pipe.unet_pix, pipe.unet, pipe.vae}
@@ -229,8 +220,6 @@ def test_models_are_found_in_comfyuis_folders(nodes, base_folder, tmp_path):
     assert all(torch.equal(made[name], expected[name].half()) for name in expected)
 
 
-# --- the example workflows ------------------------------------------------------------------------
-
 CORE = {  # nodes that come with ComfyUI: inputs and outputs
     "LoadImage": ({"image": "COMBO"}, ["IMAGE", "MASK"]),
     "SaveImage": ({"images": "IMAGE", "filename_prefix": "STRING"}, []),
@@ -268,9 +257,6 @@ def test_an_example_fits_the_nodes_and_is_the_same_for_page_and_server(nodes, na
         assert needed <= set(values) <= set(ins)
         from_page[str(node["id"])] = {"class_type": node["type"], "inputs": values}
     assert from_page == served
-
-
-# --- a real ComfyUI -------------------------------------------------------------------------------
 
 
 def ask(path: str, **body):

@@ -65,9 +65,6 @@ def generator(index: int = 0) -> torch.Generator:
     return sample_generator(0, 0, index)
 
 
-# --- promises -------------------------------------------------------------------------------------
-
-
 def test_same_seed_same_pixels_also_with_other_threads():
     threads = torch.get_num_threads()
     try:
@@ -112,9 +109,6 @@ def test_size_range_and_levels_at_any_size(size, scale):
         assert x_L.min() >= 0 and x_L.max() <= 1
         assert torch.equal(x_L, (x_L * 255).round() / 255)
     assert torch.equal(x_H, kept)
-
-
-# --- recipes --------------------------------------------------------------------------------------
 
 
 def test_clean_is_antialiased_bicubic_and_nothing_else():
@@ -250,9 +244,6 @@ def test_draws_follow_the_odds():
     assert math.pi / 5 <= min(cutoffs) < math.pi / 4 and max(cutoffs) <= math.pi
 
 
-# --- the steps ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("size", [(40, 61), (10, 10), (3, 50)])
 def test_blur_is_a_mirrored_filter(size):
     x, kernel = photo(*size), torch.rand(21, 21, generator=generator())
@@ -356,9 +347,6 @@ STORED_PIXELS = {
         "6d695542527c9fa981765c47537897a08f806b5c6882969790867c788a9fa8a289868390a9bcbdb48683889ab8cac8be"
     ),
 }
-
-
-# --- noise by place -------------------------------------------------------------------------------
 
 
 def crops(count: int, side: int = 72) -> Tensor:

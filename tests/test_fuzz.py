@@ -58,9 +58,6 @@ def mutate(content: bytes, chance: random.Random, head: int | None = None) -> by
     return bytes(data[: chance.randint(1, len(data))] if chance.random() < 0.2 else data)
 
 
-# --- pictures -------------------------------------------------------------------------------------
-
-
 def seeds() -> list[bytes]:
     """A small picture in every form that is read."""
     y, x = np.mgrid[:12, :16]
@@ -135,9 +132,6 @@ def test_what_can_be_read_of_mutated_pictures_can_be_repaired(pipe, tmp_path, co
     assert refused <= count // 10
 
 
-# --- weights --------------------------------------------------------------------------------------
-
-
 def refused_or_whole(load, path) -> bool:
     """Whether a file was refused, by the one error; anything else but a whole adapter fails."""
     try:
@@ -191,9 +185,6 @@ def test_mutated_pickles_raise_one_error(tmp_path, few, count):
             path.write_bytes(mutate(contents[number % 2], chance, 4000))
             refused += refused_or_whole(convert_release, path)
     assert refused > 0.5 * count
-
-
-# --- pickles that would run something -------------------------------------------------------------
 
 
 class Runs:

@@ -32,9 +32,6 @@ def published(base_folder, pipe, tmp_path) -> str:
     return str(folder)
 
 
-# --- publish --------------------------------------------------------------------------------------
-
-
 def test_the_card_is_the_hubs_and_its_example_gives_the_same_picture(
     published, base_folder, pipe, tmp_path, monkeypatch
 ):
@@ -94,9 +91,6 @@ def test_the_inputs_of_a_model_are_not_written_over(base_folder, tmp_path, capsy
     assert main(["publish", str(folder), "--license", "mit", *given]) == WRONG_USAGE
     assert str(folder) in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in folder.rglob("*.*")}
-
-
-# --- export ---------------------------------------------------------------------------------------
 
 
 def test_missing_packages_are_named_in_one_line(tmp_path, capsys, monkeypatch):

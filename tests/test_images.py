@@ -81,9 +81,6 @@ def write_tiff(path: Path, levels: bytes, bits: int, samples: int = 1, **tags: i
     return path
 
 
-# --- reading --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tif", "a.bmp"])
 def test_five_formats_are_read_and_a_half_file_of_each_is_refused(tmp_path, name):
     path = save(photo(200, 160), tmp_path / name)
@@ -195,9 +192,6 @@ def test_content_decides_and_a_wrong_ending_is_noted(tmp_path):
     assert "JPEG" in images.open_image(path).info["notices"][0]
 
 
-# --- sixteen bits ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_sixteen_bits_come_back_from_a_png(tmp_path, channels):
     pixels = deep_pixels(channels)
@@ -248,9 +242,6 @@ def test_a_tiff_that_would_be_read_wrong_is_refused(tmp_path, bits, tags):
         read_picture(path)
 
 
-# --- refusing -------------------------------------------------------------------------------------
-
-
 def test_empty_missing_and_odd_files_are_refused(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("not a picture")
@@ -282,9 +273,6 @@ def test_the_limit_of_pixels_can_be_chosen(tmp_path):
 def test_other_formats_are_refused_and_no_other_decoder_is_tried(tmp_path, start):
     (tmp_path / "a.png").write_bytes(start)
     assert "not an image" in refusal(tmp_path / "a.png")
-
-
-# --- in memory ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
@@ -335,8 +323,6 @@ def test_ranges_round_trip_and_round():
     x = torch.tensor([-3.0, -1.0, 0.0, 1.0, 7.0])
     assert torch.equal(images.to_unit(x), torch.tensor([0, 0, 0.5, 1, 1]))
 
-
-# --- sizes ----------------------------------------------------------------------------------------
 
 SIDES = st.integers(1, 5000)
 

@@ -104,9 +104,6 @@ def usage_error(capsys, *words) -> str:
     return said
 
 
-# --- options --------------------------------------------------------------------------------------
-
-
 def test_published_names_mean_the_same():
     parser = command.infer_parser()
     ours = (
@@ -173,9 +170,6 @@ def test_a_big_picture_says_what_it_takes(here, stub, capsys):
     assert said[1].startswith("about ") and " minutes for 7 tiles, " in said[1]
 
 
-# --- inputs and names -----------------------------------------------------------------------------
-
-
 def test_sub_folders_and_what_a_glob_leaves_open_are_kept(here, stub):
     for name in ("in/a.png", "in/one/a.png", "in/two/a.jpg", "in/two/a.png"):
         draw(name)
@@ -226,9 +220,6 @@ def test_odd_names_are_served_and_shown_on_one_line(here, stub, capsys, name):
     assert name in outputs() and len(os.listdir(b"out")) == 3
     said = capsys.readouterr().out
     assert said.count("\n") == 3 and "\x1b" not in said
-
-
-# --- what goes wrong ------------------------------------------------------------------------------
 
 
 def test_bad_files_cost_one_line_each(here, stub, capsys):
@@ -336,9 +327,6 @@ def test_a_signal_keeps_what_is_done_and_a_rerun_does_the_rest(here, stub, monke
     assert [row["status"] for row in rows()] == ["skipped", "ok", "ok"]
 
 
-# --- several processes ----------------------------------------------------------------------------
-
-
 def test_processes_do_every_picture_once_under_the_names_of_one_run(here, stub, monkeypatch):
     for name in ("in/a.png", "in/a.jpg", "b/a.png", "in/c.png", "in/d.png"):
         draw(name)
@@ -369,9 +357,6 @@ def test_half_a_launcher_is_usage(here, no_model, monkeypatch, capsys, rank):
         monkeypatch.setenv("RANK", rank)
     assert infer("-i", "in", "-o", "out") == errors.WRONG_USAGE
     assert "RANK is" in capsys.readouterr().err
-
-
-# --- formats, maps --------------------------------------------------------------------------------
 
 
 def test_results_have_the_chosen_format_or_their_inputs(here, stub):
@@ -428,9 +413,6 @@ def test_each_input_takes_the_map_of_its_name_or_the_number(here, stub, capsys):
     assert (a == 0.5).all() and (b == np.eye(5, 6) / 510).all() and c == 0.5
     assert infer("-i", "in", "--lambda_pix_map", "maps/a.tif") == errors.WRONG_USAGE
     assert "one file" in capsys.readouterr().err
-
-
-# --- with a model ---------------------------------------------------------------------------------
 
 
 @pytest.mark.slow  # PyTorch and diffusers are imported; `make demo` does the same

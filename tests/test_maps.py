@@ -20,9 +20,6 @@ SMALL = {"upscale": 2, "process_size": 16}
 TILES = {**SMALL, "tile_size": 6, "tile_overlap": 2}
 
 
-# --- to the latent --------------------------------------------------------------------------------
-
-
 def by_hand(levels: np.ndarray, frame, factor: int) -> np.ndarray:
     """The same by brute force: thirty-two samples a pixel along each side."""
     width, height = frame.content
@@ -110,9 +107,6 @@ def test_a_map_of_one_value_has_the_pictures_proportions_too(pipe):
             pipe(picture, 1.0, constant, upscale=1, process_size=16)
 
 
-# --- in the formula -------------------------------------------------------------------------------
-
-
 def test_at_every_place_a_map_is_its_numbers_to_the_bit():
     numbers = [0.0, 1.0, 0.7, -0.3, 1 / 3]
     z_L, eps_pix, eps_full = (tiny.wave((2, 4, 5, 5), phase) for phase in (1.0, 2.0, 3.0))
@@ -134,9 +128,6 @@ def test_maps_need_what_one_of_their_places_needs():
         False,
         False,
     )
-
-
-# --- in a picture ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -173,9 +164,6 @@ def test_pictures_of_one_call_have_one_map_each_at_its_own_size(pipe):
         assert np.array_equal(together, pipe(alone, mask, 0.5, **SMALL).images[0])
     with pytest.raises(ValueError, match="lambda_pix is a map of 12x9, the picture is 9x12"):
         pipe([photo(12, 9), photo(9, 12)], mask, **SMALL)
-
-
-# --- predict once, decode often -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,6 @@ def test_captions_come_from_beside_the_photo(folder):
     assert [pairs[(0, i)]["caption"] for i in range(3)] == ["a photo", "a field", "a photo"]
 
 
-# --- which photos ---------------------------------------------------------------------------------
-
-
 def test_lists_and_folders(folder, tmp_path):
     listing = folder / "list.txt"
     listing.write_text("2.png\n\n0.png\n")
@@ -101,9 +98,6 @@ def test_a_mix_names_every_source(tmp_path):
     with pytest.raises(PisasrError, match="weights for a, c; expected a, b"):
         list_photos(sources, mix={"a": 1, "c": 2})
     assert {photo.source for photo in list_photos(sources, mix={"a": 0, "b": 2})} == {"b"}
-
-
-# --- photos that fail -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -163,9 +157,6 @@ def test_a_gray_photo_is_as_good_as_any(tmp_path):
     assert photos(tmp_path)[(0, 0)]["x_H"].shape == (3, 64, 64)
 
 
-# --- the order ------------------------------------------------------------------------------------
-
-
 def test_every_photo_once_an_epoch_in_another_order():
     keys = list(itertools.chain(*itertools.islice(KeyedBatches(length=7, batch_size=2, seed=1), 7)))
     epochs = [[index for epoch, index in keys if epoch == e] for e in (0, 1)]
@@ -223,9 +214,6 @@ def test_a_mix_by_numbers_of_photos_is_no_mix():
         length=13, batch_size=13, seed=1, shares=share_out(MIXED, {"big": 10, "small": 3})
     )
     assert list(itertools.islice(plain, 3)) == list(itertools.islice(even, 3))
-
-
-# --- given pairs ----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -177,9 +177,6 @@ def test_what_is_no_picture_is_refused_in_one_line(pipe, call, reason):
     assert "\n" not in str(caught.value)
 
 
-# --- loading and saving ---------------------------------------------------------------------------
-
-
 def test_a_pipeline_says_which_model_it_is_and_not_where_it_lies(pipe, base_folder, tmp_path):
     adapters = (
         load_adapter(base_folder / "adapters/pix.safetensors"),
@@ -421,9 +418,6 @@ def test_offline_says_what_to_download_where(monkeypatch):
     ) as caught:
         PiSASRPipeline.from_pretrained("stabilityai/stable-diffusion-2-1-base", adapters="x")
     assert "\n" not in str(caught.value)
-
-
-# --- as diffusers has it --------------------------------------------------------------------------
 
 
 def test_adapters_are_saved_with_the_name_of_their_base(base_folder, pipe, tmp_path):

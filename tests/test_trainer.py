@@ -102,9 +102,6 @@ def results(output):
     return [(output / file).read_bytes() for file in files]
 
 
-# --- both stages ----------------------------------------------------------------------------------
-
-
 def test_both_stages_leave_their_adapters_and_a_row_per_step(finished):
     found = rows(finished)
     steps = [("pix", 1), ("pix", 2), ("sem", 1), ("sem", 2), ("sem", 3)]
@@ -227,9 +224,6 @@ def test_the_launchers_precision_counts_where_the_run_has_none(run, monkeypatch)
     assert load_config(launched / "config.yaml").run.mixed_precision == "bf16"
 
 
-# --- steps that are not finite --------------------------------------------------------------------
-
-
 def poison(monkeypatch, steps):
     """Make the loss of some steps nan, in value and gradient."""
     scored, count = loop.score, []
@@ -260,9 +254,6 @@ def test_too_many_of_them_end_the_run_and_the_last_good_checkpoint_stays(
     with pytest.raises(TrainingDiverged, match="pix step 4: 3 steps in a row"):
         run("a", "pix.steps=9", "run.checkpoint_every=1", "run.keep_checkpoints=1")
     assert [file.name for file in (tmp_path / "a" / "checkpoints").iterdir()] == ["pix-00000001"]
-
-
-# --- cut and continued ----------------------------------------------------------------------------
 
 
 def cut(config, output, line, number):
@@ -413,9 +404,6 @@ def test_learning_rate_warms_up_stays_and_falls():
     assert rates[:2] == [0.5, 1.0] and rates[-1] == pytest.approx(0)
     assert rates[1:] == sorted(rates[1:], reverse=True)
     assert learning_rate(StageConfig(steps=10, lr=2.0), 7) == 2.0
-
-
-# --- as published ---------------------------------------------------------------------------------
 
 
 class Difference(torch.nn.Module):
