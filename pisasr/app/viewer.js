@@ -248,6 +248,7 @@ async function save() { // the strengths on the screen
 function give(blob, name) {
   const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
   link.click();
+  say(`saved as ${name}`);
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
@@ -281,6 +282,7 @@ function seen() { // the part of the canvas that the picture covers, and where b
 
 function resize() {
   const wide = stage.clientWidth, shape = open ? Math.max(open.size[1] / open.size[0], 0.4) : 0.62;
+  if (!wide) return; // another tab is shown
   const tall = clamp(window.innerHeight * (window.innerWidth < 700 ? 0.42 : 0.6), 220, Math.max(wide * shape, 220));
   const size = [Math.round(wide * ratio()), Math.round(tall * ratio())];
   if (String(size) === String([canvas.width, canvas.height])) return;
