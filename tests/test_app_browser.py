@@ -214,10 +214,11 @@ def test_a_large_photo_is_seen_in_parts_and_stopped(user, page, tmp_path):
     ActionChains(user.browser).move_to_element_with_offset(overview, -60, -40).click().perform()
     assert user.about()["view"]["x"] < 0.2 > user.about()["view"]["y"]
     assert "left: 0%;" in user.one("#viewer .part").get_attribute("style")
-    for name in ("Help", "One picture"):  # there and back
+    for name in ("Help", "One picture"):  # there and back: what isn't seen is not looked at
         next(tab for tab in user.all("[role=tab]") if tab.text == name).click()
         time.sleep(0.5)
-    assert not user.one("#viewer .line").text and user.about()["view"]["zoom"] == 1
+        assert user.js("document.querySelector('#viewer .picture').width") > 0
+    assert not user.one("#viewer .line").text
     key = user.js("window.pisasr.id()")
     user.one("#viewer .close").click()
     until(page.session.device.is_idle)
