@@ -296,6 +296,7 @@ def test_on_a_phone_the_picture_stays_is_zoomed_in_place_and_all_has_a_name(page
         send("Input.dispatchMouseEvent", wheel | {"deltaY": -100})
         until(lambda: user.about()["view"]["zoom"] > 2.1)
         assert np.abs(user.place(200, 150) - place).max() < 0.002  # what is there stays there
+        user.open(write(tmp_path / "mine.png", (96, 80)))
     finally:
         user.browser.quit()
 

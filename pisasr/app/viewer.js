@@ -534,10 +534,10 @@ find("clear").onclick = () => {
   mask.getContext("2d").clearRect(0, 0, mask.width, mask.height);
   painted = false; strokes = []; mixAll();
 };
-const receive = (photo) => { if (photo && element.offsetParent) openPhoto(photo, { name: photo.name || "pasted.png" }); };
+const receive = (photo) => { if (photo && stage.offsetParent) openPhoto(photo, { name: photo.name || "pasted.png" }); };
 file.onchange = () => { receive(file.files[0]); file.value = ""; };
 on(document, "dragover drop", (event) => {
-  if (!element.offsetParent) return; // another tab of the page
+  if (!stage.offsetParent) return; // another tab of the page
   event.preventDefault();
   receive(event.dataTransfer.files[0]);
 });
