@@ -1,5 +1,6 @@
 """Losses: what has a weight is computed, and the total is their weighted sum."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +59,22 @@ def test_the_total_is_the_sum_of_what_has_a_weight(weights):
     assert total.item() == pytest.approx(expected.item()) and total.requires_grad
 
 
+def test_pixels_are_the_photos_and_the_look_is_the_targets():
+    x_H, x_pred = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.5)
+    batch = Batch(x_L=x_H, x_H=x_H, captions=[""], seeds=[0])
+    settings = StageConfig(weight_psnr=1, weight_color=1, weight_lpips=1, weight_critic=1)
+    looks = {
+        "lpips": lambda x_pred, x_seen: (x_pred - x_seen).abs(),  # in [0, 1]
+        "critic": lambda x_pred, x_seen: (x_pred - x_seen).mean(),
+    }
+    for target, lpips, truer in ((None, 0.25, 0.5), (lambda x_H: x_H - 0.5, 0.5, 1)):
+        _, values = score(settings, Scorers(**looks, target=target), batch, x_pred, x_pred)
+        expected = {"l2": 0.25, "psnr": 10 * math.log10(0.25 / 4), "color": 0.25}
+        expected |= {"lpips": lpips, "critic": truer}
+        del values["total"]
+        assert {name: value.item() for name, value in values.items()} == pytest.approx(expected)
+
+
 @torch.no_grad()
 def test_the_base_teaches_by_its_picture_of_the_small_photo_in_the_photos_tones():
     torch.manual_seed(0)
@@ -69,9 +86,8 @@ def test_the_base_teaches_by_its_picture_of_the_small_photo_in_the_photos_tones(
     for key, parameter in parameters_of(unet, "pix").items():
         parameter.fill_(1.0 if ".lora_B." in key else parameter.mean())
     model = PiSASR(unet, PixelAutoencoder(), lambda prompts: None)
-    batch = Batch(x_L=-x_H, x_H=x_H, captions=[""], seeds=[0])
     with active(unet, ["pix"]):
-        taught = taught_by_base(batch, model, 4).x_H / 2 + 0.5
+        taught = taught_by_base(x_H, model, 4) / 2 + 0.5
     torch.testing.assert_close(taught, wavelet(own, x_H / 2 + 0.5), atol=2e-2, rtol=0)
     assert (taught - own).abs().mean() > 0.1
 

@@ -3,7 +3,7 @@ line in `score`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -34,12 +34,12 @@ class Batch:
 
 
 class Scorers(NamedTuple):
-    """What some losses need, and a target in place of x_H; None where no setting asks for it."""
+    """What some losses need, and what LPIPS and the critic compare with in place of x_H."""
 
     lpips: nn.Module | None = None
     csd: Callable[[Batch, Tensor], Tensor] | None = None
     critic: Critic | None = None
-    target: Callable[[Batch], Batch] | None = None
+    target: Callable[[Tensor], Tensor] | None = None
 
 
 def score(
@@ -47,41 +47,42 @@ def score(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the total to minimize, and the "total" and each loss before its weight, detached.
 
-    x_pred like batch.x_H; z_H [B, c, h, w], scaled. A loss of weight 0 is not computed.
+    Pixels are compared with the photo's, looks (LPIPS, the critic) with the target's if there is
+    one. x_pred like batch.x_H; z_H [B, c, h, w], scaled. A loss of weight 0 is not computed.
     """
-    batch = scorers.target(batch) if scorers.target is not None else batch
+    x_seen = batch.x_H if scorers.target is None else scorers.target(batch.x_H)
     values: dict[str, Tensor] = {}
     if settings.weight_l2:
         values["l2"] = pixel_l2(x_pred, batch.x_H)
     if settings.weight_psnr:
         values["psnr"] = minus_psnr(x_pred, batch.x_H)
     if settings.weight_lpips and scorers.lpips is not None:
-        values["lpips"] = scorers.lpips((x_pred + 1) / 2, (batch.x_H + 1) / 2).mean()
+        values["lpips"] = scorers.lpips((x_pred + 1) / 2, (x_seen + 1) / 2).mean()
     if settings.weight_color:
         values["color"] = color_l2(x_pred, batch.x_H)
     if settings.weight_csd and scorers.csd is not None:
         values["csd"] = scorers.csd(batch, z_H)
     if scorers.critic is not None:
-        values["critic"] = scorers.critic(x_pred, batch.x_H)
+        values["critic"] = scorers.critic(x_pred, x_seen)
     total = torch.stack([settings.weights[name] * value for name, value in values.items()]).sum()
     return total, {name: value.detach() for name, value in {**values, "total": total}.items()}
 
 
 @torch.no_grad()
-def taught_by_base(batch: Batch, model: PiSASR, scale: int) -> Batch:
-    """Replace x_H by what the bare base makes of it, made small without a fault; x_L stays.
+def taught_by_base(x_H: Tensor, model: PiSASR, scale: int) -> Tensor:
+    """Return what the bare base makes of a photo [B, 3, H, W], made small without a fault.
 
-    x_H := wavelet(base(small x_H), x_H), so the photo's broad tones stay, too. A photo shows more
-    than any input tells, and what is learned toward it keeps noise and blocks for texture; the
-    base's picture can be reached, and is clean. Only for a base that restores by itself.
+    With the photo's broad tones, in [-1, 1]. A photo shows more than any input tells, and what is
+    judged by its look beside one keeps noise and blocks for texture; the base's picture can be
+    reached, and is clean. Only for a base that restores by itself.
     """
-    x_H = batch.x_H / 2 + 0.5
+    x_H = x_H / 2 + 0.5
     small = nn.functional.interpolate(x_H, scale_factor=1 / scale, mode="bicubic", antialias=True)
     x_L = nn.functional.interpolate(small, x_H.shape[-2:], mode="bicubic", antialias=True)
     z_L = model.encode(x_L.clamp(0, 1) * 2 - 1)
     with active(model.unet, ()):
         x_base = model.decode(z_L - predict_eps(model.unet, z_L, None)).float() / 2 + 0.5
-    return replace(batch, x_H=wavelet(x_base, x_H) * 2 - 1)
+    return wavelet(x_base, x_H) * 2 - 1
 
 
 def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:
