@@ -1,6 +1,7 @@
 """Losses: what has a weight is computed, and the total is their weighted sum."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -67,7 +68,7 @@ def test_pixels_are_the_photos_and_the_look_is_the_targets():
         "lpips": lambda x_pred, x_seen: (x_pred - x_seen).abs(),  # in [0, 1]
         "critic": lambda x_pred, x_seen: (x_pred - x_seen).mean(),
     }
-    for target, lpips, truer in ((None, 0.25, 0.5), (lambda x_H: x_H - 0.5, 0.5, 1)):
+    for target, lpips, truer in ((None, 0.25, 0.5), (lambda batch: batch.x_H - 0.5, 0.5, 1)):
         _, values = score(settings, Scorers(**looks, target=target), batch, x_pred, x_pred)
         expected = {"l2": 0.25, "psnr": 10 * math.log10(0.25 / 4), "color": 0.25}
         expected |= {"lpips": lpips, "critic": truer}
@@ -86,10 +87,14 @@ def test_the_base_teaches_by_its_picture_of_the_small_photo_in_the_photos_tones(
     for key, parameter in parameters_of(unet, "pix").items():
         parameter.fill_(1.0 if ".lora_B." in key else parameter.mean())
     model = PiSASR(unet, PixelAutoencoder(), lambda prompts: None)
+    batch = Batch(x_L=-x_H, x_H=x_H, captions=[""], seeds=[0])
     with active(unet, ["pix"]):
-        taught = taught_by_base(x_H, model, 4) / 2 + 0.5
+        taught = taught_by_base(batch, model, 4, ratio=1) / 2 + 0.5
     torch.testing.assert_close(taught, wavelet(own, x_H / 2 + 0.5), atol=2e-2, rtol=0)
     assert (taught - own).abs().mean() > 0.1
+    many = replace(batch, x_H=x_H[:, :, :8, :8].repeat(40, 1, 1, 1), seeds=list(range(40)))
+    changed = (taught_by_base(many, model, 4, ratio=0.3) != many.x_H).flatten(1).any(1)
+    assert 5 < changed.sum() < 20
 
 
 @pytest.fixture

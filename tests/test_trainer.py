@@ -181,10 +181,10 @@ def test_a_base_without_words_and_noise_levels_learns_but_is_not_distilled(run, 
     base = f"model.pretrained_model={tmp_path / 'rrdb'}"
     with pytest.raises(ConfigError, match="sem.weight_csd must be 0: RRDBNet"):
         run("distilled", base)
-    with pytest.raises(ConfigError, match="sem.target=base needs a base that restores by itself"):
-        run("taught", "sem.target=base")
+    with pytest.raises(ConfigError, match="sem.base_target_ratio needs a base that restores"):
+        run("taught", "sem.base_target_ratio=1")
     given = (base, "pix.steps=2", "sem.steps=1", "sem.weight_csd=0", "sem.start_from=-pix")
-    given += ("sem.target=base",)
+    given += ("sem.base_target_ratio=1",)
     found = rows(run("a", *given, "run.mixed_precision=bf16"))
     assert [(row["stage"], row["step"]) for row in found] == [("pix", 1), ("pix", 2), ("sem", 1)]
     assert all(row["grad_norm"] > 0 for row in found)

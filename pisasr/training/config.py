@@ -101,7 +101,7 @@ class StageConfig(Section):
     weight_critic: Weight = 0.0
     lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"
     start_from: str | None = None  # an adapter file to start from
-    target: Literal["photo", "base"] = "photo"  # base: see losses.taught_by_base
+    base_target_ratio: Share = 0.0  # how often the look is the base's: see losses.taught_by_base
 
     @property
     def weights(self) -> dict[str, float]:

@@ -231,8 +231,9 @@ def load_scorers(settings: StageConfig, context: Context) -> Scorers:
         assert base.alphas_cumprod is not None, "distillation needs the base's noise schedule"  # noqa: S101
         csd = distillation(base.model, base.prompts, base.alphas_cumprod, context.config.csd)
     target = None
-    if settings.target == "base":
-        target = partial(taught_by_base, model=base.model, scale=context.config.degradation.scale)
+    if settings.base_target_ratio:
+        scale, ratio = context.config.degradation.scale, settings.base_target_ratio
+        target = partial(taught_by_base, model=base.model, scale=scale, ratio=ratio)
     return Scorers(lpips, csd, critic, target)
 
 

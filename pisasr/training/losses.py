@@ -39,7 +39,7 @@ class Scorers(NamedTuple):
     lpips: nn.Module | None = None
     csd: Callable[[Batch, Tensor], Tensor] | None = None
     critic: Critic | None = None
-    target: Callable[[Tensor], Tensor] | None = None
+    target: Callable[[Batch], Tensor] | None = None
 
 
 def score(
@@ -50,7 +50,7 @@ def score(
     Pixels are compared with the photo's, looks (LPIPS, the critic) with the target's if there is
     one. x_pred like batch.x_H; z_H [B, c, h, w], scaled. A loss of weight 0 is not computed.
     """
-    x_seen = batch.x_H if scorers.target is None else scorers.target(batch.x_H)
+    x_seen = batch.x_H if scorers.target is None else scorers.target(batch)
     values: dict[str, Tensor] = {}
     if settings.weight_l2:
         values["l2"] = pixel_l2(x_pred, batch.x_H)
@@ -69,20 +69,23 @@ def score(
 
 
 @torch.no_grad()
-def taught_by_base(x_H: Tensor, model: PiSASR, scale: int) -> Tensor:
-    """Return what the bare base makes of a photo [B, 3, H, W], made small without a fault.
+def taught_by_base(batch: Batch, model: PiSASR, scale: int, ratio: float) -> Tensor:
+    """Return x_H [B, 3, H, W] where the base's own picture stands in for this share of photos.
 
-    With the photo's broad tones, in [-1, 1]. A photo shows more than any input tells, and what is
-    judged by its look beside one keeps noise and blocks for texture; the base's picture can be
-    reached, and is clean. Only for a base that restores by itself.
+    It is what the bare base makes of the photo, made small without a fault, in the photo's broad
+    tones. A photo shows more than any input tells, and what is judged by its look beside one keeps
+    noise and blocks for texture; the base's picture can be reached, and is clean. Only for a base
+    that restores by itself.
     """
-    x_H = x_H / 2 + 0.5
+    draws = [torch.rand(1, generator=generator_for(seed, "base target")) for seed in batch.seeds]
+    taught = torch.cat(draws).to(batch.x_H.device) < ratio
+    x_H = batch.x_H / 2 + 0.5
     small = nn.functional.interpolate(x_H, scale_factor=1 / scale, mode="bicubic", antialias=True)
     x_L = nn.functional.interpolate(small, x_H.shape[-2:], mode="bicubic", antialias=True)
     z_L = model.encode(x_L.clamp(0, 1) * 2 - 1)
     with active(model.unet, ()):
         x_base = model.decode(z_L - predict_eps(model.unet, z_L, None)).float() / 2 + 0.5
-    return wavelet(x_base, x_H) * 2 - 1
+    return torch.where(taught[:, None, None, None], wavelet(x_base, x_H) * 2 - 1, batch.x_H)
 
 
 def pixel_l2(x_pred: Tensor, x_H: Tensor) -> Tensor:

@@ -109,10 +109,10 @@ def check_fits_base(config: TrainConfig, unet: Any, scheduler: Any) -> None:
                 f"{stage.name}.weight_csd must be 0: {type(unet).__name__} knows no noise levels, "
                 "so it has no score to distill."
             )
-        if stage.settings.target == "base" and knows:
+        if stage.settings.base_target_ratio and knows:
             raise ConfigError(
-                f"{stage.name}.target=base needs a base that restores by itself, like the embedded "
-                f"one; {type(unet).__name__} does not: choose photo."
+                f"{stage.name}.base_target_ratio needs a base that restores by itself, as the "
+                f"embedded one does; {type(unet).__name__} does not: choose 0."
             )
 
 
