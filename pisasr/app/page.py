@@ -23,8 +23,7 @@ HERE, FILES = Path(__file__).parent, ("viewer.html", "viewer.js", "help.md")
 PRESETS = {"Faithful": (1.0, 0.0), "Balanced": (1.0, 0.5), "Sharp": (1.0, 1.0)}
 FACTORS = [("as much as fits", 0), *((f"{n} time{'s' * (n > 1)}", n) for n in (1, 2, 3, 4, 6, 8))]
 COLORS = [("the model's own way", ""), *((name, name) for name in get_args(ColorFix))]
-MAX_BATCH = 200  # files
-MAX_WAITING = 64  # requests of all users
+MAX_BATCH, MAX_WAITING = 200, 64  # files; requests of all users
 HEAD = "<h1>pisasr</h1><p>A sharper photo from a poor one, and two knobs for how far to go.</p>"
 
 
@@ -69,7 +68,8 @@ def build(session: Session) -> gr.Blocks:
     template, script, help_text = ((HERE / name).read_text(encoding="utf-8") for name in FILES)
     where: Any = session.pipe.device
     where = torch.cuda.get_device_name(where) if where.type == "cuda" else f"the {where}"
-    model_line = f"Model: {session.pipe.identity}; on {where}. Nothing leaves this computer."
+    model_line = f"Model: {session.pipe.identity}; on {where}. "
+    model_line += "Photos go to the computer that runs this page, and nowhere else."
     options: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (300, IDLE_S)}
     with gr.Blocks(title="pisasr", fill_width=True, **options) as page:
         batches: dict[str, Job] = {}  # of every visit, set to stop its batch

@@ -18,7 +18,7 @@ const ratio = () => window.devicePixelRatio || 1, clamp = (x, low, high) => Math
 let open = null, progress = {}; // what the server says of the open photo (routes.about), and of the work on it
 let small = null, part = null; // layers: all at a glance, and what is seen at full size
 let settings = { lambda_pix: 1, lambda_sem: 1, inside_pix: 1, inside_sem: 0, feather: 8 };
-let painted = false, levels = null, strokes = []; // levels: of the feathered mask, 0 to 1
+let painted = false, levels = null, strokes = [], busy = ""; // levels: of the feathered mask, 0 to 1
 let view = { zoom: 0, x: 0.5, y: 0.5 }; // screen pixels for each of the picture's, 0 fits; the point in the middle
 let tool = "", hold = null, holding = false, drawnAt = 0, pull = 1; // pull: of a zoom that is not meant yet
 const fingers = new Map();
@@ -113,14 +113,15 @@ function forget(key) { if (key) fetch(`pisasr/${key}/close`, { method: "POST" })
 async function openPhoto(body, query) { // a file, or none for other settings
   const mine = ++opening, former = open?.key;
   stop(); say(""); wanted = null;
-  state.textContent = "opening the photo";
+  busy = "opening the photo"; draw();
   try {
     const words = new URLSearchParams({ ...query, settings: JSON.stringify(settings) });
     const about = await (await ask(`open?${words}`, { method: "POST", body }, "")).json();
     if (mine !== opening) return forget(about.key);
     if (!query.key) forget(former);
     await take(about, Boolean(query.key));
-  } catch (error) { if (mine === opening) { say(error); draw(); } }
+  } catch (error) { if (mine === opening) say(error); }
+  if (mine === opening) { busy = ""; draw(); }
 }
 
 async function take(about, keepsMask) { // another photo, or the same at other settings
@@ -131,8 +132,7 @@ async function take(about, keepsMask) { // another photo, or the same at other s
   for (const sketch of [mask, soft]) [sketch.width, sketch.height] = about.small;
   if (kept) await paintFrom(kept);
   feathered();
-  stage.dataset.empty = find("divide").hidden = find("bar").hidden = false;
-  resize();
+  stage.dataset.empty = false; resize();
   zoomTo(!about.is_small && fit() < 0.9 ? 1 : 0);
   say(about.notices.join("; "));
   await small.load();
@@ -147,17 +147,13 @@ async function paintFrom(data) {
 }
 
 function close() {
-  stop(); opening++; wanted = null; forget(open?.key);
+  stop(); opening++; wanted = null; busy = ""; forget(open?.key);
   open = small = part = levels = null; painted = false;
   stage.dataset.empty = true;
-  for (const name of ["divide", "bar", "before", "after", "overview"]) find(name).hidden = true;
-  state.textContent = ""; say(""); rest(0); draw();
+  say(""); rest(0); draw();
 }
 
-function stop() {
-  work?.abort(); work = null;
-  find("stop").hidden = true;
-}
+function stop() { work?.abort(); work = null; }
 
 function rest(ms = REST_MS) { // look at what is seen, once the view and the knobs rest
   clearTimeout(resting);
@@ -171,7 +167,7 @@ function seenBox() { // of the result's pixels, what the canvas shows
   return [Math.floor(x), Math.floor(y), Math.ceil(right) - Math.floor(x), Math.ceil(low) - Math.floor(y)];
 }
 
-const isFull = () => open.step === 1 || view.zoom >= 1; // whether single pixels of the result are seen
+const isFull = () => open.step === 1 || (view.zoom || fit()) >= 0.9; // whether single pixels of the result are seen
 
 async function look(whole = Boolean(wanted)) { // see what is there, and have predicted what is missing
   if (!open) return;
@@ -201,7 +197,7 @@ async function look(whole = Boolean(wanted)) { // see what is there, and have pr
 async function stream(box, whole, control, key) { // one wish; its news come as lines
   const options = { method: "POST", body: wish({ view: box, whole, known: open.boxes.length }), signal: control.signal };
   const reader = (await ask("look", options)).body.pipeThrough(new TextDecoderStream()).getReader();
-  find("stop").hidden = false; draw();
+  draw();
   for (let text = "", came = await reader.read(); !came.done; came = await reader.read()) {
     const lines = (text + came.value).split("\n");
     text = lines.pop();
@@ -294,6 +290,9 @@ function resize() {
 function draw() {
   resize();
   pen.clearRect(0, 0, canvas.width, canvas.height);
+  state.textContent = words();
+  document.querySelector("#download")?.toggleAttribute("disabled", !open || Boolean(wanted));
+  find("stop").hidden = !work;
   if (!open) return;
   const [left, top, w, h] = frame(), [from, to, cut] = seen(), scale = w / open.size[0];
   pen.imageSmoothingQuality = "high";
@@ -305,10 +304,13 @@ function draw() {
       const unit = layer.step * scale;
       pen.drawImage(layer[side], left + layer.x * unit, top + layer.y * unit, layer.w * unit, layer.h * unit);
     }
-    if (side === "after" && !progress.whole && open.mixes) { // what isn't predicted is veiled
+    if (side === "after" && !progress.whole && open.mixes) { // what isn't predicted is hatched: a broad line of dashes
       [veil.width, veil.height] = [canvas.width, canvas.height];
       const ink = veil.getContext("2d");
-      ink.fillStyle = "rgba(30, 26, 22, .45)"; ink.fillRect(left, top, w, h);
+      ink.rect(left, top, w, h); ink.clip(); ink.setLineDash([ratio(), 15 * ratio()]); ink.beginPath();
+      Object.assign(ink, { strokeStyle: "rgba(255, 255, 255, .5)", shadowColor: "black", shadowBlur: 2 * ratio() });
+      const far = ink.lineWidth = 2 * (veil.width + veil.height);
+      ink.lineTo(0, 0); ink.lineTo(far, far); ink.stroke();
       for (const [x, y, wide, high] of open.boxes) ink.clearRect(left + x * scale, top + y * scale, wide * scale, high * scale);
       pen.drawImage(veil, 0, 0);
     }
@@ -319,25 +321,27 @@ function draw() {
   }
   pen.fillStyle = "rgba(255, 255, 255, .9)";
   if (cut > from && cut < to) pen.fillRect(cut - ratio(), Math.max(top, 0), 2 * ratio(), Math.min(h, canvas.height));
-  find("before").hidden = cut - from < 60 * ratio(); find("after").hidden = to - cut < 60 * ratio();
+  find("before").hidden = cut - from < 80 * ratio(); find("after").hidden = to - cut < 80 * ratio();
+  divider.hidden = holding; // else its handle is on the line
+  Object.assign(divider.style, { left: `${from / ratio() - 22}px`, width: `${(to - from) / ratio() + 44}px` });
   find("brush").hidden = !tool && !painted;
   overview.hidden = !view.zoom;
   const [x, y, wide, high] = seenBox().map((at, i) => `${(100 * at) / open.size[i % 2]}%`);
   Object.assign(find("part").style, { left: x, top: y, width: wide, height: high });
-  state.textContent = words();
-  document.querySelector("#download")?.toggleAttribute("disabled", Boolean(wanted));
 }
 
 function words() { // what goes on, in a line
+  if (busy || !open) return busy;
   const factor = `${open.factor} time${open.factor > 1 ? "s" : ""}: ${open.size[0]} × ${open.size[1]} px`;
   const left = progress.left_s, minutes = left / 60;
   const time = left === null ? "" : left < 90 ? `, about ${Math.max(Math.round(left), 1)} s`
     : minutes < 90 ? `, about ${Math.round(minutes)} min` : `, about ${(minutes / 60).toFixed(1)} hours`;
   if (tool && !painted) return "paint where other strengths hold; set them under “A place of its own”";
   if (work && wanted) return `making the whole${time} left`;
-  if (work) return `looking at it · ${factor}`;
+  if (work) return `repairing what is seen · ${factor}`;
   if (progress.whole) return factor;
-  return `${factor} · ${Math.round(100 * progress.part)} % is repaired; Download makes the whole${time}`;
+  const done = `${Math.round(100 * progress.part)} % repaired${open.mixes ? ", the rest hatched" : ""}`;
+  return `${factor} · ${done}; Download makes the whole${time}`;
 }
 
 const strong = () => `repair ${settings.lambda_pix}, detail ${settings.lambda_sem}`;
@@ -346,7 +350,7 @@ function describe() { // for who doesn't see it
   const shown = view.zoom ? `${view.zoom.toFixed(1)} to 1, around ${Math.round(100 * view.x)} % from the left and `
     + `${Math.round(100 * view.y)} % from the top` : "all of it";
   canvas.setAttribute("aria-label", !open ? "No picture is open" : `${open.name}, ${words()}. Shown: ${shown}; before is `
-    + `left of ${divider.value} %, after right of it; ${strong()}. Arrows move it, `
+    + `left of ${Math.round(divider.value)} %, after right of it; ${strong()}. Arrows move it, `
     + "plus and minus zoom, space shows before.");
 }
 
@@ -359,9 +363,8 @@ function remember() {
 
 const kept = (() => { try { return JSON.parse(sessionStorage.getItem("pisasr")); } catch { return null; } })();
 
-window.pisasrKnobs = (names, values) => { // of a page that is loaded again
-  return names.map((name, i) => kept?.settings[name] ?? values[i]);
-};
+window.pisasrKnobs = (names, values) => // of a page that is loaded again
+  names.map((name, i) => kept?.settings[name] ?? values[i]);
 
 window.pisasr = {
   told(names, values) { // whenever a control of the page has moved: an emptied number is 0, one beyond its knob the end
@@ -376,11 +379,7 @@ window.pisasr = {
     const size = now.upscale ? `${now.upscale} times as large` : "as large as fits, up to 4 times";
     return `At ${strong()}; ${size}; as ${now.format}${now.keep_exif ? " with EXIF" : ""}.`;
   },
-  download() { // the whole is made first
-    if (!open) return say("open a photo first");
-    wanted = save;
-    look();
-  },
+  download() { wanted = save; look(); }, // the whole is made first
   drawnAt: () => drawnAt, // the rest is for those who test
   id: () => open?.key ?? null,
   about: () => ({ ...open, ...progress, boxes: open?.boxes, view }),
@@ -521,6 +520,10 @@ on(find("hold"), "pointerdown", () => before(true));
 on(find("hold"), "pointerup pointerleave pointercancel blur keyup", () => before(false));
 on(find("hold"), "keydown", (event) => { if (event.key === " ") before(true); });
 on(divider, "input", () => { draw(); rest(); });
+on(document, "pointerdown", ({ target: knob }) => { // a swipe that turns out to scroll the page turns no knob
+  const { value } = knob, undo = () => { knob.value = value; knob.dispatchEvent(new Event("input", { bubbles: true })); };
+  if (knob.type === "range") knob.onpointercancel = undo;
+});
 for (const button of element.querySelectorAll("[data-zoom]")) button.onclick = () => zoomTo(Number(button.dataset.zoom));
 for (const it of element.querySelectorAll("[data-tool]")) it.onclick = () => use(it.dataset.tool);
 find("share").onclick = () => { wanted = share; look(); };
@@ -530,10 +533,7 @@ find("empty").onclick = find("another").onclick = () => file.click();
 find("undo").onclick = () => {
   if (strokes.length) { mask.getContext("2d").putImageData(strokes.pop(), 0, 0); mixAll(); }
 };
-find("clear").onclick = () => {
-  mask.getContext("2d").clearRect(0, 0, mask.width, mask.height);
-  painted = false; strokes = []; mixAll();
-};
+find("clear").onclick = () => { mask.width *= 1; painted = false; strokes = []; mixAll(); }; // setting a size empties
 const receive = (photo) => { if (photo && stage.offsetParent) openPhoto(photo, { name: photo.name || "pasted.png" }); };
 file.onchange = () => { receive(file.files[0]); file.value = ""; };
 on(document, "dragover drop", (event) => {
